@@ -1,0 +1,70 @@
+"""Dataclasses to JSON and back, strictly: every key known, every key there, every value of its kind.
+
+One codec for `config.json` and for the reports that commands print.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any
+
+
+def encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(kind: Any, value: Any, path: str) -> Any:
+    """`value` as `kind`, a dataclass or a type of one of its fields; ValueError names the path, what was expected, what came."""
+    if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind is not int and kind is not float):
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _decode_object(kind, value, path)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else decode(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple and isinstance(value, list):
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) == len(value):
+            return tuple(decode(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: decode(args[1], item, f"{path}.{key}") for key, item in value.items()}
+    if kind is int and type(value) is int:
+        return value
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{path} is {brief(value)}, expected {_kind_name(kind)}")
+
+
+def _decode_object(kind: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path or 'the file'} is {brief(value)}, expected an object")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{path}." if path else ""
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise ValueError(f"unknown key {', '.join(prefix + key for key in unknown)}")
+    if missing := sorted(hints.keys() - value.keys()):
+        raise ValueError(f"missing key {', '.join(prefix + key for key in missing)}")
+    fields = {key: decode(hint, value[key], prefix + key) for key, hint in hints.items()}
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _kind_name(kind: Any) -> str:
+    names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
+    origin = typing.get_origin(kind)
+    return names.get(kind) or {tuple: f"a list ({kind})", dict: "an object"}.get(origin or kind, str(kind))
+
+
+def brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

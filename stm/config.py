@@ -1,0 +1,394 @@
+"""What a model folder says about itself: the types behind `config.json` and their strict codec.
+
+Every key is known, every value is checked, and unknown keys and versions are refused: a config that loads means what it
+says. Integers (the schedule among them) live here, floats that the model computes with live in `model.safetensors`.
+Values that can be derived are written for readers and must match when they are read back. Nothing here is a path, a
+clock time or a speed, so that two runs write the same bytes.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from stm.codec import brief, decode, encode
+from stm.errors import ArtifactError
+from stm.schedule import Schedule, Step
+
+SCHEMA_VERSION = 1
+FORMAT = "stm"
+ARCHITECTURE = "vim"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DTYPES = ("float32", "bfloat16", "float16")
+CLASS_TOKENS = ("middle", "head")
+WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
+MODES = ("dynamic", "static")
+ORDERS = ("staged", "border", "sweep", "even", "outward")
+SIDES = ("both", "left", "right")
+METHODS = ("stm", "paper")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a ViM (hustvl/Vim, bimamba v2). Symbols as in docs/design.md.
+
+    Args:
+        image_size: side of the square input, in pixels.
+        patch: side of a patch, in pixels; `stride` is the distance between patches.
+        d_model: D, the residual width; the inner width E is `expand` * D.
+        depth: number of blocks.
+        d_state: N, the SSM's state size.
+        dt_rank: R, the rank of Delta's projection.
+        d_conv: width of the causal convolution.
+        class_token: "middle" (at M // 2 of M patches, as the official models) or "head" (at 0).
+        divide_out: whether the two directions are averaged (official) or added.
+
+    Raises:
+        ValueError: a value that no ViM can have.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    stride: int = 16
+    in_chans: int = 3
+    d_model: int
+    depth: int
+    d_state: int = 16
+    dt_rank: int
+    expand: int = 2
+    d_conv: int = 4
+    class_token: str = "middle"
+    divide_out: bool = True
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch", "stride", "in_chans", "d_model", "depth", "d_state", "dt_rank", "expand", "d_conv"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.patch > self.image_size:
+            raise ValueError(f"patch is {self.patch}, expected at most the image_size {self.image_size}")
+        if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
+            raise ValueError(f"norm_eps is {self.norm_eps}, expected a small positive number")
+        _one_of("class_token", self.class_token, CLASS_TOKENS)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side of the image."""
+        return (self.image_size - self.patch) // self.stride + 1
+
+    @property
+    def tokens(self) -> int:
+        """L: patches and the class token."""
+        return self.grid**2 + 1
+
+    @property
+    def cls(self) -> int:
+        """The position of the class token in the sequence that enters block 0."""
+        return self.grid**2 // 2 if self.class_token == "middle" else 0
+
+    @property
+    def d_inner(self) -> int:
+        """E."""
+        return self.expand * self.d_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a photograph to the model's input: resize the short side, center crop, scale to 0..1, normalise.
+
+    Args:
+        resize: the short side after resizing, in pixels.
+        crop: side of the center crop, in pixels.
+        interpolation: "bicubic" or "bilinear" (antialiased), "nearest", or "none": the image must have the crop's size.
+        mean, std: one value a channel.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _one_of("interpolation", self.interpolation, ("bicubic", "bilinear", "nearest", "none"))
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std}: expected as many of each, every std above 0")
+
+    @classmethod
+    def official(cls, image_size: int) -> "Preprocess":
+        """hustvl/Vim datasets.py: short side int(size / 0.875), bicubic, center crop, ImageNet mean and std."""
+        return cls(resize=int(image_size / 0.875), crop=image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """How merged tokens are weighted and how the blocks after a merge treat them.
+
+    Args:
+        weights: the rule: prune, sum, mean, size or hsp (the paper's hidden-state protection).
+        mode: "static" (baked constants) or "dynamic" (computed from the running input; hsp only).
+        normalized: whether hsp's weights are divided by their sum.
+        step_scale: p; a token of size s takes Delta times s^p in every later block.
+        span_conv: whether the causal conv sees a merged token as often as it is large.
+        initial_state: whether the steps carry a baked state before the first token.
+    """
+
+    weights: str = "size"
+    mode: str = "static"
+    normalized: bool = False
+    step_scale: float = 0.5
+    span_conv: bool = True
+    initial_state: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("weights", self.weights, WEIGHTS)
+        _one_of("mode", self.mode, MODES)
+        if not (math.isfinite(self.step_scale) and 0 <= self.step_scale <= 4):
+            raise ValueError(f"step_scale is {self.step_scale}, expected a number from 0 to 4")
+        if self.weights != "hsp" and (self.mode == "dynamic" or self.normalized):
+            raise ValueError(f"mode {self.mode!r}, normalized {self.normalized}: only hsp weights can be dynamic or normalized")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The images that static hsp weights were averaged over: their set's name, count and hash."""
+
+    data: str
+    n: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What was asked for: enough to run it again. Exactly one of rate, saving and stages is set.
+
+    Args:
+        method: the preset that the other values started from.
+        rate: the paper's rate asked for, a fraction.
+        saving: the saving in token-layers asked for, a fraction.
+        removed_share: the share of patch tokens that is gone, reached.
+        schedule: the order of the merges.
+        stages: the blocks before which stages act, where they were given.
+        sides: both, left or right.
+        tokens_per_side: r of a gradual order; null for staged.
+        calibration: the images that were averaged over, if any.
+        seed: chooses the calibration images.
+    """
+
+    method: str
+    rate: float | None = None
+    saving: float | None = None
+    removed_share: float
+    schedule: str
+    stages: tuple[int, ...] | None = None
+    sides: str = "both"
+    tokens_per_side: int | None = None
+    calibration: Calibration | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("schedule", self.schedule, ORDERS)
+        _one_of("sides", self.sides, SIDES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights came from. `file` is a base name; `revision` a resolved commit; `license` the source's own."""
+
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One evaluation. Accuracies, intervals and drops are fractions; what was not measured is null and `reasons` says why."""
+
+    data: str
+    n: int
+    failed: int = 0
+    top1: float | None = None
+    top1_ci: tuple[float, float] | None = None
+    top5: float | None = None
+    top5_ci: tuple[float, float] | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    dense_top1: float | None = None
+    drop: float | None = None
+    drop_ci: tuple[float, float] | None = None
+    mcnemar_p: float | None = None
+    seed: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """A file of the folder, as it was written."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that a folder says: see the module's text. A model that was never saved has no `files`."""
+
+    model: ModelConfig
+    num_classes: int
+    schedule: Schedule
+    preprocessing: Preprocess = Preprocess()
+    label_names: tuple[str, ...] | None = None
+    dtype: str = "float32"
+    protection: Protection | None = None
+    recipe: Recipe | None = None
+    source: Source = Source()
+    measured: tuple[Measured, ...] = ()
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    stm_version: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes}, expected at least 1")
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(f"{len(self.label_names)} label_names, expected one for each of the {self.num_classes} classes")
+        if (self.schedule.tokens, self.schedule.cls) != (self.model.tokens, self.model.cls):
+            raise ValueError(
+                f"the schedule is for {self.schedule.tokens} tokens with the class token at {self.schedule.cls}, "
+                f"the model has {self.model.tokens} with it at {self.model.cls}"
+            )
+        self.schedule.check_depth(self.model.depth)
+        if self.schedule.steps and self.protection is None:
+            raise ValueError("the schedule merges, but protection is null")
+        if len(self.preprocessing.mean) != self.model.in_chans:
+            raise ValueError(f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}")
+
+
+def dense_schedule(model: ModelConfig) -> Schedule:
+    """The schedule of a model that merges nothing."""
+    return Schedule(model.tokens, model.cls)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """The document that `config.json` holds."""
+    schedule, model, prep = config.schedule, config.model, config.preprocessing
+    document = encode({f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "schedule"})
+    document["schedule"] = {
+        "tokens": schedule.tokens,
+        "class_token": schedule.cls,
+        "steps": [{"after": step.after, "absorb": [list(pair) for pair in step.absorb]} for step in schedule.steps],
+        "tokens_per_block": list(schedule.tokens_per_block(model.depth)),
+        "class_token_per_block": list(schedule.cls_per_block(model.depth)),
+    }
+    return document | {
+        "schema_version": SCHEMA_VERSION,
+        "format": FORMAT,
+        "architecture": ARCHITECTURE,
+        "num_features": model.d_model,
+        "id2label": None if config.label_names is None else {str(i): name for i, name in enumerate(config.label_names)},
+        "pretrained_cfg": {
+            "input_size": [model.in_chans, prep.crop, prep.crop],
+            "interpolation": prep.interpolation,
+            "crop_pct": prep.crop / prep.resize,
+            "mean": list(prep.mean),
+            "std": list(prep.std),
+            "num_classes": config.num_classes,
+        },
+    }
+
+
+def dumps(config: Config) -> str:
+    """`config.json` as text: keys sorted, one trailing newline, the same bytes for the same config."""
+    return json.dumps(to_json(config), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def loads(text: str, where: str = "config.json") -> Config:
+    """Read `config.json`.
+
+    Raises:
+        ArtifactError: not JSON, another format or version, a key missing or unknown, a value of the wrong kind or
+            that contradicts another one.
+    """
+    try:
+        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where} is not valid JSON: {error}") from error
+    return from_json(document, where)
+
+
+def from_json(document: Any, where: str = "config.json") -> Config:
+    """The config that a document holds; see `loads`."""
+    document = dict(_migrate(document, where))
+    for key, expected in (("format", FORMAT), ("architecture", ARCHITECTURE)):
+        if document.pop(key, None) != expected:
+            raise ArtifactError(f"{where}: {key} is not {expected!r}: this is not a folder that stm wrote")
+    written = {key: document.pop(key, None) for key in ("num_features", "id2label", "pretrained_cfg")}
+    try:
+        document["schedule"], per_block = _decode_schedule(document.get("schedule"))
+        config: Config = decode(Config, document, "")
+        again = to_json(config)
+    except ValueError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+    for key, value in written.items():
+        if value != again[key]:
+            raise ArtifactError(f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}")
+    for key, value in per_block.items():
+        if value != again["schedule"][key]:
+            raise ArtifactError(f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {brief(again['schedule'][key])}")
+    return config
+
+
+def _migrate(document: Any, where: str) -> dict[str, Any]:
+    """The document as the current version writes it. Older versions pass through one pure function each, in order."""
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{where}: expected an object, got {brief(document)}")
+    version = document.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{where}: schema_version is {brief(version)}, this stm reads 1 to {SCHEMA_VERSION}",
+            "a newer stm may read it: pip install --upgrade stm-vim",
+        )
+    return {key: value for key, value in document.items() if key != "schema_version"}
+
+
+def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
+    """The schedule and its derived lists, which the caller compares."""
+
+    @dataclass(frozen=True)
+    class Written:
+        tokens: int
+        class_token: int
+        steps: tuple[Step, ...]
+        tokens_per_block: tuple[int, ...]
+        class_token_per_block: tuple[int, ...]
+
+    written: Any = decode(Written, value, "schedule")
+    try:
+        schedule = Schedule(written.tokens, written.class_token, written.steps)
+    except ValueError as error:
+        raise ValueError(f"schedule: {error}") from error
+    return schedule, {key: list(getattr(written, key)) for key in ("tokens_per_block", "class_token_per_block")}
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError(f"a key is written twice: {brief(sorted(key for key, _ in pairs))}")
+    return out

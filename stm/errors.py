@@ -1,0 +1,53 @@
+"""The exception family. Every failure that a user can cause or meet is one of these.
+
+A message is one sentence that names the file, tensor or value and what was expected; `hint` says what to do next.
+`exit_code` is what the command line returns for it.
+"""
+
+
+class StmError(Exception):
+    """Base of everything that stm raises on purpose.
+
+    Args:
+        message: one sentence: what is wrong, with the name of the file, tensor or value, and what was expected.
+        hint: the next step, such as a command to type.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(StmError, ValueError):
+    """An option or argument that cannot be used as given."""
+
+    exit_code = 2
+
+
+class GateError(StmError):
+    """The compressed model lost more accuracy than was allowed."""
+
+    exit_code = 3
+
+
+class CheckpointError(StmError):
+    """A checkpoint that cannot be read or is not a ViM that we run."""
+
+
+class ArtifactError(StmError):
+    """A model folder that cannot be read or written."""
+
+
+class DataError(StmError):
+    """A sample set that cannot be used."""
+
+
+class HubError(StmError):
+    """The Hugging Face Hub refused, failed or could not be reached."""
+
+
+class BackendError(StmError):
+    """A backend that was asked for by name is not available."""

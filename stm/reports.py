@@ -1,0 +1,162 @@
+"""What commands return: frozen dataclasses whose sorted dict is what `--json` prints.
+
+Rates, accuracies, intervals and savings are fractions; operations are multiply-accumulates; what was not measured is
+null, and `reasons` says why.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from stm.codec import encode
+from stm.config import Measured, Recipe, Source
+
+REPORT_VERSION = 1
+
+
+class Progress(NamedTuple):
+    """How far a long piece of work is. `total` is None where it is not known."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are sentences."""
+
+    stm: str
+    torch: str
+    device: str
+    name: str
+    dtype: str
+    backend: str
+    fallbacks: tuple[str, ...] = ()
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Multiply-accumulates of one image: in the paper's convention and honestly counted, and the shares saved."""
+
+    paper: int
+    honest: int
+    paper_saving: float
+    honest_saving: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What every report carries. `model` is the name that the user gave."""
+
+    schema_version: int = REPORT_VERSION
+    command: str
+    model: str
+    environment: Environment
+
+    def to_json(self) -> str:
+        """The report as one JSON document, keys sorted."""
+        return json.dumps(encode(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Measured):
+    """One evaluation with its speed, which a folder does not record."""
+
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport(Report, Evaluation):
+    """`stm eval`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The accuracy gate: the drop that was allowed and the drop that was found, as fractions."""
+
+    max_drop: float
+    drop: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport(Report):
+    """`stm compress`. `bytes` are those of model.safetensors; `saving` is in token-layers, reached."""
+
+    output: str
+    dry_run: bool = False
+    source: Source
+    recipe: Recipe
+    schedule: dict[str, Any]
+    saving: float
+    flops: Flops
+    parameters: int
+    bytes: int
+    eval: Evaluation | None = None
+    gate: Gate | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoReport(Report):
+    """`stm info`: `config` is the document that the folder holds, or would hold."""
+
+    config: dict[str, Any]
+    tokens_per_block: tuple[int, ...]
+    flops: Flops
+    parameters: int
+    source: Source
+    measured: tuple[Measured, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One class of a prediction."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The most likely classes of one image, or why it could not be read."""
+
+    file: str
+    top5: tuple[Guess, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictReport(Report):
+    """`stm predict`."""
+
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendStatus:
+    """Whether a backend can be used here, and why or why not."""
+
+    name: str
+    available: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvReport(Report):
+    """`stm env`: versions of what is installed, devices, and each backend with its reason."""
+
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+    devices: tuple[str, ...]
+    backends: tuple[BackendStatus, ...]

@@ -1,0 +1,128 @@
+"""A merge schedule: which token absorbs which, after which block. Data only, no torch.
+
+Positions are those of the sequence that leaves the block, class token included, counted from 0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Step:
+    """One merge.
+
+    Args:
+        after: the block (0-based) whose output is merged.
+        absorb: (source, destination) pairs; each source leaves the sequence and is added to its destination.
+    """
+
+    after: int
+    absorb: tuple[tuple[int, int], ...]
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        return tuple(source for source, _ in self.absorb)
+
+    @property
+    def destinations(self) -> tuple[int, ...]:
+        return tuple(destination for _, destination in self.absorb)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All merges of a model, checked when it is made.
+
+    Args:
+        tokens: tokens that enter block 0, class token included.
+        cls: the position of the class token there.
+        steps: in the order of the blocks.
+
+    Raises:
+        ValueError: a step that points outside its sequence, touches the class token, absorbs a token twice or into
+            one that is itself absorbed, or is out of order.
+    """
+
+    tokens: int
+    cls: int
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cls < self.tokens:
+            raise ValueError(f"class token at {self.cls}, expected a position below the {self.tokens} tokens")
+        tokens, cls, previous = self.tokens, self.cls, -1
+        for number, step in enumerate(self.steps):
+            where = f"step {number} (after block {step.after})"
+            if step.after <= previous:
+                raise ValueError(f"{where}: expected a block after {previous}")
+            _check_absorb(where, step, tokens, cls)
+            cls -= sum(source < cls for source in step.sources)
+            tokens -= len(step.absorb)
+            previous = step.after
+
+    @cached_property
+    def groups(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The original positions that each token holds: before any step, then after each (len(steps) + 1 entries)."""
+        now: tuple[tuple[int, ...], ...] = tuple((position,) for position in range(self.tokens))
+        out = [now]
+        for step in self.steps:
+            held = [list(group) for group in now]
+            for source, destination in step.absorb:
+                held[destination] += now[source]
+            gone = set(step.sources)
+            now = tuple(tuple(sorted(group)) for position, group in enumerate(held) if position not in gone)
+            out.append(now)
+        return tuple(out)
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """How many original tokens each token holds: before any step, then after each (len(steps) + 1 entries)."""
+        return tuple(tuple(map(len, groups)) for groups in self.groups)
+
+    @property
+    def removed_share(self) -> float:
+        """The share of the patch tokens that is gone after the last step."""
+        gone = sum(len(step.absorb) for step in self.steps)
+        return gone / (self.tokens - 1) if self.tokens > 1 else 0.0
+
+    def tokens_per_block(self, depth: int) -> tuple[int, ...]:
+        """Tokens that enter each of `depth` blocks."""
+        return tuple(tokens for tokens, _ in self._entering(depth))
+
+    def cls_per_block(self, depth: int) -> tuple[int, ...]:
+        """The class token's position in the sequence that enters each of `depth` blocks."""
+        return tuple(cls for _, cls in self._entering(depth))
+
+    def saving(self, depth: int) -> float:
+        """The share of token-layers saved: 1 - (sum of the tokens that enter each block) / (depth * tokens)."""
+        return 1 - sum(self.tokens_per_block(depth)) / (depth * self.tokens)
+
+    def check_depth(self, depth: int) -> None:
+        """Refuse (ValueError) a step that no block follows: with `depth` blocks, `after` is at most depth - 2."""
+        if self.steps and self.steps[-1].after > depth - 2:
+            raise ValueError(f"a step after block {self.steps[-1].after}: expected at most {depth - 2} of {depth} blocks")
+
+    def _entering(self, depth: int) -> Iterator[tuple[int, int]]:
+        at = {step.after: step for step in self.steps}
+        tokens, cls = self.tokens, self.cls
+        for block in range(depth):
+            yield tokens, cls
+            if block in at:
+                cls -= sum(source < cls for source in at[block].sources)
+                tokens -= len(at[block].absorb)
+
+
+def _check_absorb(where: str, step: Step, tokens: int, cls: int) -> None:
+    sources = set(step.sources)
+    if not step.absorb:
+        raise ValueError(f"{where}: absorbs nothing")
+    if len(sources) != len(step.absorb):
+        raise ValueError(f"{where}: a token is absorbed twice")
+    for source, destination in step.absorb:
+        pair = f"{where}: {source} into {destination}"
+        if not (0 <= source < tokens and 0 <= destination < tokens):
+            raise ValueError(f"{pair} points outside the {tokens} tokens")
+        if cls in (source, destination):
+            raise ValueError(f"{pair} touches the class token at {cls}")
+        if destination in sources:
+            raise ValueError(f"{pair}, which is itself absorbed")
