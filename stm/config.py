@@ -323,7 +323,8 @@ def loads(text: str, where: str = "config.json") -> Config:
             that contradicts another one.
     """
     try:
-        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
+        json.dumps(document, ensure_ascii=False).encode()  # escapes can spell half a character, which nobody could write again
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON: {error}") from error
     return from_json(document, where)
@@ -339,8 +340,10 @@ def from_json(document: Any, where: str = "config.json") -> Config:
     try:
         document["schedule"], per_block = _decode_schedule(document.get("schedule"))
         config: Config = decode(Config, document, "")
+        if len(per_block["tokens_per_block"]) != config.model.depth:
+            raise ValueError(f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth} blocks")
         again = to_json(config)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: {error}") from error
     for key, value in written.items():
         if value != again[key]:
@@ -385,6 +388,12 @@ def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return float(text)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""Torch alone: the scan in blocks of tokens that stay in the cache, both directions and all states at once.
+
+Runs wherever torch does. A block's decays and inputs are computed at once into two small buffers, (T, K, B, N, E) with E
+innermost, and the loop over its T tokens is one fused multiply-add each; nothing of size (B, L, E, N) is ever built.
+The recurrence is an opaque operator, so that torch.compile and torch.export see one node instead of thousands.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stm.backends.conv import conv_silu
+from stm.scan import add_norm, gated, step_sizes
+
+__all__ = ["add_norm", "conv_silu", "scan"]
+
+BUFFER = 2**19  # elements of a block's buffer (two of them, float32): a few megabytes, fastest of 2**13 to 2**21 on CPUs
+LONGEST = 32  # tokens of a block
+
+
+def scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    reverse: tuple[bool, ...],
+    *,
+    scale: Tensor | None = None,
+    gap: Tensor | None = None,
+    h0: Tensor | None = None,
+    split: bool = False,
+) -> Tensor:
+    """As `stm.scan.scan`; differentiable in all but `scale` and `gap`'s sum with Delta, which follow from it."""
+    delta = step_sizes(dt, scale)  # (K, B, L, E)
+    elapsed = delta if gap is None else delta + gap
+    state = torch.zeros_like(A) if h0 is None else h0
+    y = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))
+    y = y + D[:, None, None] * u
+    return (y if split else gated(y, z)).to(u.dtype)
+
+
+@torch.library.custom_op("stm::blocked_recurrence", mutates_args=())
+def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
+    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.scan.scan`."""
+    y = torch.empty_like(x)
+    h = h0.mT[:, None]  # (K, B, N, E)
+    for lo, hi in _blocks(x, A):
+        _, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
+        h = states[-1]
+        _put(y, _walk(C, reverse, lo, hi)[..., None, :].matmul(states)[..., 0, :], reverse, lo, hi)
+    return y
+
+
+@_recurrence.register_fake
+def _(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("stm::blocked_recurrence_backward", mutates_args=())
+def _recurrence_backward(
+    grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of elapsed, x, A, B, C and h0. States are recomputed a block at a time from those between the blocks."""
+    blocks = _blocks(x, A)
+    between = [h0.mT[:, None].expand(-1, x.shape[1], -1, -1)]  # the state before each block, (K, B, N, E)
+    for lo, hi in blocks[:-1]:
+        between.append(_states(elapsed, x, A, B, between[-1], reverse, lo, hi)[1][-1].clone())
+    g_elapsed, g_x, g_B, g_C = (torch.empty_like(v) for v in (elapsed, x, B, C))
+    g_A = torch.zeros_like(A.mT)  # (K, N, E)
+    g_h = torch.zeros_like(between[0])  # of the state that leaves the token in hand, from the tokens after it
+    for (lo, hi), h in zip(reversed(blocks), reversed(between), strict=True):
+        decay, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
+        g_y = _walk(grad, reverse, lo, hi)  # (T, K, B, E)
+        _put(g_C, states.matmul(g_y[..., None])[..., 0], reverse, lo, hi)
+        before = torch.cat([h[None], states[:-1]])
+        g_states = _walk(C, reverse, lo, hi)[..., None] * g_y[..., None, :]  # (T, K, B, N, E)
+        for t in reversed(range(hi - lo)):
+            g_states[t] += g_h
+            g_h = decay[t] * g_states[t]
+        _put(g_x, _walk(B, reverse, lo, hi)[..., None, :].matmul(g_states)[..., 0, :], reverse, lo, hi)
+        _put(g_B, g_states.matmul(_walk(x, reverse, lo, hi)[..., None])[..., 0], reverse, lo, hi)
+        g_exponent = g_states.mul_(before).mul_(decay)  # of elapsed * A
+        _put(g_elapsed, (g_exponent * A.mT[:, None]).sum(-2), reverse, lo, hi)
+        g_A += (g_exponent * _walk(elapsed, reverse, lo, hi)[..., None, :]).sum((0, 2))
+    return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C, g_h.sum(1).mT.contiguous()
+
+
+@_recurrence_backward.register_fake
+def _(grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(v) for v in (elapsed, x, A, B, C, h0))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_recurrence_backward(grad.contiguous(), *ctx.saved_tensors, ctx.reverse), None
+
+
+_recurrence.register_autograd(_differentiate, setup_context=_save)
+
+
+def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:
+    """The walk cut into blocks of tokens, as (first, end)."""
+    length, a_token = x.shape[2], x.shape[1] * A.numel()
+    size = max(1, min(LONGEST, BUFFER // max(1, a_token)))
+    return [(lo, min(lo + size, length)) for lo in range(0, length, size)]
+
+
+def _states(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor, reverse: list[bool], lo: int, hi: int) -> tuple[Tensor, Tensor]:
+    """The decays and states of one block, each (T, K, B, N, E) in walking order, from the state h (K, B, N, E) before it."""
+    decay = (_walk(elapsed, reverse, lo, hi)[..., None, :] * A.mT[:, None]).exp_()
+    states = _walk(x, reverse, lo, hi)[..., None, :] * _walk(B, reverse, lo, hi)[..., None]
+    for t in range(hi - lo):
+        h = torch.addcmul(states[t], decay[t], h, out=states[t])
+    return decay, states
+
+
+def _walk(v: Tensor, reverse: list[bool], lo: int, hi: int) -> Tensor:
+    """Tokens lo..hi of each direction's walk through v (K, B, L, X): (T, K, B, X), contiguous."""
+    length = v.shape[2]
+    parts = [v[k, :, length - hi : length - lo].flip(1) if back else v[k, :, lo:hi] for k, back in enumerate(reverse)]
+    return torch.stack([part.movedim(1, 0) for part in parts], 1)
+
+
+def _put(v: Tensor, values: Tensor, reverse: list[bool], lo: int, hi: int) -> None:
+    """The inverse of `_walk`: write values (T, K, B, X) to tokens lo..hi of each direction's walk through v (K, B, L, X)."""
+    length = v.shape[2]
+    for k, back in enumerate(reverse):
+        part = values[:, k].movedim(0, 1)  # (B, T, X)
+        v[k, :, slice(length - hi, length - lo) if back else slice(lo, hi)] = part.flip(1) if back else part

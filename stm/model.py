@@ -1,0 +1,240 @@
+"""Vision Mamba (ViM, bimamba v2): one model for dense and compressed, in token order throughout.
+
+Source: hustvl/Vim, vim/models_mamba.py and mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (bimamba_type "v2"). The two directions
+of a mixer are a leading axis K of its parameters, forward first; nothing is ever flipped. Merging is a Plan between blocks.
+"""
+
+import copy
+import dataclasses
+import os
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from stm.backends import Backend, choose
+from stm.config import Config, ModelConfig
+from stm.plan import Plan, State, StaticPlan, Taps
+from stm.scan import gated, step_sizes
+from stm.schedule import Schedule
+
+REVERSE = (False, True)  # how the directions walk
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ViM(nn.Module):
+    """A Vision Mamba classifier, dense or compressed.
+
+    Parameters are uninitialised until they are loaded, or drawn by `stm.initialize`.
+
+    Args:
+        config: its shape, and its schedule where it is compressed.
+        backend: who computes the scan; the best that is available by default.
+    """
+
+    def __init__(self, config: Config, backend: Backend | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend or choose()
+        model = config.model
+        self.patch_embed = skip_init(nn.Conv2d, model.in_chans, model.d_model, model.patch, model.stride)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, model.d_model))
+        self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
+        self.layers = nn.ModuleList(Block(model, self.backend) for _ in range(model.depth))
+        self.norm_f = nn.RMSNorm(model.d_model, eps=model.norm_eps)
+        self.head = skip_init(nn.Linear, model.d_model, config.num_classes)
+        self.plan: Plan | None = None
+        if config.schedule.steps and config.protection is not None:
+            self.plan = StaticPlan(config.schedule, config.protection, model)
+        self.cast(config.dtype)
+
+    @property
+    def blocks(self) -> list["Block"]:
+        """`layers`, by their type."""
+        return cast("list[Block]", list(self.layers))
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its merges: none where it is dense."""
+        return self.config.schedule
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes), float32, of normalised images (B, C, H, W)."""
+        return self.classify(self.run(self.embed(images)))
+
+    def embed(self, images: Tensor) -> State:
+        """What enters block 0: patches with the class token in its place, plus the position embedding."""
+        model = self.config.model
+        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).mT.to(self.pos_embed.dtype)  # (B, L - 1, D)
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
+        x = torch.cat([patches[:, : model.cls], cls, patches[:, model.cls :]], 1) + self.pos_embed  # (B, L, D)
+        return State(x, cls=model.cls)
+
+    def run(self, state: State, full: bool = False) -> State:
+        """All blocks. Without `full` the last one computes only what reaches the class token, exactly, and leaves it alone."""
+        last = self.config.model.depth - 1
+        for number, block in enumerate(self.blocks):
+            if number == last and not full and isinstance(state.cls, int):
+                return block.read(state)
+            state, taps = block(state, self.plan.wants(number) if self.plan is not None else ())
+            if self.plan is not None and number < last:
+                state = self.plan(number, state, taps)
+        return state
+
+    def classify(self, state: State) -> Tensor:
+        """Logits (B, classes), float32, from the class token of what leaves the last block."""
+        stream = state.stream  # (B, L, D)
+        if isinstance(state.cls, int):
+            token = stream[:, state.cls]  # (B, D)
+        else:
+            token = stream[torch.arange(stream.shape[0], device=stream.device), state.cls]
+        return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(stream.dtype)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised patch features (B, D, H', W') for dense prediction: each patch gets those of the token that holds it."""
+        state = self.run(self.embed(images), full=True)
+        x = self.norm_f(state.stream)  # (B, L, D)
+        holder = [0] * self.schedule.tokens
+        for token, group in enumerate(self.schedule.groups[-1]):
+            for position in group:
+                holder[position] = token
+        del holder[self.schedule.cls]
+        grid = self.config.model.grid
+        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))
+
+    def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
+        """This model under another plan. Shares every parameter; `config` says what the new one is, where that changes."""
+        other = copy.copy(self)
+        other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
+        other.plan = plan
+        other.config = config or self.config
+        return other
+
+    def cast(self, dtype: str) -> "ViM":
+        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay float32."""
+        to = DTYPES[dtype]
+        for module in (self.patch_embed, self.head):
+            module.to(to)
+        for block in self.blocks:
+            block.mixer.cast(to)
+        self.config = dataclasses.replace(self.config, dtype=dtype)
+        return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a self-contained folder: `model.safetensors`, `config.json` and a model card. `stm.load` reads it.
+
+        Args:
+            force: replace a folder that holds a model of ours and nothing else.
+
+        Raises:
+            UsageError: the folder exists and may not be replaced, or nothing can be written there.
+            ArtifactError: it cannot be written; what was there before is untouched.
+        """
+        from stm.loading import save  # it imports this module
+
+        self.config = save(self, folder, force=force)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **options: Any) -> "ViM":
+        """As `stm.load`, whose options it takes."""
+        from stm.loading import load  # it imports this module
+
+        return load(folder_or_repo, **options)
+
+
+class Block(nn.Module):
+    """`residual += hidden; hidden = mixer(RMSNorm(residual))`, the residual in float32."""
+
+    def __init__(self, model: ModelConfig, backend: Backend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.norm = nn.RMSNorm(model.d_model, eps=model.norm_eps)
+        self.mixer = Mixer(model, backend)
+
+    def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
+        x, u = self._add_norm(state)
+        h, taps = self.mixer(u, state, wants)
+        return state._replace(x=x, h=h), taps
+
+    def read(self, state: State) -> State:
+        """The last block: only the class token (B, 1, D), and only what reaches it. `state.cls` is an int."""
+        assert isinstance(state.cls, int)  # the caller's promise, for the type checker
+        x, u = self._add_norm(state)
+        return State(x[:, state.cls, None], self.mixer.read(u, state, state.cls)[:, None])
+
+    def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
+        assert self.norm.eps is not None
+        return self.backend.add_norm(state.x, state.h, self.norm.weight, self.norm.eps, self.mixer.in_proj.weight.dtype)
+
+
+class Mixer(nn.Module):
+    """The bidirectional selective state-space mixer. Parameters of the two directions are stacked, forward first."""
+
+    def __init__(self, model: ModelConfig, backend: Backend) -> None:
+        super().__init__()
+        self.backend = backend
+        D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, len(REVERSE), model.d_conv
+        self.splits = [R, N, N]
+        self.share = 1 / K if model.divide_out else 1.0  # of each direction in the output
+        self.in_proj = skip_init(nn.Linear, D, 2 * E, bias=False)
+        self.conv1d_weight = nn.Parameter(torch.empty(K, E, W))
+        self.conv1d_bias = nn.Parameter(torch.empty(K, E))
+        self.x_proj_weight = nn.Parameter(torch.empty(K, R + 2 * N, E))
+        self.dt_proj_weight = nn.Parameter(torch.empty(K, E, R))
+        self.dt_proj_bias = nn.Parameter(torch.empty(K, E))
+        self.A_log = nn.Parameter(torch.empty(K, E, N))
+        self.D = nn.Parameter(torch.empty(K, E))
+        self.out_proj = skip_init(nn.Linear, E, D, bias=False)
+
+    def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
+        """u (B, L, D): the output (B, L, D), and the taps that were wanted."""
+        x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E)
+        x = self.backend.conv_silu(x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.span)  # (K, B, L, E)
+        dt, B, C = self._select(x, slice(None))
+        A = -self.A_log.exp()
+        split = "y" in wants
+        y = self.backend.scan(x, dt, A, B, C, self.D, z, REVERSE, scale=state.scale, gap=state.gap, h0=state.h0, split=split)
+        taps = Taps(
+            delta=step_sizes(dt, state.scale) if "delta" in wants else None,
+            B=B if "B" in wants else None,
+            C=C if "C" in wants else None,
+            A=A if "A" in wants else None,
+            y=y if split else None,
+        )
+        return self.out_proj((gated(y, z) if split else y) * self.share), taps
+
+    def read(self, u: Tensor, state: State, c: int) -> Tensor:
+        """What forward gives at position c, (B, D), from the tokens that each direction passes on its way there."""
+        to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D)
+        inputs, z = F.linear(u, to_x), F.linear(u[:, c], to_z)  # (B, L, E), (B, E)
+        at_c = []
+        for k, (seen, last) in enumerate(((slice(0, c + 1), -1), (slice(c, None), 0))):
+            one = slice(k, k + 1)
+            span = None if state.span is None else state.span[seen]
+            x = self.backend.conv_silu(inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span)
+            dt, B, C = self._select(x, one)
+            y = self.backend.scan(
+                *(x, dt, -self.A_log[one].exp(), B, C, self.D[one], None, REVERSE[one]),
+                scale=None if state.scale is None else state.scale[..., seen],
+                gap=None if state.gap is None else state.gap[one, :, seen],
+                h0=None if state.h0 is None else state.h0[one],
+                split=True,
+            )
+            at_c.append(y[0, :, last])  # (B, E)
+        return self.out_proj(gated(torch.stack(at_c), z) * self.share)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the GEMMs' weights a dtype."""
+        self.in_proj.to(dtype)
+        self.out_proj.to(dtype)
+        for name in ("x_proj_weight", "dt_proj_weight"):
+            setattr(self, name, nn.Parameter(getattr(self, name).to(dtype)))
+
+    def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Delta before its softplus (K, B, L, E), B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
+        shape = x.shape[1:3]
+        dt, B, C = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT).split(self.splits, -1)  # (K, B L, R | N | N)
+        dt = torch.bmm(dt, self.dt_proj_weight[k].mT) + self.dt_proj_bias[k, None]  # (K, B L, E), float32
+        return dt.unflatten(1, shape), B.unflatten(1, shape), C.unflatten(1, shape)
