@@ -1,3 +1,67 @@
-"""stm: make Vision Mamba (ViM) models smaller and faster without training, by Sequential Token Merging."""
+"""stm: make Vision Mamba (ViM) models smaller and faster without training, by Sequential Token Merging.
+
+    dense = stm.load_checkpoint("vim_s_midclstok_80p5acc.pth")
+    small = stm.compress(dense, rate=0.4)
+    small.save_pretrained("vim-s-stm40")
+    small = stm.load("vim-s-stm40")
+
+Names are loaded when they are first used, so that importing this package is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from stm.bake import compress
+    from stm.config import Config, ModelConfig, Preprocess
+    from stm.errors import StmError
+    from stm.loading import load, load_checkpoint
+    from stm.measure.evaluate import evaluate
+    from stm.model import ViM
+    from stm.reports import EvalReport
+    from stm.schedule import Schedule, Step
+
+_HOMES = {
+    "Config": "stm.config",
+    "EvalReport": "stm.reports",
+    "ModelConfig": "stm.config",
+    "Preprocess": "stm.config",
+    "Schedule": "stm.schedule",
+    "Step": "stm.schedule",
+    "StmError": "stm.errors",
+    "ViM": "stm.model",
+    "compress": "stm.bake",
+    "evaluate": "stm.measure.evaluate",
+    "load": "stm.loading",
+    "load_checkpoint": "stm.loading",
+}
+
+__all__ = [
+    "Config",
+    "EvalReport",
+    "ModelConfig",
+    "Preprocess",
+    "Schedule",
+    "Step",
+    "StmError",
+    "ViM",
+    "__version__",
+    "compress",
+    "evaluate",
+    "load",
+    "load_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stm' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,244 @@
+"""Baking: from a dense model and a wish to a compressed one. The schedule becomes constants, the weights become buffers."""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stm import hsp
+from stm.bnnm import plan_schedule
+from stm.config import METHODS, Calibration, Protection, Recipe
+from stm.errors import UsageError
+from stm.model import ViM
+from stm.plan import StaticPlan, Taps
+from stm.reports import OnProgress, Progress
+from stm.schedule import Schedule, Step
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "stm": {"schedule": "staged", "weights": "size", "step_scale": 0.5, "span_conv": True},
+    "paper": {"schedule": "border", "weights": "hsp", "step_scale": 0.0, "span_conv": False},
+}
+CALIBRATION_IMAGES = 64
+_PORTION = 8  # calibration images that run at once
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationImages:
+    """Images to average hsp weights over: normalised (n, C, H, W), and what they are."""
+
+    images: Tensor
+    about: Calibration
+
+    @classmethod
+    def of(cls, images: Tensor, data: str) -> "CalibrationImages":
+        """Images with the name of their set."""
+        images = images.detach().to("cpu", torch.float32).contiguous()
+        digest = hashlib.sha256(bytes(images.view(torch.uint8).flatten().untyped_storage()))
+        return cls(images, Calibration(data=data, n=len(images), sha256=digest.hexdigest()))
+
+
+def compress(
+    model: ViM,
+    *,
+    rate: float | None = None,
+    saving: float | None = None,
+    method: str = "stm",
+    schedule: str | None = None,
+    stages: Sequence[int] | None = None,
+    sides: str = "both",
+    tokens_per_side: int | None = None,
+    weights: str | None = None,
+    hsp: str | None = None,
+    step_scale: float | None = None,
+    span_conv: bool | None = None,
+    normalize: bool = False,
+    calibration: Tensor | CalibrationImages | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> ViM:
+    """A compressed copy of a dense model; the model itself is not touched.
+
+    Args:
+        rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's rate),
+            for `staged` what the paper's schedule saves at that rate. 0.4 where no budget is given.
+        saving: instead of a rate, the share of token-layers to save.
+        method: the preset: "stm" (staged, size, step scale 0.5, span conv) or "paper" (border, hsp). What is given below
+            replaces that part of it.
+        schedule: the order of the merges: staged, border, sweep, even or outward.
+        stages: instead of a rate, the blocks before which the stages of `staged` act.
+        sides: of the class token: both, left or right.
+        tokens_per_side: r, the tokens that a gradual schedule merges a side and step.
+        weights: prune, sum, mean, size or hsp.
+        hsp: "dynamic" (from the running input) or "static" (baked); needs the weights hsp.
+        step_scale: p; a token of size s takes s^p times its Delta in every later block.
+        span_conv: whether the convolution sees a merged token as often as it is large.
+        normalize: divide hsp's weights by their sum.
+        calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come from the
+            parameters alone.
+        seed: is recorded; what chooses images takes it.
+
+    Raises:
+        UsageError: options that exclude each other, a budget that cannot be had, or a model that is already compressed.
+    """
+    options = {name: value for name, value in locals().items() if name != "model"}
+    return copy.deepcopy(bake(model, **options))
+
+
+def bake(
+    model: ViM,
+    *,
+    rate: float | None,
+    saving: float | None,
+    method: str,
+    schedule: str | None,
+    stages: Sequence[int] | None,
+    sides: str,
+    tokens_per_side: int | None,
+    weights: str | None,
+    hsp: str | None,
+    step_scale: float | None,
+    span_conv: bool | None,
+    normalize: bool,
+    calibration: Tensor | CalibrationImages | None,
+    seed: int,
+    on_progress: OnProgress | None,
+) -> ViM:
+    """As `compress`, but the new model shares every parameter with the dense one."""
+    if model.plan is not None or model.config.recipe is not None:
+        raise UsageError("the model is already compressed", "start from its dense source")
+    if method not in METHODS:
+        raise UsageError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    preset = PRESETS[method]
+    protection = _protection(preset, weights, hsp, step_scale, span_conv, normalize)
+    if calibration is not None and (protection.weights, protection.mode) != ("hsp", "static"):
+        raise UsageError("calibration images were given, but only static hsp weights are calibrated", "add --weights hsp --hsp static")
+    order = schedule or preset["schedule"]
+    chosen = plan_schedule(
+        model.config.model, order=order, rate=rate, saving=saving, stages=stages, sides=sides, tokens_per_side=tokens_per_side
+    )
+    images = CalibrationImages.of(calibration, "tensor") if isinstance(calibration, Tensor) else calibration
+    recipe = Recipe(
+        method=method,
+        rate=chosen.rate,
+        saving=saving,
+        removed_share=chosen.schedule.removed_share,
+        schedule=order,
+        stages=None if stages is None else tuple(stages),
+        sides=sides,
+        tokens_per_side=chosen.tokens_per_side,
+        calibration=None if images is None else images.about,
+        seed=seed,
+    )
+    config = dataclasses.replace(model.config, schedule=chosen.schedule, protection=protection, recipe=recipe, measured=(), files={})
+    if not chosen.schedule.steps:
+        return model.with_plan(None, config)
+    plan = StaticPlan(chosen.schedule, protection, config.model)
+    _fill(plan, model, chosen.schedule, protection, None if images is None else images.images, on_progress)
+    return model.with_plan(plan.to(model.cls_token.device), config)
+
+
+def _protection(
+    preset: dict[str, Any], weights: str | None, hsp: str | None, step_scale: float | None, span_conv: bool | None, normalize: bool
+) -> Protection:
+    rule = weights or preset["weights"]
+    if rule != "hsp" and (hsp is not None or normalize):
+        raise UsageError(f"{'hsp' if hsp else 'normalize'} needs the weights hsp, not {rule}", "add --weights hsp")
+    try:
+        return Protection(
+            weights=rule,
+            mode=(hsp or "dynamic") if rule == "hsp" else "static",
+            normalized=normalize,
+            step_scale=float(preset["step_scale"] if step_scale is None else step_scale),
+            span_conv=preset["span_conv"] if span_conv is None else span_conv,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def rule_weights(rule: str, step: Step, sizes: Sequence[int]) -> list[float]:
+    """What a step multiplies each token by under prune, sum, mean or size.
+
+    Args:
+        sizes: of the tokens before the step, by position.
+    """
+    groups: dict[int, list[int]] = {}
+    for source, destination in step.absorb:
+        groups.setdefault(destination, [destination]).append(source)
+    weights = [1.0] * len(sizes)
+    for destination, group in groups.items():
+        shares = {
+            "prune": [float(position == destination) for position in group],
+            "sum": [1.0] * len(group),
+            "mean": [1 / len(group)] * len(group),
+            "size": [sizes[position] / sum(sizes[member] for member in group) for position in group],
+        }[rule]
+        for position, share in zip(group, shares, strict=True):
+            weights[position] = share
+    return weights
+
+
+def _fill(
+    plan: StaticPlan, model: ViM, schedule: Schedule, protection: Protection, images: Tensor | None, on_progress: OnProgress | None
+) -> None:
+    """Give every step its floats, on the CPU."""
+    for number, step in enumerate(schedule.steps):
+        baked = plan.step(step.after)
+        assert baked is not None
+        if baked.scale is not None:
+            baked.scale.copy_(_scale(schedule.sizes[number + 1], protection))
+        if baked.weight is None:
+            continue
+        if protection.weights != "hsp":
+            baked.weight.copy_(torch.tensor(rule_weights(protection.weights, step, schedule.sizes[number])))
+        elif images is None:
+            mixer = model.blocks[step.after].mixer
+            bias, A = mixer.dt_proj_bias.detach().cpu(), -mixer.A_log.detach().cpu().exp()  # (K, E), (K, E, N)
+            delta = F.softplus(bias)[:, None, None] * _scale(schedule.sizes[number], protection)[:, None]  # (K, 1, L, E)
+            B = delta.new_ones(*delta.shape[:3], A.shape[-1])  # taken as equal
+            absorbed = _absorbed(schedule, step, len(model.layers))
+            baked.weight.copy_(_static(hsp.least_squares(delta, B, A, absorbed)[0], absorbed, protection))
+    if images is not None:
+        _calibrate(plan, model, schedule, protection, images, on_progress)
+
+
+@torch.no_grad()
+def _calibrate(
+    plan: StaticPlan, model: ViM, schedule: Schedule, protection: Protection, images: Tensor, on_progress: OnProgress | None
+) -> None:
+    """Static hsp: the mean of the dynamic weights over the images, block by block, the earlier steps already static."""
+    device = model.cls_token.device
+    plan.to(device)
+    steps = {step.after: step for step in schedule.steps}
+    states = [model.embed(portion.to(device)) for portion in torch.split(images, _PORTION)]
+    for number in range(schedule.steps[-1].after + 1):
+        step = steps.get(number)
+        seen = [model.blocks[number](state, ("delta", "B", "A") if step else ()) for state in states]
+        states = [state for state, _ in seen]
+        if step is not None:
+            baked, absorbed = plan.step(number), hsp.Absorbed(*(v.to(device) for v in _absorbed(schedule, step, len(model.layers))))
+            assert baked is not None and baked.weight is not None
+            w = torch.cat([hsp.least_squares(taps.delta, taps.B, taps.A, absorbed) for _, taps in seen])  # (n, S)
+            baked.weight.copy_(_static(w.double().mean(0), absorbed, protection))
+            states = [baked(state, Taps()) for state in states]
+        if on_progress is not None:
+            on_progress(Progress("calibrate", number + 1, schedule.steps[-1].after + 1, "blocks"))
+
+
+def _static(w: Tensor, absorbed: hsp.Absorbed, protection: Protection) -> Tensor:
+    """(L,), one weight a token, from those of the absorbed ones, w (S,)."""
+    weights = hsp.token_weights(w[None], absorbed)
+    return (hsp.normalize(weights, absorbed) if protection.normalized else weights)[0]
+
+
+def _absorbed(schedule: Schedule, step: Step, depth: int) -> hsp.Absorbed:
+    return hsp.absorbed(step, schedule.tokens_per_block(depth)[step.after], schedule.cls_per_block(depth)[step.after])
+
+
+def _scale(sizes: Sequence[int], protection: Protection) -> Tensor:
+    """(L,): size^p."""
+    return torch.tensor(sizes, dtype=torch.float64).pow(protection.step_scale).float()

@@ -1,0 +1,153 @@
+"""From files to a model and back: folders, Hub repositories, checkpoints."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stm import artifact, backends
+from stm.config import DTYPES, Config, Source, dense_schedule
+from stm.device import pick as device_named
+from stm.errors import ArtifactError, HubError, UsageError
+from stm.model import ViM
+from stm.tensors import check_tensors
+
+
+def load(
+    folder_or_repo: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    backend: str = "auto",
+) -> ViM:
+    """A model from a folder that stm wrote, or from a Hub repository that holds one; in evaluation mode.
+
+    Args:
+        folder_or_repo: a folder, or `user/name`.
+        revision: of a repository: a branch, tag or commit.
+        token: of the Hub, for a repository that needs one.
+        device: as torch names it; "auto" takes a GPU where there is one.
+        dtype: of the GEMMs' weights: float32, bfloat16 or float16; by default what the folder holds.
+        backend: who computes the scan; see `stm env`.
+
+    Raises:
+        ArtifactError: the folder is missing, incomplete or not what was written.
+        HubError: the repository cannot be read.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
+        folder = _download(str(folder_or_repo), revision, token)
+    config, tensors = artifact.read(folder)
+    model = ViM(config, backends.choose(backend))
+    check_tensors(model.state_dict(), tensors, str(folder / artifact.WEIGHTS), ArtifactError)
+    return _ready(model, tensors, device, dtype)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    class_token: str | None = None,
+    divide_out: bool | None = None,
+    ema: bool = False,
+    dtype: str = "float32",
+    device: str = "auto",
+    backend: str = "auto",
+) -> ViM:
+    """A dense model from a ViM checkpoint: a trainer's pickle, a state dict or safetensors; in evaluation mode.
+
+    The shape comes from the tensors; what they cannot tell is assumed to be as in the official models, and can be given.
+
+    Args:
+        image_size: side of the input, in pixels.
+        class_token: "middle" or "head".
+        divide_out: whether the two directions are averaged.
+        ema: take the trainer's averaged weights (`model_ema`).
+        dtype, device, backend: as for `load`.
+
+    Raises:
+        CheckpointError: not a checkpoint, not a ViM that is run, or damaged.
+    """
+    asked = {"image_size": image_size, "class_token": class_token, "divide_out": divide_out, "ema": ema or None}
+    return read_checkpoint(path, Source(file=Path(path).name), asked, device=device, dtype=dtype, backend=backend)
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str],
+    source: Source,
+    asked: Mapping[str, Any],
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    backend: str = "auto",
+) -> ViM:
+    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's `extra`."""
+    from stm.checkpoint import read  # not part of the runtime
+    from stm.labels import imagenet
+
+    asked = {name: value for name, value in asked.items() if value is not None}
+    checkpoint = read(Path(path), **asked)
+    config = Config(
+        model=checkpoint.model,
+        num_classes=checkpoint.num_classes,
+        schedule=dense_schedule(checkpoint.model),
+        preprocessing=checkpoint.preprocessing,
+        label_names=imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None,
+        source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
+        extra={"asked": asked, "notes": list(checkpoint.notes)},
+    )
+    return _ready(ViM(config, backends.choose(backend)), checkpoint.tensors, device, dtype)
+
+
+def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, images_per_second: float | None = None) -> Config:
+    """Write a model's folder, card included; see `ViM.save_pretrained`.
+
+    Args:
+        images_per_second: the speed that was measured here, for the card.
+
+    Returns:
+        The config as it was written.
+    """
+    from stm.hub.card import card  # not part of the runtime
+    from stm.measure import flops
+    from stm.measure.environment import environment_of
+
+    artifact.check_output(folder, force=force)
+    config, tensors = model.config, model.state_dict()
+    text = card(
+        config,
+        name=Path(folder).resolve().name,
+        flops=flops.count(config),
+        parameters=flops.parameters(config.model, config.num_classes),
+        weights_bytes=artifact.weights_size(tensors),
+        images_per_second=images_per_second,
+        environment=None if images_per_second is None else environment_of(model),
+    )
+    return artifact.write(folder, config, tensors, text, force=force)
+
+
+def _ready(model: ViM, tensors: dict[str, Tensor], place: str, dtype: str | None) -> ViM:
+    """The model with its weights, where and as they were asked for, in evaluation mode."""
+    model.load_state_dict(tensors, assign=True)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        model.cast(dtype)
+    return model.requires_grad_(False).to(device_named(place)).eval()
+
+
+def _download(repo: str, revision: str | None, token: str | None) -> Path:
+    """The cached folder of a repository."""
+    try:
+        from stm.hub.fetch import fetch  # the runtime does without
+    except ImportError as error:
+        raise HubError(f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub", "pip install stm-vim") from error
+    config = fetch(repo, artifact.CONFIG, revision=revision, token=token)
+    fetch(repo, artifact.WEIGHTS, revision=config.revision, token=token)
+    return config.path.parent

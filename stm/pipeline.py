@@ -1,0 +1,287 @@
+"""What the commands do: find the model, do the one thing, report. Everything is checked that can be before anything is loaded."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stm import artifact, backends
+from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
+from stm.config import Config, Measured, to_json
+from stm.device import pick
+from stm.errors import DataError, UsageError
+from stm.loading import save
+from stm.measure import flops
+from stm.measure.data import from_files, iterate, open_samples
+from stm.measure.environment import environment as environment_at
+from stm.measure.environment import environment_of, processor_name
+from stm.measure.evaluate import assess
+from stm.model import ViM
+from stm.recipe import Wish, as_recorded, check_calibration, check_source, default_name
+from stm.reports import (
+    BackendStatus,
+    CompressReport,
+    EnvReport,
+    EvalReport,
+    Evaluation,
+    Gate,
+    Guess,
+    InfoReport,
+    OnProgress,
+    Prediction,
+    PredictReport,
+    Progress,
+)
+from stm.resolve import From, find_default, name_of, open_model
+
+NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
+OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "matplotlib")
+
+
+def compress(
+    model: str,
+    *,
+    recipe: str | Path | None = None,
+    calibration: str | Path | None = None,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int | None = None,
+    workers: int | None = None,
+    max_drop: float | None = None,
+    eval: bool = True,
+    out: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> CompressReport:
+    """`stm compress`: read a dense model, bake a schedule into it, compare the two, and write a folder.
+
+    Args:
+        model: a MODEL as `stm.resolve.open_model` takes it.
+        recipe: a folder whose recipe is run again, instead of a wish.
+        calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
+        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded.
+        seed: chooses images; 0, or the recipe's.
+        max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not passed.
+        eval: whether to compare with the dense model.
+        out: the folder; named after model, method and budget by default.
+        force: replace a folder of ours.
+        dry_run: write nothing, compare nothing.
+        options: the fields of `Wish` and of `stm.resolve.From`.
+
+    Raises:
+        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        StmError: what reading, measuring or writing raises; nothing is left behind.
+    """
+    source = From(**{name: options.pop(name) for name in list(options) if name in From.__dataclass_fields__})
+    wish, again = Wish(**options), None
+    if recipe is not None:
+        if wish != Wish():
+            given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
+            raise UsageError(f"{given} was given beside a recipe, which already says it", "give one of the two")
+        again = artifact.read_config(recipe)
+        wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again)
+        eval = eval and bool(again.measured)
+    if not eval and (data is not None or limit is not None or max_drop is not None):
+        raise UsageError("data, limit and max drop belong to the comparison with the dense model, which is switched off")
+    if calibration is not None and data is not None and Path(calibration).resolve() == Path(data).resolve():
+        raise UsageError(f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on")
+    output = Path(out) if out is not None else Path(default_name(name_of(model), wish))
+    artifact.check_output(output, force=force)
+
+    dense = open_model(model, source)
+    seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
+    if again is not None:
+        check_source(dense.config, again, model, recipe)
+    images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
+    wanted = {name: value for name, value in vars(wish).items() if name not in ("method", "sides")}
+    small = bake(
+        dense,
+        **wanted,
+        method=wish.method or "stm",
+        sides=wish.sides or "both",
+        calibration=images,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    if again is not None:
+        check_calibration(small.config, again, recipe)
+    figures = None
+    if eval and not dry_run:
+        samples = open_samples(data, config=dense.config, limit=limit, seed=seed)
+        if max_drop is not None and not samples.labelled:
+            raise UsageError(
+                f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out"
+            )
+        figures = assess(
+            small,
+            samples,
+            reference=dense,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            workers=workers,
+            on_progress=on_progress,
+        )
+        measured = Measured(**{f.name: getattr(figures, f.name) for f in dataclasses.fields(Measured)})
+        small.config = dataclasses.replace(small.config, measured=(measured,))
+    gate = None
+    if max_drop is not None and figures is not None and figures.drop is not None:
+        gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
+    if not dry_run and (gate is None or gate.passed):
+        speed = None if figures is None else figures.images_per_second
+        save(small, output, force=force, images_per_second=speed)
+    return _compress_report(small, model, output, dry_run, figures, gate)
+
+
+def evaluate(
+    model: str | None = None,
+    *,
+    data: str | Path | None = None,
+    records: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+    on_progress: OnProgress | None = None,
+    **source: Any,
+) -> EvalReport:
+    """`stm eval`: a model on a sample set; a compressed one beside the dense one, whose weights it holds.
+
+    Args:
+        model: a MODEL as `stm.resolve.open_model` takes it; None: see `stm.resolve.find_default`.
+        source: how to read it, the fields of `stm.resolve.From`.
+    """
+    named = find_default() if model is None else model
+    vim = open_model(named, From(**source))
+    samples = open_samples(data, config=vim.config, limit=limit, seed=seed)
+    dense = vim.with_plan(None) if vim.plan is not None else None
+    figures = assess(
+        vim,
+        samples,
+        reference=dense,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        records=records,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    return EvalReport(command="eval", model=named, environment=environment_of(vim), **vars(figures))
+
+
+def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) -> InfoReport:
+    """`stm info`: what a model is, what it costs and where it came from; arguments as for `evaluate`."""
+    vim = open_model(model, From(**source))
+    config = vim.config
+    return InfoReport(
+        command="info",
+        model=model,
+        environment=environment_of(vim),
+        config=to_json(config),
+        tokens_per_block=config.schedule.tokens_per_block(config.model.depth),
+        flops=flops.count(config),
+        parameters=flops.parameters(config.model, config.num_classes),
+        source=config.source,
+        measured=config.measured,
+        notes=notes_of(config),
+    )
+
+
+def predict(
+    model: str, images: Sequence[str | Path], *, workers: int = 0, on_progress: OnProgress | None = None, **source: Any
+) -> PredictReport:
+    """`stm predict`: the five most likely classes of each image; arguments as for `evaluate`.
+
+    Raises:
+        DataError: no image could be read. One among others that cannot is named in its prediction.
+    """
+    vim = open_model(model, From(**source))
+    labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
+    samples, predictions = from_files(images), []
+    for batch in iterate(samples, vim.config.preprocessing, batch_size=32, workers=workers):
+        with torch.inference_mode():
+            top = vim(batch.images.to(vim.cls_token.device)).softmax(-1).topk(min(5, len(labels))) if batch.indices else None
+        found = {index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()}
+        for row, index in enumerate(batch.indices):
+            assert top is not None
+            guesses = zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
+            best = tuple(Guess(index=label, label=labels[label], probability=p) for label, p in guesses)
+            found[index] = Prediction(file=samples.samples[index].file, top5=best)
+        predictions += [found[index] for index in sorted(found)]
+        if on_progress is not None:
+            on_progress(Progress("predict", len(predictions), len(samples), "images"))
+    if all(prediction.error is not None for prediction in predictions):
+        raise DataError(f"no image could be read: {predictions[0].error}")
+    return PredictReport(command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions))
+
+
+def environment() -> EnvReport:
+    """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
+    statuses = [BackendStatus(name=name, available=ok, reason=reason) for name in backends.ORDER for ok, reason in [backends.status(name)]]
+    chosen = backends.choose()
+    cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
+    here = environment_at(pick(), dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
+    return EnvReport(
+        command="env",
+        model="",
+        environment=here,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
+        devices=(f"cpu {processor_name()}", *cards),
+        backends=tuple(statuses),
+    )
+
+
+def notes_of(config: Config) -> tuple[str, ...]:
+    """The sentences about what was assumed when the source was read."""
+    notes = config.extra.get("notes", [])
+    return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
+
+
+def _calibration_images(folder: str | Path, config: Config, seed: int) -> CalibrationImages:
+    """The images of a folder, labelled or not, that weights are averaged over."""
+    samples = open_samples(folder, config=config, limit=CALIBRATION_IMAGES, seed=seed, need_labels=False)
+    batches = list(iterate(samples, config.preprocessing, batch_size=CALIBRATION_IMAGES))
+    if errors := [error for batch in batches for error in batch.errors.values()]:
+        raise DataError(f"{errors[0]}: calibration takes no broken image", "remove it, or choose another folder")
+    return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name)
+
+
+def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None) -> CompressReport:
+    config = small.config
+    assert config.recipe is not None
+    notes = notes_of(config)
+    if figures is not None and figures.top1 is None:
+        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {output} --data DIR",)
+    return CompressReport(
+        command="compress",
+        model=model,
+        environment=environment_of(small),
+        output=str(output),
+        dry_run=dry_run,
+        source=config.source,
+        recipe=config.recipe,
+        schedule=to_json(config)["schedule"],
+        saving=config.schedule.saving(config.model.depth),
+        flops=flops.count(config),
+        parameters=flops.parameters(config.model, config.num_classes),
+        bytes=artifact.weights_size(small.state_dict()),
+        eval=figures,
+        gate=gate,
+        notes=notes,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,100 @@
+"""What was wished for: its name, and running it again from the recipe that a folder records."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stm.bnnm import DEFAULT_RATE
+from stm.config import Config
+from stm.errors import ArtifactError, UsageError
+from stm.resolve import CHECKPOINT_OPTIONS, From
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What to bake: the options of `stm.compress`, None where the preset decides."""
+
+    rate: float | None = None
+    saving: float | None = None
+    stages: Sequence[int] | None = None
+    method: str | None = None
+    schedule: str | None = None
+    sides: str | None = None
+    tokens_per_side: int | None = None
+    weights: str | None = None
+    hsp: str | None = None
+    normalize: bool = False
+    step_scale: float | None = None
+    span_conv: bool | None = None
+
+    @classmethod
+    def recorded(cls, config: Config, folder: Path) -> "Wish":
+        """The wish that a folder was made by.
+
+        Raises:
+            ArtifactError: it holds a dense model.
+        """
+        recipe, protection = config.recipe, config.protection
+        if recipe is None or protection is None:
+            raise ArtifactError(f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote")
+        return cls(
+            rate=recipe.rate,
+            saving=recipe.saving,
+            stages=recipe.stages,
+            method=recipe.method,
+            schedule=recipe.schedule,
+            sides=recipe.sides,
+            tokens_per_side=recipe.tokens_per_side,
+            weights=protection.weights,
+            hsp=protection.mode if protection.weights == "hsp" else None,
+            normalize=protection.normalized,
+            step_scale=protection.step_scale,
+            span_conv=protection.span_conv,
+        )
+
+
+def default_name(name: str, wish: Wish) -> str:
+    """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages `-b10-16`."""
+    method = wish.method or "stm"
+    if wish.stages is not None:
+        return f"{name}-{method}-b{'-'.join(map(str, wish.stages))}"
+    if wish.saving is not None:
+        return f"{name}-{method}-s{_percent(wish.saving)}"
+    return f"{name}-{method}{_percent(DEFAULT_RATE if wish.rate is None else wish.rate)}"
+
+
+def as_recorded(source: From, again: Config) -> From:
+    """The source's options, with those that the recipe's source was read with where none are given."""
+    asked = again.extra.get("asked", {})
+    recorded = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
+    given = {name: value for name, value in vars(source).items() if value not in (None, False)}
+    merged = {name: value for name, value in recorded.items() if value is not None} | given
+    return dataclasses.replace(source, **{"dtype": again.dtype} | merged)
+
+
+def check_source(dense: Config, again: Config, model: str, recipe: str | Path | None) -> None:
+    """Refuse to run a recipe on other weights than its own."""
+    if dense.source.sha256 != again.source.sha256:
+        raise UsageError(
+            f"{model} is not the source of {recipe}: its sha256 is {str(dense.source.sha256)[:12]}..., "
+            f"the recipe's {str(again.source.sha256)[:12]}...",
+            f"name the source {again.source.repo or again.source.file} at revision {again.source.revision or 'that was used'}",
+        )
+
+
+def check_calibration(made: Config, again: Config, recipe: str | Path | None) -> None:
+    found, recorded = (config.recipe.calibration if config.recipe else None for config in (made, again))
+    if found == recorded:
+        return
+    if found is None and recorded is not None:
+        raise UsageError(
+            f"{recipe} was calibrated on {recorded.n} images of {recorded.data}, and none were given", "give them: --calibration DIR"
+        )
+    raise UsageError(
+        f"the calibration images are not those that {recipe} was made with", "give the same folder, or leave --calibration out"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0")
