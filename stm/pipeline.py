@@ -11,7 +11,8 @@ import torch
 
 from stm import artifact, backends
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
-from stm.config import Config, Measured, to_json
+from stm.bnnm import plan_schedule
+from stm.config import Config, Measured, Recipe, to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.loading import save
@@ -270,6 +271,7 @@ def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figure
         source=config.source,
         recipe=config.recipe,
         schedule=to_json(config)["schedule"],
+        asked_saving=_asked_saving(config.recipe, config),
         saving=config.schedule.saving(config.model.depth),
         flops=flops.count(config),
         parameters=flops.parameters(config.model, config.num_classes),
@@ -278,6 +280,13 @@ def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figure
         gate=gate,
         notes=notes,
     )
+
+
+def _asked_saving(recipe: Recipe, config: Config) -> float | None:
+    """The saving that a wish asks for, where it is one: under `staged` a rate stands for the paper's saving at that rate."""
+    if recipe.schedule != "staged" or recipe.rate is None:
+        return recipe.saving
+    return plan_schedule(config.model, order="staged", rate=recipe.rate, sides=recipe.sides).saving
 
 
 def _version(package: str) -> str | None:

@@ -88,13 +88,17 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressReport(Report):
-    """`stm compress`. `bytes` are those of model.safetensors; `saving` is in token-layers, reached."""
+    """`stm compress`. `bytes` are those of model.safetensors; savings are shares of the token-layers.
+
+    `saving` was reached; `asked_saving` is what was asked for, which under `staged` a rate stands for (null where none does).
+    """
 
     output: str
     dry_run: bool = False
     source: Source
     recipe: Recipe
     schedule: dict[str, Any]
+    asked_saving: float | None
     saving: float
     flops: Flops
     parameters: int

@@ -98,7 +98,8 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
     """No option is ignored."""
     for name in names:
         if getattr(options, name) not in (None, False) or (name == "divide_out" and options.divide_out is not None):
-            raise UsageError(f"--{name.replace('_', '-')} was given, but {model} is {what}, which does not take it")
+            flag = "no-divide-out" if name == "divide_out" else name.replace("_", "-")
+            raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
 
 
 def _embedded(options: From) -> ViM:

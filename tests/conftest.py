@@ -1,7 +1,9 @@
 """What all tests share."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -24,3 +26,19 @@ def shared() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def vim_ti_state(shared: Callable[[str], Path]) -> Callable[[], dict[str, Any]]:
+    """Makes the official state dict of full-size ViM-Ti from the golden script (seed 1); skipped where that is absent."""
+
+    def make() -> dict[str, Any]:
+        spec = importlib.util.spec_from_file_location("golden_weights", shared("golden/weights.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        weights = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(weights)
+        state: dict[str, Any] = weights.state_dict(D=192, depth=24, N=16, tokens=197, classes=1000, patch=16, seed=1)
+        return state
+
+    return make

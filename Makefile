@@ -1,0 +1,35 @@
+# `make demo` and `make test`, each alone: a virtual environment, an install against constraints.txt, and the job.
+#   make demo PYTHON=python3.12
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"    another wheel index, here torch without CUDA
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
+INPUTS = pyproject.toml constraints.txt $(wildcard setup.py)
+
+.PHONY: demo test lint
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/python tools/demo.py
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "stm needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,46 @@
+"""The optional native backend: plain shared libraries, one for each level of the processor, loaded with ctypes.
+
+Where there is no compiler, or it does not know a level, the install succeeds without it and stm uses its next backend.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_conv")]
+LEVELS = {"": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # Apple's clang has none: one thread
+
+
+class Libraries(build_ext):
+    """Builds libraries without Python's ABI: their names carry no tag, and their objects do not overwrite each other's."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        base, self.build_temp = self.build_temp, str(Path(self.build_temp, ext.name))
+        super().build_extension(ext)
+        self.build_temp = base
+
+
+setup(
+    cmdclass={"build_ext": Libraries},
+    ext_modules=[
+        Extension(
+            f"stm.backends.libstm{level}",
+            SOURCES,
+            depends=["stm/backends/native.h"],
+            extra_compile_args=FLAGS + OPENMP + flags,
+            extra_link_args=OPENMP,
+            optional=True,
+        )
+        for level, flags in LEVELS.items()
+    ],
+)

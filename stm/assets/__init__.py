@@ -1,0 +1,5 @@
+"""Data that comes with the package; who made it and under which licence stands beside each part."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent

@@ -1,0 +1,229 @@
+"""Folders that appear whole or not at all.
+
+A new folder is filled under a temporary name beside its place and then renamed into it. One that replaces another changes
+places with it: in one step where the system can (Linux), else in two, between which `find` and the next run see the old
+one. So a process that is killed at any moment leaves the old folder or the new one, and what else it left is recognised by
+its name, and cleared, by the next run. Standard library only; writing is for POSIX systems, reading for any.
+"""
+
+import ctypes
+import errno
+import glob
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stm.errors import ArtifactError, StmError, UsageError
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the limit on the size of a file is reached",
+}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Path:
+    """Refuse a place that cannot be written, and clear what killed runs left beside it.
+
+    Args:
+        folder: where a new folder is to be.
+        names: the files that are ours; `force` replaces only a folder that holds nothing else.
+        force: whether a folder that is there may be replaced.
+
+    Returns:
+        The absolute place.
+
+    Raises:
+        UsageError: it exists and may not be replaced, or nothing can be written there.
+        ArtifactError: the disk is full.
+    """
+    given = Path(folder)
+    try:
+        if given.is_symlink():
+            raise UsageError(f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to")
+        path = given.resolve()
+        here = Path.cwd()
+        if path in (here, *here.parents):
+            raise UsageError(f"{given} is the current folder or one that holds it, which is never replaced", "name a new folder with --out")
+        _recover(path, names)
+        if path.exists():
+            _check_replaceable(given, path, names, force)
+        _probe(path)
+    except OSError as error:
+        raise _failure(given, error, UsageError) from error
+    except RuntimeError as error:  # a loop of links
+        raise UsageError(f"{given} cannot be written: {error}", "choose another place with --out") from error
+    return path
+
+
+@contextmanager
+def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Iterator[Path]:
+    """A new empty folder to fill: when the block ends it is at `folder`; when the block fails nothing has changed.
+
+    Args:
+        folder, names, force: as for `check`, which this calls. Only files in `names` may be put into the new folder.
+
+    Raises:
+        UsageError: as `check`.
+        ArtifactError: the disk is full, or the system refused a write.
+    """
+    path = check(folder, names, force=force)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
+    token = secrets.token_hex(4)
+    temporary = _sibling(path, "tmp", token)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        with _lock(temporary):
+            yield temporary
+            _sync(temporary)
+            if force and path.exists():
+                _exchange(path, token)  # the old folder now has the temporary name
+            else:
+                os.rename(temporary, path)
+            _sync(path.parent)
+    except BaseException as error:
+        _discard(temporary, names)
+        with suppress(OSError):
+            for parent in new_parents:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise _failure(Path(folder), error, ArtifactError) from error
+        raise
+    _discard(temporary, names)
+
+
+def find(folder: Path) -> Path:
+    """Where to read a folder: its own place, or the old one's where a run was killed between two renames."""
+    if not folder.exists():
+        for token in _tokens(folder, "old"):
+            if _sibling(folder, "tmp", token).exists():
+                return _sibling(folder, "old", token)
+    return folder
+
+
+def _check_replaceable(given: Path, path: Path, names: tuple[str, ...], force: bool) -> None:
+    another = "choose another name with --out"
+    if not force:
+        raise UsageError(f"{given} already exists", f"{another}, or replace it with --force")
+    if not path.is_dir():
+        raise UsageError(f"{given} is a file, and --force replaces only a folder that stm wrote", another)
+    if path.is_mount():
+        raise UsageError(f"{given} is a mount point, which cannot be replaced", "name a folder inside it with --out")
+    with os.scandir(path) as entries:
+        foreign = sorted(e.name for e in entries if e.name not in names or not e.is_file(follow_symlinks=False))
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UsageError(f"{given} holds {foreign[0]}{more}, and --force replaces only a folder with nothing but stm's files", another)
+
+
+def _probe(path: Path) -> None:
+    """Make a folder where `path` would go, and remove it: only the system knows whether that works."""
+    parent = next(p for p in path.parents if p.exists())
+    probe = _sibling(parent / path.name, "tmp", secrets.token_hex(4))
+    probe.mkdir()
+    probe.rmdir()
+
+
+def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
+    if reason := _FULL.get(error.errno or 0):
+        return ArtifactError(f"{given} cannot be written: {reason}", "make room, or choose another disk with --out")
+    return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
+
+
+def _sibling(path: Path, kind: str, token: str) -> Path:
+    """A name beside `path`: "tmp" for a folder that is being written, "old" for one that is being replaced by it."""
+    return path.parent / f".{path.name}.stm-{kind}-{token}"
+
+
+def _tokens(path: Path, kind: str) -> list[str]:
+    """The runs that left such a name."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.stm-{kind}-" + "[0-9a-f]" * 8)
+    return sorted(p.name[-8:] for p in found if p.is_dir() and not p.is_symlink())
+
+
+def _exchange(path: Path, token: str) -> None:
+    """Let a folder and the new one change places; the old one then has the new one's temporary name."""
+    new, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
+    if _exchange_at_once(new, path):
+        return
+    try:
+        os.rename(path, old)
+        os.rename(new, path)
+    except BaseException:
+        with suppress(OSError):  # nothing to put back if the first rename failed, or the second was done too
+            os.rename(old, path)
+        raise
+    os.rename(old, new)
+
+
+def _exchange_at_once(new: Path, path: Path) -> bool:
+    """renameat2(RENAME_EXCHANGE). False, with nothing changed, where it is missing or refused: two renames then do it, or say why not."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE) == 0)
+
+
+def _recover(path: Path, names: tuple[str, ...]) -> None:
+    """Put back an old folder that a killed run had moved away, and clear what killed runs left. What a living one writes stays."""
+    for token in _tokens(path, "tmp"):
+        temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
+        with _lock(temporary) as held:
+            if held:
+                if old.exists() and not path.exists():
+                    os.rename(old, path)
+                _discard(temporary, names)
+    for token in _tokens(path, "old"):
+        if not _sibling(path, "tmp", token).exists():  # both renames had been done
+            _discard(_sibling(path, "old", token), names)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock; False where a living process has it, or where nobody can lock, as on some network drives.
+
+    The kernel takes a dead process's lock away. A process id would be no proof: it may be another's by now, or one of another machine.
+    """
+    import fcntl  # here, because reading also works where there is no fcntl
+
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _sync(folder: Path) -> None:
+    """Have the system write a folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network drives cannot do this for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _discard(folder: Path, names: tuple[str, ...]) -> None:
+    """Delete a folder and our files in it.
+
+    Whatever else is in there stays, and what the system will not delete: the outcome of the run is decided by then, and the next one
+    tries again.
+    """
+    with suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()

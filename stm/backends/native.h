@@ -1,0 +1,113 @@
+/* Vectors and elementary functions of the native backend. Everything is float32 and channels-last.
+ *
+ * The vectors are those of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain machines; only exp2 and
+ * the larger of two vectors have an AVX-512 form of their own.
+ */
+#ifndef STM_NATIVE_H
+#define STM_NATIVE_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+enum { LANES = 16 };
+#elif defined(__AVX__)
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+enum {
+    SPAN = 64,           /* channels of a work item: rows of 256 bytes, which stay in the cache while time is walked */
+    VECS = SPAN / LANES, /* vectors of a work item */
+};
+
+/* A tensor (K, B, L, channels) with its strides in floats; the last stride is 1. Absent: data is NULL. */
+typedef struct {
+    float *data;
+    int64_t k, b, l;
+} view;
+
+INLINE vec fill(float x) { return x - (vec){0}; }
+
+INLINE vec load(const float *p, int count) {
+    if (count == LANES) return *(const loose *)p;
+    vec v = {0};
+    memcpy(&v, p, 4 * (size_t)count);
+    return v;
+}
+
+INLINE void store(float *p, vec v, int count) {
+    if (count == LANES)
+        *(loose *)p = v;
+    else
+        memcpy(p, &v, 4 * (size_t)count);
+}
+
+INLINE float sum(vec v) {
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+#if defined(__AVX512F__)
+INLINE vec larger(vec x, vec y) { return _mm512_max_ps(y, x); } /* NaN in x stays, as below */
+#else
+INLINE vec larger(vec x, vec y) { return choose(x < y, y, x); }
+#endif
+
+/* 2^x: 2^k by the exponent's bits and 2^f, |f| <= 1/2, by a polynomial that is exact at 0 and minimax in relative error of
+ * (2^f - 1) / f (4.3e-7), so that slow decays, f near 0, keep their full precision over long walks. */
+INLINE vec exp2v(vec x) {
+#if defined(__AVX512F__)
+    vec k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = x - k;
+#else
+    x = larger(x, fill(-127)); /* 2^-127 is made 0, and 2^128 infinity, by the exponent's bits */
+    x = choose(x > fill(128), fill(128), x);
+    vec shifted = x + 0x1.8p23f, k = shifted - 0x1.8p23f, f = x - k; /* k in the lowest bits of shifted */
+#endif
+    vec p = 0.00133335386f * f + 0.00966624542f;
+    p = p * f + 0.0555050021f;
+    p = p * f + 0.240223513f;
+    p = p * f + 0.693147144f;
+    p = p * f + 1;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, k);
+#else
+    return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+#endif
+}
+
+INLINE vec expv(vec x) { return exp2v(1.44269504f * x); }
+
+INLINE vec sigmoid(vec x) { return 1 / (1 + expv(-x)); }
+
+INLINE vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
+
+/* log(1 + exp(x)) = max(x, 0) + log(1 + w) with w = exp(-|x|) and a polynomial, minimax in relative error (1.9e-7) on [0, 1]:
+ * a very negative x keeps its precision. */
+INLINE vec softplus(vec x) {
+    vec w = expv(-absolute(x));
+    vec p = -0.00853920610f * w + 0.0440896232f;
+    p = p * w - 0.107681701f;
+    p = p * w + 0.177452406f;
+    p = p * w - 0.244954625f;
+    p = p * w + 0.332754797f;
+    p = p * w - 0.499974054f;
+    p = p * w + 0.999999806f;
+    return larger(x, fill(0)) + p * w;
+}
+
+#endif

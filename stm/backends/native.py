@@ -1,0 +1,296 @@
+"""The native backend: plain C through ctypes, for processors. Float32 inside; other dtypes are converted on the way.
+
+The libraries are built by the package's own build (setup.py), one for each level of the processor. They are loaded after
+torch, so that its OpenMP is shared, and run on as many threads as torch does; results do not depend on how many. The
+operators hide them from torch.compile and torch.export, which see one node each.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef
+
+from stm.errors import BackendError, UsageError
+from stm.scan import add_norm
+
+__all__ = ["add_norm", "conv_silu", "scan", "status"]
+
+LEVELS = {4: ("-v4", "C with AVX-512"), 3: ("-v3", "C with AVX2"), 0: ("", "portable C")}  # stm_level() of native.c, best first
+SPAN = 64  # channels that a thread takes at a time, as in native.h: there are E / SPAN partial sums of some gradients
+WIDEST = 16  # taps of the convolution, as in native_conv.c
+
+
+def status() -> tuple[bool, str]:
+    """Whether the native backend can be used here, and the reason in words."""
+    try:
+        return True, _library()[1]
+    except BackendError as error:
+        return False, error.message
+
+
+def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
+    """As `stm.scan.conv_silu`. A slice of a wider tensor's channels is not copied."""
+    out: Tensor = _conv(x.float(), w.float(), b.float(), list(reverse), None if sizes is None else list(sizes))
+    return out.to(x.dtype)
+
+
+def scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    reverse: tuple[bool, ...],
+    *,
+    scale: Tensor | None = None,
+    gap: Tensor | None = None,
+    h0: Tensor | None = None,
+    split: bool = False,
+) -> Tensor:
+    """As `stm.scan.scan`. A slice of a wider tensor's channels is not copied."""
+    optional = (None if v is None else v.float() for v in (None if split else z, scale, gap, h0))
+    out: Tensor = _scan(u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split)
+    return out.to(u.dtype)
+
+
+# The operators.
+
+_CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
+_SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+
+
+def _operator(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    return torch.library.custom_op(f"stm::native_{name}", mutates_args=(), device_types="cpu", schema=schema)
+
+
+@_operator("conv", f"({_CONV}) -> Tensor")
+def _conv(*inputs: Any) -> Tensor:
+    out = _conv_fake(*inputs)
+    _call("stm_conv", _conv_args(*inputs, out=out))
+    return out
+
+
+@_conv.register_fake
+def _conv_fake(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> Tensor:
+    return x.new_empty(len(reverse), *x.shape)
+
+
+@_operator("conv_backward", f"(Tensor grad, {_CONV}) -> Tensor[]")
+def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    x, w, b, _, _ = inputs
+    g_x = x.new_zeros(x.shape)
+    g_w, g_b = (v.new_empty(x.shape[0], *v.shape) for v in (w, b))  # of each image
+    _call("stm_conv_backward", _conv_args(*inputs), _ConvGrads.pack(out=grad, x=g_x, w=g_w, b=g_b))
+    return [g_x, g_w.sum(0), g_b.sum(0)]
+
+
+@_conv_backward.register_fake
+def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs[:3]]
+
+
+@_operator("scan", f"({_SCAN}, bool split) -> Tensor")
+def _scan(*inputs: Any) -> Tensor:
+    out = _scan_fake(*inputs)
+    _call("stm_scan", _scan_args(*inputs[:-1], out=out))
+    return out
+
+
+@_scan.register_fake
+def _scan_fake(u: Tensor, *others: Any) -> Tensor:
+    split = others[-1]
+    return u.new_empty(u.shape if split else u.shape[1:])
+
+
+@_operator("scan_backward", f"(Tensor grad, {_SCAN}) -> Tensor[]")
+def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    u, dt, A, B, C, D, z, scale, gap, h0, _ = inputs
+    batch, spans = u.shape[1], -(-u.shape[3] // SPAN)
+    g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
+    g_A, g_D, g_h0 = (_empty(v, batch) for v in (A, D, h0))
+    g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u[..., 0]))
+    grads = _ScanGrads.pack(out=grad, u=g_u, dt=g_dt, z=g_z, gap=g_gap, B=g_B, C=g_C, scale=g_scale, A=g_A, D=g_D, h0=g_h0)
+    _call("stm_scan_backward", _scan_args(*inputs), grads)
+    if g_scale is not None:  # (spans, K, B, L)
+        g_scale = g_scale.sum((0, 1) if scale.dim() == 2 else (0, 1, 2))
+    g_A, g_B, g_C, g_D, g_h0 = (None if v is None else v.sum(0) for v in (g_A, g_B, g_C, g_D, g_h0))
+    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_scale, g_gap, g_h0) if v is not None]
+
+
+@_scan_backward.register_fake
+def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs[:-1] if v is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
+    ctx.inputs = [None if isinstance(v, Tensor) else v for v in inputs]
+    ctx.given = [isinstance(v, Tensor) for v in inputs]
+
+
+def _differentiate(backward: Any, constants: int) -> Any:
+    """The autograd formula of an operator whose last inputs, so many, are left out of its backward operator."""
+
+    def formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = iter(ctx.saved_tensors)
+        inputs = [next(tensors) if given else v for given, v in zip(ctx.given, ctx.inputs, strict=True)]
+        grads = iter(backward(grad, *inputs[: len(inputs) - constants]))
+        return tuple(next(grads) if given else None for given in ctx.given)
+
+    return formula
+
+
+_conv.register_autograd(_differentiate(_conv_backward, 0), setup_context=_save)
+_scan.register_autograd(_differentiate(_scan_backward, 1), setup_context=_save)
+
+
+def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
+    return None if like is None else like.new_empty(*leading, *like.shape)
+
+
+# The C side: the structures of native_conv.c and native_scan.c, and the library.
+
+
+class _View(ctypes.Structure):
+    """A tensor (K, B, L, channels) or (B, L, channels) with its strides; without data: absent. `view` in native.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("k", ctypes.c_int64), ("b", ctypes.c_int64), ("l", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, v: Tensor) -> "_View":
+        return cls(v.data_ptr(), *((0, *v.stride()) if v.dim() == 3 else v.stride())[:3])
+
+
+class _Args(ctypes.Structure):
+    """Arguments of a C function: integers, then views, then pointers."""
+
+    kinds: dict[str, Any]
+    keep: list[Any]
+
+    @classmethod
+    def declare(cls, integers: str, views: str, pointers: str) -> "type[_Args]":
+        groups = (integers, ctypes.c_int64), (views, _View), (pointers, ctypes.c_void_p)
+        kinds = {name: kind for names, kind in groups for name in names.split()}
+        return type(cls.__name__, (cls,), {"kinds": kinds, "_fields_": list(kinds.items())})
+
+    @classmethod
+    def pack(cls, **values: Any) -> "_Args":
+        """Tensors become views or pointers, copied where their layout asks for it, and are kept as long as the result."""
+        args = cls()
+        args.keep = list(values.values())
+        for name, kind in cls.kinds.items():
+            value = values[name]
+            if isinstance(value, Tensor):
+                if kind is not _View or value.stride(-1) != 1:
+                    value = value.contiguous()
+                    args.keep.append(value)
+                value = _View.of(value) if kind is _View else value.data_ptr()
+            elif isinstance(value, ctypes.Array):
+                value = ctypes.addressof(value)
+            if value is not None:
+                setattr(args, name, value)
+        return args
+
+
+_ConvArgs = _Args.declare("K batch L E W", "x out", "reverse sizes w b")
+_ConvGrads = _Args.declare("", "out x", "w b")
+_ScanArgs = _Args.declare("K batch L E N", "u dt B C z gap scale out", "reverse A D h0")
+_ScanGrads = _Args.declare("", "out u dt z gap", "B C scale A D h0")
+
+
+def _conv_args(
+    x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None, *, out: Tensor | None = None
+) -> _Args:
+    batch, length, channels = x.shape
+    directions, _, width = w.shape
+    _check("w", w, (len(reverse), channels, width))
+    _check("b", b, (directions, channels))
+    if not 1 <= width <= WIDEST:
+        raise UsageError(f"a convolution of width {width}, expected 1 to {WIDEST}")
+    if sizes is not None and (len(sizes) != length or min(sizes, default=1) < 1):
+        raise UsageError(f"expected {length} sizes of at least 1, got {list(sizes)}")
+    return _ConvArgs.pack(
+        K=directions, batch=batch, L=length, E=channels, W=width, x=x, out=out, w=w, b=b,
+        reverse=_bytes(tuple(reverse)), sizes=None if sizes is None else _int64s(tuple(sizes)),
+    )  # fmt: skip
+
+
+def _scan_args(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    scale: Tensor | None,
+    gap: Tensor | None,
+    h0: Tensor | None,
+    reverse: Sequence[bool],
+    *,
+    out: Tensor | None = None,
+) -> _Args:
+    directions, batch, length, channels = u.shape
+    states = A.shape[-1]
+    _check("u", u, (len(reverse), batch, length, channels))
+    _check("dt", dt, u.shape)
+    _check("A", A, (directions, channels, states))
+    _check("B", B, (directions, batch, length, states))
+    _check("C", C, B.shape)
+    _check("D", D, (directions, channels))
+    _check("z", z, u.shape[1:])
+    _check("gap", gap, u.shape)
+    _check("h0", h0, A.shape)
+    if scale is not None:
+        _check("scale", scale, (batch, length)[-scale.dim() :])
+        scale = scale.expand(batch, length)[..., None]
+    return _ScanArgs.pack(
+        K=directions, batch=batch, L=length, E=channels, N=states, u=u, dt=dt, B=B, C=C, z=z, gap=gap, scale=scale, out=out,
+        reverse=_bytes(tuple(reverse)), A=A, D=D, h0=h0,
+    )  # fmt: skip
+
+
+def _check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
+    """C would read past the end."""
+    if v is not None and (v.shape != tuple(shape) or v.dtype != torch.float32):
+        raise UsageError(f"{name} is {tuple(v.shape)} {v.dtype}, expected {tuple(shape)} torch.float32")
+
+
+@lru_cache
+def _bytes(values: tuple[bool, ...]) -> Any:
+    return (ctypes.c_uint8 * len(values))(*values)
+
+
+@lru_cache
+def _int64s(values: tuple[int, ...]) -> Any:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@cache
+def _library() -> tuple[ctypes.CDLL, str]:
+    """The best library that is here and that the processor can run, and what it is.
+
+    Raises:
+        BackendError: there is none.
+    """
+    folder = Path(__file__).parent
+    try:
+        level = ctypes.CDLL(str(folder / "libstm.so")).stm_level()
+        name, description = next(LEVELS[n] for n in LEVELS if n <= level and (folder / f"libstm{LEVELS[n][0]}.so").exists())
+        return ctypes.CDLL(str(folder / f"libstm{name}.so")), description
+    except OSError as error:
+        raise BackendError(
+            f"the native library cannot be loaded: {error}", "install stm-vim where there is a C compiler (gcc or clang)"
+        ) from None
+
+
+def _call(name: str, *args: _Args) -> None:
+    if getattr(_library()[0], name)(*map(ctypes.byref, args), ctypes.c_int(torch.get_num_threads())):
+        raise MemoryError(f"{name}: no memory for the scan's scratch")

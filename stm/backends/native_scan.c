@@ -1,0 +1,343 @@
+/* The selective scan of all directions, forward and backward. Definitions and shapes: stm/scan.py.
+ *
+ * A work item is an image and SPAN channels; it walks each direction in blocks of STEPS tokens. Within a block the loop over
+ * the states is outside the loop over the tokens: what the block's outputs add up to stays in registers, any number of
+ * states will do, and a state passes through memory once a block. Nothing of size (B, L, E, N) exists: the backward pass
+ * recomputes states from those that it kept between the blocks.
+ */
+#include "native.h"
+
+enum { STEPS = 8 };
+
+typedef struct {
+    int64_t K, batch, L, E, N;
+    view u, dt, B, C, z, gap, scale; /* scale: one channel */
+    view out;                        /* k = 0: the directions are added and gated */
+    const uint8_t *reverse;          /* (K) */
+    const float *A, *D, *h0;         /* (K, E, N), (K, E), (K, E, N) or NULL */
+} scan_args;
+
+typedef struct {
+    view out;            /* comes in; the others go out */
+    view u, dt, z, gap;
+    float *B, *C;        /* (spans of E, K, batch, L, N): partial sums over the channels */
+    float *scale;        /* (spans of E, K, batch, L) or NULL */
+    float *A, *D, *h0;   /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
+} scan_grads;
+
+/* One direction of a work item. */
+typedef struct {
+    const scan_args *args;
+    int64_t k, b, first, n_vecs;                      /* first channel, vectors in use */
+    vec *rate, *state;                                /* [vector][state]: A log2(e); h */
+    float *B, *C;                                     /* [state][token of the block] */
+} walk;
+
+/* What one vector of channels needs of a block, in walking order. */
+typedef struct {
+    vec delta[STEPS], elapsed[STEPS], input[STEPS], u[STEPS]; /* input: delta * u */
+} block;
+
+static int64_t row(const walk *w, int64_t t) { return w->args->reverse[w->k] ? w->args->L - 1 - t : t; }
+
+static float *at(view v, const walk *w, int64_t t) { return v.data + w->k * v.k + w->b * v.b + row(w, t) * v.l; }
+
+static int lanes(const walk *w, int64_t c) {
+    int64_t left = w->args->E - c;
+    return left < LANES ? (int)left : LANES;
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* to[state] = the channels from c of from (K, E, N). */
+static void gather(vec *to, const float *from, const walk *w, int64_t c, float factor) {
+    int64_t N = w->args->N;
+    for (int64_t n = 0; n < N; n++) {
+        vec v = {0};
+        for (int i = 0; i < lanes(w, c); i++) v[i] = factor * from[(w->k * w->args->E + c + i) * N + n];
+        to[n] = v;
+    }
+}
+
+/* The inverse, for a gradient (batch, K, E, N). */
+static void scatter(float *to, const vec *from, const walk *w, int64_t c) {
+    int64_t N = w->args->N, head = (w->b * w->args->K + w->k) * w->args->E + c;
+    for (int i = 0; i < lanes(w, c); i++)
+        for (int64_t n = 0; n < N; n++) to[(head + i) * N + n] = from[n][i];
+}
+
+static void begin(walk *w) {
+    const scan_args *a = w->args;
+    for (int64_t v = 0; v < w->n_vecs; v++) {
+        int64_t c = w->first + v * LANES;
+        gather(w->rate + v * a->N, a->A, w, c, 1.44269504f);
+        if (a->h0)
+            gather(w->state + v * a->N, a->h0, w, c, 1);
+        else
+            memset(w->state + v * a->N, 0, sizeof(vec) * (size_t)a->N);
+    }
+}
+
+static void transpose_block(const walk *w, int64_t t0, int64_t count) {
+    for (int64_t t = 0; t < count; t++) {
+        const float *B = at(w->args->B, w, t0 + t), *C = at(w->args->C, w, t0 + t);
+        for (int64_t n = 0; n < w->args->N; n++) {
+            w->B[n * STEPS + t] = B[n];
+            w->C[n * STEPS + t] = C[n];
+        }
+    }
+}
+
+static void load_block(block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
+    const scan_args *a = w->args;
+    int n = lanes(w, c);
+    for (int64_t t = 0; t < count; t++) {
+        x->u[t] = load(at(a->u, w, t0 + t) + c, n);
+        x->delta[t] = softplus(load(at(a->dt, w, t0 + t) + c, n));
+        if (a->scale.data) x->delta[t] *= *at(a->scale, w, t0 + t);
+        x->elapsed[t] = a->gap.data ? x->delta[t] + load(at(a->gap, w, t0 + t) + c, n) : x->delta[t];
+        x->input[t] = x->delta[t] * x->u[t];
+    }
+}
+
+/* `count` tokens of all states: y += C h. `count` is a constant wherever this is inlined. */
+INLINE void advance(int count, vec *y, const block *x, int64_t from, const walk *w, const vec *rate, vec *state) {
+    vec total[STEPS];
+    UNROLL for (int t = 0; t < count; t++) total[t] = y[from + t];
+    for (int64_t n = 0; n < w->args->N; n++) {
+        const float *B = w->B + n * STEPS + from, *C = w->C + n * STEPS + from;
+        vec A = rate[n], h = state[n];
+        UNROLL for (int t = 0; t < count; t++) {
+            h = exp2v(x->elapsed[from + t] * A) * h + x->input[from + t] * B[t];
+            total[t] += C[t] * h;
+        }
+        state[n] = h;
+    }
+    UNROLL for (int t = 0; t < count; t++) y[from + t] = total[t];
+}
+
+static void advance_block(vec *y, const block *x, int64_t count, const walk *w, const vec *rate, vec *state) {
+    int64_t t = 0;
+    if (count == STEPS) advance(STEPS, y, x, 0, w, rate, state), t = STEPS;
+    for (; t + 2 <= count; t += 2) advance(2, y, x, t, w, rate, state);
+    for (; t < count; t++) advance(1, y, x, t, w, rate, state);
+}
+
+static void put_block(const vec *y, view out, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
+    const scan_args *a = w->args;
+    int n = lanes(w, c), add = out.k == 0 && w->k > 0;
+    for (int64_t t = 0; t < count; t++) {
+        float *to = at(out, w, t0 + t) + c;
+        vec v = add ? y[t] + load(to, n) : y[t];
+        if (gate) {
+            vec z = load(at(a->z, w, t0 + t) + c, n);
+            v *= z * sigmoid(z);
+        }
+        store(to, v, n);
+    }
+}
+
+/* Walks a direction to its end; keeps the states before each block in `kept` [block][vector][state] if asked. */
+static void forward(walk *w, view out, int gate, vec *kept) {
+    const scan_args *a = w->args;
+    begin(w);
+    for (int64_t t0 = 0; t0 < a->L; t0 += STEPS) {
+        int64_t count = least(STEPS, a->L - t0), states = w->n_vecs * a->N;
+        if (kept) memcpy(kept + t0 / STEPS * states, w->state, sizeof(vec) * (size_t)states);
+        transpose_block(w, t0, count);
+        for (int64_t v = 0; v < w->n_vecs; v++) {
+            int64_t c = w->first + v * LANES;
+            block x;
+            vec y[STEPS], D = load(a->D + w->k * a->E + c, lanes(w, c));
+            load_block(&x, w, c, t0, count);
+            for (int64_t t = 0; t < count; t++) y[t] = D * x.u[t];
+            advance_block(y, &x, count, w, w->rate + v * a->N, w->state + v * a->N);
+            if (out.data) put_block(y, out, w, c, t0, count, gate);
+        }
+    }
+}
+
+static walk start(const scan_args *a, int64_t item, vec *scratch) {
+    int64_t spans = (a->E + SPAN - 1) / SPAN, first = item % spans * SPAN;
+    walk w = {.args = a, .b = item / spans, .first = first};
+    w.n_vecs = (least(SPAN, a->E - first) + LANES - 1) / LANES;
+    w.rate = scratch;
+    w.state = w.rate + VECS * a->N;
+    w.B = (float *)(w.state + VECS * a->N);
+    w.C = w.B + a->N * STEPS;
+    return w;
+}
+
+/* Vectors of scratch that `start` uses. */
+static int64_t start_size(const scan_args *a) { return 2 * VECS * a->N + 2 * a->N * STEPS / LANES; }
+
+static int64_t items(const scan_args *a) { return a->batch * ((a->E + SPAN - 1) / SPAN); }
+
+/* 0, or 1 where there is no memory. */
+int stm_scan(const scan_args *a, int threads) {
+    int failed = 0;
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a) + 63) / 64 * 64);
+        failed = !scratch;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < items(a); i++) {
+            if (failed) continue;
+            walk w = start(a, i, scratch);
+            for (w.k = 0; w.k < a->K; w.k++) forward(&w, a->out, a->z.data && w.k == a->K - 1, NULL);
+        }
+        free(scratch);
+    }
+    return failed;
+}
+
+/* What the backward pass keeps beside `walk`. */
+typedef struct {
+    vec *kept;      /* [block][vector][state]: h before each block */
+    vec *state, *A; /* [vector][state]: gradients of h, from the tokens after the one in hand, and of A */
+    vec *B, *C;     /* [state][token of the block]: gradients, not yet summed over the lanes */
+    vec D[VECS];
+} tape;
+
+/* What flows back into one vector of channels of a block. */
+typedef struct {
+    vec y[STEPS];                      /* the gradient of the outputs */
+    vec input[STEPS], elapsed[STEPS];  /* of the block's fields, the latter still without a factor ln 2 */
+} flow;
+
+/* All states of a block, each forward again from h before it, then backward. `count` is a constant where it can be. */
+INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const tape *p, int64_t v, const vec *kept) {
+    vec input[STEPS] = {0}, elapsed[STEPS] = {0};
+    for (int64_t n = 0, i = v * w->args->N; n < w->args->N; n++, i++) {
+        const float *B = w->B + n * STEPS, *C = w->C + n * STEPS;
+        vec decay[STEPS], state[STEPS + 1], A = w->rate[i], back = p->state[i], g_A = p->A[i];
+        vec *g_B = p->B + n * STEPS, *g_C = p->C + n * STEPS;
+        state[0] = kept[i];
+        UNROLL for (int64_t t = 0; t < count; t++) {
+            decay[t] = exp2v(x->elapsed[t] * A);
+            state[t + 1] = decay[t] * state[t] + x->input[t] * B[t];
+            g_C[t] += g->y[t] * state[t + 1];
+        }
+        UNROLL for (int64_t t = count - 1; t >= 0; t--) {
+            back += C[t] * g->y[t];
+            g_B[t] += back * x->input[t];
+            input[t] += back * B[t];
+            back *= decay[t];
+            vec exponent = back * state[t];
+            elapsed[t] += exponent * A;
+            g_A += exponent * x->elapsed[t];
+        }
+        p->state[i] = back, p->A[i] = g_A;
+    }
+    UNROLL for (int64_t t = 0; t < count; t++) g->input[t] = input[t], g->elapsed[t] = elapsed[t];
+}
+
+static void load_flow(flow *g, view out, const walk *w, int64_t c, int64_t t0, int64_t count) {
+    int n = lanes(w, c);
+    for (int64_t t = 0; t < count; t++) {
+        g->y[t] = load(at(out, w, t0 + t) + c, n);
+        if (w->args->z.data) {
+            vec z = load(at(w->args->z, w, t0 + t) + c, n);
+            g->y[t] *= z * sigmoid(z);
+        }
+    }
+}
+
+/* From the gradients of input and elapsed to those of u, dt, gap and scale. */
+static void put_flow(const flow *g, const block *x, const scan_grads *to, const walk *w, int64_t c, int64_t t0, int64_t count, float *g_scale) {
+    const scan_args *a = w->args;
+    int n = lanes(w, c);
+    vec D = load(a->D + w->k * a->E + c, n);
+    for (int64_t t = 0; t < count; t++) {
+        vec elapsed = 0.693147181f * g->elapsed[t], delta = elapsed + g->input[t] * x->u[t];
+        vec dt = load(at(a->dt, w, t0 + t) + c, n);
+        if (a->scale.data) {
+            if (g_scale) g_scale[row(w, t0 + t)] += sum(delta * softplus(dt));
+            delta *= *at(a->scale, w, t0 + t);
+        }
+        store(at(to->u, w, t0 + t) + c, D * g->y[t] + g->input[t] * x->delta[t], n);
+        store(at(to->dt, w, t0 + t) + c, delta * sigmoid(dt), n);
+        if (to->gap.data) store(at(to->gap, w, t0 + t) + c, elapsed, n);
+    }
+}
+
+static void backward(walk *w, const scan_grads *g, tape *p) {
+    const scan_args *a = w->args;
+    int64_t N = a->N, states = w->n_vecs * N, part = (w->first / SPAN * a->K + w->k) * a->batch + w->b;
+    float *g_scale = g->scale ? g->scale + part * a->L : NULL;
+    view y = g->z; /* holds the outputs, summed over the directions, until `backward_gate` */
+    forward(w, y, 0, p->kept);
+    memset(p->state, 0, sizeof(vec) * (size_t)states);
+    memset(p->A, 0, sizeof(vec) * (size_t)states);
+    memset(p->D, 0, sizeof p->D);
+    if (g_scale) memset(g_scale, 0, sizeof(float) * (size_t)a->L);
+    for (int64_t t0 = (a->L - 1) / STEPS * STEPS; t0 >= 0; t0 -= STEPS) {
+        int64_t count = least(STEPS, a->L - t0);
+        transpose_block(w, t0, count);
+        memset(p->B, 0, sizeof(vec) * (size_t)(N * STEPS));
+        memset(p->C, 0, sizeof(vec) * (size_t)(N * STEPS));
+        for (int64_t v = 0; v < w->n_vecs; v++) {
+            int64_t c = w->first + v * LANES;
+            block x;
+            flow f;
+            load_block(&x, w, c, t0, count);
+            load_flow(&f, g->out, w, c, t0, count);
+            if (count == STEPS)
+                retreat(STEPS, &f, &x, w, p, v, p->kept + t0 / STEPS * states);
+            else
+                retreat(count, &f, &x, w, p, v, p->kept + t0 / STEPS * states);
+            put_flow(&f, &x, g, w, c, t0, count, g_scale);
+            for (int64_t t = 0; t < count; t++) p->D[v] += f.y[t] * x.u[t];
+        }
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t n = 0, i = (part * a->L + row(w, t0 + t)) * N; n < N; n++, i++) {
+                g->B[i] = sum(p->B[n * STEPS + t]);
+                g->C[i] = sum(p->C[n * STEPS + t]);
+            }
+    }
+    for (int64_t v = 0; v < w->n_vecs; v++) {
+        int64_t c = w->first + v * LANES;
+        scatter(g->A, p->A + v * N, w, c);
+        if (g->h0) scatter(g->h0, p->state + v * N, w, c);
+        store(g->D + (w->b * a->K + w->k) * a->E + c, p->D[v], lanes(w, c));
+    }
+}
+
+/* The gradient of z where the outputs stand. */
+static void backward_gate(walk *w, const scan_grads *g) {
+    w->k = 0;
+    for (int64_t t = 0; t < w->args->L; t++)
+        for (int64_t v = 0; v < w->n_vecs; v++) {
+            int64_t c = w->first + v * LANES;
+            int n = lanes(w, c);
+            float *to = at(g->z, w, t) + c;
+            vec z = load(at(w->args->z, w, t) + c, n), s = sigmoid(z);
+            store(to, load(at(g->out, w, t) + c, n) * load(to, n) * s * (1 + z * (1 - s)), n);
+        }
+}
+
+/* 0, or 1 where there is no memory. */
+int stm_scan_backward(const scan_args *a, const scan_grads *g, int threads) {
+    int failed = 0;
+    int64_t blocks = (a->L + STEPS - 1) / STEPS, states = VECS * a->N;
+    size_t size = sizeof(vec) * (size_t)(start_size(a) + (blocks + 2) * states + 2 * a->N * STEPS);
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        vec *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
+        failed = !scratch;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < items(a); i++) {
+            if (failed) continue;
+            walk w = start(a, i, scratch);
+            tape p = {.kept = scratch + start_size(a)};
+            p.state = p.kept + blocks * states;
+            p.A = p.state + states;
+            p.B = p.A + states;
+            p.C = p.B + a->N * STEPS;
+            for (w.k = 0; w.k < a->K; w.k++) backward(&w, g, &p);
+            if (a->z.data) backward_gate(&w, g);
+        }
+        free(scratch);
+    }
+    return failed;
+}

@@ -1,0 +1,153 @@
+"""Official ViM checkpoints (hustvl/Vim) to a config and tensors in stm's names, and back.
+
+The two directions of a mixer, `conv1d` and `conv1d_b` and so on, are stacked on a leading axis K = 2, forward first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stm import checkpoint_file
+from stm.checkpoint_infer import DIRECTED, Stored, infer
+from stm.config import ModelConfig, Preprocess
+from stm.errors import CheckpointError
+from stm.tensors import dtype_name, listed
+
+_STATES = ("model", "state_dict")
+_AVERAGES = ("model_ema", "state_dict_ema")
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read.
+
+    Args:
+        model: the shape of the model.
+        tensors: its parameters by stm's names, float32, none of them a view of the file.
+        preprocessing: from a photograph to its input.
+        source_sha256: of the file's bytes.
+        notes: sentences about what was assumed or ignored.
+    """
+
+    model: ModelConfig
+    num_classes: int
+    tensors: dict[str, Tensor]
+    preprocessing: Preprocess
+    source_sha256: str
+    notes: tuple[str, ...]
+
+
+def read(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    class_token: str | None = None,
+    divide_out: bool | None = None,
+    ema: bool = False,
+) -> Checkpoint:
+    """Read a ViM checkpoint: a trainer's pickle, a bare state dict or safetensors. Nothing in it is run.
+
+    Args:
+        image_size, class_token, divide_out: what the tensors cannot tell; they win over what the file says of itself.
+        ema: take the averaged weights (`model_ema`).
+
+    Raises:
+        CheckpointError: not a checkpoint, not a ViM that stm runs, incomplete, or not finite.
+        UsageError: an argument that the tensors contradict.
+    """
+    path = Path(path)
+    where = str(path)
+    state, args, ignored = _state_dict(where, checkpoint_file.load(path), ema)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    model, classes, preprocessing, notes = infer(
+        where, shapes, Stored.of(args), image_size=image_size, class_token=class_token, divide_out=divide_out
+    )
+    other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
+    tensors = _stack(where, state, model.depth)
+    if other:
+        notes += (f"{' and '.join(other)} weights are computed with in float32",)
+    return Checkpoint(model, classes, tensors, preprocessing, checkpoint_file.sha256(path), notes + ignored)
+
+
+def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse: a dense model's parameters by stm's names to the official state dict; no tensor shares memory with another.
+
+    Raises:
+        CheckpointError: a tensor that the official format has no place for, such as a merge plan's.
+    """
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+    names = _names(depth)
+    if unknown := sorted(tensors.keys() - names.keys()):
+        raise CheckpointError(f"{unknown[0]} has no place in an official ViM checkpoint: only a dense model has one")
+    state: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        parts = [tensors[ours]] if len(theirs) == 1 else [part.clone() for part in tensors[ours]]
+        if ours.endswith("conv1d_weight"):
+            parts = [part.unsqueeze(1) for part in parts]  # (E, 1, W)
+        state.update(zip(theirs, parts, strict=True))
+    return state
+
+
+def _names(depth: int) -> dict[str, tuple[str, ...]]:
+    """stm's name of every tensor to the official one, or to those of the two directions."""
+    names: dict[str, tuple[str, ...]] = {name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")}
+    names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
+    for block in (f"layers.{i}" for i in range(depth)):
+        names |= {f"{block}.{name}": (f"{block}.{name}",) for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")}
+        for name in DIRECTED:
+            ours = name.replace("{}", "").replace(".", "_")
+            names[f"{block}.mixer.{ours}"] = (f"{block}.mixer.{name.format('')}", f"{block}.mixer.{name.format('_b')}")
+    return names
+
+
+def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
+    """The weights of a checkpoint, the trainer's arguments, and a sentence about what is left; the rest is dropped."""
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'")
+    held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
+    key = next((key for key in (_AVERAGES if ema else _STATES) if key in held), None)
+    if ema and key is None:
+        raise CheckpointError(f"{where} holds no averaged weights (model_ema), only {listed(map(repr, document))}", "read it without --ema")
+    if key is None and held:
+        raise CheckpointError(f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema")
+    state = document if key is None else held[key]
+    for prefix in _WRAPPERS:
+        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not state:
+        raise CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise CheckpointError(
+                f"{where}: {name!r} is a {type(value).__name__}, expected a tensor", f"it holds {listed(map(repr, state))}"
+            )
+    ignored: tuple[str, ...] = ()
+    if not ema and any(name in held for name in _AVERAGES):
+        ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
+    return dict(state), document.get("args") if key else None, ignored
+
+
+def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """The parameters by stm's names. Each official tensor leaves `state` as it is copied: two whole models are never held."""
+    tensors = {}
+    for ours, theirs in _names(depth).items():
+        parts = [_float32(where, name, state.pop(name)) for name in theirs]
+        tensor = parts[0].clone(memory_format=torch.contiguous_format) if len(parts) == 1 else torch.stack(parts)  # (K, ...)
+        tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
+    return tensors
+
+
+def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
+        raise CheckpointError(f"{where}: {name} is {kind}, expected floating-point numbers", "save the float weights of the model")
+    tensor = tensor.detach().to(torch.float32)
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{where}: {name} holds NaN or infinite values", "training diverged or the file is damaged: use another")
+    return tensor

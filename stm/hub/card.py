@@ -1,0 +1,184 @@
+"""The model card: README.md of a folder, from what is known about the model and nothing else.
+
+A number that was not measured is not there. Text from outside (names of files, sample sets, licences) is quoted for the
+language that it stands in: YAML, Markdown, shell or Python.
+"""
+
+import re
+import shlex
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from stm import __version__
+from stm.config import Config, Measured, Recipe
+from stm.errors import ArtifactError
+from stm.reports import Environment, Flops
+
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+_STAIRS = 40  # characters of the widest step
+
+
+def card(
+    config: Config,
+    *,
+    name: str,
+    flops: Flops,
+    parameters: int,
+    weights_bytes: int,
+    images_per_second: float | None = None,
+    environment: Environment | None = None,
+) -> str:
+    """The text of README.md, front matter included.
+
+    Args:
+        config: what the folder says.
+        name: the folder's base name.
+        flops: of one image.
+        parameters: how many there are.
+        weights_bytes: of model.safetensors.
+        images_per_second, environment: the speed that was measured and what it was measured on, if it was.
+
+    Raises:
+        ArtifactError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment as Templates
+        from jinja2 import StrictUndefined
+    except ImportError as error:
+        raise ArtifactError("writing a model card needs jinja2, which is not installed", "pip install jinja2") from error
+    # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
+    templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    templates.filters |= {"yaml": _yaml, "text": _text, "shell": shlex.join, "python": repr, "percent": _percent, "giga": _giga}
+    return templates.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        config=config,
+        model=config.model,
+        preprocessing=config.preprocessing,
+        protection=config.protection,
+        recipe=config.recipe,
+        source=config.source,
+        name=name,
+        flops=flops,
+        parameters=parameters,
+        weights_bytes=weights_bytes,
+        images_per_second=images_per_second,
+        environment=environment,
+        version=__version__,
+        notes=_notes(config.extra.get("notes")),
+        steps=_steps(config),
+        staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
+        saving=config.schedule.saving(config.model.depth),
+        labelled=[each for each in config.measured if each.top1 is not None],
+        measured=[_measured(each) for each in config.measured],
+        command=recipe_command(config),
+    )
+
+
+def recipe_command(config: Config) -> list[str] | None:
+    """The words of the command that makes this model again, every option spelled out.
+
+    None where there is no such command: for a dense model, a source without a name, or weights averaged over images, whose folder
+    is not known.
+    """
+    recipe, protection, source = config.recipe, config.protection, config.source
+    named = source.repo or source.file
+    if recipe is None or protection is None or recipe.calibration is not None or named is None:
+        return None
+    asked = config.extra.get("asked")
+    asked = asked if isinstance(asked, dict) else {}
+    options: dict[str, Any] = {
+        "--file": source.file if source.repo else None,
+        "--revision": source.revision if source.repo else None,
+        "--image-size": asked.get("image_size"),
+        "--class-token": asked.get("class_token"),
+        "--method": recipe.method,
+        **_budget(recipe),
+        "--schedule": recipe.schedule,
+        "--sides": recipe.sides,
+        "--tokens-per-side": recipe.tokens_per_side,
+        "--weights": protection.weights,
+        "--hsp": protection.mode if protection.weights == "hsp" else None,
+        "--step-scale": protection.step_scale,
+        "--seed": recipe.seed,
+        "--dtype": None if config.dtype == "float32" else config.dtype,
+    }
+    flags = {
+        "--span-conv": protection.span_conv,
+        "--plain-conv": not protection.span_conv,
+        "--normalize": protection.normalized,
+        "--no-divide-out": asked.get("divide_out") is False,
+        "--ema": asked.get("ema") is True,
+    }
+    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    return ["stm", "compress", named, *words, *(flag for flag, on in flags.items() if on)]
+
+
+def _budget(recipe: Recipe) -> dict[str, Any]:
+    if recipe.stages is not None:
+        return {"--stages": ",".join(map(str, recipe.stages))}
+    return {"--rate": recipe.rate} if recipe.rate is not None else {"--saving": recipe.saving}
+
+
+def _notes(value: Any) -> list[str]:
+    """What reading the checkpoint assumed; `extra` may hold anything."""
+    return [note for note in value if isinstance(note, str)] if isinstance(value, list) else []
+
+
+def _steps(config: Config) -> list[dict[str, int]]:
+    """The rows of the schedule's table."""
+    tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
+    return [
+        {"after": s.after, "before": tokens[s.after], "absorbed": len(s.absorb), "left": tokens[s.after + 1], "cls": cls[s.after + 1]}
+        for s in config.schedule.steps
+    ]
+
+
+def _staircase(tokens: tuple[int, ...]) -> str:
+    """Runs of blocks with as many tokens, one a line, as bars."""
+    lines, first = [], 0
+    digits, number = len(str(tokens[0])), len(str(len(tokens) - 1))
+    for count, run in groupby(tokens):
+        last = first + len(list(run)) - 1
+        blocks = f"{first:{number}}" + (f" to {last:{number}}" if last > first else " " * (4 + number))
+        lines.append(f"blocks {blocks}  {count:{digits}} {'#' * max(1, round(_STAIRS * count / tokens[0]))}")
+        first = last + 1
+    return "\n".join(lines)
+
+
+def _measured(each: Measured) -> dict[str, Any]:
+    """One evaluation as the rows of its table, and why it has no more of them."""
+    rows = []
+    if each.dense_top1 is not None:
+        rows.append(("top-1, dense model", _percent(each.dense_top1), ""))
+    for label, value, ci in (("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci)):
+        if value is not None:
+            rows.append((label, _percent(value), f"{_percent(ci[0])} to {_percent(ci[1])}" if ci else ""))
+    if each.drop is not None:
+        interval = f"{100 * each.drop_ci[0]:.2f} to {100 * each.drop_ci[1]:.2f}" if each.drop_ci else ""
+        rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", interval))
+    if each.mcnemar_p is not None:
+        rows.append(("exact McNemar test, p", f"{each.mcnemar_p:.3g}", ""))
+    if each.agreement is not None:
+        rows.append(("images that keep the dense model's top-1", _percent(each.agreement), ""))
+    if each.kl is not None:
+        rows.append(("KL(dense, this), nats", f"{each.kl:.4f}", ""))
+    return {"of": each, "rows": rows, "reasons": list(dict.fromkeys(each.reasons.values()))}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _giga(count: int) -> str:
+    return f"{count / 1e9:.4g} G" if count >= 10**8 else f"{count / 1e6:.4g} M"
+
+
+def _yaml(text: str) -> str:
+    """A YAML string: JSON's quotes, and anything that cannot be seen as its code."""
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def _text(text: str) -> str:
+    """Markdown that shows exactly this text, on one line, in a table too."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"[\\`*\[\]<>|#&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)

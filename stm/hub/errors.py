@@ -1,0 +1,165 @@
+"""What huggingface_hub raises, told in one sentence with a next step: one table, the specific before the general.
+
+Types are known by their names, so that the table needs no import, and no version of huggingface_hub lacks an entry.
+Nothing that a server or a request says of its headers is repeated: a token is never shown.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stm.errors import HubError, StmError, UsageError
+
+_LOGIN = "log in with: hf auth login, or give --token"
+_LATER = "run it again in a while"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of the Hub, for messages."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+    upload: bool = False
+
+    def __str__(self) -> str:
+        what = f"{self.file} of {self.repo}" if self.file else self.repo
+        return f"{what} at {self.revision}" if self.revision else what
+
+
+Told = tuple[str, str]
+
+
+@contextmanager
+def told(request: Request) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside into a HubError; what the table does not know is raised as it is."""
+    try:
+        yield
+    except StmError:
+        raise
+    except Exception as error:
+        found = explain(error, request)
+        if found is None:
+            raise
+        raise HubError(*found) from error
+
+
+def explain(error: BaseException, request: Request) -> Told | None:
+    """The sentence and the next step for an exception; None for one that is not of the Hub."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    teller = next((teller for kind, teller in _TABLE if kind in kinds), None)
+    return None if teller is None else teller(error, request)
+
+
+def check_token(token: str | None) -> None:
+    """Refuse a token that no header can carry, before a library quotes it in its complaint.
+
+    Raises:
+        UsageError: empty, or with blanks or other characters that no token has.
+    """
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UsageError("the token is empty or holds characters that no token has", "copy it again, without blanks or line ends")
+
+
+def _gated(error: Any, request: Request) -> Told:
+    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {_endpoint()}/{request.repo}, then {_LOGIN}"
+
+
+def _no_repo(error: Any, request: Request) -> Told:
+    access = "may not be written" if request.upload else "may not be seen"
+    return f"{request.repo} was not found on the Hub, or it {access} with this login", f"check the name; if it is private, {_LOGIN}"
+
+
+def _no_revision(error: Any, request: Request) -> Told:
+    return (
+        f"{request.repo} has no revision {request.revision}",
+        f"{_endpoint()}/{request.repo}/commits lists its branches, tags and commits",
+    )
+
+
+def _no_entry(error: Any, request: Request) -> Told:
+    return f"{request.repo} has no file {request.file}", f"see what it has: {_endpoint()}/{request.repo}/tree/{request.revision or 'main'}"
+
+
+def _not_cached(error: Any, request: Request) -> Told:
+    # with the request that failed as its cause, unless there was none
+    cause = error.__cause__ and explain(error.__cause__, request)
+    return cause or _offline(error, request)
+
+
+def _offline(error: Any, request: Request) -> Told:
+    if request.upload:
+        return f"{request} cannot be written: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
+    return f"{request} is not in the local cache ({_cache()}), and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run it once online"
+
+
+def _status(error: Any, request: Request) -> Told:
+    status = error.response.status_code
+    verb = "write" if request.upload else "read"
+    if status == 401:
+        return f"the Hub does not accept the login for {request} (401)", _LOGIN
+    if status == 403:
+        return f"this login may not {verb} {request} (403)", f"with a token that may {verb} it, {_LOGIN}"
+    if status == 429:
+        wait = error.response.headers.get("Retry-After", "")
+        return f"the Hub takes no more requests for now (429), {request} among them", f"wait {wait} seconds" if wait.isdigit() else _LATER
+    if status >= 500:
+        return f"the Hub failed ({status}) on {request}", _LATER
+    return f"the Hub refused {request} ({status})", f"see {_endpoint()}/{request.repo}"
+
+
+def _unreachable(error: Any, request: Request) -> Told:
+    cached = "" if request.upload else "; what is in the cache is read with HF_HUB_OFFLINE=1"
+    return f"{_endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
+
+
+def _no_hub(error: Any, request: Request) -> Told:
+    return f"{_endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
+
+
+def _bad_name(error: Any, request: Request) -> Told:
+    return f"{request.repo!r} is no name of a repo on the Hub", "a repo is OWNER/NAME"
+
+
+def _system(error: Any, request: Request) -> Told:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
+    if error.errno is None:  # huggingface_hub's own check of the size
+        return f"{request} did not come whole", "run it again"
+    where = error.filename or _cache()
+    return f"{request} cannot be kept: {os.strerror(error.errno)} ({where})", "set HF_HOME to a folder that can be written"
+
+
+_TABLE: tuple[tuple[str, Callable[[Any, Request], Told]], ...] = (
+    ("GatedRepoError", _gated),
+    ("RepositoryNotFoundError", _no_repo),
+    ("RevisionNotFoundError", _no_revision),
+    ("RemoteEntryNotFoundError", _no_entry),
+    ("LocalEntryNotFoundError", _not_cached),
+    ("OfflineModeIsEnabled", _offline),
+    ("HfHubHTTPError", _status),
+    ("FileMetadataError", _no_hub),
+    ("XetDownloadError", _unreachable),
+    ("HTTPError", _unreachable),  # httpx: connections, timeouts, protocol
+    ("ConnectionError", _unreachable),
+    ("TimeoutError", _unreachable),
+    ("HFValidationError", _bad_name),
+    ("OSError", _system),
+)
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE

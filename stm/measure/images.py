@@ -1,0 +1,121 @@
+"""From a sample to the pixels that a model sees. Pillow alone: the processes that decode images do not import torch."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from stm.config import Preprocess
+from stm.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODES = {1: "L", 3: "RGB"}  # by channels of the model
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file."""
+
+    path: Path
+
+    def open(self) -> Image.Image:
+        return Image.open(self.path)
+
+    def mark(self) -> str:
+        """What tells two contents apart, cheaply: the size in bytes."""
+        try:
+            return str(self.path.stat().st_size)
+        except OSError:  # it will be counted as broken when it is opened
+            return "missing"
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image in a file: `box` is left, top, right, bottom in pixels."""
+
+    path: Path
+    box: tuple[int, int, int, int]
+
+    def open(self) -> Image.Image:
+        with Image.open(self.path) as whole:
+            return whole.crop(self.box)
+
+    def mark(self) -> str:
+        return f"{self.path.stat().st_size} {self.box}"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A square grayscale image in memory, one byte a pixel, row by row."""
+
+    data: bytes
+    side: int
+
+    def open(self) -> Image.Image:
+        return Image.frombytes("L", (self.side, self.side), self.data)
+
+    def mark(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a sample set.
+
+    Args:
+        file: its name in the set.
+        label: the index of its class, where that is known.
+        source: how to open it; a tensor (C, H, W) float32 is ready for the model as it is.
+    """
+
+    file: str
+    label: int | None
+    source: "ImageFile | Crop | Pixels | Tensor"
+
+
+def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
+    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop do on PIL images.
+
+    The image becomes RGB, or grayscale for a model of one channel, as `convert` of Pillow has it: transparency is
+    dropped. Of 16-bit grayscale the high byte is taken, where Pillow would clip nearly everything to white. EXIF
+    orientation is not applied: the official evaluation (hustvl/Vim datasets.py, through torchvision's ImageFolder) does
+    not either.
+
+    Raises:
+        DataError: the pixels have no known range, the image is so narrow that resizing would explode it, or there is no
+            interpolation and the size is not the crop's.
+    """
+    image = _as_mode(image, len(prep.mean))
+    width, height = image.size
+    if prep.interpolation == "none":
+        if image.size != (prep.crop, prep.crop):
+            raise DataError(f"the image is {width} x {height} pixels, expected {prep.crop} x {prep.crop}: this model takes no resizing")
+        return image
+    if not width or not height:
+        raise DataError(f"the image is {width} x {height} pixels, expected at least one")
+    short, long = min(width, height), max(width, height)
+    resized = int(prep.resize * long / short)
+    if Image.MAX_IMAGE_PIXELS is not None and prep.resize * resized > Image.MAX_IMAGE_PIXELS:
+        raise DataError(f"the image is {width} x {height} pixels: too narrow to resize its short side to {prep.resize}")
+    width, height = (prep.resize, resized) if width <= height else (resized, prep.resize)
+    image = image.resize((width, height), FILTERS[prep.interpolation])
+    left, top = round((width - prep.crop) / 2), round((height - prep.crop) / 2)
+    return image.crop((left, top, left + prep.crop, top + prep.crop))
+
+
+def _as_mode(image: Image.Image, channels: int) -> Image.Image:
+    if channels not in MODES:
+        raise DataError(f"the model takes {channels} channels, expected 1 or 3: an image file has no others")
+    if image.mode in ("I", "F"):
+        raise DataError(f"the image has 32 bits a pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        high = 0 if image.mode == "I;16B" else 1
+        image = Image.frombytes("L", image.size, image.tobytes()[high::2])
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way, whose colours are the same
+    return image.convert(MODES[channels])

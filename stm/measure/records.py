@@ -1,0 +1,286 @@
+"""One record an image, and the file that holds them.
+
+Every statistic is a pure function of records, so that resuming a run, joining the work of several processes and
+comparing two models on the same images are concatenation. A record's floats are written so that they read back as they
+were, and the unit of work is a whole batch: a run that is resumed computes the same batches again that an
+uninterrupted one would, and so writes the same bytes.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stm.codec import brief, decode, encode
+from stm.config import Preprocess, to_json
+from stm.errors import DataError, UsageError
+from stm.model import ViM
+
+# A row ends at a line break that is not inside quotes. Possessive, because a torn row must fail at once.
+_ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the model, and the dense one beside it, made of one image.
+
+    Args:
+        file: the image's name in its sample set.
+        label: its class, where it is known.
+        pred, dense_pred: the most likely class.
+        top5, dense_top5: the five most likely classes, best first; fewer where there are fewer classes.
+        margin: the largest logit minus the second; None with a single class.
+        kl: KL(dense || this) of the class probabilities, in nats.
+        error: a sentence, which names the image, why it was not scored; then there is nothing but the file and the label.
+    """
+
+    file: str
+    label: int | None = None
+    pred: int | None = None
+    top5: tuple[int, ...] = ()
+    dense_pred: int | None = None
+    dense_top5: tuple[int, ...] = ()
+    margin: float | None = None
+    kl: float | None = None
+    error: str | None = None
+
+
+HEADER = ",".join(field.name for field in fields(Record)) + "\n"
+
+
+def records_of(files: Sequence[str], labels: Sequence[int | None], logits: Tensor, dense_logits: Tensor | None = None) -> list[Record]:
+    """The records of a batch, computed in float64. Equal logits rank by class index.
+
+    Args:
+        files, labels: B of each.
+        logits, dense_logits: (B, classes), finite.
+    """
+    values, order = logits.double().sort(dim=-1, descending=True, stable=True)  # (B, classes)
+    top5 = order[:, :5].tolist()
+    margins = (values[:, 0] - values[:, 1]).tolist() if values.shape[1] > 1 else [None] * len(files)
+    dense_top5: list[list[int]] = [[]] * len(files)
+    divergences: list[float | None] = [None] * len(files)
+    if dense_logits is not None:
+        dense_top5 = dense_logits.double().argsort(dim=-1, descending=True, stable=True)[:, :5].tolist()
+        divergences = kl_divergence(dense_logits, logits).tolist()
+    return [
+        Record(
+            file=file,
+            label=label,
+            pred=top[0],
+            top5=tuple(top),
+            dense_pred=dense[0] if dense else None,
+            dense_top5=tuple(dense),
+            margin=margin,
+            kl=kl,
+        )
+        for file, label, top, dense, margin, kl in zip(files, labels, top5, dense_top5, margins, divergences, strict=True)
+    ]
+
+
+def kl_divergence(dense_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(dense || this) of each row in nats, in float64: (B, classes), (B, classes) -> (B,)."""
+    p, q = dense_logits.double().log_softmax(-1), logits.double().log_softmax(-1)
+    # The sum is never negative but for rounding.
+    return (p.exp() * (p - q)).sum(-1).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run's records were measured on. Two runs may share a file where all of it is equal.
+
+    Args:
+        model, reference: `fingerprint` of the model and of the dense one beside it.
+        data: the sample set's fingerprint.
+    """
+
+    model: str
+    reference: str | None
+    data: str
+    preprocessing: Preprocess
+    limit: int | None
+    seed: int
+
+
+def fingerprint(model: ViM) -> str:
+    """sha256 of what decides a ViM's logits: its shape, dtype, schedule and protection, and every tensor's bytes."""
+    document = to_json(model.config)
+    decisive = {key: document[key] for key in ("dtype", "model", "num_classes", "protection", "schedule")}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda item: item[0]):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_path(path: str | Path) -> Path:
+    """Refuse a records file that could not be written, before any work is done.
+
+    Raises:
+        UsageError: the path is a folder, or its folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected the name of a CSV file for the records")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: permission denied", "choose another file for the records")
+    return path
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """The records in a file; a torn last line, which a killed run leaves, is not one.
+
+    Raises:
+        DataError: the file cannot be read or does not hold records.
+    """
+    return _parse(Path(path), _whole_rows(Path(path)))
+
+
+class RecordFile:
+    """The records of one run on disk, appended batch by batch and resumed from where a killed run stopped.
+
+    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there.
+
+    Args:
+        path: FILE. A new one is made; one that an equal run left is continued, from a multiple of `batch_size`, so that
+            the batches that follow are those of an uninterrupted run.
+        identity: what this run measures.
+        files: the names of the run's images, in order.
+        batch_size: images a batch, broken ones included.
+
+    Raises:
+        UsageError: the file's folder does not exist or cannot be written.
+        DataError: the file belongs to another run, does not hold records, or the disk is full.
+    """
+
+    def __init__(self, path: str | Path, identity: Identity, files: Sequence[str], batch_size: int) -> None:
+        self.path = check_path(path)
+        self._beside = self.path.with_name(self.path.name + ".json")
+        self._hint = f"give the records another file, or delete {self.path} and {self._beside} to start again"
+        self._claim(identity)
+        rows = _whole_rows(self.path) if self.path.exists() else []
+        done = _parse(self.path, rows)
+        for number, (record, file) in enumerate(zip(done, files, strict=False), start=1):
+            if record.file != file:
+                raise DataError(f"{self.path}: record {number} is of {record.file}, expected {file}", self._hint)
+        if len(done) > len(files):
+            raise DataError(f"{self.path} holds {len(done)} records, expected at most the {len(files)} of this run", self._hint)
+        keep = len(done) if len(done) == len(files) else len(done) // batch_size * batch_size
+        self.done = done[:keep]
+        self._write(b"" if rows else HEADER.encode(), after=sum(map(len, rows[: keep + 1])))
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Hand the records of a batch to the operating system: a kill after this loses none of them."""
+        # File names that are not UTF-8 come from the system as surrogates and go back as the bytes they were.
+        self._write("".join(map(_line, records)).encode("utf-8", "surrogateescape"))
+
+    def _write(self, data: bytes, after: int | None = None) -> None:
+        """Append, or replace what is there from byte `after` on."""
+        try:
+            with self.path.open("ab") as stream:
+                if after is not None:
+                    stream.truncate(after)
+                stream.write(data)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def _claim(self, identity: Identity) -> None:
+        """Write down what a new file is for; refuse one that is for another run, and say what differs."""
+        if self._beside.exists():
+            try:
+                there: Identity = decode(Identity, json.loads(self._beside.read_bytes()), "")
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint) from error
+            if differences := _differences(encode(there), encode(identity)):
+                raise DataError(f"{self.path} holds the records of another run: {'; '.join(differences)}", self._hint)
+        elif self.path.exists() and self.path.stat().st_size:
+            raise DataError(f"{self.path} exists, but {self._beside}, which says what it was measured on, does not", self._hint)
+        else:
+            draft = self._beside.with_name(self._beside.name + ".part")
+            try:
+                draft.write_text(json.dumps(encode(identity), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                draft.replace(self._beside)
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                raise _cannot_write(self._beside, error) from error
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key in here:
+        if isinstance(here[key], dict):
+            out += _differences(there[key], here[key], f"{prefix}{key}.")
+        elif there[key] != here[key]:
+            out.append(f"{prefix}{key} was {brief(there[key])} and is now {brief(here[key])}")
+    return out
+
+
+def _whole_rows(path: Path) -> list[bytes]:
+    """The rows that end in a line break, header first; what a killed run tore off behind them is left out."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    rows, end = [], 0
+    while match := _ROW.match(data, end):
+        rows.append(match[0])
+        end = match.end()
+    return rows
+
+
+def _parse(path: Path, rows: Sequence[bytes]) -> list[Record]:
+    if rows and rows[0] != HEADER.encode():
+        raise DataError(f"{path} does not begin with {HEADER.strip()}: these are not records of stm")
+    records = []
+    for number, row in enumerate(rows[1:], start=1):
+        try:
+            records.append(_record(next(csv.reader([row.decode("utf-8", "surrogateescape")], strict=True))))
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{path}: record {number} cannot be read: {error}") from error
+    return records
+
+
+def _record(row: list[str]) -> Record:
+    if len(row) != len(fields(Record)):
+        raise ValueError(f"{len(row)} columns, expected {len(fields(Record))}")
+    file, label, pred, top5, dense_pred, dense_top5, margin, kl, error = row
+    return Record(
+        file=file,
+        label=_maybe(int, label),
+        pred=_maybe(int, pred),
+        top5=tuple(map(int, top5.split())),
+        dense_pred=_maybe(int, dense_pred),
+        dense_top5=tuple(map(int, dense_top5.split())),
+        margin=_maybe(float, margin),
+        kl=_maybe(float, kl),
+        error=error or None,
+    )
+
+
+def _maybe(kind: Any, text: str) -> Any:
+    return kind(text) if text else None
+
+
+def _line(record: Record) -> str:
+    return ",".join(_cell(getattr(record, field.name)) for field in fields(record)) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """One field of a row. `csv.writer` leaves a carriage return unquoted on Python 3.11, which its reader refuses."""
+    text = "" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
+    return DataError(f"{path} cannot be written: {error.strerror}", hint)

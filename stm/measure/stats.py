@@ -1,0 +1,124 @@
+"""Statistics of an evaluation: pure functions of its records, whatever their order.
+
+All intervals are at 95%. An accuracy has Wilson's score interval. The drop is the difference of two accuracies on the
+same images, so it has an interval for paired proportions, Newcombe's square-and-add: it stays sensible on a few hundred
+images and where the two models never disagree, where the usual normal interval shrinks to a point. Whether the two
+models differ at all is McNemar's exact test.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from scipy.stats import binomtest
+
+from stm.config import Measured
+from stm.errors import DataError
+from stm.measure.records import Record
+
+Interval = tuple[float, float]
+
+# What a figure needs: labels, a dense model, or both.
+LABEL_FIGURES = ("top1", "top1_ci", "top5", "top5_ci")
+DENSE_FIGURES = ("agreement", "kl")
+PAIRED_FIGURES = ("dense_top1", "drop", "drop_ci", "mcnemar_p")
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson's 95% score interval for a proportion (Wilson 1927)."""
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided McNemar test: the chance of discordant pairs as uneven as these, or more, if neither is better."""
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+    """The 95% interval of (first accuracy - second accuracy) on the same images.
+
+    Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data",
+    Statistics in Medicine 17 (1998) 2635-2650, method 10: the two Wilson intervals, joined with the correlation of the
+    two outcomes (continuity-corrected, as there).
+    """
+    n = both + only_first + only_second + neither
+    first, second = both + only_first, both + only_second
+    p1, p2 = first / n, second / n
+    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
+
+    excess: float = both * neither - only_first * only_second
+    if excess > 0:
+        excess = max(excess - n / 2, 0)
+    spread = first * (n - first) * second * (n - second)
+    phi = excess / math.sqrt(spread) if spread else 0.0
+
+    below, above = (p1 - low1, high2 - p2), (high1 - p1, p2 - low2)
+    difference = (only_first - only_second) / n
+    return difference - _add(*below, phi), difference + _add(*above, phi)
+
+
+def _add(a: float, b: float, phi: float) -> float:
+    """The length of the difference of two half-widths with correlation phi."""
+    return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+
+def summarize(records: Iterable[Record], *, data: str, seed: int = 0) -> Measured:
+    """All the figures of an evaluation.
+
+    Broken images are counted as `failed` and are in no other figure. A figure that needs labels or a dense model needs
+    them for every image; where it cannot be computed it is None, and `reasons` says why.
+
+    Args:
+        records: of one or several runs, in any order.
+        data: the sample set's name.
+        seed: the run's seed, which is only passed on.
+
+    Raises:
+        DataError: no image was scored.
+    """
+    records = list(records)
+    scored = [record for record in records if record.error is None]
+    n, failed = len(scored), len(records) - len(scored)
+    if not scored:
+        raise DataError(_nothing_scored(records, data))
+    no_label = _reason([record.label for record in scored], "have no label")
+    no_dense = _reason([record.dense_pred for record in scored], "were not compared with a dense model")
+    right = [record.pred == record.label for record in scored]
+    dense_right = [record.dense_pred == record.label for record in scored]
+
+    figures: dict[str, Any] = {}
+    reasons = dict.fromkeys(LABEL_FIGURES, no_label) | dict.fromkeys(DENSE_FIGURES, no_dense)
+    reasons |= dict.fromkeys(PAIRED_FIGURES, no_label or no_dense)
+    if not no_label:
+        top1, top5 = sum(right), sum(record.label in record.top5 for record in scored)
+        figures |= {"top1": top1 / n, "top1_ci": wilson(top1, n), "top5": top5 / n, "top5_ci": wilson(top5, n)}
+    if not no_dense:
+        figures["agreement"] = sum(record.pred == record.dense_pred for record in scored) / n
+        figures["kl"] = math.fsum(record.kl for record in scored if record.kl is not None) / n
+    if not no_label and not no_dense:
+        pairs = Counter(zip(dense_right, right, strict=True))
+        lost, won = pairs[True, False], pairs[False, True]
+        figures |= {
+            "dense_top1": sum(dense_right) / n,
+            "drop": (lost - won) / n,
+            "drop_ci": paired_difference(pairs[True, True], lost, won, pairs[False, False]),
+            "mcnemar_p": mcnemar(lost, won),
+        }
+    why = {key: reason for key, reason in reasons.items() if reason is not None}
+    return Measured(data=data, n=n, failed=failed, seed=seed, reasons=why, **figures)
+
+
+def _reason(values: Sequence[int | None], what: str) -> str | None:
+    """Why a figure that needs these values of every image cannot be computed; None if it can."""
+    missing = sum(value is None for value in values)
+    who = "the images" if missing == len(values) else f"{missing} of the {len(values)} images"
+    return f"{who} {what}" if missing else None
+
+
+def _nothing_scored(records: Sequence[Record], data: str) -> str:
+    if not records:
+        return f"{data} holds no images"
+    return f"{data}: none of the {len(records)} images could be read; the first: {records[0].error}"

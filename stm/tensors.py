@@ -1,0 +1,62 @@
+"""Whether tensors are the ones that a model takes: names, shapes, dtypes, finite values."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from stm.errors import StmError
+
+SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+
+
+def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
+    """Refuse tensors that are not exactly the expected ones.
+
+    Args:
+        expected: name to a tensor of the right shape and dtype; the meta device will do.
+        found: what is there.
+        where: the file, for the message.
+        error: what to raise.
+
+    Raises:
+        error: with every kind of difference in one sentence: what is missing, unexpected, of another shape or dtype; or else the
+            tensors that hold NaN or infinity.
+    """
+    both = sorted(expected.keys() & found.keys())
+    differences = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in both
+            if found[name].shape != expected[name].shape
+        ],
+        "of another dtype": [
+            f"{name} {dtype_name(found[name])} instead of {dtype_name(expected[name])}"
+            for name in both
+            if found[name].dtype != expected[name].dtype
+        ],
+    }
+    if told := [f"{len(names)} {kind} ({listed(names)})" for kind, names in differences.items() if names]:
+        raise error(f"{where} does not hold the tensors that were expected: {', '.join(told)}")
+    check_finite(found, where, error)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
+    """Refuse NaN and infinity, by the names of the tensors that hold them."""
+    bad = [name for name, tensor in sorted(tensors.items()) if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise error(f"{where} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed(bad)})")
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """`float32` and so on, as configs name it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a sentence: the first few, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+    return ", ".join(every[:SHOWN]) + more

@@ -1,0 +1,5 @@
+"""`python -m stm_cli` is `stm`."""
+
+from stm_cli.main import main
+
+main()

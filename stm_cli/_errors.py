@@ -1,0 +1,87 @@
+"""From an exception to a sentence, a next step and an exit code: one table, the specific before the general.
+
+Exit codes: 0 done, 1 failure, 2 usage, 3 accuracy gate not met, 130 interrupted.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import typer
+
+from stm.errors import StmError
+from stm_cli._output import error
+
+DEBUG = "STM_DEBUG"
+
+
+class Failure(NamedTuple):
+    """What a user is told. An empty message is not shown."""
+
+    code: int
+    message: str = ""
+    hint: str | None = None
+
+
+def _usage(caught: typer.TyperException) -> Failure:
+    context = getattr(caught, "ctx", None)
+    command = context.command_path if context else "stm"
+    return Failure(caught.exit_code, caught.format_message().rstrip("."), f"{command} --help shows what it takes")
+
+
+def _memory(caught: BaseException) -> Failure:
+    return Failure(1, f"out of memory: {_line(caught)}", "a smaller --batch-size needs less")
+
+
+def _other(caught: Exception) -> Failure:
+    if type(caught).__name__ == "OutOfMemoryError":  # torch's: by name, because importing torch takes seconds
+        return _memory(caught)
+    return Failure(1, f"stm failed unexpectedly: {type(caught).__name__}: {_line(caught)}", f"set {DEBUG}=1 to see the traceback")
+
+
+def _line(caught: BaseException) -> str:
+    """The first line of what it says, which may be long or empty."""
+    lines = str(caught).strip().splitlines() or ["no message"]
+    return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
+
+
+TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
+    (StmError, lambda caught: Failure(caught.exit_code, caught.message, caught.hint)),
+    (typer.TyperException, _usage),
+    (typer.Abort, lambda _: Failure(130)),
+    (KeyboardInterrupt, lambda _: Failure(130)),
+    (BrokenPipeError, lambda _: Failure(1)),
+    (MemoryError, _memory),
+    (Exception, _other),
+)
+
+
+def describe(caught: BaseException) -> Failure:
+    """The first row of the table that fits; what no row fits (SystemExit) is raised again."""
+    for kind, failure in TABLE:
+        if isinstance(caught, kind):
+            return failure(caught)
+    raise caught
+
+
+def guard(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit code: nothing but SystemExit gets past.
+
+    Typer returns the code of a `typer.Exit` (130 for Ctrl-C) where it does not raise.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+    except BaseException as caught:
+        failure = describe(caught)
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            traceback.print_exception(caught)
+        if isinstance(caught, BrokenPipeError):
+            # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if failure.message:
+            error(failure.message, failure.hint)
+        return failure.code
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,126 @@
+"""Numbers and blocks of text that several screens share. Pure functions of a report's values."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.table import Table
+from rich.text import Text
+
+from stm.config import Measured, Source
+from stm.reports import Environment, Flops
+
+Row = tuple[str, str]
+
+_NAMES = {
+    "top1": "top-1",
+    "top1_ci": "top-1",
+    "top5": "top-5",
+    "top5_ci": "top-5",
+    "agreement": "agreement",
+    "kl": "KL",
+    "dense_top1": "drop",
+    "drop": "drop",
+    "drop_ci": "drop",
+    "mcnemar_p": "drop",
+}
+
+
+def fields(rows: Iterable[Row]) -> Table:
+    """Names on the left, what they are on the right."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}%"
+
+
+def interval(low_high: tuple[float, float]) -> str:
+    """A 95% interval of shares, in percent."""
+    return f"{100 * low_high[0]:.1f} to {100 * low_high[1]:.1f}"
+
+
+def operations(count: int) -> str:
+    """Multiply-accumulates, as papers write them."""
+    return _scaled(count, ((10**9, "G"), (10**6, "M"), (10**3, "k")))
+
+
+def size(count: int) -> str:
+    return _scaled(count, ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))) if count >= 1000 else f"{count} bytes"
+
+
+def _scaled(count: int, units: tuple[tuple[int, str], ...]) -> str:
+    for scale, unit in units:
+        if count >= scale:
+            return f"{count / scale:.4g} {unit}"
+    return str(count)
+
+
+def tokens(per_block: Sequence[int]) -> str:
+    """The token counts of all blocks as runs of equal ones: 197 x 13, 99 x 11."""
+    runs = [(count, len(list(run))) for count, run in groupby(per_block)]
+    return ", ".join(f"{count} x {blocks}" if blocks > 1 else str(count) for count, blocks in runs)
+
+
+def staircase(per_block: Sequence[int]) -> str:
+    """One character a block, as high as its share of the first block's tokens."""
+    steps = " ▁▂▃▄▅▆▇█"
+    return "".join(steps[max(1, round(8 * count / per_block[0]))] for count in per_block)
+
+
+def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
+    """Both counts and what they save; `exact` gives them to the unit."""
+
+    def row(name: str, count: int, saving: float) -> Row:
+        number = f"{count:,} an image ({operations(count)})" if exact else f"{operations(count)} an image"
+        return f"FLOPs ({name})", number + (f", {percent(saving)} less than dense" if round(saving, 3) else "")
+
+    return [row("paper", flops.paper, flops.paper_saving), row("honest", flops.honest, flops.honest_saving)]
+
+
+def measured_rows(measured: Measured) -> list[Row]:
+    """What an evaluation found, and why it found no more."""
+    rows = [("images", f"{measured.n:,} of {measured.data}" + (f", {measured.failed:,} unreadable" if measured.failed else ""))]
+    for name, value, ci in (("top-1", measured.top1, measured.top1_ci), ("top-5", measured.top5, measured.top5_ci)):
+        if value is not None:
+            rows.append((name, percent(value) + (f" (95%: {interval(ci)})" if ci else "")))
+    if measured.drop is not None and measured.dense_top1 is not None:
+        text = f"{100 * measured.drop:.2f} points from the dense {percent(measured.dense_top1)}"
+        text += f" (95%: {interval(measured.drop_ci)})" if measured.drop_ci else ""
+        rows.append(("drop", text + (f", p = {measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
+    if measured.agreement is not None:
+        rows.append(("agreement", f"{percent(measured.agreement)} of the images keep the dense model's top-1"))
+    if measured.kl is not None:
+        rows.append(("KL", f"{measured.kl:.4f} nats from the dense model"))
+    for reason in dict.fromkeys(measured.reasons.values()):
+        keys = dict.fromkeys(_NAMES.get(key, key) for key, why in measured.reasons.items() if why == reason)
+        rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
+    return rows
+
+
+def speed_row(images_per_second: float, environment: Environment) -> Row:
+    speed = f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
+    return "speed", f"{speed} images/s on {environment_text(environment)}"
+
+
+def source_text(source: Source) -> str:
+    """Where the weights came from, in one line."""
+    parts = [
+        source.repo,
+        source.file,
+        source.revision and f"revision {source.revision[:12]}",
+        source.sha256 and f"sha256 {source.sha256[:12]}",
+        source.license and f"license {source.license}",
+    ]
+    return ", ".join(part for part in parts if part) or "not recorded"
+
+
+def environment_text(environment: Environment) -> str:
+    """What a figure was measured on, in one line."""
+    threads = f"{environment.threads} thread{'s' if environment.threads != 1 else ''}"
+    on = environment.name if environment.device == "cpu" else f"{environment.name} ({environment.device})"
+    return f"{on}, {threads}, {environment.dtype}, backend {environment.backend}"

@@ -1,0 +1,98 @@
+"""Where everything goes: data to stdout, words for people to stderr.
+
+A command makes one report; here it becomes a screen, one JSON document or one value. Progress, notes and hints go to
+stderr, and never ask for anything. Progress is shown on a terminal only, and not where HF_HUB_DISABLE_PROGRESS_BARS is
+set; rich itself honours NO_COLOR.
+"""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from stm.reports import OnProgress, Progress, Report
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Text is printed as it is: a file called `[bold].png` must not become markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """What failed and what to do next, each on one line that no terminal width breaks."""
+    _labelled("Error: ", "bold red", message)
+    if hint:
+        _labelled("Hint: ", "bold", hint)
+
+
+def _labelled(label: str, style: str, text: str) -> None:
+    console(stderr=True).print(Text.assemble((label, style), text), soft_wrap=True)
+
+
+class Output:
+    """The sink of one command.
+
+    Args:
+        json: print the report as one JSON document.
+        quiet: print its one essential value, if there is one; no progress, notes or hints.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self.json, self.quiet = json, quiet
+
+    def report(self, report: Report, screen: Callable[[], RenderableType], value: str) -> None:
+        """Print a report to stdout, in the one form that was asked for."""
+        if self.json:
+            # JSON is UTF-8 whatever the locale; a file name that is not becomes the escape that JSON has for it.
+            sys.stdout.buffer.write(report.to_json().encode("utf-8", "backslashreplace") + b"\n")
+        elif self.quiet:
+            sys.stdout.write(f"{value}\n" if value else "")  # rich would make spaces of tabs
+        else:
+            console().print(screen())
+
+    def note(self, text: str) -> None:
+        """Something that a person should know beside the report."""
+        if not self.quiet:
+            _labelled("Note: ", "bold", text)
+
+    def next(self, *commands: tuple[str, ...]) -> None:
+        """The commands that a person may want now, with the real names, ready to be pasted."""
+        if not (self.quiet or self.json):
+            for number, command in enumerate(commands):
+                _labelled("      " if number else "Next: ", "bold", shlex.join(command))
+
+    @contextmanager
+    def progress(self) -> Iterator[OnProgress]:
+        """What a command passes as `on_progress`: a bar a stage on a terminal, else nothing."""
+        screen = console(stderr=True)
+        if self.quiet or not screen.is_terminal or _set("HF_HUB_DISABLE_PROGRESS_BARS"):
+            yield lambda progress: None
+            return
+        from rich import progress as bars
+
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TextColumn("{task.fields[count]}"),
+            bars.TimeElapsedColumn(),
+        )
+        with bars.Progress(*columns, console=screen, transient=True) as live:
+            stages: dict[str, bars.TaskID] = {}
+
+            def show(progress: Progress) -> None:
+                if progress.stage not in stages:
+                    stages[progress.stage] = live.add_task(progress.stage, total=progress.total, count="")
+                of = "" if progress.total is None else f"/{progress.total:,}"
+                count = f"{progress.done:,}{of} {progress.unit}"
+                live.update(stages[progress.stage], completed=progress.done, total=progress.total, count=count)
+
+            yield show
+
+
+def _set(variable: str) -> bool:
+    """Whether a variable is on, as huggingface_hub reads it."""
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")

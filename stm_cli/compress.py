@@ -1,0 +1,162 @@
+"""`stm compress`: from a model to a folder that runs."""
+
+import sys
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from stm.errors import GateError
+from stm.reports import CompressReport
+from stm_cli import _options as o
+from stm_cli._format import fields, flops_rows, measured_rows, size, source_text, speed_row, staircase, tokens
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm compress vim-digits --rate 0.4",
+    "stm compress vim-s --saving 0.3 --method stm",
+    "stm compress vim_finetuned.pth --data my_images/ --max-drop 1.0 --out small/",
+    "stm compress vim-ti --method paper --rate 0.2 --dry-run",
+    "stm compress vim-digits --recipe vim-digits-stm40 --out again/",
+)
+
+
+def run(
+    model: o.Model,
+    rate: o.Rate = None,
+    saving: o.Saving = None,
+    stages: o.Stages = None,
+    recipe: o.Recipe = None,
+    method: o.Method = None,
+    schedule: o.Schedule = None,
+    sides: o.Sides = None,
+    tokens_per_side: o.TokensPerSide = None,
+    weights: o.Weights = None,
+    hsp: o.Hsp = None,
+    normalize: o.Normalize = False,
+    step_scale: o.StepScale = None,
+    span_conv: o.SpanConv = None,
+    calibration: o.CalibrationImages = None,
+    data: o.Data = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 32,
+    seed: o.OptionalSeed = None,
+    max_drop: o.MaxDrop = None,
+    no_eval: o.NoEval = False,
+    out: o.Out = None,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    workers: o.Workers = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
+    from stm import pipeline
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = pipeline.compress(
+            model,
+            rate=rate,
+            saving=saving,
+            stages=stages,
+            recipe=recipe,
+            method=method,
+            schedule=schedule,
+            sides=sides,
+            tokens_per_side=tokens_per_side,
+            weights=weights,
+            hsp=hsp,
+            normalize=normalize,
+            step_scale=step_scale,
+            span_conv=span_conv,
+            calibration=calibration,
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            max_drop=max_drop,
+            eval=not no_eval,
+            out=out,
+            force=force,
+            dry_run=dry_run,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    failed = report.gate is not None and not report.gate.passed
+    output.report(report, lambda: screen(report), "" if failed else report.output)
+    for note in (*report.environment.fallbacks, *report.notes):
+        output.note(note)
+    if report.gate is not None and failed:
+        raise GateError(
+            f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing was written",
+            "a smaller --rate or --saving loses less",
+        )
+    if dry_run:
+        output.next(*_again())
+    else:
+        output.next(("stm", "eval", report.output), ("stm", "info", report.output))
+
+
+def screen(report: CompressReport) -> RenderableType:
+    """What was asked, what was reached, and what it cost."""
+    per_block = report.schedule["tokens_per_block"]
+    rows = [
+        ("method", f"{report.recipe.method}: {report.recipe.schedule} order"),
+        ("asked", _asked(report)),
+        ("reached", f"saving {report.saving:.4f} of the token-layers, {report.recipe.removed_share:.4f} of the patch tokens gone"),
+        ("tokens", f"{staircase(per_block)}  {tokens(per_block)}"),
+        *((("steps", _steps(report.schedule["steps"])),) if report.dry_run else ()),
+        *flops_rows(report.flops),
+        ("parameters", f"{report.parameters:,}"),
+        ("files", f"model.safetensors {size(report.bytes)}, config.json, README.md"),
+        ("source", source_text(report.source)),
+    ]
+    if report.eval is not None:
+        rows += measured_rows(report.eval)
+        if report.eval.images_per_second is not None:
+            rows.append(speed_row(report.eval.images_per_second, report.environment))
+    to = f"would be written to {report.output}" if report.dry_run else f"-> {report.output}"
+    return Group(f"{report.model} {to}", fields(rows))
+
+
+def _asked(report: CompressReport) -> str:
+    """In the unit asked; under staged a rate is a saving, elsewhere the share of the patch tokens."""
+    recipe = report.recipe
+    if recipe.stages is not None:
+        return f"stages before blocks {', '.join(map(str, recipe.stages))}"
+    saving = "" if report.asked_saving is None else f"saving {report.asked_saving:.4f} of the token-layers"
+    if recipe.rate is None:
+        return saving
+    return f"rate {recipe.rate:g}: {saving or f'{recipe.rate:.4f} of the patch tokens gone'}"
+
+
+def _steps(steps: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{len(step['absorb'])} after block {step['after']}" for step in steps) or "none"
+
+
+def _again() -> list[tuple[str, ...]]:
+    """The same command without --dry-run. One that carries a token is not repeated."""
+    words = sys.argv[1:]
+    if any(word.startswith("--token") and not word.startswith("--tokens-") for word in words):
+        return []
+    return [("stm", *(word for word in words if word != "--dry-run"))]

@@ -1,0 +1,36 @@
+"""`stm env`: what to put into a bug report."""
+
+from rich.console import RenderableType
+
+from stm.reports import EnvReport
+from stm_cli import _options as o
+from stm_cli._format import environment_text, fields
+from stm_cli._output import Output
+
+EXAMPLES = ("stm env", "stm env --json")
+
+
+def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
+    """Show versions, devices, backends, and why one is missing."""
+    from stm import pipeline
+
+    report = pipeline.environment()
+    Output(json=json, quiet=quiet).report(report, lambda: screen(report), report.environment.backend)
+
+
+def screen(report: EnvReport) -> RenderableType:
+    backends = [
+        (f"  {backend.name}", f"{'available' if backend.available else 'not available'}: {backend.reason}") for backend in report.backends
+    ]
+    return fields(
+        [
+            ("stm", report.environment.stm),
+            ("python", report.python),
+            ("platform", report.platform),
+            ("packages", ", ".join(f"{name} {version or 'not installed'}" for name, version in sorted(report.packages.items()))),
+            ("devices", ", ".join(report.devices)),
+            ("runs on", environment_text(report.environment)),
+            ("backends", ""),
+            *backends,
+        ]
+    )

@@ -1,0 +1,80 @@
+"""`stm eval`: how good a model is, and how near to the dense one it came from."""
+
+from rich.console import Group, RenderableType
+
+from stm.reports import EvalReport
+from stm_cli import _options as o
+from stm_cli._format import fields, measured_rows, speed_row
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm eval",
+    "stm eval vim-digits-stm40 --json",
+    "stm eval vim-s-stm40 --data my_images/ --records predictions.csv",
+    "stm eval vim-ti --data imagenet/val --limit 1000",
+)
+
+
+def run(
+    model: o.OptionalModel = None,
+    data: o.Data = None,
+    records: o.Records = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 32,
+    seed: o.Seed = 0,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    workers: o.Workers = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure top-1 and top-5 with intervals, and agreement with the dense model."""
+    from stm import pipeline
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = pipeline.evaluate(
+            model,
+            data=data,
+            records=records,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), value(report))
+    for note in report.environment.fallbacks:
+        output.note(note)
+    output.next(("stm", "info", report.model))
+
+
+def screen(report: EvalReport) -> RenderableType:
+    rows = measured_rows(report)
+    if report.images_per_second is not None:
+        rows.append(speed_row(report.images_per_second, report.environment))
+    return Group(report.model, fields(rows))
+
+
+def value(report: EvalReport) -> str:
+    """Top-1 as a fraction; without labels, the agreement with the dense model."""
+    figure = report.top1 if report.top1 is not None else report.agreement
+    return "" if figure is None else f"{figure:.4f}"

@@ -1,0 +1,50 @@
+"""The root command: what `stm` can do, in the order in which a user meets it."""
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+import stm
+from stm_cli import _errors, compress, env, eval, info, predict
+from stm_cli._options import examples
+
+app = typer.Typer(
+    name="stm",
+    help="Make Vision Mamba (ViM) models smaller and faster without training, by Sequential Token Merging.",
+    epilog=examples(
+        "stm compress vim-digits --rate 0.4    # embedded model, no network needed",
+        "stm eval vim-digits-stm40",
+        "stm predict vim-digits-stm40 photo.jpg",
+    ),
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (compress, eval, info, predict, env):
+    app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stm {stm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """What the console script runs: `stm` alone shows the help, and every failure passes the one table of `_errors`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
+    sys.exit(_errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False)))

@@ -1,0 +1,76 @@
+"""`stm predict`: what a model sees in images."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stm.errors import DataError
+from stm.reports import Prediction, PredictReport
+from stm_cli import _options as o
+from stm_cli._format import percent
+from stm_cli._output import Output
+
+EXAMPLES = ("stm predict vim-digits-stm40 photo.jpg", "stm predict vim-s photo.jpg more.png --json")
+
+
+def run(
+    model: o.Model,
+    images: o.Images,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show the five most likely classes of each image."""
+    from stm import pipeline
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = pipeline.predict(
+            model,
+            images,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), value(report))
+    for note in report.environment.fallbacks:
+        output.note(note)
+    if broken := [prediction for prediction in report.predictions if prediction.error]:
+        raise DataError(f"{len(broken)} of {len(report.predictions)} images could not be read; the first: {broken[0].error}")
+
+
+def screen(report: PredictReport) -> RenderableType:
+    return Group(*(part for prediction in report.predictions for part in _block(prediction)))
+
+
+def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
+    if prediction.error:
+        return (Text(prediction.error),)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    for guess in prediction.top5:
+        table.add_row(f"  {percent(guess.probability)}", Text(guess.label))
+    return Text(prediction.file), table
+
+
+def value(report: PredictReport) -> str:
+    """A line an image: its name, a tab, the most likely label (empty for an image that could not be read)."""
+    return "\n".join(f"{p.file}\t{p.top5[0].label if p.top5 else ''}" for p in report.predictions)

@@ -1,0 +1,301 @@
+"""The native backend against the definition (stm/scan.py) in float64, values and gradients, on ordinary and extreme inputs."""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stm import scan as reference
+from stm.backends import native
+from stm.errors import UsageError
+
+BOTH = (False, True)
+AVAILABLE, REASON = native.status()
+pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
+
+
+def libraries() -> list[Any]:
+    """Every build that this processor can run: each has its own vectors and its own exp2."""
+    if not AVAILABLE:
+        return []
+    folder = Path(native.__file__).parent
+    level = ctypes.CDLL(str(folder / "libstm.so")).stm_level()
+    return [(folder / f"libstm{name}.so", text) for n, (name, text) in native.LEVELS.items() if n <= level]
+
+
+@pytest.fixture(params=libraries(), ids=lambda library: library[1])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    path, text = request.param
+    loaded = ctypes.CDLL(str(path))
+    monkeypatch.setattr(native, "_library", lambda: (loaded, text))
+
+
+def inputs(K: int = 2, batch: int = 2, L: int = 19, E: int = 24, N: int = 16, **optional: bool) -> dict[str, Any]:
+    """Random inputs of a scan, of the sizes that a model's have."""
+    g = torch.Generator().manual_seed(L * E + N)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    made = {
+        "u": normal(K, batch, L, E),
+        "dt": normal(K, batch, L, E) - 2,
+        "A": -torch.arange(1, N + 1).float() * torch.exp(0.3 * normal(K, E, N)),
+        "B": normal(K, batch, L, N),
+        "C": normal(K, batch, L, N),
+        "D": normal(K, E),
+        "z": normal(batch, L, E),
+        "reverse": BOTH[:K],
+    }
+    if optional.get("scale"):
+        made["scale"] = 1 + torch.rand(L, generator=g)
+    if optional.get("gap"):
+        made["gap"] = torch.rand(K, batch, L, E, generator=g)
+    if optional.get("h0"):
+        made["h0"] = normal(K, E, N)
+    return made
+
+
+def double(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.double() if isinstance(v, Tensor) else v for name, v in values.items()}
+
+
+def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """max |a - b| / max |b|, as every parity of the project is measured."""
+    assert got.shape == expected.shape
+    assert torch.isfinite(got).all()
+    error = (got.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def check_scan(values: dict[str, Any], **options: Any) -> None:
+    check(native.scan(**values, **options), reference.scan(**double(values), **options))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("N", [1, 3, 16, 64])
+@pytest.mark.parametrize("E", [1, 16, 24, 64, 100])
+def test_scan_of_any_size(E: int, N: int) -> None:
+    check_scan(inputs(E=E, N=N))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("L", [1, 2, 5, 15, 16, 17, 33, 50])
+def test_scan_of_any_length(L: int) -> None:
+    """Walks are cut into blocks of 16 tokens, and their rests into 8, 4 and 1."""
+    check_scan(inputs(L=L), split=True)
+
+
+@pytest.mark.parametrize("reverse", [(False,), (True,), (True, False), (True, True)])
+def test_scan_of_any_directions(reverse: tuple[bool, ...]) -> None:
+    check_scan(inputs(K=len(reverse)) | {"reverse": reverse})
+
+
+@pytest.mark.parametrize("optional", [{"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names)))
+def test_scan_with_scale_gap_and_h0(optional: set[str]) -> None:
+    values = inputs(**dict.fromkeys(optional, True))
+    check_scan(values)
+    check_scan(values | {"z": None})
+    if "scale" in optional:
+        check_scan(values | {"scale": torch.rand(2, 19)})  # a factor for each image
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dt": lambda v: v * 0 + 1e4},  # Delta huge: the state forgets at once
+        {"dt": lambda v: v * 0 - 100},  # Delta a denormal number
+        {"dt": lambda v: v * 30},
+        {"A": lambda v: v * 1e-7},  # the state never forgets
+        {"A": lambda v: v * 1e6},  # the exponent leaves float's range
+        {"A": lambda v: v * 0},
+        {"u": lambda v: v * 1e-40, "B": lambda v: v * 1e3},  # denormal tokens
+        {"u": lambda v: v * 1e15, "C": lambda v: v * 1e15},
+        {"z": lambda v: v * 100},
+    ],
+    ids=["huge Delta", "tiny Delta", "wild Delta", "slow", "fast", "no decay", "denormal", "large", "wild gate"],
+)
+def test_scan_of_extreme_inputs(change: dict[str, Callable[[Tensor], Tensor]]) -> None:
+    values = inputs(L=67)
+    check_scan(values | {name: f(values[name]) for name, f in change.items()})
+
+
+@pytest.mark.usefixtures("library")
+def test_a_slow_state_keeps_its_precision_over_a_long_walk() -> None:
+    """Decays near 1 multiply 2000 times: an error of theirs would add up."""
+    values = inputs(K=1, batch=1, L=2000, E=16, N=1)
+    values |= {"A": torch.full_like(values["A"], -1e-3), "u": torch.ones_like(values["u"]), "B": torch.ones_like(values["B"])}
+    check_scan(values | {"C": torch.ones_like(values["C"])})
+
+
+def test_nan_is_not_hidden() -> None:
+    for name in ("u", "dt", "A", "B", "C", "z"):
+        values = inputs()
+        values[name] = values[name].clone()
+        values[name].view(-1)[7] = torch.nan
+        assert native.scan(**values).isnan().any(), name
+
+
+def test_strided_inputs_are_read_in_place() -> None:
+    """B, C and dt as slices of x_proj's output, u and z as slices of in_proj's, and one whose channels are apart."""
+    values = inputs()
+    wide = torch.randn(2, 2, 19, 48)
+    values |= {"B": wide[..., 5:21], "C": wide[..., 21:37], "u": torch.randn(2, 2, 19, 50)[..., 3:27]}
+    values |= {"z": torch.randn(2, 19, 48)[..., 24:], "dt": torch.randn(2, 2, 24, 19).mT}
+    check_scan(values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    values = inputs()
+    small = {name: v.to(dtype) if name in ("u", "dt", "B", "C", "z") else v for name, v in values.items()}
+    out = native.scan(**small)
+    assert out.dtype == dtype
+    wide = {name: v.float() if isinstance(v, Tensor) else v for name, v in small.items()}
+    assert out.equal(native.scan(**wide).to(dtype))
+
+
+def test_threads_do_not_change_the_result() -> None:
+    values = inputs(batch=3, E=150)
+    once = native.scan(**values)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads % 2 + 1)
+        assert native.scan(**values).equal(once)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def conv_inputs(L: int = 19, E: int = 24, W: int = 4, K: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(L + E + W)
+    return torch.randn(2, L, E, generator=g), torch.randn(K, E, W, generator=g), torch.randn(K, E, generator=g)
+
+
+SIZES = [None, (1,) * 19, (2, 1) * 9 + (1,), (1, 3, 4, 5, 9, 1, 2, 2, 1, 1, 7, 1, 1, 4, 3, 2, 1, 1, 6)]
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("E", [1, 24, 100])
+def test_conv_with_and_without_spans(E: int, sizes: tuple[int, ...] | None) -> None:
+    tensors = conv_inputs(E=E)
+    check(
+        native.conv_silu(*tensors, BOTH, sizes=sizes),
+        reference.conv_silu(*(v.double() for v in tensors), BOTH, sizes=sizes),
+        tolerance=1e-6,
+    )
+
+
+@pytest.mark.parametrize("W", [1, 2, 3, 6])
+def test_conv_of_any_width(W: int) -> None:
+    x, w, b = conv_inputs(W=W)
+    for sizes in SIZES:
+        check(native.conv_silu(x, w, b, BOTH, sizes=sizes), reference.conv_silu(x.double(), w.double(), b.double(), BOTH, sizes=sizes))
+
+
+@pytest.mark.parametrize(("L", "reverse"), [(1, (False,)), (1, (True,)), (2, (True, False)), (3, (True,))])
+def test_conv_of_short_walks(L: int, reverse: tuple[bool, ...]) -> None:
+    x, w, b = conv_inputs(L=L, K=len(reverse))
+    wide = torch.cat([x, x], -1)[..., :24]  # rows apart, as a chunk of in_proj's output
+    for values in (x, 1e4 * x, wide):
+        check(native.conv_silu(values, w, b, reverse), reference.conv_silu(values.double(), w.double(), b.double(), reverse))
+
+
+def gradients(f: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
+    leaves = [v.detach().clone().requires_grad_() for v in tensors]
+    return torch.autograd.grad((f(*leaves) * weight.to(leaves[0])).sum(), leaves)
+
+
+def check_gradients(values: dict[str, Any], **options: Any) -> None:
+    names = [name for name, v in values.items() if isinstance(v, Tensor)]
+    fixed = {name: v for name, v in values.items() if name not in names} | options
+
+    def run(scan: Any) -> Callable[..., Tensor]:
+        return lambda *tensors: scan(**dict(zip(names, tensors, strict=True)), **fixed)
+
+    weight = torch.randn(native.scan(**values, **options).shape, generator=torch.Generator().manual_seed(0))
+    got = gradients(run(native.scan), [values[name] for name in names], weight)
+    expected = gradients(run(reference.scan), [values[name].double() for name in names], weight)
+    for name, a, b in zip(names, got, expected, strict=True):
+        try:
+            check(a, b)
+        except AssertionError as error:
+            raise AssertionError(f"gradient of {name}: {error}") from None
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("L", "E", "N"), [(1, 5, 3), (16, 16, 16), (19, 24, 16), (37, 100, 3), (33, 70, 64)])
+def test_gradients_of_the_scan(L: int, E: int, N: int) -> None:
+    check_gradients(inputs(L=L, E=E, N=N))
+
+
+@pytest.mark.parametrize("optional", [{"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names)))
+def test_gradients_with_scale_gap_and_h0(optional: set[str]) -> None:
+    values = inputs(**dict.fromkeys(optional, True))
+    check_gradients(values)
+    check_gradients(values | {"z": None})
+    check_gradients({name: v for name, v in values.items() if name != "z"} | {"z": None}, split=True)
+    if "scale" in optional:
+        check_gradients(values | {"scale": 1 + torch.rand(2, 19)})
+
+
+@pytest.mark.parametrize("reverse", [(False,), (True,), (True, True)])
+def test_gradients_of_any_directions(reverse: tuple[bool, ...]) -> None:
+    check_gradients(inputs(K=len(reverse)) | {"reverse": reverse})
+
+
+def test_gradients_of_extreme_inputs() -> None:
+    values = inputs(L=40)
+    check_gradients(values | {"dt": values["dt"] * 10})
+    check_gradients(values | {"A": values["A"] * 1e-6})
+    check_gradients(values | {"A": values["A"] * 1e4})
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_of_the_conv(sizes: tuple[int, ...] | None) -> None:
+    for tensors in (conv_inputs(E=70), conv_inputs(W=2)):
+        weight = torch.randn(2, 2, 19, tensors[0].shape[-1], generator=torch.Generator().manual_seed(0))
+        got = gradients(lambda *v: native.conv_silu(*v, BOTH, sizes=sizes), list(tensors), weight)
+        expected = gradients(lambda *v: reference.conv_silu(*v, BOTH, sizes=sizes), [v.double() for v in tensors], weight)
+        for a, b in zip(got, expected, strict=True):
+            check(a, b)
+
+
+def test_the_operators_hold_what_torch_asks_of_them() -> None:
+    """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
+    x, w, b = (v.requires_grad_() for v in conv_inputs())
+    torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), None))
+    torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), list(SIZES[3] or ())))
+    for optional in ({}, dict.fromkeys(("scale", "gap", "h0"), True)):
+        values = inputs(**optional)
+        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "scale", "gap", "h0")]
+        leaves = [None if v is None else v.requires_grad_() for v in tensors]
+        torch.library.opcheck(torch.ops.stm.native_scan, (*leaves, list(BOTH), False))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("dt", lambda v: v[:, :, 1:]),
+        ("B", lambda v: v[..., :3]),
+        ("z", lambda v: v[:, 1:]),
+        ("A", lambda v: v[:1]),
+        ("D", lambda v: v[:, 1:]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(name: str, change: Callable[[Tensor], Tensor]) -> None:
+    values = inputs()
+    with pytest.raises(UsageError, match=rf"^{name} is \("):
+        native.scan(**values | {name: change(values[name])})
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    for sizes in ((1,) * 18, (0,) + (1,) * 18):
+        with pytest.raises(UsageError, match="expected 19 sizes of at least 1"):
+            native.conv_silu(*conv_inputs(), BOTH, sizes=sizes)

@@ -1,0 +1,81 @@
+"""The command as a user runs it: in a process of its own, or in this one where only speed differs."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from stm import pipeline
+from stm_cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Stm = Callable[..., Run]
+
+
+@pytest.fixture
+def stm(tmp_path: Path) -> Stm:
+    """`stm("info", "vim-digits")`: the command in an empty folder, 80 columns wide, offline, without a terminal."""
+
+    def run(*args: str | Path, **environment: str) -> Run:
+        fixed = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "stm_cli", *map(str, args)]
+        plain = {"env": os.environ | fixed | environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL, "timeout": 300}
+        done = subprocess.run(command, capture_output=True, text=True, **plain)
+        return Run(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Stm:
+    """The same command in this process, which spares it the import of torch."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*args: str | Path) -> Run:
+        monkeypatch.setattr(sys, "argv", ["stm", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsysbinary.readouterr()
+        return Run(int(caught.value.code or 0), out.decode(), err.decode())
+
+    return run
+
+
+MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """A trainer's pickle of a mini ViM with random weights: 64 x 64 pixels, 50 tokens, 6 blocks, 10 classes."""
+    return MINI
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve noisy images in labels.csv, with the labels that the mini model itself gives to ten of them."""
+    folder = tmp_path_factory.mktemp("noise")
+    draw = random.Random(0)
+    names = [f"image {number}.png" for number in range(12)]
+    for name in names:
+        Image.frombytes("RGB", (64, 64), draw.randbytes(64 * 64 * 3)).resize((80, 80)).save(folder / name)
+    found = pipeline.predict(str(MINI), [folder / name for name in names])
+    labels = [prediction.top5[number >= 10].index for number, prediction in enumerate(found.predictions)]
+    rows = [f"{name},{label}\n" for name, label in zip(names, labels, strict=True)]
+    (folder / "labels.csv").write_text("filename,label\n" + "".join(rows))
+    return folder

@@ -1,0 +1,213 @@
+"""The five commands from end to end on a mini model: exit code, JSON on stdout, one sentence on stderr, what is on disk."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def error_of(run) -> str:
+    """The one sentence of a run that failed, which printed nothing else but a next step."""
+    first, *rest = run.err.splitlines()
+    assert first.startswith("Error: ")
+    assert len(rest) <= 1 and all(line.startswith("Hint: ") for line in rest)
+    assert run.out == ""
+    return first
+
+
+def test_the_whole_job_in_processes_of_their_own(stm, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    made = stm("compress", mini, "--rate", "0.4", "--data", labelled, "--json")
+    assert made.code == 0, made.err
+    report = json.loads(made.out)
+    assert report["output"] == "vim_mini_stride8-stm40"
+    assert sorted(os.listdir(tmp_path)) == [report["output"]]
+    assert sorted(os.listdir(tmp_path / report["output"])) == ["README.md", "config.json", "model.safetensors"]
+    assert report["eval"]["dense_top1"] == 10 / 12
+
+    again = stm("eval", "--data", labelled, "--json")  # the only model below this folder
+    assert again.code == 0, again.err
+    measured = json.loads(again.out)
+    assert measured["model"] == report["output"]
+    assert {key: measured[key] for key in ("top1", "kl", "agreement", "n")} == {
+        key: report["eval"][key] for key in ("top1", "kl", "agreement", "n")
+    }
+
+    shown = stm("info", report["output"])
+    assert shown.code == 0
+    assert f"FLOPs (paper)   {report['flops']['paper']:,} an image" in shown.out
+    assert shown.err.splitlines()[-1] == f"Next: stm eval {report['output']}"
+
+
+def test_human_output_names_the_next_commands(here, mini: Path, tmp_path: Path) -> None:
+    run = here("compress", mini, "--no-eval", "--out", "my small model")
+    assert run.code == 0
+    assert "asked           rate 0.4: saving 0.2000 of the token-layers" in run.out
+    assert run.err.endswith("Next: stm eval 'my small model'\n      stm info 'my small model'\n")
+
+
+def test_quiet_prints_the_folder(here, mini: Path) -> None:
+    assert here("compress", mini, "--no-eval", "--quiet") == (0, "vim_mini_stride8-stm40\n", "")
+
+
+def test_a_dry_run_writes_nothing_and_says_how_to_go_on(here, mini: Path, tmp_path: Path) -> None:
+    run = here("compress", mini, "--dry-run", "--saving", "0.3")
+    assert run.code == 0
+    assert os.listdir(tmp_path) == []
+    assert "24 after block 2, 12 after block 3" in run.out
+    assert "model.safetensors 442.7 kB, config.json, README.md" in run.out
+    assert run.err.splitlines()[-1] == f"Next: stm compress {mini} --saving 0.3"
+
+
+def test_a_dry_run_never_repeats_a_token(here, mini: Path) -> None:
+    run = here("compress", mini, "--dry-run", "--token", "hf_secret")
+    assert run.code == 0
+    assert "hf_secret" not in run.out + run.err
+
+
+def test_the_gate(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    # Pruning all the patches of a side at once before the second block is far from the dense model, which is right on 10 of 12.
+    hard = ("compress", mini, "--stages", "1,2,3,4", "--weights", "prune", "--data", labelled, "--out", "hard")
+    failed = here(*hard, "--max-drop", "5", "--json")
+    assert failed.code == 3
+    gate = json.loads(failed.out)["gate"]
+    assert gate["passed"] is False and gate["max_drop"] == 0.05 and gate["drop"] > 0.05
+    assert "Error: top-1 drops by" in failed.err and "5 are allowed: nothing was written" in failed.err
+    assert here(*hard, "--max-drop", "5", "--quiet").out == ""
+    assert os.listdir(tmp_path) == []
+    passed = here(*hard, "--max-drop", "100", "--json")
+    assert passed.code == 0 and json.loads(passed.out)["gate"]["passed"] is True
+    assert os.listdir(tmp_path) == ["hard"]
+
+
+def test_predict(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    run = here("predict", mini, labelled / "image 0.png", "--json")
+    first = json.loads(run.out)["predictions"][0]
+    assert run.code == 0 and len(first["top5"]) == 5 and first["error"] is None
+    quiet = here("predict", mini, labelled / "image 0.png", "--quiet")
+    assert quiet.out == f"{labelled / 'image 0.png'}\t{first['top5'][0]['label']}\n"
+    mixed = here("predict", mini, labelled / "image 0.png", "text.png", "--json")
+    assert mixed.code == 1 and "1 of 2 images could not be read; the first: text.png" in mixed.err
+    assert json.loads(mixed.out)["predictions"][1]["top5"] == []
+
+
+def test_env(here) -> None:
+    run = here("env", "--json")
+    report = json.loads(run.out)
+    assert (run.code, report["command"]) == (0, "env")
+    assert all(backend["reason"] for backend in report["backends"])
+    assert here("env", "--quiet").out == report["environment"]["backend"] + "\n"
+
+
+def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled: Path) -> None:
+    common = {"schema_version", "command", "model", "environment"}
+    runs = {
+        "compress": here("compress", mini, "--no-eval", "--json"),
+        "eval": here("eval", mini, "--data", labelled, "--json"),
+        "info": here("info", mini, "--json"),
+        "predict": here("predict", mini, labelled / "image 1.png", "--json"),
+        "env": here("env", "--json"),
+    }
+    for command, run in runs.items():
+        report = json.loads(run.out)
+        assert common <= report.keys() and report["command"] == command
+        assert run.out == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads"}
+    keys = {"output", "source", "recipe", "schedule", "flops", "parameters", "bytes", "eval", "gate"}
+    assert keys <= json.loads(runs["compress"].out).keys()
+
+
+def test_two_models_below_and_none_named(here, mini: Path) -> None:
+    for name in ("a", "b"):
+        here("compress", mini, "--no-eval", "--quiet", "--out", name)
+    run = here("eval")
+    assert run.code == 2
+    assert "2 folders here hold one: a, b" in error_of(run)
+
+
+BAD = {
+    "rate 0.99": (("--rate", "0.99"), 2, "rate 0.99"),
+    "rate -1": (("--rate", "-1"), 2, "rate is -1"),
+    "rate=-1": (("--rate=-1",), 2, "rate is -1"),
+    "rate nan": (("--rate", "nan"), 2, "rate is nan"),
+    "rate inf": (("--rate", "inf"), 2, "rate is inf"),
+    "saving nan": (("--saving", "nan"), 2, "saving is nan"),
+    "rate and saving": (("--rate", "0.4", "--saving", "0.2"), 2, "rate and saving were given"),
+    "rate and stages": (("--rate", "0.4", "--stages", "2"), 2, "rate and stages were given"),
+    "stages of no block": (("--stages", "2,9"), 2, "9"),
+    "stages that fall": (("--stages", "4,2"), 2, "stages are 4,2"),
+    "stages of the paper": (("--stages", "2", "--method", "paper"), 2, "stages need the schedule staged"),
+    "tokens per side, staged": (("--tokens-per-side", "2"), 2, "tokens per side"),
+    "hsp without its weights": (("--hsp", "static"), 2, "hsp"),
+    "normalize without hsp": (("--normalize",), 2, "normalize"),
+    "step scale": (("--step-scale", "nan"), 2, "step_scale is nan"),
+    "calibration of nothing": (("--calibration", "x", "--method", "paper"), 1, "x"),
+    "max drop without labels": (("--max-drop", "1"), 2, "max drop needs labels"),
+    "max drop without eval": (("--max-drop", "1", "--no-eval"), 2, "max drop"),
+    "data that is not there": (("--data", "nowhere"), 1, "nowhere"),
+    "backend": (("--backend", "wish"), 1, "wish"),
+    "device": (("--device", "wish"), 2, "wish"),
+    "file of a file": (("--file", "x"), 2, "--file was given"),
+    "out is a parent": (("--out", ".."), 2, ".."),
+    "out is here": (("--out", "."), 2, "."),
+    "recipe of nothing": (("--recipe", "nowhere"), 1, "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_one_sentence_and_leave_nothing(here, mini: Path, tmp_path: Path, case: str) -> None:
+    args, code, said = BAD[case]
+    run = here("compress", mini, *args)
+    assert run.code == code, run.err
+    assert said in error_of(run)
+    assert os.listdir(tmp_path) == []
+
+
+def test_bad_options_in_a_process_of_its_own(stm, mini: Path, tmp_path: Path) -> None:
+    run = stm("compress", mini, "--rate", "-1")
+    assert run.code == 2 and "rate is -1" in error_of(run)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_existing_folder_is_refused_before_anything_is_loaded(here, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    run = here("compress", "no-such-model", "--out", "there")
+    assert run.code == 2 and "there already exists" in error_of(run)
+    (tmp_path / "there" / "mine.txt").write_text("precious")
+    run = here("compress", "no-such-model", "--out", "there", "--force")
+    assert run.code == 2 and "mine.txt" in error_of(run)
+    assert (tmp_path / "there" / "mine.txt").read_text() == "precious"
+
+
+def test_bad_checkpoints_name_the_file(here, mini: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "cut.pth").write_bytes(mini.read_bytes()[:20_000])
+    before = sorted(os.listdir(tmp_path))
+    for name in ("missing.pth", *before):
+        run = here("compress", name)
+        assert run.code == 1, (name, run.err)
+        assert name in error_of(run)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_bad_folders_name_the_file(here, mini: Path, tmp_path: Path) -> None:
+    here("compress", mini, "--no-eval", "--quiet", "--out", "good")
+
+    def damage(name: str, old: bytes, new: bytes) -> str:
+        shutil.copytree("good", "bad", dirs_exist_ok=True)
+        path = tmp_path / "bad" / name
+        data = path.read_bytes()
+        assert old in data
+        path.write_bytes(data.replace(old, new, 1))
+        run = here("info", "bad")
+        assert run.code == 1
+        return error_of(run)
+
+    assert "schema_version is 99" in damage("config.json", b'"schema_version": 1', b'"schema_version": 99')
+    assert "unknown key" in damage("config.json", b'"dtype"', b'"surprise": 1, "dtype"')
+    assert "model.safetensors" in damage("model.safetensors", b"cls_token", b"cls_tokem")
+    (tmp_path / "good" / "model.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes()[:-1])
+    assert "model.safetensors" in error_of(here("info", "good"))

@@ -1,0 +1,103 @@
+"""Every row of the table in stm_cli/_errors.py, and what a terminal shows of it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+
+from stm.errors import ArtifactError, BackendError, CheckpointError, DataError, GateError, HubError, StmError, UsageError
+from stm_cli._errors import TABLE, guard
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def command() -> None:
+        raise error
+
+    return command
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UsageError("rate is 2", "give less"), 2, "Error: rate is 2\nHint: give less\n"),
+        (GateError("too much"), 3, "Error: too much\n"),
+        *((kind("it broke"), 1, "Error: it broke\n") for kind in (CheckpointError, ArtifactError, DataError, HubError, BackendError)),
+        (typer.BadParameter("x is odd"), 2, "Error: Invalid value: x is odd\nHint: stm --help shows what it takes\n"),
+        (typer.Abort(), 130, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError("9 GB"), 1, "Error: out of memory: 9 GB\nHint: a smaller --batch-size needs less\n"),
+        (OutOfMemoryError("CUDA"), 1, "Error: out of memory: CUDA\nHint: a smaller --batch-size needs less\n"),
+        (KeyError("a"), 1, "Error: stm failed unexpectedly: KeyError: 'a'\nHint: set STM_DEBUG=1 to see the traceback\n"),
+        (ValueError(), 1, "Error: stm failed unexpectedly: ValueError: no message\nHint: set STM_DEBUG=1 to see the traceback\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_each_exception_becomes_a_code_and_a_sentence(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STM_DEBUG", raising=False)
+    assert guard(raising(error)) == code
+    assert capsys.readouterr() == ("", said)
+
+
+def test_every_error_of_the_library_is_in_the_table() -> None:
+    assert TABLE[0][0] is StmError
+
+
+def test_a_long_or_many_lined_message_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    guard(raising(RuntimeError("first " + "x" * 500 + "\nsecond")))
+    first, hint, end = capsys.readouterr().err.split("\n")
+    assert first.endswith("...") and len(first) < 400 and hint.startswith("Hint: ") and end == ""
+
+
+def test_markup_in_a_message_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    guard(raising(DataError("[bold]a.png[/bold] is :smile: not an image")))
+    assert capsys.readouterr().err == "Error: [bold]a.png[/bold] is :smile: not an image\n"
+
+
+def test_debug_shows_the_traceback_and_keeps_the_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STM_DEBUG", "1")
+    assert guard(raising(DataError("no images"))) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("Error: no images\n")
+
+
+def test_exit_codes_and_system_exit_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guard(lambda: None) == 0
+    assert guard(lambda: 3) == 3
+    with pytest.raises(SystemExit):
+        guard(raising(SystemExit(5)))
+
+
+PROGRAM = "import sys\nfrom stm_cli._errors import guard\nfrom stm_cli._output import console\n"
+
+
+def run(code: str, **more: object) -> "subprocess.Popen[str]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+    return subprocess.Popen([sys.executable, "-c", PROGRAM + code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **pipes)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["buffered", "while printing"])
+def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = run(f"sys.exit(guard(lambda: [print('x' * 50) for _ in range({lines})] and None))", stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 1
+
+
+def test_ctrl_c_is_130_without_a_traceback() -> None:
+    process = run("import time\nsys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 130

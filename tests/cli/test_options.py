@@ -1,0 +1,171 @@
+"""No option is ignored: each one of `compress` and `eval` changes the result, or arrives where it can only change the effort.
+
+A new option without a line here fails `test_every_option_is_here`.
+"""
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import stm_cli.compress
+import stm_cli.eval
+from stm import pipeline
+from stm.errors import UsageError
+
+
+class Case(NamedTuple):
+    """The result with `args` differs from that with `base`: in the report, or in the bytes of the folder."""
+
+    args: tuple[str, ...]
+    base: tuple[str, ...] = ()
+
+
+SWEEP = ("--schedule", "sweep", "--rate", "0.4")
+HSP = ("--weights", "hsp")
+COMPRESS = {
+    "rate": Case(("--rate", "0.2")),
+    "saving": Case(("--saving", "0.3")),
+    "stages": Case(("--stages", "2,4")),
+    "method": Case(("--method", "paper")),
+    "schedule": Case(("--schedule", "sweep")),
+    "sides": Case(("--sides", "left")),
+    "tokens_per_side": Case(("--tokens-per-side", "3"), SWEEP),
+    "weights": Case(("--weights", "sum")),
+    "hsp": Case(("--hsp", "static"), HSP),
+    "normalize": Case(("--normalize",), HSP),
+    "step_scale": Case(("--step-scale", "1")),
+    "span_conv": Case(("--plain-conv",)),
+    "calibration": Case(("--calibration", "OTHER"), (*HSP, "--hsp", "static")),
+    "data": Case(("--data", "OTHER")),
+    "limit": Case(("--limit", "5")),
+    "max_drop": Case(("--max-drop", "100")),
+    "no_eval": Case(("--no-eval",)),
+    "image_size": Case(("--image-size", "112")),
+    "class_token": Case(("--class-token", "head")),
+    "no_divide_out": Case(("--no-divide-out",)),
+    "ema": Case(("--ema",)),
+    "device": Case(("--device", "wish")),
+    "dtype": Case(("--dtype", "bfloat16")),
+    "backend": Case(("--backend", "reference")),
+}
+EVAL = {
+    "data": Case(("--data", "OTHER")),
+    "records": Case(("--records", "records.csv")),
+    **{name: COMPRESS[name] for name in ("limit", "image_size", "class_token", "no_divide_out", "ema", "device", "dtype", "backend")},
+}
+# Tested on their own: what is written where, and the Hub (tests/hub).
+ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision"}
+# These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last test.
+EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
+
+
+def test_every_option_is_here() -> None:
+    assert set(inspect.signature(stm_cli.compress.run).parameters) == COMPRESS.keys() | ELSEWHERE | EFFORT
+    assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
+    assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()
+
+
+@pytest.fixture(scope="module")
+def model(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mini checkpoint with a trainer's model_ema beside it, and without what says its size and its class token's place."""
+    checkpoint = torch.load(mini, weights_only=False)
+    generator = torch.Generator().manual_seed(0)
+    weights = checkpoint["model"]
+    checkpoint["model_ema"] = {name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    del checkpoint["args"]
+    path = tmp_path_factory.mktemp("checkpoint") / "mini.pth"
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the images, under another name."""
+    folder = tmp_path_factory.mktemp("other")
+    rows = (labelled / "labels.csv").read_text().splitlines()[:7]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    for row in rows[1:]:
+        shutil.copy(labelled / row.split(",")[0], folder)
+    return folder
+
+
+def result(run, folder: Path | None = None) -> Any:
+    """What a run found: its report without speed and name, and the weights that it wrote; or the error that it met."""
+    if run.code != 0:
+        return run.err
+    report = json.loads(run.out)
+    report.pop("images_per_second", None)
+    (report.get("eval") or {}).pop("images_per_second", None)
+    return report, (folder / "model.safetensors").read_bytes() if folder and folder.exists() else None
+
+
+@pytest.mark.parametrize("option", COMPRESS)
+def test_each_option_of_compress_changes_the_result(here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str) -> None:
+    def compress(*args: str) -> Any:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        words = [str(other) if word == "OTHER" else word for word in args]
+        size = () if "--image-size" in args else ("--image-size", "64")
+        images = () if {"--no-eval", "--data"} & set(args) else ("--data", labelled)
+        return result(here("compress", model, "--out", "out", "--json", *size, *images, *words), tmp_path / "out")
+
+    case = COMPRESS[option]
+    base = compress(*case.base)
+    assert isinstance(base, tuple), base
+    assert compress(*case.base) == base, "the same command gives the same result"
+    assert compress(*case.base, *case.args) != base
+
+
+@pytest.mark.parametrize("option", EVAL)
+def test_each_option_of_eval_changes_the_result(here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str) -> None:
+    def evaluate(*args: str) -> Any:
+        words = [str(other) if word == "OTHER" else word for word in args]
+        size = () if "--image-size" in args else ("--image-size", "64")
+        images = () if "--data" in args else ("--data", labelled)
+        return result(here("eval", model, "--json", *size, *images, *words)), sorted(path.name for path in tmp_path.iterdir())
+
+    case = EVAL[option]
+    base = evaluate(*case.base)
+    assert isinstance(base[0], tuple), base
+    assert evaluate(*case.base) == base, "the same command gives the same result"
+    assert evaluate(*case.base, *case.args) != base
+
+
+def test_out_force_and_dry_run(here, mini: Path, tmp_path: Path) -> None:
+    quick = ("compress", mini, "--no-eval", "--quiet")
+    assert here(*quick, "--dry-run", "--out", "x").code == 0 and not (tmp_path / "x").exists()
+    assert here(*quick, "--out", "x").code == 0 and (tmp_path / "x").is_dir()
+    assert here(*quick, "--out", "x").code == 2
+    before = (tmp_path / "x" / "model.safetensors").read_bytes()
+    assert here(*quick, "--out", "x", "--force", "--rate", "0.2").code == 0
+    assert (tmp_path / "x" / "model.safetensors").read_bytes() != before
+
+
+def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    made = here("compress", mini, *SWEEP, "--weights", "mean", "--data", labelled, "--quiet", "--out", "first")
+    assert made.code == 0, made.err
+    again = here("compress", mini, "--recipe", "first", "--data", labelled, "--quiet", "--out", "second")
+    assert again.code == 0, again.err
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    refused = here("compress", mini, "--recipe", "first", "--rate", "0.2", "--out", "third")
+    assert refused.code == 2 and "rate" in refused.err
+
+
+@pytest.mark.parametrize("command", ["compress", "evaluate"])
+def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    arrived: dict[str, Any] = {}
+
+    def record(model: str, **options: Any) -> None:
+        arrived.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(pipeline, command, record)
+    options = ("--batch-size", "7", "--workers", "2", "--seed", "5", "--token", "t", "--file", "f", "--revision", "r")
+    assert here({"evaluate": "eval"}.get(command, command), "someone/vim", *options).err == "Error: enough\n"
+    expected = {"batch_size": 7, "workers": 2, "seed": 5, "token": "t", "file": "f", "revision": "r"}
+    assert {name: arrived[name] for name in expected} == expected

@@ -1,0 +1,252 @@
+"""Each report in each form, at 80 columns. The reports are made here, so that every line is known."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from stm.config import Recipe, Source
+from stm.reports import (
+    BackendStatus,
+    CompressReport,
+    Environment,
+    EnvReport,
+    EvalReport,
+    Evaluation,
+    Flops,
+    Gate,
+    Guess,
+    InfoReport,
+    Prediction,
+    PredictReport,
+    Progress,
+)
+from stm_cli import compress, env, eval, info, predict
+from stm_cli._format import operations, size, staircase, tokens
+from stm_cli._output import Output
+
+ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2)
+PER_BLOCK = [197] * 13 + [99] * 11
+MEASURED = Evaluation(
+    data="digits",
+    n=599,
+    failed=1,
+    top1=0.972,
+    top1_ci=(0.955, 0.983),
+    top5=0.999,
+    top5_ci=(0.99, 1.0),
+    agreement=0.991,
+    kl=0.00102,
+    dense_top1=0.973,
+    drop=0.001,
+    drop_ci=(-0.003, 0.007),
+    mcnemar_p=0.6875,
+    images_per_second=123.4,
+)
+COMPRESSED = CompressReport(
+    command="compress",
+    model="vim-digits",
+    environment=ENVIRONMENT,
+    output="vim-digits-stm40",
+    source=Source(file="model.safetensors", sha256="ab" * 32, license="Apache-2.0"),
+    recipe=Recipe(method="stm", rate=0.4, removed_share=0.5, schedule="staged"),
+    schedule={"tokens_per_block": PER_BLOCK, "steps": [{"after": 12, "absorb": [[0, 1]] * 98}]},
+    asked_saving=0.22843,
+    saving=0.2280,
+    flops=Flops(paper=1124802048, honest=2098765432, paper_saving=0.2238, honest_saving=0.25),
+    parameters=263008,
+    bytes=1052032,
+    eval=MEASURED,
+)
+
+
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module, report) -> list[str]:
+    monkeypatch.setenv("COLUMNS", "80")
+    Output(json=False, quiet=False).report(report, lambda: module.screen(report), "")
+    out = capsys.readouterr().out.splitlines()
+    assert max(map(len, out)) <= 80
+    return [line.rstrip() for line in out]
+
+
+def test_compress(capsys, monkeypatch) -> None:
+    assert shown(capsys, monkeypatch, compress, COMPRESSED) == [
+        "vim-digits -> vim-digits-stm40",
+        "method          stm: staged order",
+        "asked           rate 0.4: saving 0.2284 of the token-layers",
+        "reached         saving 0.2280 of the token-layers, 0.5000 of the patch tokens",
+        "                gone",
+        "tokens          █████████████▄▄▄▄▄▄▄▄▄▄▄  197 x 13, 99 x 11",
+        "FLOPs (paper)   1.125 G an image, 22.4% less than dense",
+        "FLOPs (honest)  2.099 G an image, 25.0% less than dense",
+        "parameters      263,008",
+        "files           model.safetensors 1.052 MB, config.json, README.md",
+        "source          model.safetensors, sha256 abababababab, license Apache-2.0",
+        "images          599 of digits, 1 unreadable",
+        "top-1           97.2% (95%: 95.5 to 98.3)",
+        "top-5           99.9% (95%: 99.0 to 100.0)",
+        "drop            0.10 points from the dense 97.3% (95%: -0.3 to 0.7), p = 0.69",
+        "agreement       99.1% of the images keep the dense model's top-1",
+        "KL              0.0010 nats from the dense model",
+        "speed           123 images/s on A CPU, 2 threads, float32, backend blocked",
+    ]
+
+
+def test_a_dry_run_shows_the_steps_and_says_that_it_is_one(capsys, monkeypatch) -> None:
+    lines = shown(capsys, monkeypatch, compress, replace(COMPRESSED, dry_run=True, eval=None))
+    assert lines[0] == "vim-digits would be written to vim-digits-stm40"
+    assert "steps           98 after block 12" in lines
+
+
+def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
+    reasons = dict.fromkeys(("top1", "top1_ci", "top5"), "the images have no label") | {"kl": "no dense model"}
+    lines = shown(capsys, monkeypatch, eval, eval_report(Evaluation(data="photographs", n=48, agreement=0.9, reasons=reasons)))
+    assert lines == [
+        "vim-s",
+        "images        48 of photographs",
+        "agreement     90.0% of the images keep the dense model's top-1",
+        "not measured  top-1, top-5: the images have no label",
+        "not measured  KL: no dense model",
+    ]
+
+
+def eval_report(measured: Evaluation) -> EvalReport:
+    return EvalReport(command="eval", model="vim-s", environment=ENVIRONMENT, **vars(measured))
+
+
+def test_info(capsys, monkeypatch) -> None:
+    config = {
+        "num_classes": 10,
+        "dtype": "float32",
+        "model": {"image_size": 28, "patch": 2, "stride": 2, "d_model": 32, "d_state": 16, "depth": 24, "class_token": "middle"},
+        "schedule": COMPRESSED.schedule,
+        "protection": {"weights": "size", "mode": "static", "normalized": False, "step_scale": 0.5, "span_conv": True},
+        "recipe": {"method": "stm", "schedule": "staged"},
+    }
+    report = InfoReport(
+        command="info",
+        model="vim-digits-stm40",
+        environment=ENVIRONMENT,
+        config=config,
+        tokens_per_block=tuple(PER_BLOCK),
+        flops=COMPRESSED.flops,
+        parameters=263008,
+        source=COMPRESSED.source,
+        measured=(),
+    )
+    lines = shown(capsys, monkeypatch, info, report)
+    assert "merging         stm: staged, size weights, step scale p = 0.5, span conv" in lines
+    assert "FLOPs (paper)   1,124,802,048 an image (1.125 G), 22.4% less than dense" in lines
+
+
+def test_predict(capsys, monkeypatch) -> None:
+    first = Prediction(
+        file="[bold]a.png", top5=(Guess(index=3, label="three", probability=0.9), Guess(index=8, label="eight", probability=0.05))
+    )
+    report = PredictReport(
+        command="predict", model="m", environment=ENVIRONMENT, predictions=(first, Prediction(file="b.png", error="b.png: it is empty"))
+    )
+    assert shown(capsys, monkeypatch, predict, report) == ["[bold]a.png", "  90.0%  three", "   5.0%  eight", "b.png: it is empty"]
+    assert predict.value(report) == "[bold]a.png\tthree\nb.png\t"
+
+
+def test_env(capsys, monkeypatch) -> None:
+    report = EnvReport(
+        command="env",
+        model="",
+        environment=ENVIRONMENT,
+        python="3.11.7",
+        platform="Linux",
+        packages={"torch": "2.13.0", "mamba-ssm": None},
+        devices=("cpu",),
+        backends=(BackendStatus(name="native", available=False, reason="no compiler was found"),),
+    )
+    lines = shown(capsys, monkeypatch, env, report)
+    assert "packages  mamba-ssm not installed, torch 2.13.0" in lines
+    assert "  native  not available: no compiler was found" in lines
+
+
+def test_json_is_one_document_and_nothing_else(capsys) -> None:
+    output = Output(json=True, quiet=False)
+    output.report(COMPRESSED, lambda: pytest.fail("no screen is drawn"), "x")
+    output.next(("stm", "eval", "x"))
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads(COMPRESSED.to_json())
+    assert err == ""
+
+
+def test_a_file_name_that_is_not_utf8_is_still_json(capsysbinary) -> None:
+    Output(json=True, quiet=False).report(replace(COMPRESSED, output="caf\udce9 é"), str, "")
+    out = capsysbinary.readouterr().out
+    assert json.loads(out.decode("utf-8"))["output"] == "caf\udce9 é"
+
+
+def test_quiet_is_one_value_and_nothing_else(capsys) -> None:
+    output = Output(json=False, quiet=True)
+    output.report(COMPRESSED, lambda: pytest.fail("no screen is drawn"), COMPRESSED.output)
+    output.note("a note")
+    output.next(("stm", "eval", "x"))
+    with output.progress() as on_progress:
+        on_progress(Progress("evaluating", 1, 2, "images"))
+    assert capsys.readouterr() == ("vim-digits-stm40\n", "")
+
+
+def test_hints_are_quoted_for_the_shell_and_on_stderr(capsys) -> None:
+    Output(json=False, quiet=False).next(("stm", "eval", "my model"), ("stm", "info", "my model"))
+    assert capsys.readouterr() == ("", "Next: stm eval 'my model'\n      stm info 'my model'\n")
+
+
+def test_progress_is_silent_without_a_terminal(capsys) -> None:
+    with Output(json=False, quiet=False).progress() as on_progress:
+        on_progress(Progress("evaluating", 1, 2, "images"))
+    assert capsys.readouterr() == ("", "")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("disabled", "seen"), [("", True), ("0", True), ("1", False), ("true", False)])
+def test_progress_on_a_terminal_honours_the_hub_s_switch(monkeypatch, disabled: str, seen: bool) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", disabled)
+    monkeypatch.setenv("TERM", "xterm")
+    with Output(json=False, quiet=False).progress() as on_progress:
+        on_progress(Progress("evaluating", 1, None, "images"))
+        on_progress(Progress("evaluating", 1500, 2000, "images"))
+    assert ("1,500/2,000 images" in terminal.getvalue()) == seen
+
+
+def test_no_color(monkeypatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    for no_color in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        Output(json=False, quiet=False).note("hello")
+    coloured, plain = terminal.getvalue().splitlines()
+    assert "\x1b[" in coloured
+    assert "3" not in plain.replace("hello", "").strip("\x1b[0m1")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (operations(1124802048), "1.125 G"),
+        (operations(8_707_904), "8.708 M"),
+        (operations(999), "999"),
+        (size(998), "998 bytes"),
+        (size(28_592_032), "28.59 MB"),
+        (tokens([197, 193, 189, 189]), "197, 193, 189 x 2"),
+        (staircase([197, 197, 99, 1]), "██▄▁"),
+    ],
+)
+def test_numbers(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def test_a_gate_that_fails_is_in_the_report() -> None:
+    report = replace(COMPRESSED, gate=Gate(max_drop=0.0, drop=0.001, passed=False))
+    assert json.loads(report.to_json())["gate"] == {"drop": 0.001, "max_drop": 0.0, "passed": False}

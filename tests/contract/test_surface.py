@@ -1,0 +1,65 @@
+"""The names that `import stm` offers, and how quick it is."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import stm
+
+PUBLIC = [
+    "Config",
+    "EvalReport",
+    "ModelConfig",
+    "Preprocess",
+    "Schedule",
+    "Step",
+    "StmError",
+    "ViM",
+    "__version__",
+    "compress",
+    "evaluate",
+    "load",
+    "load_checkpoint",
+]
+
+# docs/design.md section 4
+SIGNATURES = {
+    "load_checkpoint": "path, *, image_size, class_token, divide_out, ema, dtype, device, backend",
+    "load": "folder_or_repo, *, revision, token, device, dtype, backend",
+    "compress": "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv, normalize, "
+    "calibration, seed, on_progress",
+}
+
+
+def test_the_exported_names_are_pinned() -> None:
+    assert stm.__all__ == PUBLIC
+    assert all(getattr(stm, name) is not None for name in PUBLIC)
+    assert set(PUBLIC) <= set(dir(stm))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_those_of_the_design(name: str) -> None:
+    parameters = inspect.signature(getattr(stm, name)).parameters.values()
+    keyword_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert f"{', '.join(positional)}, *, {', '.join(keyword_only)}" == SIGNATURES[name]
+
+
+def test_a_function_can_be_called_twice() -> None:
+    """No module takes a function's name once it has been imported."""
+    assert callable(stm.compress)
+    import stm.bake
+
+    assert callable(stm.compress)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        stm.nothing  # noqa: B018
+
+
+def test_importing_is_quick_because_nothing_is_imported() -> None:
+    script = "import sys, stm; print(sorted(set(sys.modules) & {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich', 'typer'}))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,222 @@
+"""The model card: what it says, what it leaves out, and that odd names stay text."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.main import get_command
+
+import stm
+from stm import artifact
+from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.errors import ArtifactError
+from stm.hub.card import _text, _yaml, card, recipe_command
+from stm.initialize import initialize
+from stm.model import ViM
+from stm.reports import Environment, Flops
+from stm.schedule import Schedule, Step
+from stm_cli.main import app
+
+MODEL = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=12, d_state=2, dt_rank=1)
+DENSE = Config(model=MODEL, num_classes=2, schedule=dense_schedule(MODEL), preprocessing=Preprocess(resize=4, crop=4))
+SMALL = dataclasses.replace(
+    DENSE,
+    schedule=Schedule(5, 2, (Step(0, ((0, 1), (4, 3))), Step(9, ((2, 0),)))),
+    protection=Protection(),
+    recipe=Recipe(method="stm", rate=0.4, removed_share=0.75, schedule="staged"),
+    source=Source(repo="someone/their-vim", file="vim.pth", revision="c0ffee", sha256="5eed", license="apache-2.0"),
+)
+LABELLED = Measured(
+    data="digits",
+    n=599,
+    failed=2,
+    top1=0.97,
+    top1_ci=(0.95, 0.98),
+    top5=0.999,
+    dense_top1=0.975,
+    drop=0.005,
+    drop_ci=(-0.01, 0.02),
+    mcnemar_p=0.25,
+    agreement=0.99,
+    kl=0.0012,
+    seed=3,
+)
+LABEL_FREE = Measured(data="photographs", n=40, agreement=0.9, kl=0.125, reasons={"top1": "no labels", "top5": "no labels"})
+FLOPS = Flops(paper=1124802048, honest=2345678, paper_saving=0.2238, honest_saving=0.1)
+HERE = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2)
+
+
+def written(config: Config, **more: Any) -> str:
+    return card(config, **{"name": "small", "flops": FLOPS, "parameters": 12345, "weights_bytes": 67890} | more)
+
+
+def test_the_front_matter() -> None:
+    found = ModelCard(written(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE)))).data
+    assert (found.library_name, found.pipeline_tag, found.license) == ("stm", "image-classification", "apache-2.0")
+    assert found.base_model == "someone/their-vim"
+    assert "token-merging" in found.tags
+    results = [(each.dataset_name, each.metric_type, each.metric_name, each.metric_value) for each in found.eval_results]
+    assert results == [("digits", "accuracy", "top-1", 0.97), ("digits", "accuracy", "top-5", 0.999)], "only what has labels"
+
+
+def test_what_is_not_known_is_not_there() -> None:
+    text = written(DENSE)
+    found = ModelCard(text).data.to_dict()
+    assert sorted(found) == ["library_name", "pipeline_tag", "tags"]
+    assert "token-merging" not in found["tags"]
+    for absent in ("None", "null", "nan", "%", "top-1 ", "images/s", "Schedule", "Make it again", "less than dense", "2509.22691"):
+        assert absent not in text, absent
+    assert "Accuracy was not measured." in text
+
+
+def test_what_was_measured() -> None:
+    text = written(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE)), images_per_second=123.456, environment=HERE)
+    for expected in (
+        "| the paper's convention | 1.125 G | 22.38% |",
+        "| both directions, merges included | 2.346 M | 10.00% |",
+        "Speed: 123.5 images/s on A processor (cpu, float32, backend native, 2 threads, torch 2.13.0).",
+        "599 images, of which 2 could not be read, seed 3.",
+        "| top-1, dense model | 97.50% |  |",
+        "| top-1 | 97.00% | 95.00% to 98.00% |",
+        "| top-5 | 99.90% |  |",
+        "| top-1 lost, in points | 0.50 | -1.00 to 2.00 |",
+        "| exact McNemar test, p | 0.25 |  |",
+        "40 images, seed 0. There are no labels: this is not accuracy.",
+        "| KL(dense, this), nats | 0.1250 |  |",
+        "commit c0ffee",
+        "SHA-256 of that file: 5eed",
+        "12,345; `model.safetensors` has 67,890 bytes (float32)",
+    ):
+        assert expected in text, expected
+    assert text.count("Not measured: no labels") == 1
+    assert "Accuracy was not measured." not in text
+
+
+def test_the_schedule() -> None:
+    """By hand, from the steps of SMALL: 5 tokens, 3 after block 0, 2 after block 9."""
+    text = written(SMALL)
+    assert "Reached: 40.00% of the token-layers saved, 75.00% of the patch tokens gone." in text  # 1 - (5 + 9 * 3 + 2 * 2) / 60
+    assert "| 0 | 5 | 2 | 3 | 1 |\n| 9 | 3 | 1 | 2 | 1 |\n" in text
+    assert (
+        "blocks  0        5 ########################################\n"
+        "blocks  1 to  9  3 ########################\n"
+        "blocks 10 to 11  2 ################\n"
+    ) in text
+
+
+def test_the_same_model_gives_the_same_card() -> None:
+    assert written(SMALL) == written(SMALL)
+
+
+def test_notes_are_shown_and_other_extras_are_not() -> None:
+    assert "- Note: the class token was assumed\n" in written(
+        dataclasses.replace(SMALL, extra={"notes": ["the class token was assumed", 7]})
+    )
+    assert "Note:" not in written(dataclasses.replace(SMALL, extra={"notes": 5, "asked": 6}))
+
+
+ODD = "a|b`c_*[x](y)<i> \n---\n# {{ 7 * 7 }} 'q' \"d\" \\ é 🙂 \x07 \u2028 end: #1"
+
+
+def test_odd_names_stay_text() -> None:
+    config = dataclasses.replace(
+        SMALL, source=Source(repo=ODD, file=ODD, license=ODD), measured=(dataclasses.replace(LABELLED, data=ODD, reasons={"kl": ODD}),)
+    )
+    text = written(config, name=ODD)
+    _, front, body = text.split("---\n", 2)
+    found = yaml.safe_load(front)
+    assert (found["base_model"], found["license"], found["model-index"][0]["name"]) == (ODD, ODD, ODD)
+    assert found["model-index"][0]["results"][0]["dataset"]["name"] == ODD
+    assert "49" not in text, "text is not a template"
+    headings = [line for line in re.sub(r"```.*?```", "", body, flags=re.DOTALL).splitlines() if line.startswith("# ")]
+    assert headings == [f"# {_text(ODD)}"]
+    for line in body.splitlines():
+        if line.startswith("| "):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 6), line
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_yaml_strings(text: str) -> None:
+    assert yaml.safe_load(f"key: {_yaml(text)}") == {"key": text}
+
+
+def test_markdown_text() -> None:
+    assert _text("vim_t_midclstok.pth") == "vim_t_midclstok.pth", "readable where nothing needs a backslash"
+    assert _text("_a_ *b* `c` <d> |") == r"\_a\_ \*b\* \`c\` \<d\> \|"
+
+
+def options_of_the_command_line() -> set[str]:
+    (command,) = (each for name, each in get_command(app).commands.items() if name == "compress")
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_the_command_has_every_option_and_only_real_ones() -> None:
+    assert shlex.join(recipe_command(SMALL) or []) == (
+        "stm compress someone/their-vim --file vim.pth --revision c0ffee --method stm --rate 0.4 --schedule staged --sides both "
+        "--weights size --step-scale 0.5 --seed 0 --span-conv"
+    )
+    paper = dataclasses.replace(
+        SMALL,
+        dtype="bfloat16",
+        protection=Protection(weights="hsp", mode="dynamic", normalized=True, step_scale=0.0, span_conv=False),
+        recipe=Recipe(method="paper", saving=0.25, removed_share=0.4, schedule="border", sides="left", tokens_per_side=2, seed=7),
+        source=Source(file="vim weights.pth"),
+        extra={"asked": {"image_size": 4, "class_token": "head", "divide_out": False, "ema": True}},
+    )
+    words = recipe_command(paper)
+    assert words == [
+        *("stm", "compress", "vim weights.pth", "--image-size", "4", "--class-token", "head", "--method", "paper", "--saving", "0.25"),
+        *("--schedule", "border", "--sides", "left", "--tokens-per-side", "2", "--weights", "hsp", "--hsp", "dynamic"),
+        *("--step-scale", "0.0", "--seed", "7", "--dtype", "bfloat16", "--plain-conv", "--normalize", "--no-divide-out", "--ema"),
+    ]
+    assert "stm compress 'vim weights.pth' " in written(paper)
+    stages = dataclasses.replace(SMALL, recipe=Recipe(method="stm", removed_share=0.5, schedule="staged", stages=(1, 10)))
+    assert "--stages 1,10 " in written(stages)
+    used = {word for command in (words, recipe_command(SMALL) or []) for word in command if word.startswith("--")} | {"--stages"}
+    assert used <= options_of_the_command_line()
+
+
+def test_no_command_where_there_is_none() -> None:
+    calibrated = Recipe(
+        method="stm", rate=0.4, removed_share=0.5, schedule="staged", calibration=Calibration(data="cats", n=64, sha256="ca75")
+    )
+    text = written(dataclasses.replace(SMALL, recipe=calibrated))
+    assert "The weights were averaged over 64 images of cats (SHA-256 ca75)." in text
+    assert "`stm compress MODEL --recipe FOLDER --calibration DIR`" in text
+    assert recipe_command(dataclasses.replace(SMALL, recipe=calibrated)) is None
+    assert recipe_command(dataclasses.replace(SMALL, source=Source())) is None
+    assert recipe_command(DENSE) is None
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = stm.compress(initialize(ViM(DENSE)), stages=[1])
+    text = written(small.config, name="it's small")
+    artifact.write("it's small", small.config, small.state_dict(), text)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["logits"].shape == (1, 2)
+    assert torch.isfinite(names["logits"]).all()
+
+
+def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ArtifactError, match="needs jinja2") as caught:
+        written(DENSE)
+    assert caught.value.hint == "pip install jinja2"
+
+
+def test_a_card_needs_no_torch() -> None:
+    code = "import sys, stm.hub.card; sys.exit(bool({'torch', 'huggingface_hub', 'jinja2'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

@@ -1,0 +1,95 @@
+"""`make demo`: the whole job on the embedded model, and what it cost on one screen. Needs no network.
+
+Writes ./vim-digits-stm40 with the default method, measures the paper's method in a temporary place, and ends with the
+commands to type next.
+"""
+
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+import stm
+from stm import ViM, pipeline
+from stm.reports import CompressReport, EvalReport, Evaluation, Flops
+from stm_cli._errors import guard
+from stm_cli._format import environment_text, interval, operations, percent, tokens
+from stm_cli._output import Output, console
+
+MODEL, RATE, OUT = "vim-digits", 0.4, Path("vim-digits-stm40")
+BATCH, ROUNDS = 32, 7  # of the timing
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch, Output(json=False, quiet=False).progress() as on_progress:
+        dense, about = pipeline.evaluate(MODEL, on_progress=on_progress), pipeline.info(MODEL)
+        ours = pipeline.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
+        paper = pipeline.compress(MODEL, rate=RATE, method="paper", out=Path(scratch) / "paper", on_progress=on_progress)
+        small, theirs = stm.load(OUT), stm.load(paper.output)
+        ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in (f"{MODEL}, {RATE}", "tokens", "FLOPs (paper)", "ms an image", "top-1 (95%)"):
+        table.add_column(heading, no_wrap=True)
+    table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], dense))
+    for report in (ours, paper):
+        assert report.eval is not None  # it was asked for
+        row = _row(report.schedule["tokens_per_block"], report.flops, ms[report.recipe.method], report.eval)
+        table.add_row(f"--method {report.recipe.method}", *row)
+
+    screen = console()
+    screen.print("", table, "", _words(dense, ours), "", sep="\n")
+    for command in _next():
+        screen.print(f"  {shlex.join(command)}", soft_wrap=True)
+
+
+def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
+    """The median time an image of each model, in rounds in which each has a turn: what else the machine does hits all alike."""
+    shape = next(iter(models.values())).config.model
+    images = torch.zeros(BATCH, shape.in_chans, shape.image_size, shape.image_size)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(ROUNDS + 1):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(images.to(model.cls_token.device)).cpu()  # the copy waits for the device
+                seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(each[1:]) / BATCH for name, each in seconds.items()}  # the first round warms up
+
+
+def _row(per_block: list[int] | tuple[int, ...], flops: Flops, ms: float, measured: Evaluation | EvalReport) -> tuple[str, ...]:
+    assert measured.top1 is not None and measured.top1_ci is not None  # the digits have labels
+    count = str(per_block[0]) if per_block[0] == per_block[-1] else f"{per_block[0]} to {per_block[-1]}"
+    saved = f" (-{percent(flops.paper_saving)})" if flops.paper_saving else ""
+    return count, operations(flops.paper) + saved, f"{ms:.2f}", f"{percent(measured.top1)} ({interval(measured.top1_ci)})"
+
+
+def _words(dense: EvalReport, ours: CompressReport) -> str:
+    return (
+        f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {dense.n} held-out "
+        f"digits; time in batches of {BATCH} on {environment_text(dense.environment)}.\n"
+        "What this cannot show: upscaled digits are easy on merging, because neighbouring patches are nearly equal. "
+        "Measure your own model on your own images before you believe a number. Now type:"
+    )
+
+
+def _next() -> list[tuple[str, ...]]:
+    """Three commands, as they can be typed here: the environment of `make demo` is not the shell's."""
+    program = "stm" if shutil.which("stm") else os.path.relpath(Path(sys.executable).with_name("stm"))
+    return [
+        (program, "info", str(OUT)),
+        (program, "eval", str(OUT)),
+        (program, "compress", MODEL, "--saving", "0.4", "--dry-run"),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
