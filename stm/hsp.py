@@ -50,6 +50,7 @@ def least_squares(delta: Tensor, B: Tensor, A: Tensor, a: Absorbed) -> Tensor:
     Returns:
         (B, S). Not clamped: a weight may be negative.
     """
+    B = B.to(delta.dtype)  # half precision where the GEMMs are
     delta_src, delta_into = delta[a.direction, :, a.src], delta[a.direction, :, a.into]  # (S, B, E)
     b_src, b_into = B[a.direction, :, a.src], B[a.direction, :, a.into]  # (S, B, N)
     elapsed = (a.between.to(delta.dtype) @ delta)[a.direction, :, torch.arange(a.src.shape[0], device=delta.device)]  # (S, B, E)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stm import artifact, backends
+from stm import artifact, atomic, backends
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick as device_named
 from stm.errors import ArtifactError, HubError, UsageError
@@ -41,7 +41,7 @@ def load(
         HubError: the repository cannot be read.
     """
     folder = Path(folder_or_repo)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
+    if not atomic.find(folder).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
         folder = _download(str(folder_or_repo), revision, token)
     config, tensors = artifact.read(folder)
     model = ViM(config, backends.choose(backend))

@@ -21,6 +21,7 @@ from stm.measure.data import from_files, iterate, open_samples
 from stm.measure.environment import environment as environment_at
 from stm.measure.environment import environment_of, processor_name
 from stm.measure.evaluate import assess
+from stm.measure.records import check_path
 from stm.model import ViM
 from stm.recipe import Wish, as_recorded, check_calibration, check_source, default_name
 from stm.reports import (
@@ -160,6 +161,8 @@ def evaluate(
         source: how to read it, the fields of `stm.resolve.From`.
     """
     named = find_default() if model is None else model
+    if records is not None:
+        check_path(records)
     vim = open_model(named, From(**source))
     samples = open_samples(data, config=vim.config, limit=limit, seed=seed)
     dense = vim.with_plan(None) if vim.plan is not None else None

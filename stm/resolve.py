@@ -58,7 +58,9 @@ def find_default() -> str:
     """
     if artifact.is_model("."):
         return "."
-    below = sorted(entry.name for entry in os.scandir(".") if entry.is_dir() and artifact.is_model(entry.path))
+    below = sorted(
+        entry.name for entry in os.scandir(".") if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
+    )
     if len(below) > 1:
         raise UsageError(f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", f"stm eval {below[0]}")
     return below[0] if below else EMBEDDED_MODEL
@@ -121,6 +123,5 @@ def _from_hub(repo: str, options: From, license: str | None) -> ViM:
 
 
 def _from_file(path: Path, source: Source, options: From) -> ViM:
-    asked = {name: getattr(options, name) or None for name in CHECKPOINT_OPTIONS}
-    asked["divide_out"] = options.divide_out
+    asked = {name: getattr(options, name) for name in CHECKPOINT_OPTIONS} | {"ema": options.ema or None}
     return read_checkpoint(path, source, asked, device=options.device, dtype=options.dtype or "float32", backend=options.backend)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # The same examples on every run, and no time limit on one: a busy machine must not fail a test.
-settings.register_profile("stm", derandomize=True, deadline=None)
+settings.register_profile("stm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stm")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

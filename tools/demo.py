@@ -4,7 +4,6 @@ Writes ./vim-digits-stm40 with the default method, measures the paper's method i
 commands to type next.
 """
 
-import os
 import shlex
 import shutil
 import statistics
@@ -76,14 +75,16 @@ def _words(dense: EvalReport, ours: CompressReport) -> str:
     return (
         f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {dense.n} held-out "
         f"digits; time in batches of {BATCH} on {environment_text(dense.environment)}.\n"
-        "What this cannot show: upscaled digits are easy on merging, because neighbouring patches are nearly equal. "
+        "What this cannot show: digits are not photographs. Their border is empty and neighbouring patches of an upscaled image are "
+        "nearly equal, which is easy on merging, above all from the border inward (--method paper); photographs have neither. "
         "Measure your own model on your own images before you believe a number. Now type:"
     )
 
 
 def _next() -> list[tuple[str, ...]]:
     """Three commands, as they can be typed here: the environment of `make demo` is not the shell's."""
-    program = "stm" if shutil.which("stm") else os.path.relpath(Path(sys.executable).with_name("stm"))
+    beside = Path(sys.executable).with_name("stm")
+    program = "stm" if shutil.which("stm") else str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
     return [
         (program, "info", str(OUT)),
         (program, "eval", str(OUT)),

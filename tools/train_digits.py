@@ -104,7 +104,10 @@ def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespac
     """The average of the weights along the way. The number of epochs is fixed beforehand."""
     matrices = [p for p in model.parameters() if p.dim() > 1 and p.shape[0] > 2]
     decayed = {id(p) for p in matrices}
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0}]
+    groups = [
+        {"params": matrices, "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=options.lr)
     steps = options.epochs * (len(labels) // options.batch_size)
     warm = steps // 20
@@ -128,7 +131,9 @@ def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespac
                 for mean, new in zip(averaged.parameters(), model.parameters(), strict=True):
                     mean.lerp_(new, 0.01)
             total += loss.item()
-        say(f"epoch {epoch + 1}/{options.epochs}  loss {total / (len(order) // options.batch_size):.3f}  {time.perf_counter() - start:.0f} s")
+        say(
+            f"epoch {epoch + 1}/{options.epochs}  loss {total / (len(order) // options.batch_size):.3f}  {time.perf_counter() - start:.0f} s"
+        )
     return averaged.requires_grad_(False)
 
 

@@ -25,7 +25,7 @@ from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
 
 EMBEDDED_MODEL = "vim-digits"
-DIGITS = FOLDER / EMBEDDED_MODEL / "samples.safetensors"
+DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
 FEW = 64  # images that one process decodes sooner than others would start
 
 

@@ -53,9 +53,15 @@ def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images
         BANNED |= {"stm." + name for name in ("bake", "bnnm", "budget", "checkpoint", "checkpoint_infer", "checkpoint_file", "labels",
                    "measure", "hub", "pipeline", "recipe", "resolve", "peers", "search", "initialize")}
 
+        def asked_by_torch():  # torch looks for numpy by itself, and does without
+            frame = sys._getframe(2)
+            while "importlib" in frame.f_code.co_filename:
+                frame = frame.f_back
+            return any(part in frame.f_code.co_filename for part in ("/torch/", "/numpy/"))
+
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                if name in BANNED or name.split(".")[0] in BANNED:
+                if (name in BANNED or name.split(".")[0] in BANNED) and not asked_by_torch():
                     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
         for name in [n for n in sys.modules if n.split(".")[0] in BANNED]:
@@ -67,7 +73,7 @@ def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images
         with torch.inference_mode():
             assert torch.equal(model(images), expected), (model(images) - expected).abs().max()
             model.features(images)
-        assert not [n for n in sys.modules if n in BANNED or n.split(".")[0] in BANNED]
+        assert not [n for n in sys.modules if n.split(".")[0] != "numpy" and (n in BANNED or n.split(".")[0] in BANNED)]
         print("ran")
         """
     )
@@ -91,7 +97,8 @@ def test_compile_takes_the_whole_model(small: stm.ViM, images: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
-def test_inductor_takes_the_whole_model(small: stm.ViM, images: Tensor) -> None:
+def test_inductor_takes_the_whole_model(dense: stm.ViM, images: Tensor) -> None:
+    small = stm.compress(dense, rate=0.3)
     with torch.inference_mode():
         compiled = torch.compile(small, fullgraph=True)
         torch.testing.assert_close(compiled(images), small(images), rtol=1e-4, atol=1e-5)
