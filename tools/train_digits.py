@@ -131,9 +131,8 @@ def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespac
                 for mean, new in zip(averaged.parameters(), model.parameters(), strict=True):
                     mean.lerp_(new, 0.01)
             total += loss.item()
-        say(
-            f"epoch {epoch + 1}/{options.epochs}  loss {total / (len(order) // options.batch_size):.3f}  {time.perf_counter() - start:.0f} s"
-        )
+        mean_loss, seconds = total / (len(order) // options.batch_size), time.perf_counter() - start
+        say(f"epoch {epoch + 1}/{options.epochs}  loss {mean_loss:.3f}  {seconds:.0f} s")
     return averaged.requires_grad_(False)
 
 

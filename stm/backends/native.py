@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
 
 from stm.errors import BackendError, UsageError
 from stm.scan import add_norm
@@ -66,7 +65,7 @@ _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
 
 
-def _operator(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+def _operator(name: str, schema: str) -> Any:
     return torch.library.custom_op(f"stm::native_{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 
