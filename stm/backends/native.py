@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef  # torch.library does not export its type
 
 from stm.errors import BackendError, UsageError
 from stm.scan import add_norm
@@ -65,7 +66,7 @@ _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
 
 
-def _operator(name: str, schema: str) -> Any:
+def _operator(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     return torch.library.custom_op(f"stm::native_{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 

@@ -1,4 +1,4 @@
-"""The golden models, and how near is near: max|a - b| / max|b|, as docs/method.md has it."""
+"""The golden models, and how near is near: max|a - b| / max|b|."""
 
 from collections.abc import Callable
 from pathlib import Path

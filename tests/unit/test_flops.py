@@ -1,4 +1,4 @@
-"""Operation counts. The table is method.md's, section 5 (the paper's convention); the honest count is compared with loops
+"""Operation counts. The table is the method sheet's (the paper's convention); the honest count is compared with loops
 over every token, which count what sections 5 and 6 list."""
 
 import pytest
@@ -113,7 +113,7 @@ def test_count_reports_shares_of_the_dense_model() -> None:
     chosen = plan_schedule(TI, order="border", rate=0.4)
     flops = count(Config(model=TI, num_classes=1000, schedule=chosen.schedule, protection=PROTECTIONS[2]))
     assert flops.paper == 1124802048
-    assert flops.paper_saving == pytest.approx(0.2238, abs=5e-5)  # method.md section 3; the paper says 22.3%
+    assert flops.paper_saving == pytest.approx(0.2238, abs=5e-5)  # the method sheet; the paper says 22.3%
     assert flops.honest == honest(TI, 1000, chosen.schedule, PROTECTIONS[2])
     assert flops.honest_saving == 1 - flops.honest / honest(TI, 1000, dense_schedule(TI))
     assert 0.2 < flops.honest_saving < flops.paper_saving

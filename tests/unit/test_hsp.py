@@ -1,6 +1,6 @@
 """Hidden States Protection in float64, at the scan's input, where the paper's equations are exact.
 
-Expected values are worked out here from the recurrence itself (docs/method.md section 4), never from stm/hsp.py.
+Expected values are worked out here from the recurrence itself, never from stm/hsp.py.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Step scale and span convolution at the scan's input, in float64, by the properties that docs/method.md claims for them."""
+"""Step scale and span convolution at the scan's input, in float64, by the properties that they exist for."""
 
 import torch
 from torch import Tensor
