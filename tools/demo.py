@@ -36,7 +36,7 @@ def main() -> None:
         ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in (f"{MODEL}, {RATE}", "tokens", "FLOPs (paper)", "ms an image", "top-1 (95%)"):
+    for heading in (f"{MODEL}, {RATE}", "tokens", "FLOPs (paper)", "ms/image", "top-1 (95%)"):
         table.add_column(heading, no_wrap=True)
     table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], dense))
     for report in (ours, paper):

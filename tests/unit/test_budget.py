@@ -1,4 +1,4 @@
-"""What a rate, a saving or stages buy, and what is refused. Figures not derived here are those of the method sheet (section 3) that the paper was re-derived in."""
+"""What a rate, a saving or stages buy, and what is refused. Figures not derived here come from the reading of the paper."""
 
 from fractions import Fraction
 from itertools import combinations
