@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from stm.backends import Backend, choose
 from stm.config import Config, ModelConfig
@@ -39,12 +38,12 @@ class ViM(nn.Module):
         self.config = config
         self.backend = backend or choose()
         model = config.model
-        self.patch_embed = skip_init(nn.Conv2d, model.in_chans, model.d_model, model.patch, model.stride)
+        self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.d_model))
         self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
         self.layers = nn.ModuleList(Block(model, self.backend) for _ in range(model.depth))
         self.norm_f = nn.RMSNorm(model.d_model, eps=model.norm_eps)
-        self.head = skip_init(nn.Linear, model.d_model, config.num_classes)
+        self.head = Linear(model.d_model, config.num_classes)
         self.plan: Plan | None = None
         if config.schedule.steps and config.protection is not None:
             self.plan = StaticPlan(config.schedule, config.protection, model)
@@ -144,6 +143,21 @@ class ViM(nn.Module):
         return load(folder_or_repo, **options)
 
 
+class Linear(nn.Linear):
+    """One that stays uninitialised: its weights come from a file. (`skip_init` would go through the meta device, which imports
+    the compiler.)"""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Patches(nn.Conv2d):
+    """The patch embedding, uninitialised as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Block(nn.Module):
     """`residual += hidden; hidden = mixer(RMSNorm(residual))`, the residual in float32."""
 
@@ -178,7 +192,7 @@ class Mixer(nn.Module):
         D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, len(REVERSE), model.d_conv
         self.splits = [R, N, N]
         self.share = 1 / K if model.divide_out else 1.0  # of each direction in the output
-        self.in_proj = skip_init(nn.Linear, D, 2 * E, bias=False)
+        self.in_proj = Linear(D, 2 * E, bias=False)
         self.conv1d_weight = nn.Parameter(torch.empty(K, E, W))
         self.conv1d_bias = nn.Parameter(torch.empty(K, E))
         self.x_proj_weight = nn.Parameter(torch.empty(K, R + 2 * N, E))
@@ -186,7 +200,7 @@ class Mixer(nn.Module):
         self.dt_proj_bias = nn.Parameter(torch.empty(K, E))
         self.A_log = nn.Parameter(torch.empty(K, E, N))
         self.D = nn.Parameter(torch.empty(K, E))
-        self.out_proj = skip_init(nn.Linear, E, D, bias=False)
+        self.out_proj = Linear(E, D, bias=False)
 
     def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
         """u (B, L, D): the output (B, L, D), and the taps that were wanted."""
