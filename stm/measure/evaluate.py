@@ -169,8 +169,9 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
     seconds = 0.0
     if batch.indices:
         files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
-        logits, seconds = _forward(model, batch.images, files, "the model")
+        # The larger one first: what it frees holds all that the smaller one needs.
         dense_logits = None if reference is None else _forward(reference, batch.images, files, "the dense model")[0]
+        logits, seconds = _forward(model, batch.images, files, "the model")
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
     return [records[place] for place in sorted(records)], seconds
 

@@ -1,0 +1,132 @@
+"""Baking: weights by each rule, static hsp from parameters and from images, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import stm
+from stm.bake import rule_weights
+from stm.errors import UsageError
+from stm.plan import MergeStep
+from stm.schedule import Step
+
+MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+
+
+@pytest.fixture(scope="module")
+def dense() -> stm.ViM:
+    return stm.load_checkpoint(MINI, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def step_of(model: stm.ViM, block: int) -> MergeStep:
+    assert model.plan is not None
+    found = model.plan.get_submodule(str(block))
+    assert isinstance(found, MergeStep)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("prune", [0, 0, 1, 1]), ("sum", [1, 1, 1, 1]), ("mean", [1 / 3, 1 / 3, 1 / 3, 1]), ("size", [0.5, 0.125, 0.375, 1])],
+)
+def test_rules(rule: str, expected: list[float]) -> None:
+    """Tokens of sizes 4, 1, 3, 9; the first two are absorbed by the third."""
+    assert rule_weights(rule, Step(0, ((0, 2), (1, 2))), (4, 1, 3, 9)) == pytest.approx(expected)
+
+
+def test_the_dense_model_is_untouched_and_shares_nothing(dense: stm.ViM, images: Tensor) -> None:
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    small = stm.compress(dense, rate=0.3)
+    assert dense.plan is None
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in small.parameters()}
+
+
+def test_rate_0_is_dense(dense: stm.ViM, images: Tensor) -> None:
+    with torch.inference_mode():
+        assert torch.equal(stm.compress(dense, rate=0)(images), dense(images))
+
+
+def test_data_free_hsp_is_the_ratio_of_means_of_the_parameters(dense: stm.ViM) -> None:
+    """w_i = mean(Delta_i Delta_k prod A_j) / mean(Delta_k^2) over (E, N), Delta = softplus(dt bias), for border, r = 1, first step."""
+    small = stm.compress(dense, method="paper", rate=0.1, hsp="static", tokens_per_side=1)
+    mixer = dense.blocks[0].mixer
+    delta = F.softplus(mixer.dt_proj_bias.detach().double())  # (K, E)
+    A = -mixer.A_log.detach().double().exp()  # (K, E, N)
+    for direction, source in ((0, 0), (1, 49)):
+        d = delta[direction][:, None]
+        expected = (d * d * torch.exp(d * A[direction])).mean() / (d * d).mean()
+        weight = step_of(small, 0).weight
+        assert weight is not None
+        assert weight[source].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_calibrated_hsp_is_the_mean_of_the_dynamic_weights(dense: stm.ViM, images: Tensor) -> None:
+    """One step: averaged weights of one image alone give that image's dynamic logits; of many, the mean of each one's."""
+    wish = {"method": "paper", "saving": 0.05, "schedule": "border"}
+    one = [stm.compress(dense, **wish, hsp="static", calibration=images[i : i + 1]) for i in range(len(images))]
+    dynamic = stm.compress(dense, **wish)
+    with torch.inference_mode():
+        torch.testing.assert_close(one[0](images[:1]), dynamic(images[:1]))
+    every = stm.compress(dense, **wish, hsp="static", calibration=images)
+    first = every.schedule.steps[0].after
+    weights = [step_of(model, first).weight for model in one]
+    mean = torch.stack([w for w in weights if w is not None]).mean(0)
+    torch.testing.assert_close(step_of(every, first).weight, mean)
+    recipe = every.config.recipe
+    assert recipe is not None
+    assert recipe.calibration is not None
+    assert recipe.calibration.n == len(images)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("wish", [{}, {"method": "paper"}, {"method": "paper", "hsp": "static"}])
+def test_half_precision_runs(dtype: str, wish: dict[str, str], images: Tensor) -> None:
+    model = stm.load_checkpoint(MINI, device="cpu", dtype=dtype)
+    calibration = images if "hsp" in wish else None
+    with torch.inference_mode():
+        logits = stm.compress(model, rate=0.3, calibration=calibration, **wish)(images)
+        reference = stm.compress(stm.load_checkpoint(MINI, device="cpu"), rate=0.3, calibration=calibration, **wish)(images)
+    assert logits.dtype == torch.float32
+    assert (logits - reference).abs().max() < 0.1 * reference.abs().max()
+
+
+def test_features_give_each_patch_those_of_its_token(dense: stm.ViM, images: Tensor) -> None:
+    small = stm.compress(dense, stages=[3])
+    with torch.inference_mode():
+        features = small.features(images)  # (B, D, 7, 7)
+        assert features.shape == (5, 32, 7, 7)
+        flat = features.flatten(2)  # (B, D, patches)
+        assert torch.equal(flat[..., 0], flat[..., 1])  # patches 0 and 1 were merged
+        assert not torch.equal(flat[..., 1], flat[..., 2])
+        full = dense.features(images).flatten(2)
+        assert not torch.equal(full[..., 0], full[..., 1])
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"hsp": "static"}, "hsp needs the weights hsp"),
+        ({"normalize": True}, "normalize needs the weights hsp"),
+        ({"method": "magic"}, "expected one of stm, paper"),
+        ({"step_scale": float("nan")}, "step_scale is nan"),
+        ({"weights": "best"}, "expected one of prune"),
+        ({"calibration": torch.zeros(1, 3, 64, 64)}, "only static hsp weights are calibrated"),
+    ],
+)
+def test_what_excludes_itself_is_refused(dense: stm.ViM, wish: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        stm.compress(dense, **wish)  # type: ignore[arg-type]
+
+
+def test_a_compressed_model_is_not_compressed_again(dense: stm.ViM) -> None:
+    with pytest.raises(UsageError, match="already compressed"):
+        stm.compress(stm.compress(dense))
