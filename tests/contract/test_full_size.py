@@ -1,4 +1,7 @@
-"""An official-format pickle of full-size ViM-Ti, optimizer state included, through the whole job on real JPEGs. benchmarks/memory.py has its peak."""
+"""An official-format pickle of full-size ViM-Ti, optimizer state included, through the whole job on real JPEGs.
+
+benchmarks/memory.py has its peak memory.
+"""
 
 import argparse
 from collections.abc import Callable
