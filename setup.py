@@ -14,7 +14,7 @@ SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_conv")]
 LEVELS = {"": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
-FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # Apple's clang has none: one thread
 
 

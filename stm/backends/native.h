@@ -1,5 +1,8 @@
 /* Vectors and elementary functions of the native backend. Everything is float32 and channels-last.
  *
+ * Threads take runs of neighbouring work items (a static schedule): what is prefetched past a row of one item is the next
+ * item's, and threads that write side by side would take those lines from each other (7x slower on two cores).
+ *
  * The vectors are those of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain machines; only exp2 and
  * the larger of two vectors have an AVX-512 form of their own.
  */

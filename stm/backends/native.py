@@ -9,14 +9,16 @@ import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef  # torch.library does not export its type
 
 from stm.errors import BackendError, UsageError
 from stm.scan import add_norm
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef  # torch.library does not export its type
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
@@ -66,7 +68,7 @@ _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
 
 
-def _operator(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+def _operator(name: str, schema: str) -> "Callable[[Callable[..., Any]], CustomOpDef]":
     return torch.library.custom_op(f"stm::native_{name}", mutates_args=(), device_types="cpu", schema=schema)
 
 
@@ -87,7 +89,7 @@ def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     x, w, b, _, _ = inputs
     g_x = x.new_zeros(x.shape)
     g_w, g_b = (v.new_empty(x.shape[0], *v.shape) for v in (w, b))  # of each image
-    _call("stm_conv_backward", _conv_args(*inputs), _ConvGrads.pack(out=grad, x=g_x, w=g_w, b=g_b))
+    _call("stm_conv_backward", _conv_args(*inputs), _pack((), (grad, g_x), (g_w, g_b)))
     return [g_x, g_w.sum(0), g_b.sum(0)]
 
 
@@ -116,7 +118,7 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
     g_A, g_D, g_h0 = (_empty(v, batch) for v in (A, D, h0))
     g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u[..., 0]))
-    grads = _ScanGrads.pack(out=grad, u=g_u, dt=g_dt, z=g_z, gap=g_gap, B=g_B, C=g_C, scale=g_scale, A=g_A, D=g_D, h0=g_h0)
+    grads = _pack((), (grad, g_u, g_dt, g_z, g_gap), (g_B, g_C, g_scale, g_A, g_D, g_h0))
     _call("stm_scan_backward", _scan_args(*inputs), grads)
     if g_scale is not None:  # (spans, K, B, L)
         g_scale = g_scale.sum((0, 1) if scale.dim() == 2 else (0, 1, 2))
@@ -155,59 +157,40 @@ def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
     return None if like is None else like.new_empty(*leading, *like.shape)
 
 
-# The C side: the structures of native_conv.c and native_scan.c, and the library.
+# The C side: the structures of native_conv.c and native_scan.c, which are words of 64 bits throughout, and the library.
 
 
-class _View(ctypes.Structure):
-    """A tensor (K, B, L, channels) or (B, L, channels) with its strides; without data: absent. `view` in native.h."""
+class _Words(NamedTuple):
+    """A C structure, and what its pointers point to."""
 
-    _fields_ = (("data", ctypes.c_void_p), ("k", ctypes.c_int64), ("b", ctypes.c_int64), ("l", ctypes.c_int64))
-
-    @classmethod
-    def of(cls, v: Tensor) -> "_View":
-        return cls(v.data_ptr(), *((0, *v.stride()) if v.dim() == 3 else v.stride())[:3])
-
-
-class _Args(ctypes.Structure):
-    """Arguments of a C function: integers, then views, then pointers."""
-
-    kinds: dict[str, Any]
+    words: Any
     keep: list[Any]
 
-    @classmethod
-    def declare(cls, integers: str, views: str, pointers: str) -> "type[_Args]":
-        groups = (integers, ctypes.c_int64), (views, _View), (pointers, ctypes.c_void_p)
-        kinds = {name: kind for names, kind in groups for name in names.split()}
-        return type(cls.__name__, (cls,), {"kinds": kinds, "_fields_": list(kinds.items())})
 
-    @classmethod
-    def pack(cls, **values: Any) -> "_Args":
-        """Tensors become views or pointers, copied where their layout asks for it, and are kept as long as the result."""
-        args = cls()
-        args.keep = list(values.values())
-        for name, kind in cls.kinds.items():
-            value = values[name]
-            if isinstance(value, Tensor):
-                if kind is not _View or value.stride(-1) != 1:
-                    value = value.contiguous()
-                    args.keep.append(value)
-                value = _View.of(value) if kind is _View else value.data_ptr()
-            elif isinstance(value, ctypes.Array):
-                value = ctypes.addressof(value)
-            if value is not None:
-                setattr(args, name, value)
-        return args
+def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: tuple[Any, ...]) -> _Words:
+    """A C structure: integers, then tensors with their strides, then tensors and ctypes arrays. Absent ones are null.
 
-
-_ConvArgs = _Args.declare("K batch L E W", "x out", "reverse sizes w b")
-_ConvGrads = _Args.declare("", "out x", "w b")
-_ScanArgs = _Args.declare("K batch L E N", "u dt B C z gap scale out", "reverse A D h0")
-_ScanGrads = _Args.declare("", "out u dt z gap", "B C scale A D h0")
+    A tensor is copied where it is not laid out as C reads it.
+    """
+    words, keep = list(integers), []
+    for v in views:  # (K, B, L, channels) or (B, L, channels): `view` in native.h
+        if v is None:
+            words += 0, 0, 0, 0
+        else:
+            v = v if v.stride(-1) == 1 else v.contiguous()
+            words += v.data_ptr(), *(v.stride()[:3] if v.dim() == 4 else (0, *v.stride()[:2]))
+            keep.append(v)
+    for v in pointers:
+        if isinstance(v, Tensor):
+            v = v.contiguous()
+        words.append(0 if v is None else v.data_ptr() if isinstance(v, Tensor) else ctypes.addressof(v))
+        keep.append(v)
+    return _Words((ctypes.c_int64 * len(words))(*words), keep)
 
 
 def _conv_args(
     x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None, *, out: Tensor | None = None
-) -> _Args:
+) -> _Words:
     batch, length, channels = x.shape
     directions, _, width = w.shape
     _check("w", w, (len(reverse), channels, width))
@@ -216,10 +199,8 @@ def _conv_args(
         raise UsageError(f"a convolution of width {width}, expected 1 to {WIDEST}")
     if sizes is not None and (len(sizes) != length or min(sizes, default=1) < 1):
         raise UsageError(f"expected {length} sizes of at least 1, got {list(sizes)}")
-    return _ConvArgs.pack(
-        K=directions, batch=batch, L=length, E=channels, W=width, x=x, out=out, w=w, b=b,
-        reverse=_bytes(tuple(reverse)), sizes=None if sizes is None else _int64s(tuple(sizes)),
-    )  # fmt: skip
+    repeats = None if sizes is None else _int64s(tuple(sizes))
+    return _pack((directions, batch, length, channels, width), (x, out), (_bytes(tuple(reverse)), repeats, w, b))
 
 
 def _scan_args(
@@ -236,7 +217,7 @@ def _scan_args(
     reverse: Sequence[bool],
     *,
     out: Tensor | None = None,
-) -> _Args:
+) -> _Words:
     directions, batch, length, channels = u.shape
     states = A.shape[-1]
     _check("u", u, (len(reverse), batch, length, channels))
@@ -251,10 +232,7 @@ def _scan_args(
     if scale is not None:
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
-    return _ScanArgs.pack(
-        K=directions, batch=batch, L=length, E=channels, N=states, u=u, dt=dt, B=B, C=C, z=z, gap=gap, scale=scale, out=out,
-        reverse=_bytes(tuple(reverse)), A=A, D=D, h0=h0,
-    )  # fmt: skip
+    return _pack((directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_bytes(tuple(reverse)), A, D, h0))
 
 
 def _check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
@@ -291,6 +269,6 @@ def _library() -> tuple[ctypes.CDLL, str]:
         ) from None
 
 
-def _call(name: str, *args: _Args) -> None:
-    if getattr(_library()[0], name)(*map(ctypes.byref, args), ctypes.c_int(torch.get_num_threads())):
+def _call(name: str, *structures: _Words) -> None:
+    if getattr(_library()[0], name)(*(s.words for s in structures), torch.get_num_threads()):
         raise MemoryError(f"{name}: no memory for the scan's scratch")

@@ -17,9 +17,9 @@ typedef struct {
 } conv_args;
 
 typedef struct {
-    view out;               /* comes in; the others go out */
-    view x;                 /* zero at the start */
-    float *w, *b;           /* (batch, K, E, W), (batch, K, E) */
+    view out;     /* comes in; the others go out */
+    view x;       /* zero at the start */
+    float *w, *b; /* (batch, K, E, W), (batch, K, E) */
 } conv_grads;
 
 /* The taps of a direction and SPAN channels. */
@@ -85,7 +85,8 @@ INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, int
     }
 }
 
-INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, int64_t b, int64_t first, int64_t n_vecs) {
+INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, int64_t b, int64_t first,
+                     int64_t n_vecs) {
     int64_t rows[WIDEST];
     float outside[SPAN] = {0}; /* what flows to before the first token */
     vec g_tap[WIDEST][VECS], g_bias[VECS];
@@ -132,7 +133,7 @@ INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const t
 /* Forward, or backward where there are gradients. */
 static int run(const conv_args *a, const conv_grads *g, int threads) {
     int64_t spans = (a->E + SPAN - 1) / SPAN;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < a->batch * spans; i++) {
         int64_t b = i / spans, first = i % spans * SPAN, left = a->E - first;
         int64_t n_vecs = ((left < SPAN ? left : SPAN) + LANES - 1) / LANES;

@@ -18,19 +18,19 @@ typedef struct {
 } scan_args;
 
 typedef struct {
-    view out;            /* comes in; the others go out */
+    view out;          /* comes in; the others go out */
     view u, dt, z, gap;
-    float *B, *C;        /* (spans of E, K, batch, L, N): partial sums over the channels */
-    float *scale;        /* (spans of E, K, batch, L) or NULL */
-    float *A, *D, *h0;   /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
+    float *B, *C;      /* (spans of E, K, batch, L, N): partial sums over the channels */
+    float *scale;      /* (spans of E, K, batch, L) or NULL */
+    float *A, *D, *h0; /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
 } scan_grads;
 
 /* One direction of a work item. */
 typedef struct {
     const scan_args *args;
-    int64_t k, b, first, n_vecs;                      /* first channel, vectors in use */
-    vec *rate, *state;                                /* [vector][state]: A log2(e); h */
-    float *B, *C;                                     /* [state][token of the block] */
+    int64_t k, b, first, n_vecs; /* first channel, vectors in use */
+    vec *rate, *state;           /* [vector][state]: A log2(e); h */
+    float *B, *C;                /* [state][token of the block] */
 } walk;
 
 /* What one vector of channels needs of a block, in walking order. */
@@ -180,7 +180,7 @@ int stm_scan(const scan_args *a, int threads) {
     {
         vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a) + 63) / 64 * 64);
         failed = !scratch;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t i = 0; i < items(a); i++) {
             if (failed) continue;
             walk w = start(a, i, scratch);
@@ -201,8 +201,8 @@ typedef struct {
 
 /* What flows back into one vector of channels of a block. */
 typedef struct {
-    vec y[STEPS];                      /* the gradient of the outputs */
-    vec input[STEPS], elapsed[STEPS];  /* of the block's fields, the latter still without a factor ln 2 */
+    vec y[STEPS];                     /* the gradient of the outputs */
+    vec input[STEPS], elapsed[STEPS]; /* of the block's fields, the latter still without a factor ln 2 */
 } flow;
 
 /* All states of a block, each forward again from h before it, then backward. `count` is a constant where it can be. */
@@ -210,7 +210,7 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
     vec input[STEPS] = {0}, elapsed[STEPS] = {0};
     for (int64_t n = 0, i = v * w->args->N; n < w->args->N; n++, i++) {
         const float *B = w->B + n * STEPS, *C = w->C + n * STEPS;
-        vec decay[STEPS], state[STEPS + 1], A = w->rate[i], back = p->state[i], g_A = p->A[i];
+        vec decay[STEPS] = {0}, state[STEPS + 1], A = w->rate[i], back = p->state[i], g_A = p->A[i];
         vec *g_B = p->B + n * STEPS, *g_C = p->C + n * STEPS;
         state[0] = kept[i];
         UNROLL for (int64_t t = 0; t < count; t++) {
@@ -244,7 +244,8 @@ static void load_flow(flow *g, view out, const walk *w, int64_t c, int64_t t0, i
 }
 
 /* From the gradients of input and elapsed to those of u, dt, gap and scale. */
-static void put_flow(const flow *g, const block *x, const scan_grads *to, const walk *w, int64_t c, int64_t t0, int64_t count, float *g_scale) {
+static void put_flow(const flow *g, const block *x, const scan_grads *to, const walk *w, int64_t c, int64_t t0, int64_t count,
+                     float *g_scale) {
     const scan_args *a = w->args;
     int n = lanes(w, c);
     vec D = load(a->D + w->k * a->E + c, n);
@@ -325,7 +326,7 @@ int stm_scan_backward(const scan_args *a, const scan_grads *g, int threads) {
     {
         vec *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
         failed = !scratch;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t i = 0; i < items(a); i++) {
             if (failed) continue;
             walk w = start(a, i, scratch);

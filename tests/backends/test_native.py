@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from stm import backends
 from stm import scan as reference
 from stm.backends import native
-from stm.errors import UsageError
+from stm.errors import BackendError, UsageError
 
 BOTH = (False, True)
 AVAILABLE, REASON = native.status()
@@ -86,7 +87,7 @@ def test_scan_of_any_size(E: int, N: int) -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("L", [1, 2, 5, 15, 16, 17, 33, 50])
 def test_scan_of_any_length(L: int) -> None:
-    """Walks are cut into blocks of 16 tokens, and their rests into 8, 4 and 1."""
+    """Walks are cut into blocks of 8 tokens, and their rests into 2 and 1."""
     check_scan(inputs(L=L), split=True)
 
 
@@ -299,3 +300,22 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     for sizes in ((1,) * 18, (0,) + (1,) * 18):
         with pytest.raises(UsageError, match="expected 19 sizes of at least 1"):
             native.conv_silu(*conv_inputs(), BOTH, sizes=sizes)
+
+
+def test_without_a_library_the_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an install without a compiler: `auto` takes torch alone and says so."""
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    native._library.cache_clear()
+    try:
+        available, reason = native.status()
+        assert not available
+        assert reason.startswith("the native library cannot be loaded: ")
+        chosen = backends.choose()
+        assert chosen.name == "blocked"
+        assert chosen.fallbacks == (f"native is not available: {reason}",)
+        with pytest.raises(BackendError, match="native is not available"):
+            backends.choose("native")
+        with pytest.raises(BackendError, match="cannot be loaded"):
+            native.conv_silu(*conv_inputs(), BOTH)
+    finally:
+        native._library.cache_clear()
