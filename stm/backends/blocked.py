@@ -5,11 +5,10 @@ innermost, and the loop over its T tokens is one fused multiply-add each; nothin
 The recurrence is an opaque operator, so that torch.compile and torch.export see one node instead of thousands.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from stm.backends import autograd
 from stm.backends.conv import conv_silu
 from stm.scan import add_norm, gated, step_sizes
 
@@ -34,7 +33,7 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.scan.scan`; differentiable in all but `scale` and `gap`'s sum with Delta, which follow from it."""
+    """As `stm.scan.scan`."""
     delta = step_sizes(dt, scale)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
@@ -94,16 +93,7 @@ def _(grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor,
     return tuple(torch.empty_like(v) for v in (elapsed, x, A, B, C, h0))
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_recurrence_backward(grad.contiguous(), *ctx.saved_tensors, ctx.reverse), None
-
-
-_recurrence.register_autograd(_differentiate, setup_context=_save)
+_recurrence.register_autograd(autograd.formula(_recurrence_backward), setup_context=autograd.save)
 
 
 def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:

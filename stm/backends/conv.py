@@ -1,11 +1,12 @@
 """The causal convolution and its span form in torch alone, without flips: a backward walk uses anti-causal taps."""
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stm.backends import autograd
 
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
@@ -40,11 +41,9 @@ def _(x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) ->
 def _span_conv_backward(
     grad: Tensor, x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        leaves = [v.detach().requires_grad_() for v in (x, w, b)]
-        out = torch.stack([_span(leaves[0], leaves[1][k], leaves[2][k], tuple(sizes), back) for k, back in enumerate(reverse)])
-    g_x, g_w, g_b = torch.autograd.grad(out, leaves, grad)
-    return g_x, g_w, g_b
+    parts = [_span_backward(grad[k], x, w[k], b[k], tuple(sizes), back) for k, back in enumerate(reverse)]
+    g_x, g_w, g_b = (torch.stack(each) for each in zip(*parts, strict=True))
+    return g_x.sum(0), g_w, g_b
 
 
 @_span_conv_backward.register_fake
@@ -52,31 +51,45 @@ def _(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes:
     return torch.empty_like(x), torch.empty_like(w), torch.empty_like(b)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.reverse, ctx.sizes = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_span_conv_backward(grad, *ctx.saved_tensors, ctx.reverse, ctx.sizes), None, None
-
-
-_span_conv.register_autograd(_differentiate, setup_context=_save)
+_span_conv.register_autograd(autograd.formula(_span_conv_backward), setup_context=autograd.save)
 
 
 def _span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> Tensor:
     """x (B, L, E), w (E, W), b (E): (B, L, E), the mean over each token's repeats."""
-    width = w.shape[-1]
-    token, window, share = (v.to(x.device) for v in _evaluations(sizes, back, width))
-    padded = F.pad(x, (0, 0, 0, 1))  # the zero that stands before the first token
-    out = b.expand(x.shape[0], len(share), -1)  # (B, evaluations, E)
+    token, _, share, taps = _evaluations(x, w, sizes, back)
+    return torch.zeros_like(x).index_add(1, token, F.silu(_sums(taps, w, b)) * share)
+
+
+def _span_backward(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, w and b from that of `_span` (B, L, E)."""
+    token, window, share, taps = _evaluations(x, w, sizes, back)
+    sums = _sums(taps, w, b)
+    gate = sums.sigmoid()
+    g_sums = grad.index_select(1, token) * share * gate * (1 + sums * (1 - gate))  # (B, evaluations, E)
+    g_padded, width = F.pad(torch.zeros_like(x), (0, 0, 0, 1)), w.shape[-1]
     for t in range(width):
-        out = torch.addcmul(out, padded.index_select(1, window[t]), w[:, width - 1 - t])
-    return torch.zeros_like(x).index_add(1, token, F.silu(out) * share[:, None].to(x.dtype))
+        g_padded.index_add_(1, window[t], g_sums * w[:, width - 1 - t])
+    g_w = torch.stack([(g_sums * tap).sum((0, 1)) for tap in reversed(taps)], -1)  # (E, W)
+    return g_padded[:, :-1], g_w, g_sums.sum((0, 1))
+
+
+def _evaluations(x: Tensor, w: Tensor, sizes: tuple[int, ...], back: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The table of a schedule where x is, and the tokens that each tap sees: W times (B, evaluations, E)."""
+    token, window, share = (v.to(x.device) for v in _table(sizes, back, w.shape[-1]))
+    padded = F.pad(x, (0, 0, 0, 1))  # the zero that stands before the first token
+    return token, window, share[:, None].to(x.dtype), [padded.index_select(1, tokens) for tokens in window]
+
+
+def _sums(taps: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
+    """The convolution before its SiLU, (B, evaluations, E)."""
+    out = b.expand_as(taps[0])
+    for t, tap in enumerate(taps):
+        out = torch.addcmul(out, tap, w[:, len(taps) - 1 - t])
+    return out
 
 
 @lru_cache(maxsize=256)
-def _evaluations(sizes: tuple[int, ...], back: bool, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _table(sizes: tuple[int, ...], back: bool, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """What the span convolution evaluates: at most `width` repeats a token, since from then on the window holds it alone.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stm.backends import autograd
 from stm.errors import BackendError, UsageError
 from stm.scan import add_norm
 
@@ -131,26 +132,8 @@ def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
     return [v.new_empty(v.shape) for v in inputs[:-1] if v is not None]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
-    ctx.inputs = [None if isinstance(v, Tensor) else v for v in inputs]
-    ctx.given = [isinstance(v, Tensor) for v in inputs]
-
-
-def _differentiate(backward: Any, constants: int) -> Any:
-    """The autograd formula of an operator whose last inputs, so many, are left out of its backward operator."""
-
-    def formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = iter(ctx.saved_tensors)
-        inputs = [next(tensors) if given else v for given, v in zip(ctx.given, ctx.inputs, strict=True)]
-        grads = iter(backward(grad, *inputs[: len(inputs) - constants]))
-        return tuple(next(grads) if given else None for given in ctx.given)
-
-    return formula
-
-
-_conv.register_autograd(_differentiate(_conv_backward, 0), setup_context=_save)
-_scan.register_autograd(_differentiate(_scan_backward, 1), setup_context=_save)
+_conv.register_autograd(autograd.formula(_conv_backward), setup_context=autograd.save)
+_scan.register_autograd(autograd.formula(_scan_backward, constants=1), setup_context=autograd.save)
 
 
 def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
