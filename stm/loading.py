@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stm import artifact, atomic, backends
 from stm.config import DTYPES, Config, Source, dense_schedule
-from stm.device import pick as device_named
+from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model import ViM
 from stm.tensors import check_tensors
@@ -43,10 +44,11 @@ def load(
     folder = Path(folder_or_repo)
     if not atomic.find(folder).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
         folder = _download(str(folder_or_repo), revision, token)
+    place = pick(device)
     config, tensors = artifact.read(folder)
-    model = ViM(config, backends.choose(backend))
+    model = ViM(config, backends.choose(backend, place.type))
     check_tensors(model.state_dict(), tensors, str(folder / artifact.WEIGHTS), ArtifactError)
-    return _ready(model, tensors, device, dtype)
+    return _ready(model, tensors, place, dtype)
 
 
 def load_checkpoint(
@@ -91,6 +93,7 @@ def read_checkpoint(
     from stm.checkpoint import read  # not part of the runtime
     from stm.labels import imagenet
 
+    place = pick(device)
     asked = {name: value for name, value in asked.items() if value is not None}
     checkpoint = read(Path(path), **asked)
     config = Config(
@@ -102,7 +105,7 @@ def read_checkpoint(
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
         extra={"asked": asked, "notes": list(checkpoint.notes)},
     )
-    return _ready(ViM(config, backends.choose(backend)), checkpoint.tensors, device, dtype)
+    return _ready(ViM(config, backends.choose(backend, place.type)), checkpoint.tensors, place, dtype)
 
 
 def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, images_per_second: float | None = None) -> Config:
@@ -118,7 +121,6 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
     from stm.measure import flops
     from stm.measure.environment import environment_of
 
-    artifact.check_output(folder, force=force)
     config, tensors = model.config, model.state_dict()
     text = card(
         config,
@@ -132,14 +134,14 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
     return artifact.write(folder, config, tensors, text, force=force)
 
 
-def _ready(model: ViM, tensors: dict[str, Tensor], place: str, dtype: str | None) -> ViM:
+def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
     """The model with its weights, where and as they were asked for, in evaluation mode."""
     model.load_state_dict(tensors, assign=True)
     if dtype is not None:
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         model.cast(dtype)
-    return model.requires_grad_(False).to(device_named(place)).eval()
+    return model.requires_grad_(False).to(place).eval()
 
 
 def _download(repo: str, revision: str | None, token: str | None) -> Path:

@@ -228,10 +228,11 @@ def predict(
 
 def environment() -> EnvReport:
     """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
-    statuses = [BackendStatus(name=name, available=ok, reason=reason) for name in backends.ORDER for ok, reason in [backends.status(name)]]
-    chosen = backends.choose()
+    device = pick()
+    found = {name: backends.status(name, device.type) for name in backends.ORDER}
+    chosen = backends.choose(device=device.type)
     cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
-    here = environment_at(pick(), dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
+    here = environment_at(device, dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
     return EnvReport(
         command="env",
         model="",
@@ -240,7 +241,7 @@ def environment() -> EnvReport:
         platform=platform.platform(),
         packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
         devices=(f"cpu {processor_name()}", *cards),
-        backends=tuple(statuses),
+        backends=tuple(BackendStatus(name=name, available=ok, reason=reason) for name, (ok, reason) in found.items()),
     )
 
 

@@ -26,15 +26,17 @@ class Backend:
     fallbacks: tuple[str, ...] = ()
 
 
-def status(name: str) -> tuple[bool, str]:
-    """Whether a backend can be used here, and the reason in words."""
+def status(name: str, device: str = "cpu") -> tuple[bool, str]:
+    """Whether a backend can be used here, on a type of device, and the reason in words."""
     if name == "native":
+        if device != "cpu":
+            return False, f"it is for processors, not for {device}"
         return cast("tuple[bool, str]", _module(name).status())
     return True, {"blocked": "torch alone", "reference": "the definition, slow"}[name]
 
 
-def choose(name: str = "auto") -> Backend:
-    """The backend of that name, or the best that is available.
+def choose(name: str = "auto", device: str = "cpu") -> Backend:
+    """The backend of that name, or the best that is available on a type of device.
 
     Raises:
         BackendError: unknown, or not available here; the reason is given.
@@ -43,7 +45,7 @@ def choose(name: str = "auto") -> Backend:
         raise BackendError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)}", "see: stm env")
     fallbacks: list[str] = []
     for candidate in ORDER if name == "auto" else (name,):
-        available, reason = status(candidate)
+        available, reason = status(candidate, device)
         if available:
             module = _module(candidate)
             return Backend(candidate, module.conv_silu, module.scan, module.add_norm, tuple(fallbacks))
