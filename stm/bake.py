@@ -38,7 +38,7 @@ class CalibrationImages:
     def of(cls, images: Tensor, data: str) -> "CalibrationImages":
         """Images with the name of their set."""
         images = images.detach().to("cpu", torch.float32).contiguous()
-        digest = hashlib.sha256(bytes(images.view(torch.uint8).flatten().untyped_storage()))
+        digest = hashlib.sha256(images.numpy().tobytes())
         return cls(images, Calibration(data=data, n=len(images), sha256=digest.hexdigest()))
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend, choose
-from stm.config import Config, ModelConfig
+from stm.config import Config, ModelConfig, dense_schedule
 from stm.plan import Plan, State, StaticPlan, Taps
 from stm.scan import gated, step_sizes
 from stm.schedule import Schedule
@@ -104,11 +104,11 @@ class ViM(nn.Module):
         return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))
 
     def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
-        """This model under another plan. Shares every parameter; `config` says what the new one is, where that changes."""
+        """This model under another plan, sharing every parameter. `config` says what the new one is; without a plan it is dense."""
         other = copy.copy(self)
         other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
         other.plan = plan
-        other.config = config or self.config
+        other.config = config or (self.config if plan is not None else _dense(self.config))
         return other
 
     def cast(self, dtype: str) -> "ViM":
@@ -141,6 +141,12 @@ class ViM(nn.Module):
         from stm.loading import load  # it imports this module
 
         return load(folder_or_repo, **options)
+
+
+def _dense(config: Config) -> Config:
+    """What the dense model says that a compressed one was made of."""
+    schedule = dense_schedule(config.model)
+    return dataclasses.replace(config, schedule=schedule, protection=None, recipe=None, measured=(), files={})
 
 
 class Linear(nn.Linear):

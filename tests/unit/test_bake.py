@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import stm
-from stm.bake import rule_weights
+from stm.bake import CalibrationImages, rule_weights
 from stm.errors import UsageError
 from stm.plan import MergeStep
 from stm.schedule import Step
@@ -85,6 +85,20 @@ def test_calibrated_hsp_is_the_mean_of_the_dynamic_weights(dense: stm.ViM, image
     assert recipe is not None
     assert recipe.calibration is not None
     assert recipe.calibration.n == len(images)
+
+
+def test_the_hash_of_calibration_images_is_that_of_their_own_bytes(images: Tensor) -> None:
+    """A slice shares the memory of the whole, whose other images do not count."""
+    assert CalibrationImages.of(images[:2], "some").about == CalibrationImages.of(images[:2].clone(), "some").about
+    assert CalibrationImages.of(images[:2], "some").about.sha256 != CalibrationImages.of(images[1:3], "some").about.sha256
+
+
+def test_without_its_plan_a_compressed_model_is_the_dense_one(dense: stm.ViM, images: Tensor) -> None:
+    again = stm.compress(dense, stages=[3]).with_plan(None)
+    assert again.config == dense.config
+    with torch.inference_mode():
+        assert torch.equal(again(images), dense(images))
+        assert torch.equal(again.features(images), dense.features(images))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
