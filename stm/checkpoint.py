@@ -14,8 +14,8 @@ from torch import Tensor
 from stm import checkpoint_file
 from stm.checkpoint_infer import DIRECTED, Stored, infer
 from stm.config import ModelConfig, Preprocess
-from stm.errors import CheckpointError
-from stm.tensors import dtype_name, listed
+from stm.errors import CheckpointError, listed
+from stm.tensors import dtype_name
 
 _STATES = ("model", "state_dict")
 _AVERAGES = ("model_ema", "state_dict_ema")

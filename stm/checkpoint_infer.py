@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from stm.config import CLASS_TOKENS, ModelConfig, Preprocess
-from stm.errors import CheckpointError, UsageError
-from stm.tensors import listed
+from stm.errors import CheckpointError, UsageError, listed
 
 Shapes = Mapping[str, tuple[int, ...]]
 

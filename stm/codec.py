@@ -11,6 +11,13 @@ import typing
 from typing import Any
 
 
+def parse(text: str) -> Any:
+    """JSON as its standard has it: ValueError for NaN, numbers out of range, a key twice, or text that could not be written again."""
+    document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
+    json.dumps(document, ensure_ascii=False).encode()  # escapes can spell half a character
+    return document
+
+
 def encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -68,3 +75,20 @@ def _kind_name(kind: Any) -> str:
 def brief(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return float(text)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError(f"a key is written twice: {brief(sorted(key for key, _ in pairs))}")
+    return out

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from stm.codec import brief, decode, encode
+from stm.codec import brief, decode, encode, parse
 from stm.errors import ArtifactError
 from stm.schedule import Schedule, Step
 
@@ -323,8 +323,7 @@ def loads(text: str, where: str = "config.json") -> Config:
             that contradicts another one.
     """
     try:
-        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
-        json.dumps(document, ensure_ascii=False).encode()  # escapes can spell half a character, which nobody could write again
+        document = parse(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} is not valid JSON: {error}") from error
     return from_json(document, where)
@@ -384,20 +383,3 @@ def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"schedule: {error}") from error
     return schedule, {key: list(getattr(written, key)) for key in ("tokens_per_block", "class_token_per_block")}
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError(f"{text} is too large a number")
-    return float(text)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError(f"a key is written twice: {brief(sorted(key for key, _ in pairs))}")
-    return out

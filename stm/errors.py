@@ -4,6 +4,10 @@ A message is one sentence that names the file, tensor or value and what was expe
 `exit_code` is what the command line returns for it.
 """
 
+from collections.abc import Iterable
+
+SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+
 
 class StmError(Exception):
     """Base of everything that stm raises on purpose.
@@ -51,3 +55,10 @@ class HubError(StmError):
 
 class BackendError(StmError):
     """A backend that was asked for by name is not available."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a sentence: the first few, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
+    return ", ".join(every[:SHOWN]) + more

@@ -68,9 +68,8 @@ def as_recorded(source: From, again: Config) -> From:
     """The source's options, with those that the recipe's source was read with where none are given."""
     asked = again.extra.get("asked", {})
     recorded = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
-    given = {name: value for name, value in vars(source).items() if value not in (None, False)}
-    merged = {name: value for name, value in recorded.items() if value is not None} | given
-    return dataclasses.replace(source, **{"dtype": again.dtype} | merged)
+    known = {name: value for name, value in (recorded | {"dtype": again.dtype}).items() if value is not None and not source.given(name)}
+    return dataclasses.replace(source, **known)
 
 
 def check_source(dense: Config, again: Config, model: str, recipe: str | Path | None) -> None:

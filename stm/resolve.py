@@ -41,6 +41,10 @@ class From:
     dtype: str | None = None
     backend: str = "auto"
 
+    def given(self, name: str) -> bool:
+        """Whether an option was given at all."""
+        return bool(getattr(self, name) != getattr(From, name))
+
 
 def name_of(model: str) -> str:
     """The short name of a MODEL, which a folder made of it begins with."""
@@ -99,7 +103,7 @@ def open_model(model: str, options: From) -> ViM:
 def _refuse(model: str, options: From, what: str, *names: str) -> None:
     """No option is ignored."""
     for name in names:
-        if getattr(options, name) not in (None, False) or (name == "divide_out" and options.divide_out is not None):
+        if options.given(name):
             flag = "no-divide-out" if name == "divide_out" else name.replace("_", "-")
             raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
 

@@ -1,13 +1,11 @@
 """Whether tensors are the ones that a model takes: names, shapes, dtypes, finite values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from stm.errors import StmError
-
-SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+from stm.errors import StmError, listed
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
@@ -53,10 +51,3 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError
 def dtype_name(tensor: Tensor) -> str:
     """`float32` and so on, as configs name it."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a sentence: the first few, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.errors import HubError
+from stm.errors import HubError, listed
 from stm.hub.errors import Request, check_token, told
 from stm.reports import OnProgress, Progress
 
@@ -59,10 +59,10 @@ def find_checkpoint(repo: str, *, revision: str | None = None, token: str | None
     names = _files(repo, revision, token)
     found = [name for name in names if name.lower().endswith(CHECKPOINTS)]
     if not found:
-        only = f"only {_listing(names)}" if names else "nor any other file"
+        only = f"only {listed(names)}" if names else "nor any other file"
         raise HubError(f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}", "check the name, or name a file: --file NAME")
     if len(found) > 1:
-        raise HubError(f"{repo} holds {len(found)} checkpoints: {_listing(found)}", f"name one: --file {found[0]}")
+        raise HubError(f"{repo} holds {len(found)} checkpoints: {listed(found)}", f"name one: --file {found[0]}")
     return found[0]
 
 
@@ -77,7 +77,7 @@ def _download(repo: str, file: str, revision: str | None, token: str | None, bar
         except RemoteEntryNotFoundError as error:
             names = _files(repo, revision, token)
             near = difflib.get_close_matches(file, names, 3, 0.4)
-            hint = f"did you mean --file {' or '.join(near)}?" if near else f"it holds {_listing(names) or 'nothing'}"
+            hint = f"did you mean --file {' or '.join(near)}?" if near else f"it holds {listed(names) or 'nothing'}"
             raise HubError(f"{request} does not exist", hint) from error
 
 
@@ -109,10 +109,6 @@ def _license(repo: str, commit: str, token: str | None) -> str | None:
     front = re.match(r"\s*---\n(.*?)\n---", card, re.DOTALL)
     found = front and re.search(r"^license: *['\"]?([\w.-]+)", front[1], re.MULTILINE)
     return found[1] if found else None
-
-
-def _listing(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:
