@@ -8,8 +8,8 @@ The recurrence is an opaque operator, so that torch.compile and torch.export see
 import torch
 from torch import Tensor
 
-from stm.backends import autograd
 from stm.backends.conv import conv_silu
+from stm.backends.operators import operator
 from stm.scan import add_norm, gated, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "scan"]
@@ -37,29 +37,18 @@ def scan(
     delta = step_sizes(dt, scale)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
-    y = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))
+    y: Tensor = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))
     y = y + D[:, None, None] * u
     return (y if split else gated(y, z)).to(u.dtype)
 
 
-@torch.library.custom_op("stm::blocked_recurrence", mutates_args=())
-def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
-    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.scan.scan`."""
-    y = torch.empty_like(x)
-    h = h0.mT[:, None]  # (K, B, N, E)
-    for lo, hi in _blocks(x, A):
-        _, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
-        h = states[-1]
-        _put(y, _walk(C, reverse, lo, hi)[..., None, :].matmul(states)[..., 0, :], reverse, lo, hi)
-    return y
+_RECURRENCE = "Tensor elapsed, Tensor x, Tensor A, Tensor B, Tensor C, Tensor h0, bool[] reverse"
 
 
-@_recurrence.register_fake
-def _(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("stm::blocked_recurrence_backward", mutates_args=())
+@operator(
+    f"blocked_recurrence_backward(Tensor grad, {_RECURRENCE}) -> ({', '.join(['Tensor'] * 6)})",
+    fake=lambda grad, *inputs: tuple(torch.empty_like(v) for v in inputs[:-1]),
+)
 def _recurrence_backward(
     grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -88,12 +77,16 @@ def _recurrence_backward(
     return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C, g_h.sum(1).mT.contiguous()
 
 
-@_recurrence_backward.register_fake
-def _(grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(v) for v in (elapsed, x, A, B, C, h0))
-
-
-_recurrence.register_autograd(autograd.formula(_recurrence_backward), setup_context=autograd.save)
+@operator(f"blocked_recurrence({_RECURRENCE}) -> Tensor", fake=lambda elapsed, x, *_: torch.empty_like(x), backward=_recurrence_backward)
+def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
+    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.scan.scan`."""
+    y = torch.empty_like(x)
+    h = h0.mT[:, None]  # (K, B, N, E)
+    for lo, hi in _blocks(x, A):
+        _, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
+        h = states[-1]
+        _put(y, _walk(C, reverse, lo, hi)[..., None, :].matmul(states)[..., 0, :], reverse, lo, hi)
+    return y
 
 
 def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stm.backends import autograd
+from stm.backends.operators import operator
 
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
     """As `stm.scan.conv_silu`."""
     if sizes is not None:
-        return _span_conv(x, w, b, list(reverse), list(sizes))
+        out: Tensor = _span_conv(x, w, b, list(reverse), list(sizes))
+        return out
     return torch.stack([F.silu(_causal(x, w[k], b[k], back)) for k, back in enumerate(reverse)])
 
 
@@ -26,18 +27,15 @@ def _causal(x: Tensor, w: Tensor, b: Tensor, back: bool) -> Tensor:
     return out
 
 
-@torch.library.custom_op("stm::span_conv", mutates_args=())
-def _span_conv(x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) -> Tensor:
-    """An operator of its own, so that the tables of a schedule are constants and not thousands of traced nodes."""
-    return torch.stack([_span(x, w[k], b[k], tuple(sizes), back) for k, back in enumerate(reverse)])
+# Operators of their own, so that the tables of a schedule are constants and not thousands of traced nodes.
+
+_SPAN = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[] sizes"
 
 
-@_span_conv.register_fake
-def _(x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) -> Tensor:
-    return x.new_empty(len(reverse), *x.shape)
-
-
-@torch.library.custom_op("stm::span_conv_backward", mutates_args=())
+@operator(
+    f"span_conv_backward(Tensor grad, {_SPAN}) -> (Tensor, Tensor, Tensor)",
+    fake=lambda grad, x, w, b, *_: (torch.empty_like(x), torch.empty_like(w), torch.empty_like(b)),
+)
 def _span_conv_backward(
     grad: Tensor, x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,12 +44,13 @@ def _span_conv_backward(
     return g_x.sum(0), g_w, g_b
 
 
-@_span_conv_backward.register_fake
-def _(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(w), torch.empty_like(b)
-
-
-_span_conv.register_autograd(autograd.formula(_span_conv_backward), setup_context=autograd.save)
+@operator(
+    f"span_conv({_SPAN}) -> Tensor",
+    fake=lambda x, w, b, reverse, sizes: x.new_empty(len(reverse), *x.shape),
+    backward=_span_conv_backward,
+)
+def _span_conv(x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) -> Tensor:
+    return torch.stack([_span(x, w[k], b[k], tuple(sizes), back) for k, back in enumerate(reverse)])
 
 
 def _span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> Tensor:

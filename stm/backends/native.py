@@ -6,20 +6,17 @@ operators hide them from torch.compile and torch.export, which see one node each
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stm.backends import autograd
+from stm.backends.operators import operator
 from stm.errors import BackendError, UsageError
 from stm.scan import add_norm
-
-if TYPE_CHECKING:
-    from torch._library.custom_ops import CustomOpDef  # torch.library does not export its type
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
@@ -69,23 +66,20 @@ _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
 
 
-def _operator(name: str, schema: str) -> "Callable[[Callable[..., Any]], CustomOpDef]":
-    return torch.library.custom_op(f"stm::native_{name}", mutates_args=(), device_types="cpu", schema=schema)
-
-
-@_operator("conv", f"({_CONV}) -> Tensor")
-def _conv(*inputs: Any) -> Tensor:
-    out = _conv_fake(*inputs)
-    _call("stm_conv", _conv_args(*inputs, out=out))
-    return out
-
-
-@_conv.register_fake
-def _conv_fake(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> Tensor:
+def _conv_out(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> Tensor:
     return x.new_empty(len(reverse), *x.shape)
 
 
-@_operator("conv_backward", f"(Tensor grad, {_CONV}) -> Tensor[]")
+def _scan_out(u: Tensor, *others: Any) -> Tensor:
+    split = others[-1]
+    return u.new_empty(u.shape if split else u.shape[1:])
+
+
+def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs if isinstance(v, Tensor)]
+
+
+@operator(f"native_conv_backward(Tensor grad, {_CONV}) -> Tensor[]", fake=_gradients, device="CPU")
 def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     x, w, b, _, _ = inputs
     g_x = x.new_zeros(x.shape)
@@ -94,25 +88,14 @@ def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     return [g_x, g_w.sum(0), g_b.sum(0)]
 
 
-@_conv_backward.register_fake
-def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    return [v.new_empty(v.shape) for v in inputs[:3]]
-
-
-@_operator("scan", f"({_SCAN}, bool split) -> Tensor")
-def _scan(*inputs: Any) -> Tensor:
-    out = _scan_fake(*inputs)
-    _call("stm_scan", _scan_args(*inputs[:-1], out=out))
+@operator(f"native_conv({_CONV}) -> Tensor", fake=_conv_out, device="CPU", backward=_conv_backward)
+def _conv(*inputs: Any) -> Tensor:
+    out = _conv_out(*inputs)
+    _call("stm_conv", _conv_args(*inputs, out=out))
     return out
 
 
-@_scan.register_fake
-def _scan_fake(u: Tensor, *others: Any) -> Tensor:
-    split = others[-1]
-    return u.new_empty(u.shape if split else u.shape[1:])
-
-
-@_operator("scan_backward", f"(Tensor grad, {_SCAN}) -> Tensor[]")
+@operator(f"native_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients, device="CPU")
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     u, dt, A, B, C, D, z, scale, gap, h0, _ = inputs
     batch, spans = u.shape[1], -(-u.shape[3] // SPAN)
@@ -127,13 +110,11 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_scale, g_gap, g_h0) if v is not None]
 
 
-@_scan_backward.register_fake
-def _(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    return [v.new_empty(v.shape) for v in inputs[:-1] if v is not None]
-
-
-_conv.register_autograd(autograd.formula(_conv_backward), setup_context=autograd.save)
-_scan.register_autograd(autograd.formula(_scan_backward, constants=1), setup_context=autograd.save)
+@operator(f"native_scan({_SCAN}, bool split) -> Tensor", fake=_scan_out, device="CPU", backward=_scan_backward, constants=1)
+def _scan(*inputs: Any) -> Tensor:
+    out = _scan_out(*inputs)
+    _call("stm_scan", _scan_args(*inputs[:-1], out=out))
+    return out
 
 
 def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
