@@ -23,6 +23,8 @@ from stm.measure.stats import summarize
 from stm.model import ViM
 from stm.reports import EvalReport, Evaluation, OnProgress, Progress
 
+AT_ONCE = 8  # of ViM-Ti's images on a processor: two thirds of the time of 32 at once, and a quarter of the memory
+
 
 class Run(NamedTuple):
     """What `run` found.
@@ -157,9 +159,16 @@ def run(
             if file is not None:
                 file.append(done)
             records += done
+            del batch  # its images would be in memory beside those of the next
             report(Progress("evaluate", len(records), len(samples), "images"))
     timed = timings[1:] or timings
     return Run(records, sum(images for images, _ in timed), sum(seconds for _, seconds in timed))
+
+
+def forward(model: ViM, images: Tensor) -> Tensor:
+    """Logits (B, classes) of a batch (B, C, H, W) of any size: a processor takes `AT_ONCE` images after the other."""
+    parts = images.split(AT_ONCE) if images.device.type == "cpu" else (images,)
+    return torch.cat([model(part) for part in parts])
 
 
 def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], float]:
@@ -180,7 +189,7 @@ def _forward(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tupl
     """Logits (B, classes) on the CPU, finite, and the seconds until they were there."""
     images = images.to(next(model.parameters()).device)
     start = perf_counter()
-    logits = model(images).cpu()  # the copy waits for the device to finish
+    logits = forward(model, images).cpu()  # the copy waits for the device to finish
     seconds = perf_counter() - start
     if not (finite := logits.isfinite().all(-1)).all():
         file = files[int(finite.logical_not().nonzero()[0])]

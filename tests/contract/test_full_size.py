@@ -1,9 +1,8 @@
-"""An official-format pickle of full-size ViM-Ti, optimizer state included, through the whole job on real JPEGs.
-
-benchmarks/memory.py has its peak memory.
-"""
+"""An official-format pickle of full-size ViM-Ti, optimizer state included, through the whole job on real JPEGs."""
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor
 
 import stm
 from stm import pipeline
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,13 @@ def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: P
     with torch.inference_mode():
         assert torch.equal(loaded(images), small(images))
     assert loaded.schedule.tokens_per_block(24) == (197,) * 13 + (99,) * 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc for peak memory")
+def test_peak_memory(checkpoint: Path, shared: Callable[[str], Path]) -> None:
+    """At most the bare import's, 2.5 times the weights, and what one dense forward of the same batch adds."""
+    words = [sys.executable, str(BENCHMARK), str(checkpoint), str(shared("data/imagenet-val-300")), "32", "32", "--rounds", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
