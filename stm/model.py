@@ -215,15 +215,22 @@ class Mixer(nn.Module):
         dt, B, C = self._select(x, slice(None))
         A = -self.A_log.exp()
         split = "y" in wants
-        y = self.backend.scan(x, dt, A, B, C, self.D, z, REVERSE, scale=state.scale, gap=state.gap, h0=state.h0, split=split)
+        y = self.backend.scan(
+            *(x, dt, A, B, C, self.D, z, REVERSE),
+            dt_bias=self.dt_proj_bias,
+            scale=state.scale,
+            gap=state.gap,
+            h0=state.h0,
+            split=split,
+        )
         taps = Taps(
-            delta=step_sizes(dt, state.scale) if "delta" in wants else None,
+            delta=step_sizes(dt, state.scale, self.dt_proj_bias) if "delta" in wants else None,
             B=B if "B" in wants else None,
             C=C if "C" in wants else None,
             A=A if "A" in wants else None,
             y=y if split else None,
         )
-        return self.out_proj((gated(y, z) if split else y) * self.share), taps
+        return self._out(gated(y, z) if split else y), taps
 
     def read(self, u: Tensor, state: State, c: int) -> Tensor:
         """What forward gives at position c, (B, D), from the tokens that each direction passes on its way there."""
@@ -237,13 +244,14 @@ class Mixer(nn.Module):
             dt, B, C = self._select(x, one)
             y = self.backend.scan(
                 *(x, dt, -self.A_log[one].exp(), B, C, self.D[one], None, REVERSE[one]),
+                dt_bias=self.dt_proj_bias[one],
                 scale=None if state.scale is None else state.scale[..., seen],
                 gap=None if state.gap is None else state.gap[one, :, seen],
                 h0=None if state.h0 is None else state.h0[one],
                 split=True,
             )
             at_c.append(y[0, :, last])  # (B, E)
-        return self.out_proj(gated(torch.stack(at_c), z) * self.share)
+        return self._out(gated(torch.stack(at_c), z))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Give the GEMMs' weights a dtype."""
@@ -253,8 +261,13 @@ class Mixer(nn.Module):
             setattr(self, name, nn.Parameter(getattr(self, name).to(dtype)))
 
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Delta before its softplus (K, B, L, E), B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
+        """Delta before bias and softplus (K, B, L, E), B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
         shape = x.shape[1:3]
         dt, B, C = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT).split(self.splits, -1)  # (K, B L, R | N | N)
-        dt = torch.bmm(dt, self.dt_proj_weight[k].mT) + self.dt_proj_bias[k, None]  # (K, B L, E), float32
+        dt = torch.bmm(dt, self.dt_proj_weight[k].mT)  # (K, B L, E)
         return dt.unflatten(1, shape), B.unflatten(1, shape), C.unflatten(1, shape)
+
+    def _out(self, y: Tensor) -> Tensor:
+        """out_proj of each direction's share: (..., E) to (..., D)."""
+        weight = self.out_proj.weight.mT  # (E, D)
+        return torch.addmm(y.new_empty(()), y.flatten(0, -2), weight, beta=0, alpha=self.share).unflatten(0, y.shape[:-1])

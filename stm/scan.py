@@ -20,6 +20,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
@@ -29,12 +30,13 @@ def scan(
 
     Args:
         u: (K, B, L, E), the convolved input of each direction.
-        dt: (K, B, L, E), Delta before its softplus, bias included.
+        dt: (K, B, L, E), Delta before its softplus.
         A: (K, E, N), negative.
         B, C: (K, B, L, N).
         D: (K, E).
         z: (B, L, E), the gate, or None for none.
         reverse: for each direction, whether it walks from the last token to the first.
+        dt_bias: (K, E), added to dt, where dt does not include it.
         scale: (L,) or (B, L): Delta is multiplied by it.
         gap: (K, B, L, E): elapsed Delta of removed tokens: it decays the state before a token and injects nothing.
         h0: (K, E, N): the state before the first token of each direction's walk.
@@ -43,7 +45,7 @@ def scan(
     Returns:
         (B, L, E), the sum over the directions times SiLU(z); with `split` (K, B, L, E).
     """
-    delta = step_sizes(dt, scale)  # (K, B, L, E)
+    delta = step_sizes(dt, scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     directions = []
     for k, backward in enumerate(reverse):
@@ -100,9 +102,10 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
     return x, F.rms_norm(x, weight.shape, weight, eps).to(dtype)
 
 
-def step_sizes(dt: Tensor, scale: Tensor | None) -> Tensor:
-    """Delta (K, B, L, E): the softplus of dt (K, B, L, E), times `scale` (L,) or (B, L), in at least float32."""
-    delta = F.softplus(dt.to(torch.promote_types(dt.dtype, torch.float32)))
+def step_sizes(dt: Tensor, scale: Tensor | None, dt_bias: Tensor | None = None) -> Tensor:
+    """Delta (K, B, L, E): the softplus of dt (K, B, L, E) and its bias (K, E), times `scale` (L,) or (B, L), in at least float32."""
+    dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
+    delta = F.softplus(dt if dt_bias is None else dt + dt_bias[:, None, None])
     return delta if scale is None else delta * scale[..., None]
 
 

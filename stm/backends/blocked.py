@@ -28,13 +28,14 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """As `stm.scan.scan`."""
-    delta = step_sizes(dt, scale)  # (K, B, L, E)
+    delta = step_sizes(dt, scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
     y: Tensor = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))

@@ -56,6 +56,14 @@ INLINE void store(float *p, vec v, int count) {
         memcpy(p, &v, 4 * (size_t)count);
 }
 
+/* How many channels of E a vector from channel c on holds. */
+INLINE int lanes(int64_t E, int64_t c) { return E - c < LANES ? (int)(E - c) : LANES; }
+
+/* Ask for a row of a work item before it is needed: the next row is in another page, where no hardware looks ahead. */
+INLINE void expect(const float *row, int64_t n_vecs) {
+    for (int64_t v = 0; v < n_vecs; v++) __builtin_prefetch(row + v * LANES);
+}
+
 INLINE float sum(vec v) {
     float total = 0;
 #pragma omp simd reduction(+ : total)

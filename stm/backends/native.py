@@ -16,7 +16,6 @@ from torch import Tensor
 
 from stm.backends.operators import operator
 from stm.errors import BackendError, UsageError
-from stm.scan import add_norm
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
@@ -49,21 +48,32 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """As `stm.scan.scan`. A slice of a wider tensor's channels is not copied."""
-    optional = (None if v is None else v.float() for v in (None if split else z, scale, gap, h0))
+    optional = (None if v is None else v.float() for v in (None if split else z, dt_bias, scale, gap, h0))
     out: Tensor = _scan(u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split)
     return out.to(u.dtype)
+
+
+def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `stm.scan.add_norm`."""
+    *total, out = _add_norm(x.float(), None if h is None else h.float(), weight.float(), eps)
+    return (total[0] if total else x), out.to(dtype)
 
 
 # The operators.
 
 _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
-_SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+_SCAN = (
+    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
+    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+)
+_NORM = "Tensor x, Tensor? h, Tensor weight, float eps"
 
 
 def _conv_out(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> Tensor:
@@ -97,7 +107,7 @@ def _conv(*inputs: Any) -> Tensor:
 
 @operator(f"native_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients, device="CPU")
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, dt, A, B, C, D, z, scale, gap, h0, _ = inputs
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, _ = inputs
     batch, spans = u.shape[1], -(-u.shape[3] // SPAN)
     g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
     g_A, g_D, g_h0 = (_empty(v, batch) for v in (A, D, h0))
@@ -107,13 +117,40 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     if g_scale is not None:  # (spans, K, B, L)
         g_scale = g_scale.sum((0, 1) if scale.dim() == 2 else (0, 1, 2))
     g_A, g_B, g_C, g_D, g_h0 = (None if v is None else v.sum(0) for v in (g_A, g_B, g_C, g_D, g_h0))
-    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_scale, g_gap, g_h0) if v is not None]
+    g_bias = None if dt_bias is None or g_dt is None else g_dt.sum((1, 2))
+    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_bias, g_scale, g_gap, g_h0) if v is not None]
 
 
 @operator(f"native_scan({_SCAN}, bool split) -> Tensor", fake=_scan_out, device="CPU", backward=_scan_backward, constants=1)
 def _scan(*inputs: Any) -> Tensor:
     out = _scan_out(*inputs)
     _call("stm_scan", _scan_args(*inputs[:-1], out=out))
+    return out
+
+
+def _norm_out(x: Tensor, h: Tensor | None, weight: Tensor, eps: float) -> list[Tensor]:
+    return [x.new_empty(x.shape) for given in (h, x) if given is not None]
+
+
+@operator(f"native_add_norm_backward(Tensor[] grads, {_NORM}) -> Tensor[]", fake=_gradients, device="CPU")
+def _add_norm_backward(grads: list[Tensor], x: Tensor, h: Tensor | None, weight: Tensor, eps: float) -> list[Tensor]:
+    """Of y = s r w with s = x + h and r = (mean(s^2) + eps)^-1/2: ds = r (w dy - s r mean(w dy s r))."""
+    *g_total, g_out = grads
+    stream = x if h is None else x + h
+    r = (stream.square().mean(-1, keepdim=True) + eps).rsqrt()  # (B, L, 1)
+    unit, flow = stream * r, g_out * weight  # (B, L, D)
+    g_x = torch.addcmul(flow, unit, (flow * unit).mean(-1, keepdim=True), value=-1) * r
+    g_x = g_x + g_total[0] if g_total else g_x
+    return [v for v in (g_x, None if h is None else g_x.clone(), (g_out * unit).sum((0, 1))) if v is not None]
+
+
+@operator(f"native_add_norm({_NORM}) -> Tensor[]", fake=_norm_out, device="CPU", backward=_add_norm_backward)
+def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float) -> list[Tensor]:
+    _check("h", h, x.shape)
+    _check("weight", weight, x.shape[-1:])
+    out = _norm_out(x, h, weight, eps)
+    total = None if h is None else out[0]
+    _call("stm_add_norm", _pack(tuple(x.shape), (x, h, total, out[-1]), (weight, (ctypes.c_double * 1)(eps))))
     return out
 
 
@@ -175,6 +212,7 @@ def _scan_args(
     C: Tensor,
     D: Tensor,
     z: Tensor | None,
+    dt_bias: Tensor | None,
     scale: Tensor | None,
     gap: Tensor | None,
     h0: Tensor | None,
@@ -191,12 +229,15 @@ def _scan_args(
     _check("C", C, B.shape)
     _check("D", D, (directions, channels))
     _check("z", z, u.shape[1:])
+    _check("dt_bias", dt_bias, D.shape)
     _check("gap", gap, u.shape)
     _check("h0", h0, A.shape)
     if scale is not None:
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
-    return _pack((directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_bytes(tuple(reverse)), A, D, h0))
+    return _pack(
+        (directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_bytes(tuple(reverse)), A, D, dt_bias, h0)
+    )
 
 
 def _check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:

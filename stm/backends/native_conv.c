@@ -6,7 +6,7 @@
  */
 #include "native.h"
 
-enum { WIDEST = 16, NONE = -1 };
+enum { WIDEST = 16, NONE = -1, AHEAD = 8 };
 
 typedef struct {
     int64_t K, batch, L, E, W;
@@ -30,8 +30,6 @@ typedef struct {
 } taps;
 
 static const float zeros[SPAN];
-
-static int lanes(int64_t E, int64_t c) { return E - c < LANES ? (int)(E - c) : LANES; }
 
 static void load_taps(taps *to, const conv_args *a, int64_t k, int64_t first, int64_t n_vecs) {
     memset(to, 0, sizeof *to);
@@ -63,6 +61,27 @@ INLINE void remember(int64_t W, int64_t *past, int64_t row, int64_t size) {
     }
 }
 
+/* The plain convolution of up to two directions, in one pass over the rows. */
+INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int64_t n_k, int64_t b, int64_t first, int64_t n_vecs) {
+    for (int64_t row = 0; row < a->L; row++) {
+        const float *x = a->x.data + b * a->x.b + row * a->x.l + first;
+        expect(x + (row + AHEAD < a->L ? AHEAD : 0) * a->x.l, n_vecs);
+        for (int64_t j = 0; j < n_k; j++) {
+            int back = a->reverse[k0 + j];
+            int64_t before = back ? a->L - 1 - row : row, step = back ? a->x.l : -a->x.l;
+            float *out = a->out.data + (k0 + j) * a->out.k + b * a->out.b + row * a->out.l + first;
+            const float *past[WIDEST];
+            for (int64_t i = 0; i < W - 1; i++) past[i] = i < before ? x + (i + 1) * step : zeros;
+            for (int64_t v = 0; v < n_vecs; v++) {
+                int n = lanes(a->E, first + v * LANES);
+                vec y = evaluate(W, 1, p + j, v, load(x + v * LANES, n), past, n);
+                store(out + v * LANES, y * sigmoid(y), n);
+            }
+        }
+    }
+}
+
+/* The span convolution of a direction, in walking order. */
 INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, int64_t b, int64_t first, int64_t n_vecs) {
     int64_t rows[WIDEST];
     for (int64_t i = 0; i < W; i++) rows[i] = NONE;
@@ -130,6 +149,31 @@ INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const t
     }
 }
 
+static void run_plain(const conv_args *a, int64_t b, int64_t first, int64_t n_vecs) {
+    for (int64_t k = 0; k < a->K; k += 2) {
+        int64_t n_k = a->K - k < 2 ? 1 : 2;
+        taps p[2];
+        for (int64_t j = 0; j < n_k; j++) load_taps(p + j, a, k + j, first, n_vecs);
+        if (a->W == 4)
+            plain(4, a, p, k, n_k, b, first, n_vecs);
+        else
+            plain(a->W, a, p, k, n_k, b, first, n_vecs);
+    }
+}
+
+static void run_walks(const conv_args *a, const conv_grads *g, int64_t b, int64_t first, int64_t n_vecs) {
+    for (int64_t k = 0; k < a->K; k++) {
+        taps p;
+        load_taps(&p, a, k, first, n_vecs);
+        if (g)
+            backward(a->W, a, g, &p, k, b, first, n_vecs);
+        else if (a->W == 4)
+            forward(4, a, &p, k, b, first, n_vecs);
+        else
+            forward(a->W, a, &p, k, b, first, n_vecs);
+    }
+}
+
 /* Forward, or backward where there are gradients. */
 static int run(const conv_args *a, const conv_grads *g, int threads) {
     int64_t spans = (a->E + SPAN - 1) / SPAN;
@@ -137,16 +181,10 @@ static int run(const conv_args *a, const conv_grads *g, int threads) {
     for (int64_t i = 0; i < a->batch * spans; i++) {
         int64_t b = i / spans, first = i % spans * SPAN, left = a->E - first;
         int64_t n_vecs = ((left < SPAN ? left : SPAN) + LANES - 1) / LANES;
-        for (int64_t k = 0; k < a->K; k++) {
-            taps p;
-            load_taps(&p, a, k, first, n_vecs);
-            if (g)
-                backward(a->W, a, g, &p, k, b, first, n_vecs);
-            else if (a->W == 4)
-                forward(4, a, &p, k, b, first, n_vecs);
-            else
-                forward(a->W, a, &p, k, b, first, n_vecs);
-        }
+        if (g || a->sizes)
+            run_walks(a, g, b, first, n_vecs);
+        else
+            run_plain(a, b, first, n_vecs);
     }
     return 0;
 }

@@ -14,7 +14,7 @@ typedef struct {
     view u, dt, B, C, z, gap, scale; /* scale: one channel */
     view out;                        /* k = 0: the directions are added and gated */
     const uint8_t *reverse;          /* (K) */
-    const float *A, *D, *h0;         /* (K, E, N), (K, E), (K, E, N) or NULL */
+    const float *A, *D, *bias, *h0;  /* (K, E, N), (K, E), of dt (K, E) or NULL, (K, E, N) or NULL */
 } scan_args;
 
 typedef struct {
@@ -42,11 +42,6 @@ static int64_t row(const walk *w, int64_t t) { return w->args->reverse[w->k] ? w
 
 static float *at(view v, const walk *w, int64_t t) { return v.data + w->k * v.k + w->b * v.b + row(w, t) * v.l; }
 
-static int lanes(const walk *w, int64_t c) {
-    int64_t left = w->args->E - c;
-    return left < LANES ? (int)left : LANES;
-}
-
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* to[state] = the channels from c of from (K, E, N). */
@@ -54,7 +49,7 @@ static void gather(vec *to, const float *from, const walk *w, int64_t c, float f
     int64_t N = w->args->N;
     for (int64_t n = 0; n < N; n++) {
         vec v = {0};
-        for (int i = 0; i < lanes(w, c); i++) v[i] = factor * from[(w->k * w->args->E + c + i) * N + n];
+        for (int i = 0; i < lanes(w->args->E, c); i++) v[i] = factor * from[(w->k * w->args->E + c + i) * N + n];
         to[n] = v;
     }
 }
@@ -62,7 +57,7 @@ static void gather(vec *to, const float *from, const walk *w, int64_t c, float f
 /* The inverse, for a gradient (batch, K, E, N). */
 static void scatter(float *to, const vec *from, const walk *w, int64_t c) {
     int64_t N = w->args->N, head = (w->b * w->args->K + w->k) * w->args->E + c;
-    for (int i = 0; i < lanes(w, c); i++)
+    for (int i = 0; i < lanes(w->args->E, c); i++)
         for (int64_t n = 0; n < N; n++) to[(head + i) * N + n] = from[n][i];
 }
 
@@ -88,12 +83,18 @@ static void transpose_block(const walk *w, int64_t t0, int64_t count) {
     }
 }
 
+static vec bias(const walk *w, int64_t c) {
+    const scan_args *a = w->args;
+    return a->bias ? load(a->bias + w->k * a->E + c, lanes(a->E, c)) : fill(0);
+}
+
 static void load_block(block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
     const scan_args *a = w->args;
-    int n = lanes(w, c);
+    int n = lanes(a->E, c);
+    vec shift = bias(w, c);
     for (int64_t t = 0; t < count; t++) {
         x->u[t] = load(at(a->u, w, t0 + t) + c, n);
-        x->delta[t] = softplus(load(at(a->dt, w, t0 + t) + c, n));
+        x->delta[t] = softplus(load(at(a->dt, w, t0 + t) + c, n) + shift);
         if (a->scale.data) x->delta[t] *= *at(a->scale, w, t0 + t);
         x->elapsed[t] = a->gap.data ? x->delta[t] + load(at(a->gap, w, t0 + t) + c, n) : x->delta[t];
         x->input[t] = x->delta[t] * x->u[t];
@@ -125,7 +126,7 @@ static void advance_block(vec *y, const block *x, int64_t count, const walk *w, 
 
 static void put_block(const vec *y, view out, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
     const scan_args *a = w->args;
-    int n = lanes(w, c), add = out.k == 0 && w->k > 0;
+    int n = lanes(w->args->E, c), add = out.k == 0 && w->k > 0;
     for (int64_t t = 0; t < count; t++) {
         float *to = at(out, w, t0 + t) + c;
         vec v = add ? y[t] + load(to, n) : y[t];
@@ -137,6 +138,16 @@ static void put_block(const vec *y, view out, const walk *w, int64_t c, int64_t 
     }
 }
 
+static void expect_block(const walk *w, view out, int gate, int64_t t0, int64_t count) {
+    const scan_args *a = w->args;
+    for (int64_t t = t0; t < t0 + count; t++) {
+        expect(at(a->u, w, t) + w->first, w->n_vecs);
+        expect(at(a->dt, w, t) + w->first, w->n_vecs);
+        if (gate) expect(at(a->z, w, t) + w->first, w->n_vecs);
+        if (out.data && out.k == 0 && w->k > 0) expect(at(out, w, t) + w->first, w->n_vecs);
+    }
+}
+
 /* Walks a direction to its end; keeps the states before each block in `kept` [block][vector][state] if asked. */
 static void forward(walk *w, view out, int gate, vec *kept) {
     const scan_args *a = w->args;
@@ -144,11 +155,12 @@ static void forward(walk *w, view out, int gate, vec *kept) {
     for (int64_t t0 = 0; t0 < a->L; t0 += STEPS) {
         int64_t count = least(STEPS, a->L - t0), states = w->n_vecs * a->N;
         if (kept) memcpy(kept + t0 / STEPS * states, w->state, sizeof(vec) * (size_t)states);
+        expect_block(w, out, gate, t0 + count, least(STEPS, a->L - t0 - count));
         transpose_block(w, t0, count);
         for (int64_t v = 0; v < w->n_vecs; v++) {
             int64_t c = w->first + v * LANES;
             block x;
-            vec y[STEPS], D = load(a->D + w->k * a->E + c, lanes(w, c));
+            vec y[STEPS], D = load(a->D + w->k * a->E + c, lanes(w->args->E, c));
             load_block(&x, w, c, t0, count);
             for (int64_t t = 0; t < count; t++) y[t] = D * x.u[t];
             advance_block(y, &x, count, w, w->rate + v * a->N, w->state + v * a->N);
@@ -233,7 +245,7 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
 }
 
 static void load_flow(flow *g, view out, const walk *w, int64_t c, int64_t t0, int64_t count) {
-    int n = lanes(w, c);
+    int n = lanes(w->args->E, c);
     for (int64_t t = 0; t < count; t++) {
         g->y[t] = load(at(out, w, t0 + t) + c, n);
         if (w->args->z.data) {
@@ -247,11 +259,11 @@ static void load_flow(flow *g, view out, const walk *w, int64_t c, int64_t t0, i
 static void put_flow(const flow *g, const block *x, const scan_grads *to, const walk *w, int64_t c, int64_t t0, int64_t count,
                      float *g_scale) {
     const scan_args *a = w->args;
-    int n = lanes(w, c);
-    vec D = load(a->D + w->k * a->E + c, n);
+    int n = lanes(w->args->E, c);
+    vec D = load(a->D + w->k * a->E + c, n), shift = bias(w, c);
     for (int64_t t = 0; t < count; t++) {
         vec elapsed = 0.693147181f * g->elapsed[t], delta = elapsed + g->input[t] * x->u[t];
-        vec dt = load(at(a->dt, w, t0 + t) + c, n);
+        vec dt = load(at(a->dt, w, t0 + t) + c, n) + shift;
         if (a->scale.data) {
             if (g_scale) g_scale[row(w, t0 + t)] += sum(delta * softplus(dt));
             delta *= *at(a->scale, w, t0 + t);
@@ -300,7 +312,7 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
         int64_t c = w->first + v * LANES;
         scatter(g->A, p->A + v * N, w, c);
         if (g->h0) scatter(g->h0, p->state + v * N, w, c);
-        store(g->D + (w->b * a->K + w->k) * a->E + c, p->D[v], lanes(w, c));
+        store(g->D + (w->b * a->K + w->k) * a->E + c, p->D[v], lanes(w->args->E, c));
     }
 }
 
@@ -310,7 +322,7 @@ static void backward_gate(walk *w, const scan_grads *g) {
     for (int64_t t = 0; t < w->args->L; t++)
         for (int64_t v = 0; v < w->n_vecs; v++) {
             int64_t c = w->first + v * LANES;
-            int n = lanes(w, c);
+            int n = lanes(w->args->E, c);
             float *to = at(g->z, w, t) + c;
             vec z = load(at(w->args->z, w, t) + c, n), s = sigmoid(z);
             store(to, load(at(g->out, w, t) + c, n) * load(to, n) * s * (1 + z * (1 - s)), n);

@@ -58,8 +58,10 @@ def test_scan_of_any_directions(reverse: tuple[bool, ...]) -> None:
     check_scan(inputs(K=len(reverse)) | {"reverse": reverse})
 
 
-@pytest.mark.parametrize("optional", [{"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names)))
-def test_scan_with_scale_gap_and_h0(optional: set[str]) -> None:
+@pytest.mark.parametrize(
+    "optional", [{"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names))
+)
+def test_scan_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
     values = inputs(**dict.fromkeys(optional, True))
     check_scan(values)
     check_scan(values | {"z": None})
@@ -197,8 +199,10 @@ def test_gradients_of_the_scan(L: int, E: int, N: int) -> None:
     check_gradients(inputs(L=L, E=E, N=N))
 
 
-@pytest.mark.parametrize("optional", [{"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names)))
-def test_gradients_with_scale_gap_and_h0(optional: set[str]) -> None:
+@pytest.mark.parametrize(
+    "optional", [{"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names))
+)
+def test_gradients_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
     values = inputs(**dict.fromkeys(optional, True))
     check_gradients(values)
     check_gradients(values | {"z": None})
@@ -230,16 +234,49 @@ def test_gradients_of_the_conv(sizes: tuple[int, ...] | None) -> None:
             check(a, b)
 
 
+def norm_inputs(D: int, pending: bool = True) -> tuple[Tensor, Tensor | None, Tensor]:
+    g = torch.Generator().manual_seed(D)
+    x, h = torch.randn(2, 5, D, generator=g), torch.randn(2, 5, D, generator=g)
+    return x, h if pending else None, torch.randn(D, generator=g)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("factor", [1e-3, 1, 1e4])
+@pytest.mark.parametrize("pending", [True, False])
+@pytest.mark.parametrize("D", [1, 24, 100])
+def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> None:
+    x, h, weight = norm_inputs(D, pending)
+    tensors = [v for v in (factor * x, h, weight) if v is not None]
+
+    def run(add_norm: Any) -> Callable[..., Tensor]:
+        def both(*given: Tensor) -> Tensor:
+            total, norm = add_norm(given[0], given[1] if pending else None, given[-1], 1e-5, given[0].dtype)
+            return torch.cat([total / factor, norm])
+
+        return both
+
+    check(run(native.add_norm)(*tensors), run(reference.add_norm)(*(v.double() for v in tensors)), 1e-6)
+    mixed = torch.randn(4, 5, D, generator=torch.Generator().manual_seed(1))
+    got, expected = (
+        gradients(run(f), values, mixed) for f, values in ((native.add_norm, tensors), (reference.add_norm, [v.double() for v in tensors]))
+    )
+    for a, b in zip(got, expected, strict=True):
+        check(a, b)
+
+
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
     x, w, b = (v.requires_grad_() for v in conv_inputs())
     torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), None))
     torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), list(SIZES[3] or ())))
-    for optional in ({}, dict.fromkeys(("scale", "gap", "h0"), True)):
+    for optional in ({}, dict.fromkeys(("dt_bias", "scale", "gap", "h0"), True)):
         values = inputs(**optional)
-        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "scale", "gap", "h0")]
+        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")]
         leaves = [None if v is None else v.requires_grad_() for v in tensors]
         torch.library.opcheck(torch.ops.stm.native_scan, (*leaves, list(BOTH), False))
+    for tensors in (norm_inputs(24), norm_inputs(24, pending=False)):
+        leaves = [None if v is None else v.requires_grad_() for v in tensors]
+        torch.library.opcheck(torch.ops.stm.native_add_norm, (*leaves, 1e-5))
 
 
 @pytest.mark.parametrize(
