@@ -38,7 +38,7 @@ from stm.reports import (
     PredictReport,
     Progress,
 )
-from stm.resolve import From, find_default, name_of, open_model
+from stm.resolve import From, find_default, model_of, name_of, open_model
 
 NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
 OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "matplotlib")
@@ -262,18 +262,23 @@ def _calibration_images(folder: str | Path, config: Config, seed: int) -> Calibr
 
 def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None) -> CompressReport:
     config = small.config
-    assert config.recipe is not None
-    notes = notes_of(config)
+    assert config.recipe is not None and config.protection is not None
+    notes, reasons = notes_of(config), {}
+    if figures is None:
+        reasons = dict.fromkeys(("eval", "gate"), "a dry run compares nothing" if dry_run else "the comparison was switched off")
+    elif gate is None:
+        reasons = {"gate": "no max drop was given"}
     if figures is not None and figures.top1 is None:
-        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {output} --data DIR",)
+        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {model_of(str(output))} --data DIR",)
     return CompressReport(
         command="compress",
         model=model,
         environment=environment_of(small),
-        output=str(output),
+        output=model_of(str(output)),
         dry_run=dry_run,
         source=config.source,
         recipe=config.recipe,
+        protection=config.protection,
         schedule=to_json(config)["schedule"],
         asked_saving=_asked_saving(config.recipe, config),
         saving=config.schedule.saving(config.model.depth),
@@ -283,6 +288,7 @@ def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figure
         eval=figures,
         gate=gate,
         notes=notes,
+        reasons=reasons,
     )
 
 

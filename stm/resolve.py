@@ -54,6 +54,11 @@ def name_of(model: str) -> str:
     return Path(os.path.abspath(path)).name
 
 
+def model_of(folder: str) -> str:
+    """The MODEL that means a folder, also where an alias has its name."""
+    return f"./{folder}" if folder == EMBEDDED_MODEL or folder in ALIASES else folder
+
+
 def find_default() -> str:
     """The folder to evaluate where none is named: the current one, else the only one below it, else the embedded model.
 
@@ -67,7 +72,7 @@ def find_default() -> str:
     )
     if len(below) > 1:
         raise UsageError(f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", f"stm eval {below[0]}")
-    return below[0] if below else EMBEDDED_MODEL
+    return model_of(below[0]) if below else EMBEDDED_MODEL
 
 
 def open_model(model: str, options: From) -> ViM:
