@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm import artifact
-from stm.assets import FOLDER
+from stm.assets import EMBEDDED_MODEL
 from stm.config import Source
 from stm.errors import CheckpointError, UsageError
 from stm.hub.aliases import ALIASES
-from stm.loading import load, read_checkpoint
-from stm.measure.data import EMBEDDED_MODEL
+from stm.loading import load, load_embedded, read_checkpoint
 from stm.model import ViM
 
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema")
@@ -86,7 +85,7 @@ def open_model(model: str, options: From) -> ViM:
     """
     if model == EMBEDDED_MODEL:
         _refuse(model, options, "the embedded model", "file", "revision", *CHECKPOINT_OPTIONS)
-        return _embedded(options)
+        return load_embedded(device=options.device, dtype=options.dtype, backend=options.backend)
     if model in ALIASES:
         alias = ALIASES[model]
         return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license)
@@ -111,15 +110,6 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
         if options.given(name):
             flag = "no-divide-out" if name == "divide_out" else name.replace("_", "-")
             raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
-
-
-def _embedded(options: From) -> ViM:
-    folder = FOLDER / EMBEDDED_MODEL
-    model = load(folder, device=options.device, dtype=options.dtype, backend=options.backend)
-    weights = model.config.files[artifact.WEIGHTS]
-    source = dataclasses.replace(model.config.source, file=EMBEDDED_MODEL, sha256=weights.sha256)
-    model.config = dataclasses.replace(model.config, source=source)
-    return model
 
 
 def _from_hub(repo: str, options: From, license: str | None) -> ViM:
