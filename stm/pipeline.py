@@ -12,7 +12,7 @@ import torch
 from stm import artifact, backends
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
 from stm.bnnm import plan_schedule
-from stm.config import Config, Measured, Recipe, to_json
+from stm.config import Config, Recipe, to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.loading import save
@@ -131,8 +131,7 @@ def compress(
             workers=workers,
             on_progress=on_progress,
         )
-        measured = Measured(**{f.name: getattr(figures, f.name) for f in dataclasses.fields(Measured)})
-        small.config = dataclasses.replace(small.config, measured=(measured,))
+        small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
     gate = None
     if max_drop is not None and figures is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)

@@ -6,7 +6,7 @@ null, and `reasons` says why.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from stm.codec import encode
@@ -71,6 +71,10 @@ class Evaluation(Measured):
 
     images_per_second: float | None = None
     broken: tuple[str, ...] = ()
+
+    def recorded(self) -> Measured:
+        """What a folder records of it."""
+        return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
 
 
 @dataclass(frozen=True, kw_only=True)
