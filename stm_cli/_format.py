@@ -85,7 +85,7 @@ def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any])
     parts = [f"{protection['weights']} weights"]
     if protection["weights"] == "hsp":
         parts = [f"hsp weights ({protection['mode']}{', normalized' if protection['normalized'] else ''})"]
-    parts.append(f"step scale p = {protection['step_scale']:g}")
+    parts.append(f"step scale p={protection['step_scale']:g}")
     parts.append("span conv" if protection["span_conv"] else "plain conv")
     if recipe is not None:
         sides = "" if recipe["sides"] == "both" else f", {recipe['sides']} side only"
@@ -115,7 +115,7 @@ def measured_rows(measured: Measured) -> list[Row]:
     if measured.drop is not None and measured.dense_top1 is not None:
         text = f"{100 * measured.drop:.2f} points from the dense {percent(measured.dense_top1)}"
         text += f" (95%: {interval(measured.drop_ci, 2)})" if measured.drop_ci else ""
-        rows.append(("drop", text + (f", p = {measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
+        rows.append(("drop", text + (f", p={measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
     if measured.agreement is not None:
         rows.append(("agreement", f"{percent(measured.agreement)} of the images keep the dense model's top-1"))
     if measured.kl is not None:

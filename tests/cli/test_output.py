@@ -69,13 +69,14 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, m
     Output(json=False, quiet=False).report(report, lambda: module.screen(report), "")
     out = capsys.readouterr().out.splitlines()
     assert max(map(len, out)) <= 80
-    return [line.rstrip() for line in out]
+    assert all(line == line.rstrip() for line in out)
+    return out
 
 
 def test_compress(capsys, monkeypatch) -> None:
     assert shown(capsys, monkeypatch, compress, COMPRESSED) == [
         "vim-digits -> vim-digits-stm40",
-        "method          stm: staged, size weights, step scale p = 0.5, span conv",
+        "method          stm: staged, size weights, step scale p=0.5, span conv",
         "asked           rate 0.4: saving 0.2284 of the token-layers",
         "reached         saving 0.2280 of the token-layers, 0.5000 of the patch tokens",
         "                gone",
@@ -88,7 +89,7 @@ def test_compress(capsys, monkeypatch) -> None:
         "images          599 of digits, 1 unreadable",
         "top-1           97.2% (95%: 95.5 to 98.3)",
         "top-5           99.9% (95%: 99.0 to 100.0)",
-        "drop            0.10 points from the dense 97.3% (95%: -0.30 to 0.70), p = 0.69",
+        "drop            0.10 points from the dense 97.3% (95%: -0.30 to 0.70), p=0.69",
         "agreement       99.1% of the images keep the dense model's top-1",
         "KL              0.0010 nats from the dense model",
         "speed           123 images/s on A CPU, 2 threads, float32, backend blocked",
@@ -112,7 +113,7 @@ def test_the_method_row_says_all_of_it() -> None:
     protection = Protection(weights="hsp", mode="static", normalized=True, step_scale=0, span_conv=False)
     assert merging_row(encode(recipe), encode(protection)) == (
         "method",
-        "paper: sweep, 3 a side and step, left side only, hsp weights (static, normalized), step scale p = 0, plain conv, "
+        "paper: sweep, 3 a side and step, left side only, hsp weights (static, normalized), step scale p=0, plain conv, "
         "calibrated on 64 images of photos",
     )
 
@@ -177,7 +178,7 @@ def test_info(capsys, monkeypatch) -> None:
         "model           ViM, 24 blocks, D=32, N=16, 10 classes, 28 x 28 pixels, 1",
         "                channel, patch 2, stride 2, class token at the head, float32",
     ]
-    assert "method          stm: staged, size weights, step scale p = 0.5, span conv" in lines
+    assert "method          stm: staged, size weights, step scale p=0.5, span conv" in lines
     assert "FLOPs (paper)   1,124,802,048 MACs an image (1.125 G), 22.4% less than dense" in lines
 
 
