@@ -68,7 +68,8 @@ def compress(
         model: a MODEL as `stm.resolve.open_model` takes it.
         recipe: a folder whose recipe is run again, instead of a wish.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
-        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded.
+        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or as many
+            images as the recipe's folder was measured on.
         seed: chooses images; 0, or the recipe's.
         max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not passed.
         eval: whether to compare with the dense model.
@@ -99,6 +100,8 @@ def compress(
 
     dense = open_model(model, source)
     seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
+    if limit is None and again is not None and again.measured:
+        limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
     if again is not None:
         check_source(dense.config, again, model, recipe)
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
