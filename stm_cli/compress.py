@@ -116,7 +116,8 @@ def run(
     if dry_run:
         output.next(*_again())
     else:
-        output.next(("stm", "eval", report.output), ("stm", "info", report.output))
+        images = () if data is None else ("--data", str(data))
+        output.next(("stm", "eval", report.output, *images), ("stm", "info", report.output))
 
 
 def screen(report: CompressReport) -> RenderableType:

@@ -47,6 +47,11 @@ def test_human_output_names_the_next_commands(here, mini: Path, tmp_path: Path) 
     assert run.err.endswith("Next: stm eval 'my small model'\n      stm info 'my small model'\n")
 
 
+def test_the_next_command_takes_the_same_images(here, mini: Path, labelled: Path) -> None:
+    run = here("compress", mini, "--data", labelled, "--limit", "1", "--out", "small")
+    assert f"Next: stm eval small --data {labelled}\n" in run.err
+
+
 def test_quiet_prints_the_folder(here, mini: Path) -> None:
     assert here("compress", mini, "--no-eval", "--quiet") == (0, "vim_mini_stride8-stm40\n", "")
 
