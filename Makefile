@@ -7,7 +7,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
-INPUTS = pyproject.toml constraints.txt $(wildcard setup.py)
+INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
 .PHONY: demo test lint
 
@@ -23,7 +23,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[plots]"
 	@touch $@
 
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip

@@ -1,4 +1,4 @@
-"""stm: make Vision Mamba (ViM) models smaller and faster without training, by Sequential Token Merging.
+"""stm: make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.
 
     dense = stm.load_checkpoint("vim_s_midclstok_80p5acc.pth")
     small = stm.compress(dense, rate=0.4)

@@ -182,6 +182,9 @@ class Recipe:
         tokens_per_side: r of a gradual order; null for staged.
         calibration: the images that were averaged over, if any.
         seed: chooses the calibration images.
+
+    Raises:
+        ValueError: a name that is not known, or not exactly one budget.
     """
 
     method: str
@@ -199,6 +202,8 @@ class Recipe:
         _one_of("method", self.method, METHODS)
         _one_of("schedule", self.schedule, ORDERS)
         _one_of("sides", self.sides, SIDES)
+        if sum(budget is not None for budget in (self.rate, self.saving, self.stages)) != 1:
+            raise ValueError(f"rate {self.rate}, saving {self.saving}, stages {self.stages}: expected exactly one")
 
 
 @dataclass(frozen=True, kw_only=True)

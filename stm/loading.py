@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stm import artifact, atomic, backends
+from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
@@ -30,7 +31,7 @@ def load(
     """A model from a folder that stm wrote, or from a Hub repository that holds one; in evaluation mode.
 
     Args:
-        folder_or_repo: a folder, or `user/name`.
+        folder_or_repo: a folder; else `user/name`, or `vim-digits`, the model that comes with the package.
         revision: of a repository: a branch, tag or commit.
         token: of the Hub, for a repository that needs one.
         device: as torch names it; "auto" takes a GPU where there is one.
@@ -41,6 +42,8 @@ def load(
         ArtifactError: the folder is missing, incomplete or not what was written.
         HubError: the repository cannot be read.
     """
+    if str(folder_or_repo) == EMBEDDED_MODEL and not atomic.find(Path(EMBEDDED_MODEL)).exists():
+        return load_embedded(device=device, dtype=dtype, backend=backend)
     folder = Path(folder_or_repo)
     if not atomic.find(folder).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
         folder = _download(str(folder_or_repo), revision, token)
@@ -49,6 +52,14 @@ def load(
     model = ViM(config, backends.choose(backend, place.type))
     check_tensors(model.state_dict(), tensors, str(folder / artifact.WEIGHTS), ArtifactError)
     return _ready(model, tensors, place, dtype)
+
+
+def load_embedded(*, device: str = "auto", dtype: str | None = None, backend: str = "auto") -> ViM:
+    """The model that comes with the package; options as for `load`. Its source is its own weights."""
+    model = load(FOLDER / EMBEDDED_MODEL, device=device, dtype=dtype, backend=backend)
+    source = dataclasses.replace(model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256)
+    model.config = dataclasses.replace(model.config, source=source)
+    return model
 
 
 def load_checkpoint(

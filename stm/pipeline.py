@@ -12,7 +12,7 @@ import torch
 from stm import artifact, backends
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
 from stm.bnnm import plan_schedule
-from stm.config import Config, Measured, Recipe, to_json
+from stm.config import Config, Recipe, to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.loading import save
@@ -38,7 +38,7 @@ from stm.reports import (
     PredictReport,
     Progress,
 )
-from stm.resolve import From, find_default, name_of, open_model
+from stm.resolve import From, find_default, model_of, name_of, open_model
 
 NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
 OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "matplotlib")
@@ -68,7 +68,8 @@ def compress(
         model: a MODEL as `stm.resolve.open_model` takes it.
         recipe: a folder whose recipe is run again, instead of a wish.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
-        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded.
+        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or as many
+            images as the recipe's folder was measured on.
         seed: chooses images; 0, or the recipe's.
         max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not passed.
         eval: whether to compare with the dense model.
@@ -99,6 +100,8 @@ def compress(
 
     dense = open_model(model, source)
     seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
+    if limit is None and again is not None and again.measured:
+        limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
     if again is not None:
         check_source(dense.config, again, model, recipe)
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
@@ -131,8 +134,7 @@ def compress(
             workers=workers,
             on_progress=on_progress,
         )
-        measured = Measured(**{f.name: getattr(figures, f.name) for f in dataclasses.fields(Measured)})
-        small.config = dataclasses.replace(small.config, measured=(measured,))
+        small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
     gate = None
     if max_drop is not None and figures is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
@@ -262,18 +264,23 @@ def _calibration_images(folder: str | Path, config: Config, seed: int) -> Calibr
 
 def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None) -> CompressReport:
     config = small.config
-    assert config.recipe is not None
-    notes = notes_of(config)
+    assert config.recipe is not None and config.protection is not None
+    notes, reasons = notes_of(config), {}
+    if figures is None:
+        reasons = dict.fromkeys(("eval", "gate"), "a dry run compares nothing" if dry_run else "the comparison was switched off")
+    elif gate is None:
+        reasons = {"gate": "no max drop was given"}
     if figures is not None and figures.top1 is None:
-        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {output} --data DIR",)
+        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {model_of(str(output))} --data DIR",)
     return CompressReport(
         command="compress",
         model=model,
         environment=environment_of(small),
-        output=str(output),
+        output=model_of(str(output)),
         dry_run=dry_run,
         source=config.source,
         recipe=config.recipe,
+        protection=config.protection,
         schedule=to_json(config)["schedule"],
         asked_saving=_asked_saving(config.recipe, config),
         saving=config.schedule.saving(config.model.depth),
@@ -283,6 +290,7 @@ def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figure
         eval=figures,
         gate=gate,
         notes=notes,
+        reasons=reasons,
     )
 
 

@@ -6,11 +6,11 @@ null, and `reasons` says why.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from stm.codec import encode
-from stm.config import Measured, Recipe, Source
+from stm.config import Measured, Protection, Recipe, Source
 
 REPORT_VERSION = 1
 
@@ -67,9 +67,14 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Measured):
-    """One evaluation with its speed, which a folder does not record."""
+    """One evaluation with what a folder does not record: its speed, and why the first few images could not be read."""
 
     images_per_second: float | None = None
+    broken: tuple[str, ...] = ()
+
+    def recorded(self) -> Measured:
+        """What a folder records of it."""
+        return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,7 @@ class CompressReport(Report):
     dry_run: bool = False
     source: Source
     recipe: Recipe
+    protection: Protection
     schedule: dict[str, Any]
     asked_saving: float | None
     saving: float
@@ -106,6 +112,7 @@ class CompressReport(Report):
     eval: Evaluation | None = None
     gate: Gate | None = None
     notes: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

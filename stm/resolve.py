@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm import artifact
-from stm.assets import FOLDER
+from stm.assets import EMBEDDED_MODEL
 from stm.config import Source
 from stm.errors import CheckpointError, UsageError
 from stm.hub.aliases import ALIASES
-from stm.loading import load, read_checkpoint
-from stm.measure.data import EMBEDDED_MODEL
+from stm.loading import load, load_embedded, read_checkpoint
 from stm.model import ViM
 
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema")
@@ -54,6 +53,11 @@ def name_of(model: str) -> str:
     return Path(os.path.abspath(path)).name
 
 
+def model_of(folder: str) -> str:
+    """The MODEL that means a folder, also where an alias has its name."""
+    return f"./{folder}" if folder == EMBEDDED_MODEL or folder in ALIASES else folder
+
+
 def find_default() -> str:
     """The folder to evaluate where none is named: the current one, else the only one below it, else the embedded model.
 
@@ -67,7 +71,7 @@ def find_default() -> str:
     )
     if len(below) > 1:
         raise UsageError(f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", f"stm eval {below[0]}")
-    return below[0] if below else EMBEDDED_MODEL
+    return model_of(below[0]) if below else EMBEDDED_MODEL
 
 
 def open_model(model: str, options: From) -> ViM:
@@ -81,7 +85,7 @@ def open_model(model: str, options: From) -> ViM:
     """
     if model == EMBEDDED_MODEL:
         _refuse(model, options, "the embedded model", "file", "revision", *CHECKPOINT_OPTIONS)
-        return _embedded(options)
+        return load_embedded(device=options.device, dtype=options.dtype, backend=options.backend)
     if model in ALIASES:
         alias = ALIASES[model]
         return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license)
@@ -106,15 +110,6 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
         if options.given(name):
             flag = "no-divide-out" if name == "divide_out" else name.replace("_", "-")
             raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
-
-
-def _embedded(options: From) -> ViM:
-    folder = FOLDER / EMBEDDED_MODEL
-    model = load(folder, device=options.device, dtype=options.dtype, backend=options.backend)
-    weights = model.config.files[artifact.WEIGHTS]
-    source = dataclasses.replace(model.config.source, file=EMBEDDED_MODEL, sha256=weights.sha256)
-    model.config = dataclasses.replace(model.config, source=source)
-    return model
 
 
 def _from_hub(repo: str, options: From, license: str | None) -> ViM:

@@ -1,13 +1,15 @@
 """Numbers and blocks of text that several screens share. Pure functions of a report's values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
-from stm.reports import Environment, Flops
+from stm.reports import Environment, Evaluation, Flops
 
 Row = tuple[str, str]
 
@@ -22,6 +24,7 @@ _NAMES = {
     "drop": "drop",
     "drop_ci": "drop",
     "mcnemar_p": "drop",
+    "images_per_second": "speed",
 }
 
 
@@ -39,9 +42,9 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}%"
 
 
-def interval(low_high: tuple[float, float]) -> str:
+def interval(low_high: tuple[float, float], digits: int = 1) -> str:
     """A 95% interval of shares, in percent."""
-    return f"{100 * low_high[0]:.1f} to {100 * low_high[1]:.1f}"
+    return f"{100 * low_high[0]:.{digits}f} to {100 * low_high[1]:.{digits}f}"
 
 
 def operations(count: int) -> str:
@@ -72,11 +75,32 @@ def staircase(per_block: Sequence[int]) -> str:
     return "".join(steps[max(1, round(8 * count / per_block[0]))] for count in per_block)
 
 
+def shown_name(model: str) -> str:
+    """What stands above a screen: the name that was given, or the folder's own where that is `.`."""
+    return Path(model).resolve().name if set(model) <= {".", "/"} else model
+
+
+def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any]) -> Row:
+    """How tokens are merged, from the two objects of config.json."""
+    parts = [f"{protection['weights']} weights"]
+    if protection["weights"] == "hsp":
+        parts = [f"hsp weights ({protection['mode']}{', normalized' if protection['normalized'] else ''})"]
+    parts.append(f"step scale p={protection['step_scale']:g}")
+    parts.append("span conv" if protection["span_conv"] else "plain conv")
+    if recipe is not None:
+        sides = "" if recipe["sides"] == "both" else f", {recipe['sides']} side only"
+        step = "" if recipe["tokens_per_side"] is None else f", {recipe['tokens_per_side']} a side and step"
+        parts.insert(0, f"{recipe['method']}: {recipe['schedule']}{step}{sides}")
+        if recipe["calibration"] is not None:
+            parts.append(f"calibrated on {recipe['calibration']['n']} images of {recipe['calibration']['data']}")
+    return "method", ", ".join(parts)
+
+
 def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
-    """Both counts and what they save; `exact` gives them to the unit."""
+    """Both counts, in multiply-accumulates, and what they save; `exact` gives them to the unit."""
 
     def row(name: str, count: int, saving: float) -> Row:
-        number = f"{count:,} an image ({operations(count)})" if exact else f"{operations(count)} an image"
+        number = f"{count:,} MACs an image ({operations(count)})" if exact else f"{operations(count)} MACs an image"
         return f"FLOPs ({name})", number + (f", {percent(saving)} less than dense" if round(saving, 3) else "")
 
     return [row("paper", flops.paper, flops.paper_saving), row("honest", flops.honest, flops.honest_saving)]
@@ -90,16 +114,22 @@ def measured_rows(measured: Measured) -> list[Row]:
             rows.append((name, percent(value) + (f" (95%: {interval(ci)})" if ci else "")))
     if measured.drop is not None and measured.dense_top1 is not None:
         text = f"{100 * measured.drop:.2f} points from the dense {percent(measured.dense_top1)}"
-        text += f" (95%: {interval(measured.drop_ci)})" if measured.drop_ci else ""
-        rows.append(("drop", text + (f", p = {measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
+        text += f" (95%: {interval(measured.drop_ci, 2)})" if measured.drop_ci else ""
+        rows.append(("drop", text + (f", p={measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
     if measured.agreement is not None:
         rows.append(("agreement", f"{percent(measured.agreement)} of the images keep the dense model's top-1"))
     if measured.kl is not None:
         rows.append(("KL", f"{measured.kl:.4f} nats from the dense model"))
     for reason in dict.fromkeys(measured.reasons.values()):
-        keys = dict.fromkeys(_NAMES.get(key, key) for key, why in measured.reasons.items() if why == reason)
+        keys = dict.fromkeys(name for key, name in _NAMES.items() if measured.reasons.get(key) == reason)
         rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
     return rows
+
+
+def broken_notes(measured: Evaluation) -> list[str]:
+    """The images that could not be read, by name: the first few, and how many more there are."""
+    more = measured.failed - len(measured.broken)
+    return [*measured.broken, *([f"{more:,} more could not be read"] if more else [])]
 
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:

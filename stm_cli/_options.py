@@ -83,7 +83,7 @@ OptionalModel = Annotated[
         metavar="MODEL", help=f"{_MODEL} Without it: the folder here, else the only one below, else vim-digits.", show_default=False
     ),
 ]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
 
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]

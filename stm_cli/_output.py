@@ -6,6 +6,7 @@ set; rich itself honours NO_COLOR.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -52,7 +53,10 @@ class Output:
         elif self.quiet:
             sys.stdout.write(f"{value}\n" if value else "")  # rich would make spaces of tabs
         else:
-            console().print(screen())
+            drawn = console()
+            with drawn.capture() as kept:
+                drawn.print(screen())
+            sys.stdout.write(re.sub(r" +$", "", kept.get(), flags=re.MULTILINE))  # tables pad every line
 
     def note(self, text: str) -> None:
         """Something that a person should know beside the report."""

@@ -5,10 +5,11 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport
 from stm_cli import _options as o
-from stm_cli._format import fields, flops_rows, measured_rows, size, source_text, speed_row, staircase, tokens
+from stm_cli._format import broken_notes, fields, flops_rows, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
 from stm_cli._output import Output
 
 EXAMPLES = (
@@ -104,7 +105,8 @@ def run(
         )
     failed = report.gate is not None and not report.gate.passed
     output.report(report, lambda: screen(report), "" if failed else report.output)
-    for note in (*report.environment.fallbacks, *report.notes):
+    broken = broken_notes(report.eval) if report.eval is not None else []
+    for note in (*report.environment.fallbacks, *report.notes, *broken):
         output.note(note)
     if report.gate is not None and failed:
         raise GateError(
@@ -114,14 +116,15 @@ def run(
     if dry_run:
         output.next(*_again())
     else:
-        output.next(("stm", "eval", report.output), ("stm", "info", report.output))
+        images = () if data is None else ("--data", str(data))
+        output.next(("stm", "eval", report.output, *images), ("stm", "info", report.output))
 
 
 def screen(report: CompressReport) -> RenderableType:
     """What was asked, what was reached, and what it cost."""
     per_block = report.schedule["tokens_per_block"]
     rows = [
-        ("method", f"{report.recipe.method}: {report.recipe.schedule} order"),
+        merging_row(encode(report.recipe), encode(report.protection)),
         ("asked", _asked(report)),
         ("reached", f"saving {report.saving:.4f} of the token-layers, {report.recipe.removed_share:.4f} of the patch tokens gone"),
         ("tokens", f"{staircase(per_block)}  {tokens(per_block)}"),
@@ -135,7 +138,11 @@ def screen(report: CompressReport) -> RenderableType:
         rows += measured_rows(report.eval)
         if report.eval.images_per_second is not None:
             rows.append(speed_row(report.eval.images_per_second, report.environment))
-    to = f"would be written to {report.output}" if report.dry_run else f"-> {report.output}"
+    to = f"-> {report.output}"
+    if report.dry_run:
+        to = f"would be written to {report.output}"
+    elif report.gate is not None and not report.gate.passed:
+        to = f"was not written to {report.output}"
     return Group(f"{report.model} {to}", fields(rows))
 
 

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 
 from stm.reports import EvalReport
 from stm_cli import _options as o
-from stm_cli._format import fields, measured_rows, speed_row
+from stm_cli._format import broken_notes, fields, measured_rows, shown_name, speed_row
 from stm_cli._output import Output
 
 EXAMPLES = (
@@ -13,6 +13,8 @@ EXAMPLES = (
     "stm eval vim-s-stm40 --data my_images/ --records predictions.csv",
     "stm eval vim-ti --data imagenet/val --limit 1000",
 )
+
+FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}
 
 
 def run(
@@ -62,8 +64,11 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), value(report))
-    for note in report.environment.fallbacks:
+    found = () if model is not None else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
+    for note in (*found, *report.environment.fallbacks, *broken_notes(report)):
         output.note(note)
+    if report.top1 is None:
+        output.note(f"accuracy was not measured, as {report.data} has no labels; a folder of labelled images has: --data DIR")
     output.next(("stm", "info", report.model))
 
 
@@ -71,7 +76,7 @@ def screen(report: EvalReport) -> RenderableType:
     rows = measured_rows(report)
     if report.images_per_second is not None:
         rows.append(speed_row(report.images_per_second, report.environment))
-    return Group(report.model, fields(rows))
+    return Group(shown_name(report.model), fields(rows))
 
 
 def value(report: EvalReport) -> str:

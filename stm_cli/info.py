@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 
 from stm.reports import InfoReport
 from stm_cli import _options as o
-from stm_cli._format import fields, flops_rows, measured_rows, source_text, staircase, tokens
+from stm_cli._format import fields, flops_rows, measured_rows, merging_row, shown_name, source_text, staircase, tokens
 from stm_cli._output import Output
 
 EXAMPLES = ("stm info vim-digits-stm40", "stm info vim-s", "stm info someone/their-vim --file weights.pth --json")
@@ -55,32 +55,22 @@ def screen(report: InfoReport) -> RenderableType:
     rows = [
         ("model", _shape(config)),
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
-        *((("merging", _merging(config)),) if config["schedule"]["steps"] else ()),
+        *((merging_row(config["recipe"], config["protection"]),) if config["schedule"]["steps"] else ()),
         *flops_rows(report.flops, exact=True),
         ("parameters", f"{report.parameters:,}"),
         ("source", source_text(report.source)),
     ]
     for measured in report.measured:
         rows += measured_rows(measured)
-    return Group(report.model, fields(rows))
+    return Group(shown_name(report.model), fields(rows))
 
 
 def _shape(config: dict[str, Any]) -> str:
     model = config["model"]
+    channels = f"{model['in_chans']} channel{'s' if model['in_chans'] > 1 else ''}"
+    token = "in the middle" if model["class_token"] == "middle" else "at the head"
     return (
-        f"ViM, {config['num_classes']} classes, {model['image_size']} x {model['image_size']} pixels, patch {model['patch']} "
-        f"stride {model['stride']}, D = {model['d_model']}, N = {model['d_state']}, {model['depth']} blocks, "
-        f"class token in the {model['class_token']}, {config['dtype']}"
+        f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes, "
+        f"{model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride {model['stride']}, "
+        f"class token {token}, {config['dtype']}"
     )
-
-
-def _merging(config: dict[str, Any]) -> str:
-    protection = config["protection"]
-    parts = [f"{protection['weights']} weights"]
-    if protection["weights"] == "hsp":
-        parts = [f"hsp weights ({protection['mode']}{', normalized' if protection['normalized'] else ''})"]
-    if config["recipe"] is not None:
-        parts.insert(0, f"{config['recipe']['method']}: {config['recipe']['schedule']}")
-    parts.append(f"step scale p = {protection['step_scale']:g}")
-    parts.append("span conv" if protection["span_conv"] else "plain conv")
-    return ", ".join(parts)

@@ -13,7 +13,7 @@ from stm_cli._options import examples
 
 app = typer.Typer(
     name="stm",
-    help="Make Vision Mamba (ViM) models smaller and faster without training, by Sequential Token Merging.",
+    help="Make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.",
     epilog=examples(
         "stm compress vim-digits --rate 0.4    # embedded model, no network needed",
         "stm eval vim-digits-stm40",

@@ -10,15 +10,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 import stm
-from stm import ViM, pipeline
-from stm.reports import CompressReport, EvalReport, Evaluation, Flops
+from stm import EvalReport, ViM, pipeline
+from stm.measure.stats import wilson
+from stm.reports import CompressReport, Flops
 from stm_cli._errors import guard
 from stm_cli._format import environment_text, interval, operations, percent, tokens
 from stm_cli._output import Output, console
@@ -29,23 +30,25 @@ BATCH, ROUNDS = 32, 7  # of the timing
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Output(json=False, quiet=False).progress() as on_progress:
-        dense, about = pipeline.evaluate(MODEL, on_progress=on_progress), pipeline.info(MODEL)
+        about = pipeline.info(MODEL)
         ours = pipeline.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
-        paper = pipeline.compress(MODEL, rate=RATE, method="paper", out=Path(scratch) / "paper", on_progress=on_progress)
+        paper = pipeline.compress(MODEL, rate=RATE, method="paper", eval=False, out=Path(scratch) / "paper")
         small, theirs = stm.load(OUT), stm.load(paper.output)
+        measured = stm.evaluate(theirs, None, on_progress=on_progress)  # beside nothing: `ours` has measured the dense model
         ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in (f"{MODEL}, {RATE}", "tokens", "FLOPs (paper)", "ms/image", "top-1 (95%)"):
+    for heading in (f"rate {RATE}", "tokens", "FLOPs (paper)", "ms/image", "top-1 (95%)"):
         table.add_column(heading, no_wrap=True)
-    table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], dense))
-    for report in (ours, paper):
-        assert report.eval is not None  # it was asked for
-        row = _row(report.schedule["tokens_per_block"], report.flops, ms[report.recipe.method], report.eval)
+    found = ours.eval
+    assert found is not None and found.dense_top1 is not None  # the digits have labels
+    table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], found.dense_top1, found.n))
+    for report, top1 in ((ours, found.top1), (paper, measured.top1)):
+        row = _row(report.schedule["tokens_per_block"], report.flops, ms[report.recipe.method], top1, found.n)
         table.add_row(f"--method {report.recipe.method}", *row)
 
     screen = console()
-    screen.print("", table, "", _words(dense, ours), "", sep="\n")
+    screen.print("", table, "", _words(measured, ours), "", sep="\n")
     for command in _next():
         screen.print(f"  {shlex.join(command)}", soft_wrap=True)
 
@@ -64,17 +67,17 @@ def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
     return {name: 1000 * statistics.median(each[1:]) / BATCH for name, each in seconds.items()}  # the first round warms up
 
 
-def _row(per_block: list[int] | tuple[int, ...], flops: Flops, ms: float, measured: Evaluation | EvalReport) -> tuple[str, ...]:
-    assert measured.top1 is not None and measured.top1_ci is not None  # the digits have labels
+def _row(per_block: Sequence[int], flops: Flops, ms: float, top1: float | None, n: int) -> tuple[str, ...]:
+    assert top1 is not None  # the digits have labels
     count = str(per_block[0]) if per_block[0] == per_block[-1] else f"{per_block[0]} to {per_block[-1]}"
     saved = f" (-{percent(flops.paper_saving)})" if flops.paper_saving else ""
-    return count, operations(flops.paper) + saved, f"{ms:.2f}", f"{percent(measured.top1)} ({interval(measured.top1_ci)})"
+    return count, operations(flops.paper) + saved, f"{ms:.2f}", f"{percent(top1)} ({interval(wilson(round(top1 * n), n))})"
 
 
-def _words(dense: EvalReport, ours: CompressReport) -> str:
+def _words(measured: EvalReport, ours: CompressReport) -> str:
     return (
-        f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {dense.n} held-out "
-        f"digits; time in batches of {BATCH} on {environment_text(dense.environment)}.\n"
+        f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {measured.n} held-out "
+        f"digits; time in batches of {BATCH} on {environment_text(measured.environment)}.\n"
         "What this cannot show: digits are not photographs. Their border is empty and neighbouring patches of an upscaled image are "
         "nearly equal, which is easy on merging, above all from the border inward (--method paper); photographs have neither. "
         "Measure your own model on your own images before you believe a number. Now type:"

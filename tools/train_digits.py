@@ -1,4 +1,4 @@
-"""Train the embedded model, vim-digits, and write it with its sample set to stm/assets/vim-digits.
+"""Train the embedded model, vim-digits, and write it, measured, with its sample set to stm/assets/vim-digits.
 
     python tools/train_digits.py                    # the model that is shipped: same seed, same machine and threads, same bytes
 
@@ -11,6 +11,7 @@ Data: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Mac
 
 import argparse
 import copy
+import dataclasses
 import math
 import sys
 import time
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
 from stm.initialize import initialize
+from stm.measure.data import embedded_digits
+from stm.measure.evaluate import assess
 from stm.model import ViM
 
 SIDE, PATCH = 28, 2
@@ -43,13 +46,14 @@ def main() -> None:
 
     model = initialize(ViM(config(options)), options.seed)
     averaged = train(model, digits[training], labels[training], options)
-    samples = draw(digits[held_out], torch.Generator().manual_seed(options.seed + 1))
-    top1 = accuracy(averaged, samples, labels[held_out])
-    say(f"top-1 on {len(held_out)} held-out digits: {top1:.4f}")
+    images = draw(digits[held_out], torch.Generator().manual_seed(options.seed + 1))
+    samples = options.out.with_suffix(".samples.safetensors")
+    save_file({"images": images, "labels": labels[held_out]}, samples)
 
+    measured = assess(averaged, embedded_digits(samples)).recorded()
+    averaged.config = dataclasses.replace(averaged.config, measured=(measured,))
     averaged.save_pretrained(options.out, force=True)
-    save_file({"images": samples, "labels": labels[held_out]}, options.out.with_suffix(".samples.safetensors"))
-    say(f"wrote {options.out}")
+    say(f"wrote {options.out}: top-1 {measured.top1} on {measured.n} held-out digits")
 
 
 def parse() -> argparse.Namespace:
@@ -134,12 +138,6 @@ def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespac
         mean_loss, seconds = total / (len(order) // options.batch_size), time.perf_counter() - start
         say(f"epoch {epoch + 1}/{options.epochs}  loss {mean_loss:.3f}  {seconds:.0f} s")
     return averaged.requires_grad_(False)
-
-
-@torch.inference_mode()
-def accuracy(model: ViM, images: Tensor, labels: Tensor) -> float:
-    predicted = torch.cat([model(normalised(part)).argmax(-1) for part in images.split(64)])
-    return (predicted == labels).double().mean().item()
 
 
 def say(text: str) -> None:

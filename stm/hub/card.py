@@ -170,7 +170,7 @@ def _percent(share: float) -> str:
 
 
 def _giga(count: int) -> str:
-    return f"{count / 1e9:.4g} G" if count >= 10**8 else f"{count / 1e6:.4g} M"
+    return f"{count / 1e9:.4g} G" if count >= 10**9 else f"{count / 1e6:.4g} M"
 
 
 def _yaml(text: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stm.assets import FOLDER
+from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config, Preprocess
 from stm.errors import DataError, UsageError
 from stm.measure.decode import decode_all
@@ -24,7 +24,6 @@ from stm.measure.images import Crop, ImageFile, Pixels, Sample
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
 
-EMBEDDED_MODEL = "vim-digits"
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
 FEW = 64  # images that one process decodes sooner than others would start
 

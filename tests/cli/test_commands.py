@@ -36,7 +36,7 @@ def test_the_whole_job_in_processes_of_their_own(stm, mini: Path, labelled: Path
 
     shown = stm("info", report["output"])
     assert shown.code == 0
-    assert f"FLOPs (paper)   {report['flops']['paper']:,} an image" in shown.out
+    assert f"FLOPs (paper)   {report['flops']['paper']:,} MACs an image" in shown.out
     assert shown.err.splitlines()[-1] == f"Next: stm eval {report['output']}"
 
 
@@ -45,6 +45,11 @@ def test_human_output_names_the_next_commands(here, mini: Path, tmp_path: Path) 
     assert run.code == 0
     assert "asked           rate 0.4: saving 0.2000 of the token-layers" in run.out
     assert run.err.endswith("Next: stm eval 'my small model'\n      stm info 'my small model'\n")
+
+
+def test_the_next_command_takes_the_same_images(here, mini: Path, labelled: Path) -> None:
+    run = here("compress", mini, "--data", labelled, "--limit", "1", "--out", "small")
+    assert f"Next: stm eval small --data {labelled}\n" in run.err
 
 
 def test_quiet_prints_the_folder(here, mini: Path) -> None:
@@ -115,8 +120,28 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
         assert common <= report.keys() and report["command"] == command
         assert run.out == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads"}
-    keys = {"output", "source", "recipe", "schedule", "flops", "parameters", "bytes", "eval", "gate"}
-    assert keys <= json.loads(runs["compress"].out).keys()
+    keys = {"output", "source", "recipe", "protection", "schedule", "flops", "parameters", "bytes", "eval", "gate"}
+    report = json.loads(runs["compress"].out)
+    assert keys <= report.keys()
+    assert {key for key in keys if report[key] is None} == set(report["reasons"]) == {"eval", "gate"}
+
+
+def test_the_model_that_was_found_is_named(here, mini: Path, labelled: Path) -> None:
+    here("compress", mini, "--no-eval", "--quiet", "--out", "vim-s")
+    assert "Next: stm eval ./vim-s\n" in here("compress", mini, "--no-eval", "--out", "vim-s", "--force").err  # not the alias
+    below = here("eval", "--data", labelled)
+    assert below.out.startswith("./vim-s\n")
+    assert "Note: no MODEL was named: this is the only one below this folder" in below.err
+
+
+def test_a_broken_image_is_named_and_stops_nothing(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled, tmp_path / "set")
+    (tmp_path / "set" / "image 3.png").write_text("no image")
+    run = here("eval", mini, "--data", "set")
+    assert run.code == 0
+    assert "images        11 of set, 1 unreadable" in run.out
+    assert "Note: image 3.png: not an image that can be read" in run.err
+    assert json.loads(here("eval", mini, "--data", "set", "--json").out)["broken"] == ["image 3.png: not an image that can be read"]
 
 
 def test_two_models_below_and_none_named(here, mini: Path) -> None:

@@ -145,8 +145,10 @@ def test_out_force_and_dry_run(here, mini: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x" / "model.safetensors").read_bytes() != before
 
 
-def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
-    made = here("compress", mini, *SWEEP, "--weights", "mean", "--data", labelled, "--quiet", "--out", "first")
+@pytest.mark.parametrize("limit", [(), ("--limit", "9")])
+def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_path: Path, limit: tuple[str, ...]) -> None:
+    """Of as many images as were measured then."""
+    made = here("compress", mini, *SWEEP, "--weights", "mean", "--data", labelled, *limit, "--quiet", "--out", "first")
     assert made.code == 0, made.err
     again = here("compress", mini, "--recipe", "first", "--data", labelled, "--quiet", "--out", "second")
     assert again.code == 0, again.err

@@ -3,10 +3,12 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from stm.config import Recipe, Source
+from stm.codec import encode
+from stm.config import Calibration, Protection, Recipe, Source
 from stm.reports import (
     BackendStatus,
     CompressReport,
@@ -23,7 +25,7 @@ from stm.reports import (
     Progress,
 )
 from stm_cli import compress, env, eval, info, predict
-from stm_cli._format import operations, size, staircase, tokens
+from stm_cli._format import broken_notes, merging_row, operations, shown_name, size, staircase, tokens
 from stm_cli._output import Output
 
 ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2)
@@ -51,6 +53,7 @@ COMPRESSED = CompressReport(
     output="vim-digits-stm40",
     source=Source(file="model.safetensors", sha256="ab" * 32, license="Apache-2.0"),
     recipe=Recipe(method="stm", rate=0.4, removed_share=0.5, schedule="staged"),
+    protection=Protection(),
     schedule={"tokens_per_block": PER_BLOCK, "steps": [{"after": 12, "absorb": [[0, 1]] * 98}]},
     asked_saving=0.22843,
     saving=0.2280,
@@ -66,26 +69,27 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, m
     Output(json=False, quiet=False).report(report, lambda: module.screen(report), "")
     out = capsys.readouterr().out.splitlines()
     assert max(map(len, out)) <= 80
-    return [line.rstrip() for line in out]
+    assert all(line == line.rstrip() for line in out)
+    return out
 
 
 def test_compress(capsys, monkeypatch) -> None:
     assert shown(capsys, monkeypatch, compress, COMPRESSED) == [
         "vim-digits -> vim-digits-stm40",
-        "method          stm: staged order",
+        "method          stm: staged, size weights, step scale p=0.5, span conv",
         "asked           rate 0.4: saving 0.2284 of the token-layers",
         "reached         saving 0.2280 of the token-layers, 0.5000 of the patch tokens",
         "                gone",
         "tokens          █████████████▄▄▄▄▄▄▄▄▄▄▄  197 x 13, 99 x 11",
-        "FLOPs (paper)   1.125 G an image, 22.4% less than dense",
-        "FLOPs (honest)  2.099 G an image, 25.0% less than dense",
+        "FLOPs (paper)   1.125 G MACs an image, 22.4% less than dense",
+        "FLOPs (honest)  2.099 G MACs an image, 25.0% less than dense",
         "parameters      263,008",
         "files           model.safetensors 1.052 MB, config.json, README.md",
         "source          model.safetensors, sha256 abababababab, license Apache-2.0",
         "images          599 of digits, 1 unreadable",
         "top-1           97.2% (95%: 95.5 to 98.3)",
         "top-5           99.9% (95%: 99.0 to 100.0)",
-        "drop            0.10 points from the dense 97.3% (95%: -0.3 to 0.7), p = 0.69",
+        "drop            0.10 points from the dense 97.3% (95%: -0.30 to 0.70), p=0.69",
         "agreement       99.1% of the images keep the dense model's top-1",
         "KL              0.0010 nats from the dense model",
         "speed           123 images/s on A CPU, 2 threads, float32, backend blocked",
@@ -98,15 +102,41 @@ def test_a_dry_run_shows_the_steps_and_says_that_it_is_one(capsys, monkeypatch) 
     assert "steps           98 after block 12" in lines
 
 
+def test_a_gate_that_fails_says_that_nothing_was_written(capsys, monkeypatch) -> None:
+    failed = replace(COMPRESSED, gate=Gate(max_drop=0.0, drop=0.001, passed=False))
+    assert shown(capsys, monkeypatch, compress, failed)[0] == "vim-digits was not written to vim-digits-stm40"
+
+
+def test_the_method_row_says_all_of_it() -> None:
+    calibration = Calibration(data="photos", n=64, sha256="ab" * 32)
+    recipe = Recipe(method="paper", rate=0.4, removed_share=0.2, schedule="sweep", sides="left", tokens_per_side=3, calibration=calibration)
+    protection = Protection(weights="hsp", mode="static", normalized=True, step_scale=0, span_conv=False)
+    assert merging_row(encode(recipe), encode(protection)) == (
+        "method",
+        "paper: sweep, 3 a side and step, left side only, hsp weights (static, normalized), step scale p=0, plain conv, "
+        "calibrated on 64 images of photos",
+    )
+
+
+def test_broken_images_are_named_and_counted() -> None:
+    assert broken_notes(replace(MEASURED, failed=0)) == []
+    assert broken_notes(replace(MEASURED, failed=2, broken=("a.png: empty", "b.png: cut"))) == ["a.png: empty", "b.png: cut"]
+    assert broken_notes(replace(MEASURED, failed=2, broken=("a.png: empty",))) == ["a.png: empty", "1 more could not be read"]
+
+
 def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
-    reasons = dict.fromkeys(("top1", "top1_ci", "top5"), "the images have no label") | {"kl": "no dense model"}
+    # sorted by key, as a folder's config.json gives them back
+    reasons = {"images_per_second": "all recorded", "kl": "no dense model"} | dict.fromkeys(
+        ("drop", "top1", "top5"), "the images have no label"
+    )
     lines = shown(capsys, monkeypatch, eval, eval_report(Evaluation(data="photographs", n=48, agreement=0.9, reasons=reasons)))
     assert lines == [
         "vim-s",
         "images        48 of photographs",
         "agreement     90.0% of the images keep the dense model's top-1",
-        "not measured  top-1, top-5: the images have no label",
+        "not measured  speed: all recorded",
         "not measured  KL: no dense model",
+        "not measured  top-1, top-5, drop: the images have no label",
     ]
 
 
@@ -118,10 +148,19 @@ def test_info(capsys, monkeypatch) -> None:
     config = {
         "num_classes": 10,
         "dtype": "float32",
-        "model": {"image_size": 28, "patch": 2, "stride": 2, "d_model": 32, "d_state": 16, "depth": 24, "class_token": "middle"},
+        "model": {
+            "image_size": 28,
+            "patch": 2,
+            "stride": 2,
+            "in_chans": 1,
+            "d_model": 32,
+            "d_state": 16,
+            "depth": 24,
+            "class_token": "head",
+        },
         "schedule": COMPRESSED.schedule,
-        "protection": {"weights": "size", "mode": "static", "normalized": False, "step_scale": 0.5, "span_conv": True},
-        "recipe": {"method": "stm", "schedule": "staged"},
+        "protection": encode(COMPRESSED.protection),
+        "recipe": encode(COMPRESSED.recipe),
     }
     report = InfoReport(
         command="info",
@@ -135,8 +174,18 @@ def test_info(capsys, monkeypatch) -> None:
         measured=(),
     )
     lines = shown(capsys, monkeypatch, info, report)
-    assert "merging         stm: staged, size weights, step scale p = 0.5, span conv" in lines
-    assert "FLOPs (paper)   1,124,802,048 an image (1.125 G), 22.4% less than dense" in lines
+    assert lines[1:3] == [
+        "model           ViM, 24 blocks, D=32, N=16, 10 classes, 28 x 28 pixels, 1",
+        "                channel, patch 2, stride 2, class token at the head, float32",
+    ]
+    assert "method          stm: staged, size weights, step scale p=0.5, span conv" in lines
+    assert "FLOPs (paper)   1,124,802,048 MACs an image (1.125 G), 22.4% less than dense" in lines
+
+
+def test_the_folder_here_is_shown_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small").mkdir()
+    monkeypatch.chdir(tmp_path / "small")
+    assert [shown_name(name) for name in (".", "..", "./small", "vim-s")] == ["small", tmp_path.name, "./small", "vim-s"]
 
 
 def test_predict(capsys, monkeypatch) -> None:

@@ -37,7 +37,7 @@ COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.
         ("compress m --wat", "No such option: --wat"),
         ("comprss m", "Did you mean 'compress'?"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),
-        ("predict m", "Missing argument 'IMAGE...'"),
+        ("predict m", "Missing argument 'IMAGE'"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence_and_exit_2(here, args: str, said: str) -> None:

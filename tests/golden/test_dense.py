@@ -1,6 +1,6 @@
 """Dense models against the official code's own outputs (hustvl/Vim@dd0358a, run on a CPU): logits and the stream after every block.
 
-The largest error of each file is printed (`pytest -rP`, or `-s`); the bound is max|a - b| / max|b| <= 1e-4 in float32.
+The bound is max|a - b| / max|b| <= 1e-4 in float32.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from stm import backends
 from stm.plan import Plan, State, Taps
 
 Error = Callable[[Tensor, Tensor], float]
+Tell = Callable[[str, float, str], None]
 BOUND = 1e-4
 
 
@@ -42,7 +43,7 @@ def streams_and_logits(model: stm.ViM, images: Tensor) -> tuple[list[Tensor], Te
 
 @pytest.mark.parametrize("backend", ["reference", "blocked", "native"])
 @pytest.mark.parametrize(("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")])
-def test_every_block_equals_the_official_code(checkpoint: str, golden: str, backend: str, mini: Path, error: Error) -> None:
+def test_every_block_equals_the_official_code(checkpoint: str, golden: str, backend: str, mini: Path, error: Error, tell: Tell) -> None:
     available, reason = backends.status(backend)
     if not available:
         pytest.skip(f"backend {backend}: {reason}")
@@ -54,13 +55,13 @@ def test_every_block_equals_the_official_code(checkpoint: str, golden: str, back
     errors |= {f"stream.{i}": error(stream, expected[f"stream.{i}"]) for i, stream in enumerate(streams)}
     errors |= {"logits": error(logits, expected["logits"]), "logits_f64": error(logits, expected["logits_f64"])}
     worst = max(errors, key=errors.__getitem__)
-    print(f"{checkpoint}, {backend}: largest error {errors[worst]:.2e} ({worst})")
+    tell(f"dense {checkpoint}, {backend}", errors[worst], worst)
     assert errors[worst] <= BOUND
     assert len(streams) == model.config.model.depth
     assert error(logits, full) < 1e-5  # the last block computes only what reaches the class token, exactly
 
 
-def test_full_size_vim_tiny_equals_the_official_code(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error) -> None:
+def test_full_size_vim_tiny_equals_the_official_code(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error, tell: Tell) -> None:
     """ViM-Ti with the golden script's weights (seed 1): the class token's stream after every block, and the logits."""
     expected = load_file(shared("golden/dense-full/golden_vim_ti.safetensors"))
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"]
@@ -69,5 +70,5 @@ def test_full_size_vim_tiny_equals_the_official_code(shared: Callable[[str], Pat
     errors = {f"cls_stream.{i}": error(at_class_token[:, i], expected["cls_stream"][:, i]) for i in range(24)}
     errors |= {"logits": error(logits, expected["logits"]), "logits_f64": error(logits, expected["logits_f64"])}
     worst = max(errors, key=errors.__getitem__)
-    print(f"vim_ti, {vim_ti.backend.name}: largest error {errors[worst]:.2e} ({worst})")
+    tell(f"dense vim_ti, {vim_ti.backend.name}", errors[worst], worst)
     assert errors[worst] <= BOUND

@@ -18,6 +18,7 @@ import stm
 from stm import backends
 
 Error = Callable[[Tensor, Tensor], float]
+Tell = Callable[[str, float, str], None]
 MINI = Path(__file__).parent / "stm" / "golden_mini.safetensors"
 BOUND = 1e-4
 PATCHES = {"mini": 49, "vim_ti": 196}
@@ -47,7 +48,7 @@ def options(name: str, patches: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", names())
-def test_mini(name: str, mini: Path, error: Error) -> None:
+def test_mini(name: str, mini: Path, error: Error, tell: Tell) -> None:
     golden = load_file(MINI)
     for backend in backends.ORDER:
         if not backends.status(backend)[0]:
@@ -58,11 +59,11 @@ def test_mini(name: str, mini: Path, error: Error) -> None:
             assert len(small.schedule.steps) == int(re.findall(r"_k(\d+)", name)[0])
         with torch.inference_mode():
             found = error(small(golden["inputs"]), golden[name])
-        print(f"{name}, {backend}: error {found:.2e}")
+        tell(f"merged vim_mini_stride8, {backend}", found, name)
         assert found <= BOUND
 
 
-def test_full_size_vim_tiny(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error) -> None:
+def test_full_size_vim_tiny(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error, tell: Tell) -> None:
     golden = load_file(shared("golden/stm/golden_vim_ti.safetensors"))
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"]
     assert golden
@@ -70,5 +71,5 @@ def test_full_size_vim_tiny(shared: Callable[[str], Path], vim_ti: stm.ViM, erro
         small = stm.compress(vim_ti, **options(name, PATCHES["vim_ti"]))
         with torch.inference_mode():
             found = error(small(images), expected)
-        print(f"{name}, {small.backend.name}: error {found:.2e}")
+        tell(f"merged vim_ti, {small.backend.name}", found, name)
         assert found <= BOUND

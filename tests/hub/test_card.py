@@ -85,7 +85,7 @@ def test_what_was_measured() -> None:
         "| the paper's convention | 1.125 G | 22.38% |",
         "| both directions, merges included | 2.346 M | 10.00% |",
         "Speed: 123.5 images/s on A processor (cpu, float32, backend native, 2 threads, torch 2.13.0).",
-        "599 images, of which 2 could not be read, seed 3.",
+        "599 images (2 more could not be read), seed 3.",
         "| top-1, dense model | 97.50% |  |",
         "| top-1 | 97.00% | 95.00% to 98.00% |",
         "| top-5 | 99.90% |  |",

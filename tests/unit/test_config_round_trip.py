@@ -90,14 +90,17 @@ protections = st.builds(
     initial_state=st.booleans(),
 ) | st.builds(Protection, weights=st.just("hsp"), mode=st.sampled_from(MODES), normalized=st.booleans(), step_scale=st.floats(0, 4))
 
+budgets = (
+    shares.map(lambda rate: {"rate": rate})
+    | shares.map(lambda saving: {"saving": saving})
+    | st.lists(counts, max_size=3).map(lambda stages: {"stages": tuple(stages)})
+)
 recipes = st.builds(
-    Recipe,
+    lambda budget, **rest: Recipe(**budget, **rest),
+    budgets,
     method=st.sampled_from(METHODS),
-    rate=st.none() | shares,
-    saving=st.none() | shares,
     removed_share=shares,
     schedule=st.sampled_from(ORDERS),
-    stages=st.none() | st.lists(counts, max_size=3).map(tuple),
     sides=st.sampled_from(SIDES),
     tokens_per_side=st.none() | counts,
     calibration=st.none() | st.builds(Calibration, data=words, n=counts, sha256=words),

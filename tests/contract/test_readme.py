@@ -1,0 +1,31 @@
+"""What the README tells people to type."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from stm_cli.main import app
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+BLOCKS = [block.replace("\n    ", "\n")[4:] for block in re.findall(r"(?:(?<=\n\n)) {4}\S.*\n(?:(?: {4}.*)?\n)*", README)]
+
+
+@pytest.mark.slow
+def test_its_python_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (block for block in BLOCKS if block.startswith("import stm"))
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("EvalReport(data='digits-heldout', n=32")
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+def test_its_commands_take_the_options_that_it_gives_them() -> None:
+    commands = [line for block in BLOCKS for line in block.splitlines() if line.startswith("stm ")]
+    assert len(commands) >= 6
+    for line in commands:
+        _, name, *words = shlex.split(line, comments=True)
+        command = get_command(app).commands[name]
+        command.make_context(name, words)  # raises for what it does not know
