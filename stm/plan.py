@@ -168,7 +168,8 @@ class MergeStep(nn.Module):
         tokens, cls = schedule.tokens_per_block(model.depth)[step.after], schedule.cls_per_block(model.depth)[step.after]
         keep = sorted(set(range(tokens)) - set(step.sources))
         place = {position: new for new, position in enumerate(keep)}
-        self.leaves = Entry(len(keep), place[cls], schedule.sizes[number + 1] if protection.span_conv else None)
+        self.cls = place[cls]
+        self.leaves = Entry(len(keep), self.cls, schedule.sizes[number + 1] if protection.span_conv else None)
         self.operations = model.d_model * tokens
         self.normalized = protection.normalized
         self._constant("keep", torch.tensor(keep))
@@ -188,7 +189,7 @@ class MergeStep(nn.Module):
         weight = self._running_weights(taps) if self.weight is None else self.weight
         map = Merge(self.keep, self.src, self.dst)
         x = merge(state.stream, map, weight)
-        return State(x, cls=self.leaves.cls, scale=self.scale, span=self.leaves.span, h0=self.h0, map=map)
+        return State(x, cls=self.cls, scale=self.scale, span=self.leaves.span, h0=self.h0, map=map)
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """(B, L), from the block that has just run."""

@@ -62,6 +62,7 @@ class RMeeTo(Peer):
         tokens, cls = state.x.shape[1], cls_of(state)
         at = patches(cls, tokens)
         metric = state.h if self.metric == "X" else getattr(taps, self.metric).mean(0)  # (B, L, D)
+        assert metric is not None  # a block has run
         even, odd = bipartite(take(metric, at), count)  # (B, r) each, among the patches
         src, into = at.gather(1, even), at.gather(1, odd)
         if self.quirks == "upstream":

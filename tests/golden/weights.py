@@ -51,7 +51,7 @@ BLOCK = (
 def keys(depth):
     out = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
     out += [f"layers.{i}.{k}" for i in range(depth) for k in BLOCK]
-    return out + ["norm_f.weight", "head.weight", "head.bias"]
+    return [*out, "norm_f.weight", "head.weight", "head.bias"]
 
 
 def state_dict(D, depth, N=16, tokens=197, classes=1000, patch=16, seed=0):
