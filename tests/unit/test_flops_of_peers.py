@@ -106,7 +106,7 @@ def test_what_torch_counts_of_storm(vim: ViM) -> None:
 
 
 def rmeeto_count(model: ModelConfig, r: int) -> int:
-    return paper(model, 1000, RMeeTo(model, {block: r for block in range(1, 22, 2)}))
+    return paper(model, 1000, RMeeTo(model, dict.fromkeys(range(1, 22, 2), r)))
 
 
 def test_rmeetos_scoring_in_the_papers_column() -> None:
