@@ -164,3 +164,51 @@ class EnvReport(Report):
     packages: dict[str, str | None]
     devices: tuple[str, ...]
     backends: tuple[BackendStatus, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRow(Evaluation):
+    """One method of a comparison.
+
+    Args:
+        method, title: its name on the command line, and for people.
+        schedule: the order of ours; for a peer where it acts: "published" or "stm".
+        weights: of ours.
+        acts_after: the blocks after which tokens leave.
+        static: whether the same tokens leave in every image.
+        sibling: whether it is another dense model.
+        stm_ahead, stm_ahead_ci, stm_p: the accuracy of ours minus this one's, its interval, and McNemar's test.
+    """
+
+    method: str
+    title: str
+    schedule: str | None = None
+    weights: str | None = None
+    acts_after: tuple[int, ...] = ()
+    tokens_per_block: tuple[int, ...]
+    tokens_left: int
+    static: bool
+    sibling: bool = False
+    flops: Flops
+    stm_ahead: float | None = None
+    stm_ahead_ci: tuple[float, float] | None = None
+    stm_p: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareReport(Report):
+    """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
+    folder that holds the table and its figure, if one was asked for."""
+
+    data: str
+    n: int
+    seed: int
+    limit: int | None
+    rate: float | None
+    saving: float | None
+    at: str
+    target: float
+    rows: tuple[CompareRow, ...]
+    output: str | None = None
+    files: tuple[str, ...] = ()

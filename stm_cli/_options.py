@@ -56,6 +56,13 @@ def _blocks(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of block numbers such as 10,16") from None
 
 
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise typer.BadParameter(f"{text!r} is not a list of names such as stm,rmeeto")
+    return words
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -90,6 +97,27 @@ Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
 Recipe = Annotated[Path | None, _option("--recipe", BUDGET, "Run the recipe of this model folder again.", "FOLDER")]
 
+CompareRate = Annotated[
+    float | None, _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number)
+]
+CompareSaving = Annotated[
+    float | None,
+    _option(
+        "--saving", BUDGET, "Share of the token-layers that ours saves; all others save as much. Default: 0.2.", "SHARE", parser=_number
+    ),
+]
+Methods = Annotated[
+    Sequence[str] | None,
+    _option("--methods", METHOD, "Rows beside stm and random, such as paper,hsa,rmeeto. Default: all.", "NAME,...", parser=_words),
+]
+At = Annotated[
+    str, _choice("--at", METHOD, "where peers act: as published, where ours merges, or a row each.", ("published", "stm", "both"))
+]
+Also = Annotated[
+    Sequence[str] | None,
+    _option("--also", METHOD, "Other dense models, such as the smaller sibling, to stand beside.", "MODEL,...", parser=_words),
+]
+
 Method = Annotated[str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", METHODS)]
 Schedule = Annotated[str | None, _choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
 Sides = Annotated[str | None, _choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)]
@@ -120,6 +148,7 @@ MaxDrop = Annotated[
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 
 Out = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")]
+TableOut = Annotated[Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")]
 Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wrote.")]
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]

@@ -42,23 +42,23 @@ class Peer(Plan):
 
     @classmethod
     def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
-        """From the smallest to the largest: r tokens after each of the blocks `places`, the first m of them r + 1."""
-        for total in range(1, model.tokens * len(places)):
+        """From the smallest to the largest: r tokens after each of the blocks `places`, the first m of them r + 1, or what there is."""
+        yielded: Removals = {}
+        for total in range(1, cls.most(model.tokens) * len(places) + 1):
             r, m = divmod(total, len(places))
-            removals = {block: r + (number < m) for number, block in enumerate(places)}
-            if not cls.holds(model, removals):
-                return
-            yield removals
+            removals = cls.fitted(model, {block: r + (number < m) for number, block in enumerate(places)})
+            if removals != yielded:
+                yield removals
+            yielded = removals
 
     @classmethod
-    def holds(cls, model: ModelConfig, removals: Removals) -> bool:
-        """Whether the tokens suffice."""
-        tokens = model.tokens
-        for count in removals.values():
-            if count > cls.most(tokens):
-                return False
-            tokens -= count
-        return True
+    def fitted(cls, model: ModelConfig, removals: Removals) -> Removals:
+        """Removals with no more tokens than can leave at each place."""
+        tokens, out = model.tokens, {}
+        for block, count in sorted(removals.items()):
+            out[block] = min(count, cls.most(tokens))
+            tokens -= out[block]
+        return out
 
     def wants(self, block: int) -> tuple[str, ...]:
         return self.taps() if block in self.removals else ()

@@ -73,10 +73,7 @@ class DecreasingToMe(ToMe):
         up_to = [sum(weights[: i + 1]) for i in range(n)]
         for total in range(1, model.tokens):
             ends = [0, *(round(total * share) for share in up_to)]
-            removals = {block: ends[i + 1] - ends[i] for i, block in enumerate(places)}
-            if not cls.holds(model, removals):
-                return
-            yield removals
+            yield cls.fitted(model, {block: ends[i + 1] - ends[i] for i, block in enumerate(places)})
 
 
 class FambaV(ToMe):
