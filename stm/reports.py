@@ -212,3 +212,43 @@ class CompareReport(Report):
     rows: tuple[CompareRow, ...]
     output: str | None = None
     files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow(Evaluation):
+    """One cell of a sweep: a preset's (all axes), a peer's (`method` and the `rate` that it saves as much as), "dense", or a sibling's.
+
+    Args:
+        conv: plain or span.
+        static: whether the same tokens leave in every image.
+        sibling: whether it is another dense model.
+    """
+
+    method: str
+    rate: float | None = None
+    sides: str | None = None
+    schedule: str | None = None
+    weights: str | None = None
+    step_scale: float | None = None
+    conv: str | None = None
+    tokens_per_side: int | None = None
+    tokens_per_block: tuple[int, ...]
+    tokens_left: int
+    static: bool
+    sibling: bool = False
+    flops: Flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport(Report):
+    """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
+
+    data: str
+    n: int
+    seed: int
+    limit: int | None
+    rows: tuple[SweepRow, ...]
+    refused: dict[str, str]
+    resumed: int
+    output: str
+    files: tuple[str, ...]

@@ -14,6 +14,7 @@ import typer
 from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIGHTS
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
+AXES = "Axes (every combination is a cell)"
 
 
 def examples(*lines: str) -> str:
@@ -56,6 +57,10 @@ def _blocks(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of block numbers such as 10,16") from None
 
 
+def _list(one: Callable[[Any], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(","))
     if not all(words):
@@ -96,6 +101,30 @@ Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, abov
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
 Recipe = Annotated[Path | None, _option("--recipe", BUDGET, "Run the recipe of this model folder again.", "FOLDER")]
+
+Rates = Annotated[
+    Sequence[float] | None, _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number))
+]
+SweepSides = Annotated[Sequence[str] | None, _option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)]
+Orders = Annotated[
+    Sequence[str] | None,
+    _option("--schedules", AXES, f"Orders: {', '.join(ORDERS)}. Default: the preset's.", "NAME,...", parser=_words),
+]
+SweepWeights = Annotated[
+    Sequence[str] | None, _option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words)
+]
+StepScales = Annotated[Sequence[float] | None, _option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))]
+Convs = Annotated[Sequence[str] | None, _option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)]
+SweepTokensPerSide = Annotated[
+    Sequence[int] | None, _option("--tokens-per-side", AXES, "r, for gradual orders.", "N,...", parser=_list(_whole(1)))
+]
+Peers = Annotated[
+    Sequence[str] | None,
+    _option("--peers", AXES, "Methods to draw as curves. Default: random,hsa,rmeeto,mtr,storm.", "NAME,...", parser=_words),
+]
+NoPeers = Annotated[bool, _option("--no-peers", AXES, "Draw no peers.")]
+SweepLimit = Annotated[int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))]
+SweepOut = Annotated[Path | None, _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR")]
 
 CompareRate = Annotated[
     float | None, _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number)

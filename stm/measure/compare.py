@@ -6,9 +6,10 @@ and what slows the machine down for a while slows all of them.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from stm.bake import bake
 from stm.errors import UsageError
@@ -39,6 +40,13 @@ class Entrant:
     def method(self) -> str:
         name: str = self.known["method"]
         return name
+
+
+class Race(NamedTuple):
+    """The records and the time of each entrant, and the dense model's logits, a tensor a batch."""
+
+    runs: list[Run]
+    logits: list[Tensor]
 
 
 def entrants(
@@ -72,8 +80,7 @@ def entrants(
         raise UsageError(f"at is {at!r}, expected one of {', '.join(AT)}")
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
-    if dense.plan is not None:
-        raise UsageError("the model is already compressed", "compare its dense source")
+    check_dense(dense)
     budget = {"rate": rate, "saving": DEFAULT_SAVING if rate is None and saving is None else saving}
     ours = _preset(dense, "stm", budget)
     target = flops.count(ours.config).honest_saving
@@ -98,9 +105,14 @@ def race(
     *,
     batch_size: int = 32,
     workers: int | None = None,
+    reference: Sequence[Tensor] | None = None,
     on_progress: OnProgress | None = None,
-) -> list[Run]:
-    """The records and the time of each entrant, the first of whom is what the others are compared with."""
+) -> Race:
+    """Run the entrants over a sample set.
+
+    Args:
+        reference: the dense model's logits, a tensor a batch; None: the first entrant is the dense model.
+    """
     found: list[list[Record]] = [[] for _ in entered]
     timings: list[list[tuple[int, float]]] = [[] for _ in entered]
     report = on_progress or (lambda progress: None)
@@ -108,11 +120,12 @@ def race(
     workers = workers_for(samples) if workers is None else workers
     total = len(samples) * len(entered)
     report(Progress("compare", 0, total, "images"))
+    kept: list[Tensor] = []
     with torch.inference_mode(), evaluating(*(entrant.model for entrant in entered)):
         for batch in iterate(samples, prep, batch_size=batch_size, workers=workers):
             broken = {place: Record(file=chosen[place].file, label=chosen[place].label, error=e) for place, e in batch.errors.items()}
             files, labels = [chosen[i].file for i in batch.indices], [chosen[i].label for i in batch.indices]
-            dense_logits = None
+            dense_logits = reference[len(kept)] if reference is not None else None
             for number, entrant in enumerate(entered):
                 records = dict(broken)
                 if batch.indices:
@@ -124,11 +137,13 @@ def race(
                     timings[number].append((len(batch.indices), seconds))
                 found[number] += [records[place] for place in sorted(records)]
                 report(Progress("compare", sum(map(len, found)), total, "images"))
+            kept.append(torch.empty(0) if dense_logits is None else dense_logits)
     timed = [timing[1:] or timing for timing in timings]  # the first batch warms caches up
-    return [
+    runs = [
         Run(records, sum(images for images, _ in timing), sum(seconds for _, seconds in timing))
         for records, timing in zip(found, timed, strict=True)
     ]
+    return Race(runs, kept)
 
 
 def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:
@@ -207,14 +222,23 @@ def _far(reached: Flops, target: float) -> str:
     return f"saves {reached.honest_saving:.1%}, the nearest to {target:.1%} that it can have"
 
 
-def _sibling(dense: ViM, name: str, other: ViM) -> Entrant:
-    """Another dense model, its savings against the one that is compressed."""
-    ours, theirs = dense.config, other.config
+def check_dense(model: ViM) -> None:
+    """Refuse (UsageError) a model that is compressed already."""
+    if model.plan is not None:
+        raise UsageError("the model is already compressed", "name its dense source")
+
+
+def check_sibling(dense: ViM, name: str, other: ViM) -> None:
+    """Refuse (UsageError) a model that cannot stand beside what is made of another one."""
     for what in ("num_classes", "preprocessing"):
-        if getattr(ours, what) != getattr(theirs, what):
+        if getattr(dense.config, what) != getattr(other.config, what):
             raise UsageError(f"{name} has other {what} than the model, expected one that takes the same images to the same classes")
     if other.plan is not None:
         raise UsageError(f"{name} is compressed, expected a dense model beside the compressed ones")
-    own, base = flops.count(theirs), flops.count(ours)
-    counted = Flops(paper=own.paper, honest=own.honest, paper_saving=1 - own.paper / base.paper, honest_saving=1 - own.honest / base.honest)
+
+
+def _sibling(dense: ViM, name: str, other: ViM) -> Entrant:
+    """Another dense model, its savings against the one that is compressed."""
+    check_sibling(dense, name, other)
+    counted = flops.against(flops.count(other.config), flops.count(dense.config))
     return _entrant(name, f"{name}, dense", other, Plan(), counted, sibling=True)

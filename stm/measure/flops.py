@@ -26,6 +26,12 @@ def count(config: Config, plan: Plan | None = None) -> Flops:
     return Flops(paper=ours, honest=honest_ours, paper_saving=1 - ours / theirs, honest_saving=1 - honest_ours / honest_theirs)
 
 
+def against(counted: Flops, base: Flops) -> Flops:
+    """The counts of one model, and what they save against another."""
+    paper_saving, honest_saving = 1 - counted.paper / base.paper, 1 - counted.honest / base.honest
+    return Flops(paper=counted.paper, honest=counted.honest, paper_saving=paper_saving, honest_saving=honest_saving)
+
+
 def paper(model: ModelConfig, num_classes: int, plan: Plan) -> int:
     """The paper's convention; a span convolution counts as the plain one."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv

@@ -73,7 +73,7 @@ def test_what_cannot_be_compared_is_refused(dense: stm.ViM) -> None:
 def test_one_pass_equals_a_run_for_each_model(dense: stm.ViM, samples: SampleSet) -> None:
     entered = entrants(dense, methods=["rmeeto", "storm"])
     steps: list[int] = []
-    runs = race(entered, samples, batch_size=3, on_progress=lambda progress: steps.append(progress.done))
+    runs = race(entered, samples, batch_size=3, on_progress=lambda progress: steps.append(progress.done)).runs
     assert steps[-1] == len(samples) * len(entered) and steps == sorted(steps)
     for entrant, found in zip(entered, runs, strict=True):
         alone = run(entrant.model, samples, reference=dense, batch_size=3, workers=0)
@@ -86,7 +86,7 @@ def test_one_pass_equals_a_run_for_each_model(dense: stm.ViM, samples: SampleSet
 
 def test_significance_is_against_ours(dense: stm.ViM, samples: SampleSet) -> None:
     entered = entrants(dense, methods=["rmeeto"])
-    runs = race(entered, samples)
+    runs = race(entered, samples).runs
     table = {row.method: row for row in rows(entered, runs, data="x")}
     by_name = {entrant.method: found.records for entrant, found in zip(entered, runs, strict=True)}
     assert table["stm"].stm_p is None and "ours" in table["stm"].reasons["stm_p"]
@@ -101,7 +101,7 @@ def test_significance_is_against_ours(dense: stm.ViM, samples: SampleSet) -> Non
 def test_without_labels_there_is_agreement_and_a_reason(dense: stm.ViM, samples: SampleSet) -> None:
     bare = SampleSet("bare", tuple(Sample(s.file, None, s.source) for s in samples.samples))
     entered = entrants(dense, methods=["rmeeto"])
-    for row in rows(entered, race(entered, bare), data="bare"):
+    for row in rows(entered, race(entered, bare).runs, data="bare"):
         assert row.top1 is None and row.stm_p is None and "label" in row.reasons["stm_p"] and row.agreement is not None
 
 
@@ -110,12 +110,12 @@ def test_broken_images_are_counted_and_left_out(dense: stm.ViM, tmp_path: Path) 
     (folder / "b.png").write_bytes(b"not an image")
     entered = entrants(dense, methods=[])
     samples = as_samples(folder, dense.config)
-    for row in rows(entered, race(entered, samples, workers=0), data="x"):
+    for row in rows(entered, race(entered, samples, workers=0).runs, data="x"):
         assert (row.n, row.failed) == (2, 1)
     for name in "ac":
         (folder / f"{name}.png").write_bytes(b"")
     with pytest.raises(DataError, match="none of the 3 images"):
-        rows(entered, race(entered, samples, workers=0), data="x")
+        rows(entered, race(entered, samples, workers=0).runs, data="x")
 
 
 def test_the_command_writes_table_and_figure_whole(tmp_path: Path) -> None:
