@@ -5,6 +5,8 @@ always. Where tokens before one that stays were pruned, the state still decays o
 that is the alignment. The released code has none of it, and differs (`UpstreamHSA`).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,7 +82,7 @@ def upstream_removals(model: ModelConfig, keep: float = 0.8) -> dict[int, int]:
     tokens, removals = model.tokens, {}
     for block in (4, 9, 14):
         if block < model.depth - 1:
-            stay = -int(-(tokens - 1) * keep // 1)
+            stay = math.ceil((tokens - 1) * keep)
             removals[block] = tokens - (stay + 1 - stay % 2)
             tokens -= removals[block]
     return removals
