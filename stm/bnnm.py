@@ -52,7 +52,12 @@ def gradual(tokens: int, cls: int, order: str, tokens_per_side: int, merge_steps
     Raises:
         ValueError: a step that finds fewer than r tokens to merge on a side.
     """
-    return _schedule(tokens, cls, sides, order, range(merge_steps), lambda left: tokens_per_side)
+    return uneven(tokens, cls, order, [tokens_per_side] * merge_steps, sides)
+
+
+def uneven(tokens: int, cls: int, order: str, counts: Sequence[int], sides: str = "both") -> Schedule:
+    """As `gradual`, with a number of tokens a side for each step."""
+    return _schedule(tokens, cls, sides, order, range(len(counts)), lambda number, left: counts[number])
 
 
 def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") -> Schedule:
@@ -61,19 +66,19 @@ def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") ->
     Raises:
         ValueError: a stage that finds no pair.
     """
-    return _schedule(tokens, cls, sides, "staged", [block - 1 for block in stages], lambda left: left // 2)
+    return _schedule(tokens, cls, sides, "staged", [block - 1 for block in stages], lambda number, left: left // 2)
 
 
-def _schedule(tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int], int]) -> Schedule:
-    """One step after each block of `afters`, in which a side of n tokens loses `quota(n)`."""
+def _schedule(tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]) -> Schedule:
+    """One step after each block of `afters`, in which a side of n tokens loses `quota(number of the step, n)`."""
     sequence = list(range(tokens))  # a token is named by the position that its last destination had before block 0
     parts = [list(part) for part in _parts(tokens, cls, sides)]
     running = [_merges(part, order) for part in parts]
     steps = []
-    for after in afters:
+    for number, after in enumerate(afters):
         into: dict[int, int] = {}
         for part, merges in zip(parts, running, strict=True):
-            wanted = quota(len(part))
+            wanted = quota(number, len(part))
             found = dict(islice(merges, wanted))
             if len(found) < wanted:
                 raise ValueError(f"the step after block {after} finds {len(found)} tokens to merge on a side, expected {wanted}")

@@ -60,6 +60,13 @@ def least_squares(delta: Tensor, B: Tensor, A: Tensor, a: Absorbed) -> Tensor:
     return overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
+def operations(step: Step, d_inner: int, d_state: int) -> int:
+    """The multiply-accumulates of `least_squares` for one image: for each absorbed token the Delta that elapses on its way
+    to its destination (E a token), the decay and its overlap with both inputs (EN each), and the products of E and of N."""
+    E, N = d_inner, d_state
+    return sum(E * abs(source - destination) + 2 * E * N + 3 * E + 2 * N for source, destination in step.absorb)
+
+
 def token_weights(w: Tensor, a: Absorbed) -> Tensor:
     """One weight a token, (B, L): w (B, S) for those that are absorbed, 1 for the others."""
     return w.new_ones(w.shape[0], a.between.shape[1]).index_copy(1, a.src, w)

@@ -75,7 +75,7 @@ class ViM(nn.Module):
         """All blocks. Without `full` the last one computes only what reaches the class token, exactly, and leaves it alone."""
         last = self.config.model.depth - 1
         for number, block in enumerate(self.blocks):
-            if number == last and not full and isinstance(state.cls, int):
+            if number == last and not full:
                 return block.read(state)
             state, taps = block(state, self.plan.wants(number) if self.plan is not None else ())
             if self.plan is not None and number < last:
@@ -84,12 +84,8 @@ class ViM(nn.Module):
 
     def classify(self, state: State) -> Tensor:
         """Logits (B, classes), float32, from the class token of what leaves the last block."""
-        stream = state.stream  # (B, L, D)
-        if isinstance(state.cls, int):
-            token = stream[:, state.cls]  # (B, D)
-        else:
-            token = stream[torch.arange(stream.shape[0], device=stream.device), state.cls]
-        return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(stream.dtype)
+        token = at(state.stream, state.cls)  # (B, D)
+        return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(token.dtype)
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised patch features (B, D, H', W') for dense prediction: each patch gets those of the token that holds it."""
@@ -149,6 +145,13 @@ def _dense(config: Config) -> Config:
     return dataclasses.replace(config, schedule=schedule, protection=None, recipe=None, measured=(), files={})
 
 
+def at(x: Tensor, position: int | Tensor) -> Tensor:
+    """The token of x (..., L, D) at a position, or of x (B, L, D) at one an image (B,): (..., D)."""
+    if isinstance(position, int):
+        return x[..., position, :]
+    return x[torch.arange(x.shape[0], device=x.device), position]
+
+
 class Linear(nn.Linear):
     """One that stays uninitialised: its weights come from a file. (`skip_init` would go through the meta device, which imports
     the compiler.)"""
@@ -162,6 +165,13 @@ class Patches(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
+
+
+def _seen(direction: int, c: int | Tensor) -> tuple[slice, int | Tensor]:
+    """The tokens that a direction passes up to the class token at c, and c's place among them."""
+    if not isinstance(c, int):
+        return slice(None), c
+    return (slice(c, None), 0) if REVERSE[direction] else (slice(0, c + 1), c)
 
 
 class Block(nn.Module):
@@ -179,10 +189,9 @@ class Block(nn.Module):
         return state._replace(x=x, h=h), taps
 
     def read(self, state: State) -> State:
-        """The last block: only the class token (B, 1, D), and only what reaches it. `state.cls` is an int."""
-        assert isinstance(state.cls, int)  # the caller's promise, for the type checker
+        """The last block: only the class token (B, 1, D), and only what reaches it."""
         x, u = self._add_norm(state)
-        return State(x[:, state.cls, None], self.mixer.read(u, state, state.cls)[:, None])
+        return State(at(x, state.cls)[:, None], self.mixer.read(u, state)[:, None])
 
     def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
         assert self.norm.eps is not None
@@ -229,16 +238,22 @@ class Mixer(nn.Module):
             C=C if "C" in wants else None,
             A=A if "A" in wants else None,
             y=y if split else None,
+            z=z if "z" in wants else None,
         )
         return self._out(gated(y, z) if split else y), taps
 
-    def read(self, u: Tensor, state: State, c: int) -> Tensor:
-        """What forward gives at position c, (B, D), from the tokens that each direction passes on its way there."""
+    def read(self, u: Tensor, state: State) -> Tensor:
+        """What forward gives at the class token, (B, D), from the tokens that each direction passes on its way there.
+
+        Where its place differs from image to image, both directions pass all of them.
+        """
+        c = state.cls
         to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D)
-        inputs, z = F.linear(u, to_x), F.linear(u[:, c], to_z)  # (B, L, E), (B, E)
+        inputs, z = F.linear(u, to_x), F.linear(at(u, c), to_z)  # (B, L, E), (B, E)
         at_c = []
-        for k, (seen, last) in enumerate(((slice(0, c + 1), -1), (slice(c, None), 0))):
+        for k in range(len(REVERSE)):
             one = slice(k, k + 1)
+            seen, here = _seen(k, c)
             span = None if state.span is None else state.span[seen]
             x = self.backend.conv_silu(inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span)
             dt, B, C = self._select(x, one)
@@ -250,7 +265,7 @@ class Mixer(nn.Module):
                 h0=None if state.h0 is None else state.h0[one],
                 split=True,
             )
-            at_c.append(y[0, :, last])  # (B, E)
+            at_c.append(at(y[0], here))  # (B, E)
         return self._out(gated(torch.stack(at_c), z))
 
     def cast(self, dtype: torch.dtype) -> None:

@@ -22,19 +22,23 @@ class State(NamedTuple):
         x: (B, L, D), the residual stream, float32.
         h: (B, L, D), the mixer's output that is not yet added to it, or None.
         cls: the position of the class token; (B,) where a plan moves it per image.
+        size: (L,) or (B, L): how many of the first tokens each one holds, where a plan that looks at data counts them.
         scale: (L,) or (B, L): the blocks multiply Delta by it.
         span: the tokens' sizes as constants, for the span convolution.
         gap: (K, B, L, E): elapsed Delta of removed tokens, which decays the state before a token and injects nothing.
         h0: (K, E, N): the state before the first token of each direction.
+        map: how the last merge made this sequence from the one before it; None before the first.
     """
 
     x: Tensor
     h: Tensor | None = None
     cls: int | Tensor = 0
+    size: Tensor | None = None
     scale: Tensor | None = None
     span: tuple[int, ...] | None = None
     gap: Tensor | None = None
     h0: Tensor | None = None
+    map: Merge | None = None
 
     @property
     def stream(self) -> Tensor:
@@ -50,6 +54,7 @@ class Taps(NamedTuple):
         B, C: (K, B, L, N).
         A: (K, E, N).
         y: (K, B, L, E): the scan's output before the gate.
+        z: (B, L, E): the gate, before its SiLU.
     """
 
     delta: Tensor | None = None
@@ -57,6 +62,28 @@ class Taps(NamedTuple):
     C: Tensor | None = None
     A: Tensor | None = None
     y: Tensor | None = None
+    z: Tensor | None = None
+
+
+class Entry(NamedTuple):
+    """What enters a block.
+
+    Args:
+        tokens: L, class token included: the same for every image, whatever the plan.
+        cls: the class token's position; None where it differs from image to image.
+        span: the tokens' sizes, where the convolution sees them.
+    """
+
+    tokens: int
+    cls: int | None
+    span: tuple[int, ...] | None = None
+
+
+class Cost(NamedTuple):
+    """Multiply-accumulates of a plan's own work for one image: as the paper's convention counts it, and honestly."""
+
+    paper: int = 0
+    honest: int = 0
 
 
 class Plan(nn.Module):
@@ -70,6 +97,18 @@ class Plan(nn.Module):
         """What enters block + 1, from what leaves `block`. Not called after the last block."""
         return state
 
+    def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
+        """What enters each block."""
+        return (Entry(model.tokens, model.cls),) * model.depth
+
+    def lengths(self, model: ModelConfig) -> tuple[int, ...]:
+        """The tokens that enter each block."""
+        return tuple(entry.tokens for entry in self.entering(model))
+
+    def flops(self, block: int, model: ModelConfig) -> Cost:
+        """What the plan itself computes after a block: merging, and what it looks at to decide."""
+        return Cost()
+
 
 class StaticPlan(Plan):
     """A schedule and its protection, as constants. A step's tensors are `{after}.weight` and so on, by the block it acts after."""
@@ -77,6 +116,7 @@ class StaticPlan(Plan):
     def __init__(self, schedule: Schedule, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
         self.dynamic = protection.mode == "dynamic"
+        self.first = Entry(schedule.tokens, schedule.cls)
         for number in range(len(schedule.steps)):
             self.add_module(str(schedule.steps[number].after), MergeStep(schedule, number, protection, model))
 
@@ -90,6 +130,17 @@ class StaticPlan(Plan):
     def forward(self, block: int, state: State, taps: Taps) -> State:
         step = self.step(block)
         return state if step is None else step(state, taps)
+
+    def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
+        entries = [self.first]
+        for block in range(model.depth - 1):
+            step = self.step(block)
+            entries.append(entries[-1] if step is None else step.leaves)
+        return tuple(entries)
+
+    def flops(self, block: int, model: ModelConfig) -> Cost:
+        step = self.step(block)
+        return Cost() if step is None else Cost(honest=step.operations)
 
 
 class MergeStep(nn.Module):
@@ -118,13 +169,15 @@ class MergeStep(nn.Module):
         keep = sorted(set(range(tokens)) - set(step.sources))
         place = {position: new for new, position in enumerate(keep)}
         self.cls = place[cls]
-        self.span = schedule.sizes[number + 1] if protection.span_conv else None
+        self.leaves = Entry(len(keep), self.cls, schedule.sizes[number + 1] if protection.span_conv else None)
+        self.operations = model.d_model * tokens
         self.normalized = protection.normalized
         self._constant("keep", torch.tensor(keep))
         self._constant("src", torch.tensor(step.sources))
         self._constant("dst", torch.tensor([place[destination] for destination in step.destinations]))
         if protection.mode == "dynamic":
             self.weight = None
+            self.operations += hsp.operations(step, model.d_inner, model.d_state)
             for name, value in hsp.absorbed(step, tokens, cls)._asdict().items():
                 self._constant(name, value)
         else:
@@ -134,8 +187,9 @@ class MergeStep(nn.Module):
 
     def forward(self, state: State, taps: Taps) -> State:
         weight = self._running_weights(taps) if self.weight is None else self.weight
-        x = merge(state.stream, Merge(self.keep, self.src, self.dst), weight)
-        return State(x, cls=self.cls, scale=self.scale, span=self.span, h0=self.h0)
+        map = Merge(self.keep, self.src, self.dst)
+        x = merge(state.stream, map, weight)
+        return State(x, cls=self.cls, scale=self.scale, span=self.leaves.span, h0=self.h0, map=map)
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """(B, L), from the block that has just run."""

@@ -171,3 +171,91 @@ class EnvReport(Report):
     packages: dict[str, str | None]
     devices: tuple[str, ...]
     backends: tuple[BackendStatus, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRow(Evaluation):
+    """One method of a comparison.
+
+    Args:
+        method, title: its name on the command line, and for people.
+        schedule: the order of ours; for a peer where it acts: "published" or "stm".
+        weights: of ours.
+        acts_after: the blocks after which tokens leave.
+        static: whether the same tokens leave in every image.
+        sibling: whether it is another dense model.
+        stm_ahead, stm_ahead_ci, stm_p: the accuracy of ours minus this one's, its interval, and McNemar's test.
+    """
+
+    method: str
+    title: str
+    schedule: str | None = None
+    weights: str | None = None
+    acts_after: tuple[int, ...] = ()
+    tokens_per_block: tuple[int, ...]
+    tokens_left: int
+    static: bool
+    sibling: bool = False
+    flops: Flops
+    stm_ahead: float | None = None
+    stm_ahead_ci: tuple[float, float] | None = None
+    stm_p: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareReport(Report):
+    """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
+    folder that holds the table and its figure, if one was asked for."""
+
+    data: str
+    n: int
+    seed: int
+    limit: int | None
+    rate: float | None
+    saving: float | None
+    at: str
+    target: float
+    rows: tuple[CompareRow, ...]
+    output: str | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow(Evaluation):
+    """One cell of a sweep: a preset's (all axes), a peer's (`method` and the `rate` that it saves as much as), "dense", or a sibling's.
+
+    Args:
+        conv: plain or span.
+        static: whether the same tokens leave in every image.
+        sibling: whether it is another dense model.
+    """
+
+    method: str
+    rate: float | None = None
+    sides: str | None = None
+    schedule: str | None = None
+    weights: str | None = None
+    step_scale: float | None = None
+    conv: str | None = None
+    tokens_per_side: int | None = None
+    tokens_per_block: tuple[int, ...]
+    tokens_left: int
+    static: bool
+    sibling: bool = False
+    flops: Flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport(Report):
+    """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
+
+    data: str
+    n: int
+    seed: int
+    limit: int | None
+    rows: tuple[SweepRow, ...]
+    refused: dict[str, str]
+    resumed: int
+    output: str
+    files: tuple[str, ...]

@@ -14,6 +14,7 @@ import typer
 from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIGHTS
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
+AXES = "Axes (every combination is a cell)"
 
 
 def examples(*lines: str) -> str:
@@ -56,6 +57,17 @@ def _blocks(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of block numbers such as 10,16") from None
 
 
+def _list(one: Callable[[Any], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise typer.BadParameter(f"{text!r} is not a list of names such as stm,rmeeto")
+    return words
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -90,6 +102,51 @@ Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
 Recipe = Annotated[Path | None, _option("--recipe", BUDGET, "Run the recipe of this model folder again.", "FOLDER")]
 
+Rates = Annotated[
+    Sequence[float] | None, _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number))
+]
+SweepSides = Annotated[Sequence[str] | None, _option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)]
+Orders = Annotated[
+    Sequence[str] | None,
+    _option("--schedules", AXES, f"Orders: {', '.join(ORDERS)}. Default: the preset's.", "NAME,...", parser=_words),
+]
+SweepWeights = Annotated[
+    Sequence[str] | None, _option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words)
+]
+StepScales = Annotated[Sequence[float] | None, _option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))]
+Convs = Annotated[Sequence[str] | None, _option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)]
+SweepTokensPerSide = Annotated[
+    Sequence[int] | None, _option("--tokens-per-side", AXES, "r, for gradual orders.", "N,...", parser=_list(_whole(1)))
+]
+Peers = Annotated[
+    Sequence[str] | None,
+    _option("--peers", AXES, "Methods to draw as curves. Default: random,hsa,rmeeto,mtr,storm.", "NAME,...", parser=_words),
+]
+NoPeers = Annotated[bool, _option("--no-peers", AXES, "Draw no peers.")]
+SweepLimit = Annotated[int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))]
+SweepOut = Annotated[Path | None, _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR")]
+
+CompareRate = Annotated[
+    float | None, _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number)
+]
+CompareSaving = Annotated[
+    float | None,
+    _option(
+        "--saving", BUDGET, "Share of the token-layers that ours saves; all others save as much. Default: 0.2.", "SHARE", parser=_number
+    ),
+]
+Methods = Annotated[
+    Sequence[str] | None,
+    _option("--methods", METHOD, "Rows beside stm and random, such as paper,hsa,rmeeto. Default: all.", "NAME,...", parser=_words),
+]
+At = Annotated[
+    str, _choice("--at", METHOD, "where peers act: as published, where ours merges, or a row each.", ("published", "stm", "both"))
+]
+Also = Annotated[
+    Sequence[str] | None,
+    _option("--also", METHOD, "Other dense models, such as the smaller sibling, to stand beside.", "MODEL,...", parser=_words),
+]
+
 Method = Annotated[str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", METHODS)]
 Schedule = Annotated[str | None, _choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
 Sides = Annotated[str | None, _choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)]
@@ -120,6 +177,7 @@ MaxDrop = Annotated[
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 
 Out = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")]
+TableOut = Annotated[Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")]
 Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wrote.")]
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]

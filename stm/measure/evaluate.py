@@ -152,7 +152,7 @@ def run(
         workers=workers_for(samples) if workers is None else workers,
         start=len(records),
     )
-    with torch.inference_mode(), _evaluating(model, reference):
+    with torch.inference_mode(), evaluating(model, reference):
         for batch in batches:
             done, seconds = _score(model, reference, samples, batch)
             if batch.indices:
@@ -180,13 +180,13 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
     if batch.indices:
         files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
         # The larger one first: what it frees holds all that the smaller one needs.
-        dense_logits = None if reference is None else _forward(reference, batch.images, files, "the dense model")[0]
-        logits, seconds = _forward(model, batch.images, files, "the model")
+        dense_logits = None if reference is None else timed_forward(reference, batch.images, files, "the dense model")[0]
+        logits, seconds = timed_forward(model, batch.images, files, "the model")
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
     return [records[place] for place in sorted(records)], seconds
 
 
-def _forward(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
+def timed_forward(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
     """Logits (B, classes) on the CPU, finite, and the seconds until they were there."""
     images = images.to(next(model.parameters()).device)
     start = perf_counter()
@@ -201,7 +201,7 @@ def _forward(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tupl
 
 
 @contextmanager
-def _evaluating(*models: ViM | None) -> Iterator[None]:
+def evaluating(*models: ViM | None) -> Iterator[None]:
     """Evaluation mode for the models that are in training mode."""
     training = [model for model in models if model is not None and model.training]
     for model in training:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one image, in two conventions, and parameters: counted from the shapes alone. No torch.
+"""Multiply-accumulates of one image, in two conventions, and parameters: counted from the shapes alone, for any model and plan.
 
 The paper's convention is R-MeeTo's counter (NUS-HPC-AI-Lab/R-MeeTo): one direction of convolution, projections and scan,
 every token in every block, the class token among the patches. The honest count has both directions, what the merges and
@@ -7,45 +7,52 @@ their weights cost, and of the last block only what reaches the class token. Nei
 
 from collections.abc import Sequence
 
-from stm.config import Config, ModelConfig, Protection, dense_schedule
+from stm.config import Config, ModelConfig
+from stm.plan import Plan, StaticPlan
 from stm.reports import Flops
-from stm.schedule import Schedule, Step
 
 
-def count(config: Config) -> Flops:
-    """Both counts of a model with its schedule, and the shares that they save against the same model without one."""
-    model, classes, schedule, dense = config.model, config.num_classes, config.schedule, dense_schedule(config.model)
-    ours, theirs = (paper(model, classes, s.tokens_per_block(model.depth)) for s in (schedule, dense))
-    honest_ours, honest_theirs = honest(model, classes, schedule, config.protection), honest(model, classes, dense)
+def count(config: Config, plan: Plan | None = None) -> Flops:
+    """Both counts of a model, and the shares that they save against the same model without a plan.
+
+    Args:
+        plan: another method's; None for the schedule of the config.
+    """
+    model, classes, dense = config.model, config.num_classes, Plan()
+    if plan is None:
+        plan = dense if config.protection is None else StaticPlan(config.schedule, config.protection, model)
+    ours, theirs = paper(model, classes, plan), paper(model, classes, dense)
+    honest_ours, honest_theirs = honest(model, classes, plan), honest(model, classes, dense)
     return Flops(paper=ours, honest=honest_ours, paper_saving=1 - ours / theirs, honest_saving=1 - honest_ours / honest_theirs)
 
 
-def paper(model: ModelConfig, num_classes: int, tokens_per_block: Sequence[int]) -> int:
-    """The paper's convention, from the tokens that enter each block; a span convolution counts as the plain one."""
+def against(counted: Flops, base: Flops) -> Flops:
+    """The counts of one model, and what they save against another."""
+    paper_saving, honest_saving = 1 - counted.paper / base.paper, 1 - counted.honest / base.honest
+    return Flops(paper=counted.paper, honest=counted.honest, paper_saving=paper_saving, honest_saving=honest_saving)
+
+
+def paper(model: ModelConfig, num_classes: int, plan: Plan) -> int:
+    """The paper's convention; a span convolution counts as the plain one."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
     scan = 9 * E * N + 2 * E
-    blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L in tokens_per_block)
-    return model.in_chans * model.patch**2 * D * model.tokens + blocks + D * num_classes
+    blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L in plan.lengths(model))
+    own = sum(plan.flops(block, model).paper for block in range(model.depth - 1))
+    return model.in_chans * model.patch**2 * D * model.tokens + blocks + own + D * num_classes
 
 
-def honest(model: ModelConfig, num_classes: int, schedule: Schedule, protection: Protection | None = None) -> int:
-    """What has to be computed, merging included: D for each token that a step keeps or absorbs."""
+def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
+    """What has to be computed, the plan's own work included."""
     D, E, last = model.d_model, model.d_inner, model.depth - 1
-    span_conv = protection is not None and protection.span_conv
     total = model.in_chans * model.patch**2 * D * (model.tokens - 1) + D * num_classes
-    for block, c in enumerate(schedule.cls_per_block(model.depth)):
-        sizes = schedule.sizes[sum(step.after < block for step in schedule.steps)]
-        windows = [min(size, model.d_conv) if span_conv else 1 for size in sizes]  # evaluations of the convolution a token takes
-        L = len(sizes)
+    for block, (L, c, span) in enumerate(plan.entering(model)):
+        windows = [1] * L if span is None else [min(size, model.d_conv) for size in span]  # evaluations of the convolution a token takes
         if block < last:
-            total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L
-        else:  # only the class token is read: z, y and out_proj there alone, each direction up to it
-            total += D * E * (L + 1) + _direction(model, windows[: c + 1], 1) + _direction(model, windows[c:], 1) + E * D
-    for step in schedule.steps:
-        total += D * schedule.tokens_per_block(model.depth)[step.after]
-        if protection is not None and protection.mode == "dynamic":
-            total += _dynamic_hsp(model, step)
+            total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
+        else:  # only the class token is read: z, y and out_proj there alone, each direction up to it where its place is known
+            passed = (windows, windows) if c is None else (windows[: c + 1], windows[c:])
+            total += D * E * (L + 1) + sum(_direction(model, part, 1) for part in passed) + E * D
     return total
 
 
@@ -63,10 +70,3 @@ def _direction(model: ModelConfig, windows: Sequence[int], outputs: int) -> int:
     E, N, R, W = model.d_inner, model.d_state, model.dt_rank, model.d_conv
     state = E * (R + 2 * N) + R * E + 8 * E * N  # x_proj, dt_proj and the recurrence but for y = C h, the ninth EN
     return W * E * sum(windows) + state * len(windows) + (E * N + 2 * E) * outputs
-
-
-def _dynamic_hsp(model: ModelConfig, step: Step) -> int:
-    """The weights of stm/hsp.py from the running input: for each absorbed token the Delta that elapses on its way to
-    its destination (E a token), the decay and its overlap with both inputs (EN each), and the products of E and of N."""
-    E, N = model.d_inner, model.d_state
-    return sum(E * abs(source - destination) + 2 * E * N + 3 * E + 2 * N for source, destination in step.absorb)

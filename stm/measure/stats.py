@@ -9,7 +9,7 @@ models differ at all is McNemar's exact test.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
@@ -58,6 +58,29 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     below, above = (p1 - low1, high2 - p2), (high1 - p1, p2 - low2)
     difference = (only_first - only_second) / n
     return difference - _add(*below, phi), difference + _add(*above, phi)
+
+
+class Comparison(NamedTuple):
+    """Two models on the same images: the difference of their accuracies, first minus second, its 95% interval, and McNemar's test."""
+
+    difference: float
+    ci: Interval
+    p: float
+
+
+def compared(first: Sequence[Record], second: Sequence[Record]) -> Comparison | None:
+    """Compare the records of two models, in the same order; None where an image has no label or none was scored."""
+    pairs: Counter[tuple[bool, bool]] = Counter()
+    for one, other in zip(first, second, strict=True):
+        if one.error is None:
+            if one.label is None:
+                return None
+            pairs[one.pred == one.label, other.pred == other.label] += 1
+    both, won, lost, neither = (pairs[key] for key in ((True, True), (True, False), (False, True), (False, False)))
+    if not pairs:
+        return None
+    difference = (won - lost) / pairs.total()
+    return Comparison(difference, paired_difference(both, won, lost, neither), mcnemar(won, lost))
 
 
 def _add(a: float, b: float, phi: float) -> float:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stm.bnnm import gradual, plan_schedule, staged
 from stm.config import Config, ModelConfig, Protection, dense_schedule
 from stm.measure.flops import count, honest, paper, parameters
+from stm.plan import Plan, StaticPlan
 from stm.schedule import Schedule
 
 TI, S, B = (ModelConfig(d_model=D, depth=24, dt_rank=D // 16) for D in (192, 384, 768))
@@ -22,7 +23,7 @@ MINI = ModelConfig(image_size=7, patch=1, stride=1, d_model=4, depth=6, d_state=
 
 def _paper(model: ModelConfig, rate: float, sides: str = "both") -> int:
     schedule = plan_schedule(model, order="border", rate=rate, sides=sides).schedule
-    return paper(model, 1000, schedule.tokens_per_block(model.depth))
+    return paper(model, 1000, StaticPlan(schedule, Protection(), model))
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -91,7 +92,7 @@ PROTECTIONS = [
     ids=["dense", "staged", "left", "border", "head", "tail"],
 )
 def test_the_honest_count_is_what_every_token_takes(schedule: Schedule, protection: Protection) -> None:
-    assert honest(MINI, 10, schedule, protection) == _counted(MINI, 10, schedule, protection)
+    assert honest(MINI, 10, StaticPlan(schedule, protection, MINI)) == _counted(MINI, 10, schedule, protection)
 
 
 def test_the_honest_count_of_a_dense_model_by_the_formula() -> None:
@@ -100,13 +101,13 @@ def test_the_honest_count_of_a_dense_model_by_the_formula() -> None:
     token = 4 * E + E * (R + 2 * N) + R * E + 8 * E * N
     block = 2 * D * E * L + 2 * (token + E * N + 2 * E) * L + E * D * L
     last = D * E * L + D * E + token * (c + 1) + token * (L - c) + 2 * (E * N + 2 * E) + E * D
-    assert honest(TI, 1000, dense_schedule(TI)) == 23 * block + last + 3 * 16**2 * D * (L - 1) + D * 1000
+    assert honest(TI, 1000, Plan()) == 23 * block + last + 3 * 16**2 * D * (L - 1) + D * 1000
 
 
 def test_count_of_a_dense_model_saves_nothing() -> None:
     flops = count(Config(model=TI, num_classes=1000, schedule=dense_schedule(TI)))
     assert (flops.paper, flops.paper_saving, flops.honest_saving) == (1449113088, 0.0, 0.0)
-    assert flops.honest == honest(TI, 1000, dense_schedule(TI))
+    assert flops.honest == honest(TI, 1000, Plan())
 
 
 def test_count_reports_shares_of_the_dense_model() -> None:
@@ -114,8 +115,8 @@ def test_count_reports_shares_of_the_dense_model() -> None:
     flops = count(Config(model=TI, num_classes=1000, schedule=chosen.schedule, protection=PROTECTIONS[2]))
     assert flops.paper == 1124802048
     assert flops.paper_saving == pytest.approx(0.2238, abs=5e-5)  # the method sheet; the paper says 22.3%
-    assert flops.honest == honest(TI, 1000, chosen.schedule, PROTECTIONS[2])
-    assert flops.honest_saving == 1 - flops.honest / honest(TI, 1000, dense_schedule(TI))
+    assert flops.honest == honest(TI, 1000, StaticPlan(chosen.schedule, PROTECTIONS[2], TI))
+    assert flops.honest_saving == 1 - flops.honest / honest(TI, 1000, Plan())
     assert 0.2 < flops.honest_saving < flops.paper_saving
 
 
@@ -133,6 +134,6 @@ def test_the_span_conv_and_the_scoring_count_only_honestly() -> None:
 @given(st.integers(1, 11), st.sampled_from(["border", "sweep", "even", "outward"]))
 def test_the_papers_count_falls_with_every_token_gone(r: int, order: str) -> None:
     schedules = [gradual(50, 24, order, r, steps) for steps in range(3) if r * steps < 24]
-    counts = [paper(MINI, 10, schedule.tokens_per_block(6)) for schedule in schedules]
+    counts = [paper(MINI, 10, StaticPlan(schedule, Protection(), MINI)) for schedule in schedules]
     assert counts == sorted(counts, reverse=True)
     assert len(set(counts)) == len(counts)

@@ -1,0 +1,244 @@
+"""Methods side by side on the same images: the rows of the paper's Table 2, at one saving.
+
+All models of a table see a batch before the next one is decoded, so that images are read once, the dense model runs once,
+and what slows the machine down for a while slows all of them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm.bake import bake
+from stm.errors import UsageError
+from stm.measure import flops
+from stm.measure.data import SampleSet, iterate, workers_for
+from stm.measure.evaluate import Run, evaluating, timed_forward
+from stm.measure.records import Record, records_of
+from stm.measure.solve import solve_paper, solve_peer
+from stm.measure.stats import compared, summarize
+from stm.model import ViM
+from stm.peers import DEFAULT, METHODS
+from stm.plan import Plan
+from stm.reports import CompareRow, Flops, OnProgress, Progress
+
+PRESETS = ("stm", "paper")
+DEFAULT_SAVING = 0.2
+AT = ("published", "stm", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """A model that is to be measured, and the part of its row that is known before."""
+
+    model: ViM
+    known: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        name: str = self.known["method"]
+        return name
+
+
+class Race(NamedTuple):
+    """The records and the time of each entrant, and the dense model's logits, a tensor a batch."""
+
+    runs: list[Run]
+    logits: list[Tensor]
+
+
+def entrants(
+    dense: ViM,
+    *,
+    methods: Sequence[str] | None = None,
+    saving: float | None = None,
+    rate: float | None = None,
+    at: str = "published",
+    also: Mapping[str, ViM] | None = None,
+    seed: int = 0,
+) -> list[Entrant]:
+    """The dense model, both presets, the peers, and other dense models.
+
+    Args:
+        dense: what all of them are made of.
+        methods: names of `PRESETS` and `METHODS`; by default both presets and the peers of `DEFAULT`. Ours and random pruning
+            are always rows.
+        saving: the share of the token-layers that ours saves. The honest saving that this reaches is what all others are
+            solved for. `DEFAULT_SAVING` where no rate is given.
+        rate: instead of a saving, the paper's rate, for both presets; peers are solved for the honest saving that ours reaches.
+        at: where peers act: "published", "stm" (where ours merges), or "both", a row each.
+        also: other dense models, by name.
+        seed: draws what random pruning removes.
+
+    Raises:
+        UsageError: a name that is not known, a budget that cannot be had, or another model that takes other images.
+    """
+    names = _names(methods)
+    if at not in AT:
+        raise UsageError(f"at is {at!r}, expected one of {', '.join(AT)}")
+    if rate is not None and saving is not None:
+        raise UsageError("rate and saving were given, expected only one of them")
+    check_dense(dense)
+    budget = {"rate": rate, "saving": DEFAULT_SAVING if rate is None and saving is None else saving}
+    ours = _preset(dense, "stm", budget)
+    target = flops.count(ours.config).honest_saving
+    out = [_entrant("dense", "dense", dense, Plan(), flops.count(dense.config))]
+    for name in names:
+        if name == "stm":
+            out.append(_of_preset("stm", ours))
+        elif name == "paper":
+            paper, near = (_preset(dense, "paper", budget), True) if rate is not None else solve_paper(dense, target)
+            out.append(_of_preset("paper", paper, () if near else (_far(flops.count(paper.config), target),)))
+        else:
+            for where in ("published", "stm") if at == "both" else (at,):
+                out.append(_of_peer(dense, name, where, target, [step.after for step in ours.schedule.steps], seed))
+    for name, other in (also or {}).items():
+        out.append(_sibling(dense, name, other))
+    return out
+
+
+def race(
+    entered: Sequence[Entrant],
+    samples: SampleSet,
+    *,
+    batch_size: int = 32,
+    workers: int | None = None,
+    reference: Sequence[Tensor] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Race:
+    """Run the entrants over a sample set.
+
+    Args:
+        reference: the dense model's logits, a tensor a batch; None: the first entrant is the dense model.
+    """
+    found: list[list[Record]] = [[] for _ in entered]
+    timings: list[list[tuple[int, float]]] = [[] for _ in entered]
+    report = on_progress or (lambda progress: None)
+    prep, chosen = entered[0].model.config.preprocessing, samples.samples
+    workers = workers_for(samples) if workers is None else workers
+    total = len(samples) * len(entered)
+    report(Progress("compare", 0, total, "images"))
+    kept: list[Tensor] = []
+    with torch.inference_mode(), evaluating(*(entrant.model for entrant in entered)):
+        for batch in iterate(samples, prep, batch_size=batch_size, workers=workers):
+            broken = {place: Record(file=chosen[place].file, label=chosen[place].label, error=e) for place, e in batch.errors.items()}
+            files, labels = [chosen[i].file for i in batch.indices], [chosen[i].label for i in batch.indices]
+            dense_logits = reference[len(kept)] if reference is not None else None
+            for number, entrant in enumerate(entered):
+                records = dict(broken)
+                if batch.indices:
+                    if not timings[number]:
+                        timed_forward(entrant.model, batch.images[:1], files, entrant.method)  # once, untimed
+                    logits, seconds = timed_forward(entrant.model, batch.images, files, entrant.method)
+                    dense_logits = logits if dense_logits is None else dense_logits
+                    records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
+                    timings[number].append((len(batch.indices), seconds))
+                found[number] += [records[place] for place in sorted(records)]
+                report(Progress("compare", sum(map(len, found)), total, "images"))
+            kept.append(torch.empty(0) if dense_logits is None else dense_logits)
+    timed = [timing[1:] or timing for timing in timings]  # the first batch warms caches up
+    runs = [
+        Run(records, sum(images for images, _ in timing), sum(seconds for _, seconds in timing))
+        for records, timing in zip(found, timed, strict=True)
+    ]
+    return Race(runs, kept)
+
+
+def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:
+    """The table: every entrant against the dense model and, where ours is among them, against ours."""
+    ours = next((run.records for entrant, run in zip(entered, runs, strict=True) if entrant.method == "stm"), None)
+    out = []
+    for entrant, run in zip(entered, runs, strict=True):
+        speed = run.images / run.seconds if run.images else None
+        row: dict[str, Any] = vars(summarize(run.records, data=data, seed=seed)) | entrant.known | {"images_per_second": speed}
+        versus = compared(ours, run.records) if ours is not None and run.records is not ours else None
+        if versus is not None:
+            row |= {"stm_ahead": versus.difference, "stm_ahead_ci": versus.ci, "stm_p": versus.p}
+        else:
+            why = row["reasons"].get("top1", "this is ours")
+            row["reasons"] = row["reasons"] | dict.fromkeys(("stm_ahead", "stm_ahead_ci", "stm_p"), why)
+        out.append(CompareRow(**row))
+    return tuple(out)
+
+
+def _names(methods: Sequence[str] | None) -> list[str]:
+    """What was asked for, in the table's order; ours and random pruning in any case."""
+    asked = (*PRESETS, *DEFAULT) if methods is None else ("stm", "random", *methods)
+    known = (*PRESETS, *METHODS)
+    if unknown := [name for name in asked if name not in known]:
+        raise UsageError(f"unknown method {unknown[0]!r}, expected some of {', '.join(known)}")
+    return [name for name in known if name in asked]
+
+
+def _preset(dense: ViM, method: str, budget: dict[str, Any]) -> ViM:
+    unset = dict.fromkeys(("schedule", "stages", "tokens_per_side", "weights", "hsp", "step_scale", "span_conv", "calibration"))
+    return bake(dense, method=method, sides="both", normalize=False, seed=0, on_progress=None, **unset, **budget)
+
+
+def _entrant(method: str, title: str, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Entrant:
+    per_block = plan.lengths(model.config.model)
+    facts = {"method": method, "title": title, "flops": counted, "tokens_per_block": per_block, "tokens_left": per_block[-1]}
+    return Entrant(model, facts | {"static": True} | known)
+
+
+def _of_preset(name: str, model: ViM, notes: tuple[str, ...] = ()) -> Entrant:
+    config = model.config
+    protection = config.protection
+    if model.plan is None or protection is None:
+        raise UsageError("a saving of 0 leaves nothing to compare", "give a saving above 0")
+    return _entrant(
+        name,
+        {"stm": "STM (ours)", "paper": "STM, the paper's form"}[name],
+        model,
+        model.plan,
+        flops.count(config),
+        static=protection.mode == "static",
+        schedule="staged" if name == "stm" else "border",
+        weights=protection.weights,
+        acts_after=tuple(step.after for step in config.schedule.steps),
+        notes=notes,
+    )
+
+
+def _of_peer(dense: ViM, name: str, where: str, target: float, stm_places: Sequence[int], seed: int) -> Entrant:
+    solved = solve_peer(dense.config, name, target, places=stm_places if where == "stm" else None, seed=seed)
+    plan = solved.plan.to(dense.cls_token.device)
+    return _entrant(
+        name,
+        METHODS[name].title,
+        dense.with_plan(plan),
+        plan,
+        solved.flops,
+        static=plan.static,
+        schedule=where,
+        acts_after=tuple(plan.removals),
+        notes=() if solved.near else (_far(solved.flops, target),),
+    )
+
+
+def _far(reached: Flops, target: float) -> str:
+    return f"saves {reached.honest_saving:.1%}, the nearest to {target:.1%} that it can have"
+
+
+def check_dense(model: ViM) -> None:
+    """Refuse (UsageError) a model that is compressed already."""
+    if model.plan is not None:
+        raise UsageError("the model is already compressed", "name its dense source")
+
+
+def check_sibling(dense: ViM, name: str, other: ViM) -> None:
+    """Refuse (UsageError) a model that cannot stand beside what is made of another one."""
+    for what in ("num_classes", "preprocessing"):
+        if getattr(dense.config, what) != getattr(other.config, what):
+            raise UsageError(f"{name} has other {what} than the model, expected one that takes the same images to the same classes")
+    if other.plan is not None:
+        raise UsageError(f"{name} is compressed, expected a dense model beside the compressed ones")
+
+
+def _sibling(dense: ViM, name: str, other: ViM) -> Entrant:
+    """Another dense model, its savings against the one that is compressed."""
+    check_sibling(dense, name, other)
+    counted = flops.against(flops.count(other.config), flops.count(dense.config))
+    return _entrant(name, f"{name}, dense", other, Plan(), counted, sibling=True)

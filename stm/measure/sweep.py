@@ -1,0 +1,213 @@
+"""A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
+
+A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for gradual orders, r;
+what an axis leaves open is the preset's. Peers are solved, rate by rate, for the honest saving of the first cell of that rate.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from stm.bake import PRESETS, bake
+from stm.config import METHODS as PRESET_NAMES
+from stm.errors import UsageError
+from stm.measure import flops
+from stm.measure.cells import CellFile
+from stm.measure.compare import Entrant, check_dense, check_sibling, race
+from stm.measure.data import SampleSet
+from stm.measure.records import fingerprint
+from stm.measure.solve import solve_peer
+from stm.measure.stats import summarize
+from stm.model import ViM
+from stm.peers import METHODS
+from stm.plan import Plan
+from stm.reports import Flops, OnProgress, Progress, SweepRow
+
+RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
+CURVES = ("random", "hsa", "rmeeto", "mtr", "storm")
+CONVS = ("plain", "span")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The axes of a sweep; an empty one is the preset's alone.
+
+    Raises:
+        UsageError: a name that is not known.
+    """
+
+    method: str = "stm"
+    rates: Sequence[float] = RATES
+    sides: Sequence[str] = ("both", "left", "right")
+    schedules: Sequence[str] = ()
+    weights: Sequence[str] = ()
+    step_scales: Sequence[float] = ()
+    convs: Sequence[str] = ()
+    tokens_per_side: Sequence[int] = ()
+    peers: Sequence[str] = CURVES
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("method", (self.method,), PRESET_NAMES),
+            ("conv", self.convs, CONVS),
+            ("peer", self.peers, tuple(METHODS)),
+        ):
+            if unknown := [value for value in given if value not in known]:
+                raise UsageError(f"unknown {name} {unknown[0]!r}, expected some of {', '.join(known)}")
+        if not self.rates or not self.sides:
+            raise UsageError("a sweep needs a rate and a side at least")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model of a sweep; `method` is a preset, a peer, "dense" or the name of a sibling. None: does not apply."""
+
+    method: str
+    rate: float | None = None
+    sides: str | None = None
+    schedule: str | None = None
+    weights: str | None = None
+    step_scale: float | None = None
+    conv: str | None = None
+    tokens_per_side: int | None = None
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in vars(self).items() if value is not None)
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """The cells of a grid, rate by rate; those that mean the same model appear once."""
+    preset = PRESETS[grid.method]
+    conv = "span" if preset["span_conv"] else "plain"
+    out = []
+    for order, weights, scale, convolution, r, rate, sides in product(
+        grid.schedules or (preset["schedule"],),
+        grid.weights or (preset["weights"],),
+        grid.step_scales or (preset["step_scale"],),
+        grid.convs or (conv,),
+        grid.tokens_per_side or (None,),
+        grid.rates,
+        grid.sides,
+    ):
+        out.append(
+            Cell(
+                method=grid.method,
+                rate=rate,
+                sides=sides,
+                schedule=order,
+                weights=weights,
+                step_scale=float(scale),
+                conv=convolution,
+                tokens_per_side=None if order == "staged" else r,
+            )
+        )
+    return list(dict.fromkeys(out))
+
+
+def baked(dense: ViM, cell: Cell) -> ViM:
+    """The compressed model of a cell of a preset."""
+    return bake(
+        dense,
+        rate=cell.rate,
+        saving=None,
+        method=cell.method,
+        schedule=cell.schedule,
+        stages=None,
+        sides=cell.sides or "both",
+        tokens_per_side=cell.tokens_per_side,
+        weights=cell.weights,
+        hsp=None,
+        step_scale=cell.step_scale,
+        span_conv=cell.conv == "span",
+        normalize=False,
+        calibration=None,
+        seed=0,
+        on_progress=None,
+    )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, its model, and the part of its row that is known before; or why it cannot be had. `key` is what it is stored under."""
+
+    cell: Cell
+    model: ViM | None
+    known: dict[str, Any]
+    refused: str | None = None
+
+    @property
+    def key(self) -> str:
+        """All that decides its model, the dense one given."""
+        if self.model is not None and self.known["sibling"]:
+            return f"{self.cell} {fingerprint(self.model)}"
+        return f"{self.cell} {self.known['tokens_per_block']}" if self.model is not None else str(self.cell)
+
+
+def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) -> Iterator[Planned]:
+    """Every cell, the dense model first, then the siblings, the grid, and the peers.
+
+    Args:
+        siblings: other dense models, by name.
+        seed: draws what random pruning removes.
+    """
+    check_dense(dense)
+    own = flops.count(dense.config)
+    yield _planned(Cell(method="dense"), dense, Plan(), own, static=True)
+    for name, model in siblings.items():
+        check_sibling(dense, name, model)
+        yield _planned(Cell(method=name), model, Plan(), flops.against(flops.count(model.config), own), static=True, sibling=True)
+    targets: dict[float, float] = {}
+    for cell in cells(grid):
+        try:
+            small = baked(dense, cell)
+        except UsageError as error:
+            yield Planned(cell, None, {}, error.message)
+            continue
+        counted = flops.count(small.config)
+        assert cell.rate is not None
+        targets.setdefault(cell.rate, counted.honest_saving)
+        protection = small.config.protection
+        yield _planned(cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static")
+    for name, (rate, target) in product(grid.peers, targets.items()):
+        solved = solve_peer(dense.config, name, target, seed=seed)
+        plan = solved.plan.to(dense.cls_token.device)
+        yield _planned(Cell(method=name, rate=rate), dense.with_plan(plan), plan, solved.flops, static=plan.static)
+
+
+def _planned(cell: Cell, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Planned:
+    per_block = plan.lengths(model.config.model)
+    facts = {"flops": counted, "tokens_per_block": per_block, "tokens_left": per_block[-1], "sibling": False}
+    return Planned(cell, model, vars(cell) | facts | known)
+
+
+def measure_cells(
+    plan: Sequence[Planned],
+    samples: SampleSet,
+    file: CellFile,
+    *,
+    batch_size: int,
+    workers: int | None,
+    on_progress: OnProgress | None,
+) -> None:
+    """Measure what the file does not hold yet, cell by cell, and store each. The dense model, the first of the plan, runs once."""
+    todo = [each for each in plan if each.model is not None and each.key not in file.done]
+    report = on_progress or (lambda progress: None)
+    total = sum(each.model is not None for each in plan)
+    report(Progress("sweep", total - len(todo), total, "cells"))
+    if not todo:
+        return
+    reference, measured = race([_entrant(plan[0])], samples, batch_size=batch_size, workers=workers), {}
+    measured[plan[0].key] = reference.runs[0]
+    for number, each in enumerate(todo, start=total - len(todo) + 1):
+        run = measured.get(each.key)
+        if run is None:
+            run = race([_entrant(each)], samples, batch_size=batch_size, workers=workers, reference=reference.logits).runs[0]
+        figures = vars(summarize(run.records, data=samples.name, seed=0))
+        file.append(each.key, SweepRow(**figures | each.known, images_per_second=run.images / run.seconds if run.images else None))
+        report(Progress("sweep", number, total, "cells"))
+
+
+def _entrant(planned: Planned) -> Entrant:
+    assert planned.model is not None
+    return Entrant(planned.model, {"method": str(planned.cell)})

@@ -1,0 +1,79 @@
+"""The methods that ours is compared with, each one a pure function of tokens and a thin `Plan` around it.
+
+`METHODS` names the fair variants, which the tables use: where they act as published, and who they are. The `upstream` variants,
+which equal the official code's own outputs, are `rmeeto.RMeeTo(..., quirks="upstream")` and `hsa.UpstreamHSA`; tests alone use them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from stm.config import ModelConfig
+from stm.peers.evit import EViT
+from stm.peers.hsa import HSA
+from stm.peers.mame import MaMeLike
+from stm.peers.mtr import MTR
+from stm.peers.peer import Peer, Removals, every, scaled
+from stm.peers.random_pruning import RandomPruning
+from stm.peers.rmeeto import RMeeTo
+from stm.peers.storm import STORM
+from stm.peers.tome import DecreasingToMe, FambaV, ToMe
+from stm.peers.utr import UTR
+
+
+class Method(NamedTuple):
+    """A row of a table.
+
+    Args:
+        title: its name for people.
+        kind: whose budgets it has.
+        places: the blocks after which it acts as published, for a depth.
+        make: the plan, of a model, what to remove and a seed.
+    """
+
+    title: str
+    kind: type[Peer]
+    places: Callable[[int], tuple[int, ...]]
+    make: Callable[[ModelConfig, Removals, int], Peer]
+
+
+def _method(title: str, kind: type[Peer], places: Callable[[int], tuple[int, ...]], **options: Any) -> Method:
+    build: Callable[..., Peer] = partial(kind, **options)
+    return Method(title, kind, places, lambda model, removals, seed: build(model, removals))
+
+
+def _thirds(depth: int) -> tuple[int, ...]:
+    """Three stages: after blocks 5, 10 and 15 of 24, counted from 1."""
+    return scaled((4, 9, 14), depth)
+
+
+def _second(depth: int) -> tuple[int, ...]:
+    """At the entry of blocks 2, 4, ..."""
+    return every(2, 2, depth)
+
+
+def _all(depth: int) -> tuple[int, ...]:
+    return every(1, 1, depth)
+
+
+METHODS: dict[str, Method] = {
+    "random": Method("random pruning", RandomPruning, _second, RandomPruning),
+    "hsa": _method("Hidden State Alignment", HSA, _thirds),
+    "hsa-unaligned": _method("HSA without alignment", HSA, _thirds, aligned=False),
+    "rmeeto": _method("R-MeeTo, no retraining", RMeeTo, _second),
+    "evit": _method("Token Recognition (EViT)", EViT, _thirds),
+    "evit-similarity": _method("EViT, class similarity", EViT, _thirds, score="cls_similarity"),
+    "evit-score-order": _method("EViT, in score order", EViT, _thirds, order="score"),
+    "evit-fused": _method("EViT, fused token", EViT, _thirds, fuse=True),
+    "tome": _method("ToMe", ToMe, _all),
+    "tome-decreasing": _method("ToMe, decreasing", DecreasingToMe, _all),
+    "famba-v": _method("Famba-V, upper blocks", FambaV, lambda depth: tuple(range(depth // 2, depth - 1))),
+    "famba-v-all": _method("Famba-V, all blocks", FambaV, _all),
+    "famba-v-second": _method("Famba-V, every second block", FambaV, _second),
+    "famba-v-lower": _method("Famba-V, lower blocks", FambaV, lambda depth: tuple(range(depth // 2))),
+    "utr": _method("UTR", UTR, lambda depth: scaled((10, 15, 20), depth)),
+    "mtr": _method("MTR", MTR, _second),
+    "mame-like": _method("MaMe-like", MaMeLike, _second),
+    "storm": _method("STORM", STORM, lambda depth: scaled((4, 10, 16, 22), depth)),
+}
+DEFAULT = ("random", "hsa", "rmeeto", "evit", "tome", "famba-v", "utr", "mtr", "mame-like", "storm")

@@ -1,0 +1,83 @@
+"""MTR (arXiv 2507.14042): Delta says how much a token matters; from a summary of the paper.
+
+A token's score is the mean over channels, summed over directions, of Delta. The patches are sorted into Keep (highest), Target and
+Source (lowest); each Source is averaged into its most alike Target. Order is kept. How large the groups are, where it acts and
+what is compared are not published in what we could read: they are parameters here.
+"""
+
+import torch
+from torch import Tensor
+
+from stm.config import ModelConfig
+from stm.errors import UsageError
+from stm.merge import take
+from stm.peers.peer import Peer, Removals
+from stm.peers.tokens import absorbing, cls_of, cosine, cosine_operations, merged, patches, shares, staying
+from stm.plan import Cost, State, Taps
+
+FEATURES = ("stream", "h")
+
+
+def informativeness(delta: Tensor) -> Tensor:
+    """(B, L): the mean over channels, summed over directions, of Delta (K, B, L, E)."""
+    return delta.mean(-1).sum(0)
+
+
+def matched(score: Tensor, feature: Tensor, sources: int, targets: int) -> tuple[Tensor, Tensor]:
+    """The tokens with the lowest score, and for each the most alike of the `targets` next ones.
+
+    Args:
+        score: (B, P).
+        feature: (B, P, D), compared by cosine.
+
+    Returns:
+        Positions, (B, sources) each.
+    """
+    ranked = score.argsort(dim=1, stable=True)
+    source, target = ranked[:, :sources], ranked[:, sources : sources + targets]
+    partner = cosine(take(feature, source), take(feature, target)).argmax(-1)  # (B, sources)
+    return source, target.gather(1, partner)
+
+
+class MTR(Peer):
+    """MTR.
+
+    Args:
+        target_share: of the patches that are not sources, how many may take one in; the others are Keep.
+        feature: what is compared: "stream", residual plus mixer output, or "h", the mixer's output.
+    """
+
+    def __init__(self, model: ModelConfig, removals: Removals, target_share: float = 1.0, feature: str = "stream") -> None:
+        super().__init__(model, removals)
+        if not 0 < target_share <= 1:
+            raise UsageError(f"target_share is {target_share}, expected a number above 0 and at most 1")
+        if feature not in FEATURES:
+            raise UsageError(f"feature is {feature!r}, expected one of {', '.join(FEATURES)}")
+        self.target_share, self.feature = target_share, feature
+
+    def taps(self) -> tuple[str, ...]:
+        return ("delta",)
+
+    def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
+        assert taps.delta is not None and state.h is not None  # it wants it; a block has run
+        tokens = state.x.shape[1]
+        at = patches(cls_of(state), tokens)
+        feature = take(state.stream if self.feature == "stream" else state.h, at)
+        found = matched(informativeness(taps.delta).gather(1, at), feature, count, self._targets(tokens, count))
+        src, into = (at.gather(1, positions) for positions in found)
+        m = absorbing(staying(src, tokens), src, into, tokens)
+        return merged(state, m, shares(torch.ones_like(state.x[..., 0]), m))
+
+    @classmethod
+    def most(cls, tokens: int) -> int:
+        return tokens - 2
+
+    def _targets(self, tokens: int, sources: int) -> int:
+        return max(1, round(self.target_share * (tokens - 1 - sources)))
+
+    def flops(self, block: int, model: ModelConfig) -> Cost:
+        tokens, r = self.before(block)
+        if not r:
+            return Cost()
+        work = 2 * model.d_inner * tokens + cosine_operations(r, self._targets(tokens, r), model.d_model) + model.d_model * tokens
+        return Cost(work, work)

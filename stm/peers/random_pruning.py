@@ -1,0 +1,49 @@
+"""Random pruning: the floor. A method that cannot beat it has learned nothing from the tokens that it looks at."""
+
+import random
+
+import torch
+from torch import Tensor
+
+from stm.config import ModelConfig
+from stm.merge import Merge
+from stm.peers.peer import Peer, Removals
+from stm.peers.tokens import pruned
+from stm.plan import State, Taps
+
+
+def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[list[int], int]:
+    """The positions that stay when `count` patches are drawn and leave, in order, and the class token's place among them."""
+    gone = set(generator.sample([position for position in range(tokens) if position != cls], count))
+    keep = [position for position in range(tokens) if position not in gone]
+    return keep, keep.index(cls)
+
+
+class RandomPruning(Peer):
+    """Patches drawn by a seed leave: the same in every image, so that one image's result does not depend on another's.
+
+    Args:
+        seed: draws them.
+    """
+
+    static = True
+
+    def __init__(self, model: ModelConfig, removals: Removals, seed: int = 0) -> None:
+        super().__init__(model, removals)
+        generator, tokens, cls = random.Random(seed), model.tokens, model.cls
+        self.cls: dict[int, int] = {}
+        for block, count in self.removals.items():
+            keep, cls = drawn(tokens, cls, count, generator)
+            self.register_buffer(f"keep{block}", torch.tensor(keep), persistent=False)
+            self.cls[block], tokens = cls, len(keep)
+
+    def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
+        keep: Tensor = getattr(self, f"keep{block}")
+        return pruned(state, Merge(keep, keep[:0], keep[:0]), self.cls[block])
+
+    def place(self, block: int, cls: int, tokens: int) -> int | None:
+        return self.cls[block]
+
+    @classmethod
+    def most(cls, tokens: int) -> int:
+        return tokens - 2

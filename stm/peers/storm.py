@@ -1,0 +1,132 @@
+"""STORM (ICML 2026, arXiv 2606.19932): merging that leaves a rectangular grid. Ideas of its paper and code; none of its code.
+
+After a block, in two stages. Rows: the only pairs are the columns (2j, 2j + 1) of a row; every row merges as many, shared out over
+windows of five pairs in proportion, in each the most alike. Columns: the same on the grid that is left, with rows and columns
+exchanged. One plan, made on the residual, is applied to residual and mixer output; merged tokens are added. On a ViM the class
+token is taken out and put back in the middle of the scan.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stm.config import ModelConfig
+from stm.errors import UsageError
+from stm.merge import Merge, merge, take
+from stm.peers.peer import Peer, Removals
+from stm.peers.tokens import absorbing, cls_of, composed, middle, patches, sizes, staying, sums, with_cls
+from stm.plan import Cost, State, Taps
+
+SCORES = ("cosine", "l1")
+WINDOW = 5  # pairs
+
+
+def quotas(pairs: int, count: int) -> list[int]:
+    """How many of `count` merges each window of five pairs gets: in proportion to its pairs, the largest remainders first."""
+    windows = [min(WINDOW, pairs - first) for first in range(0, pairs, WINDOW)]
+    whole = [count * size // pairs for size in windows]
+    by_remainder = sorted(range(len(windows)), key=lambda i: -(count * windows[i] % pairs))
+    for i in by_remainder[: count - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
+    """The stage on rows: of each row, which tokens leave and which take them in.
+
+    Args:
+        x: (B, H, W, D), the residual on the grid.
+        count: merges in every row, at most W // 2.
+        score: cosine, or l1 for the negative L1 distance.
+
+    Returns:
+        Flat positions in the grid, (B, H * count) each: the right token of a pair goes to the left one.
+    """
+    B, H, W, _ = x.shape
+    left, right = x[:, :, 0 : W // 2 * 2 : 2], x[:, :, 1::2]  # (B, H, W // 2, D)
+    alike = F.cosine_similarity(left, right, dim=-1) if score == "cosine" else -(left - right).abs().sum(-1)
+    chosen = []
+    for window, quota in enumerate(quotas(W // 2, count)):
+        first = window * WINDOW
+        best = alike[:, :, first : first + WINDOW].argsort(dim=-1, descending=True, stable=True)[..., :quota]
+        chosen.append(first + best)
+    at = torch.cat(chosen, -1)  # (B, H, count), pairs
+    row = W * torch.arange(H, device=x.device)[:, None]
+    return (row + 2 * at + 1).reshape(B, -1), (row + 2 * at).reshape(B, -1)
+
+
+def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Merge:
+    """The merge of a square grid down to `side` x `side`.
+
+    Args:
+        x: (B, L, D), the residual.
+        cls: (B,), the class token's position.
+        place: of the class token in the new sequence.
+    """
+    tokens = x.shape[1]
+    at, old = patches(cls, tokens), isqrt(tokens - 1)
+    grid = take(x, at)  # (B, old * old, D)
+    src, into = columns_merged(grid.unflatten(1, (old, old)), old - side, score)
+    rows = absorbing(staying(src, old * old), src, into, old * old)
+    grid = merge(grid, rows, torch.ones_like(grid[..., 0])).unflatten(1, (old, side))
+    src, into = columns_merged(grid.transpose(1, 2), old - side, score)
+    keep = staying(src, old * side).unflatten(1, (side, side)).mT.flatten(1)  # the new grid, row by row
+    keep, src, into = (position % old * side + position // old for position in (keep, src, into))  # the transposed grid's, in the grid
+    both = composed(rows, absorbing(keep, src, into, old * side), old * old)
+    # from positions among the patches to positions in the sequence
+    return absorbing(
+        with_cls(at.gather(1, both.keep), cls, place), at.gather(1, both.src), at.gather(1, both.keep.gather(1, both.dst)), tokens
+    )
+
+
+class STORM(Peer):
+    """STORM, row and column stages.
+
+    Args:
+        score: cosine, or l1 for the negative L1 distance.
+    """
+
+    def __init__(self, model: ModelConfig, removals: Removals, score: str = "cosine") -> None:
+        super().__init__(model, removals)
+        if score not in SCORES:
+            raise UsageError(f"score is {score!r}, expected one of {', '.join(SCORES)}")
+        self.score = score
+
+    def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
+        assert state.h is not None  # a block has run
+        patches_left = state.x.shape[1] - 1 - count
+        place = middle(self.model.class_token, patches_left)
+        m = grid_merge(state.x, cls_of(state), isqrt(patches_left), self.score, place)
+        ones = torch.ones_like(state.x[..., 0])
+        return State(merge(state.x, m, ones), merge(state.h, m, ones), cls=place, size=sums(sizes(state), m), map=m)
+
+    def place(self, block: int, cls: int, tokens: int) -> int | None:
+        return middle(self.model.class_token, tokens - 1 - self.removals[block])
+
+    @classmethod
+    def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
+        """Square grids whose sides shrink by d or d + 1 at each place, at most to the half."""
+        for drops in sorted({d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}):
+            side, removals = model.grid, {}
+            for place, drop in zip(places, drops, strict=True):
+                if drop > side // 2:
+                    break
+                removals[place] = side**2 - (side - drop) ** 2
+                side -= drop
+            else:
+                if side < model.grid:
+                    yield removals
+
+    def flops(self, block: int, model: ModelConfig) -> Cost:
+        tokens, count = self.before(block)
+        if not count:
+            return Cost()
+        old, new, D = isqrt(tokens - 1), isqrt(tokens - 1 - count), model.d_model
+        compared = old * (old // 2) + new * (old // 2)
+        score = 3 * D * compared if self.score == "cosine" else D * compared  # a product and two norms; a difference
+        work = score + 2 * D * tokens  # both branches are merged
+        return Cost(work, work)

@@ -1,0 +1,83 @@
+"""Token merging as on transformers: ToMe (facebookresearch/ToMe, arXiv 2210.09461) and Famba-V (arXiv 2409.09808).
+
+ToMe splits the tokens in two by turns, joins the r most alike pairs and keeps no order: what is left of one half, then the other
+half. It compares attention keys, which a ViM has not; here the mixer's output, as Famba-V does. Our reading for a class token
+that is not at the head: it is taken out of the split and put back in the middle, as the model has it.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from stm.config import ModelConfig
+from stm.merge import Merge, take
+from stm.peers.peer import Peer, Removals
+from stm.peers.tokens import absorbing, bipartite, bipartite_operations, cls_of, merged, middle, patches, shares, sizes, staying, with_cls
+from stm.plan import Cost, State, Taps
+
+
+def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:
+    """The merge of ToMe: kept tokens of the even half, then the odd half, each in order.
+
+    Args:
+        metric: (B, L, D).
+        cls: (B,), the class token's position.
+        r: tokens that leave.
+        place: of the class token in the new order.
+    """
+    tokens = metric.shape[1]
+    at = patches(cls, tokens)
+    even, odd = bipartite(take(metric, at), r)  # (B, r) each, among the patches
+    rest = staying(even, tokens - 1)  # of both halves, by turns
+    halved = rest.gather(1, (rest % 2).argsort(dim=1, stable=True))
+    return absorbing(with_cls(at.gather(1, halved), cls, place), at.gather(1, even), at.gather(1, odd), tokens)
+
+
+class ToMe(Peer):
+    """ToMe: a size-weighted mean of each pair.
+
+    Args:
+        sized: whether the mean is weighted by the tokens' sizes.
+    """
+
+    def __init__(self, model: ModelConfig, removals: Removals, sized: bool = True) -> None:
+        super().__init__(model, removals)
+        self.sized = sized
+
+    def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
+        assert state.h is not None  # a block has run
+        place = middle(self.model.class_token, state.x.shape[1] - 1 - count)
+        m = halves(state.h, cls_of(state), count, place)
+        size = sizes(state)
+        return merged(state, m, shares(size if self.sized else torch.ones_like(size), m), place)
+
+    def place(self, block: int, cls: int, tokens: int) -> int | None:
+        return middle(self.model.class_token, tokens - 1 - self.removals[block])
+
+    def flops(self, block: int, model: ModelConfig) -> Cost:
+        tokens, r = self.before(block)
+        if not r:
+            return Cost()
+        work = bipartite_operations(tokens - 1, model.d_model) + model.d_model * tokens
+        return Cost(work, work)
+
+
+class DecreasingToMe(ToMe):
+    """ToMe with its decreasing schedule: 2r tokens after the first block, falling evenly to none after the last."""
+
+    @classmethod
+    def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
+        n = len(places)
+        weights = [2 * (n - 1 - i) / max(1, n * (n - 1)) if n > 1 else 1.0 for i in range(n)]
+        up_to = [sum(weights[: i + 1]) for i in range(n)]
+        for total in range(1, model.tokens):
+            ends = [0, *(round(total * share) for share in up_to)]
+            yield cls.fitted(model, {block: ends[i + 1] - ends[i] for i, block in enumerate(places)})
+
+
+class FambaV(ToMe):
+    """Famba-V: ToMe's matching with a plain mean, on chosen blocks: all, every second, upper or lower."""
+
+    def __init__(self, model: ModelConfig, removals: Removals) -> None:
+        super().__init__(model, removals, sized=False)

@@ -1,0 +1,122 @@
+"""`stm compare`: every method at the same saving, on the same images."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from stm.reports import CompareReport, CompareRow
+from stm_cli import _options as o
+from stm_cli._format import environment_text, operations, percent
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm compare vim-digits",
+    "stm compare vim-digits --saving 0.15 --at both --out table/",
+    "stm compare vim-s --data imagenet/val --also vim-ti --limit 5000",
+    "stm compare vim-ti --data imagenet/val --rate 0.2 --methods paper,hsa,rmeeto",
+)
+
+
+def run(
+    model: o.Model,
+    saving: o.CompareSaving = None,
+    rate: o.CompareRate = None,
+    methods: o.Methods = None,
+    at: o.At = "published",
+    also: o.Also = None,
+    data: o.Data = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 32,
+    seed: o.Seed = 0,
+    out: o.TableOut = None,
+    force: o.Force = False,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    workers: o.Workers = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
+    from stm import tables
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = tables.compare(
+            model,
+            saving=saving,
+            rate=rate,
+            methods=methods,
+            at=at,
+            also=also or (),
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            out=out,
+            force=force,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), report.output or "")
+    for note in (*report.environment.fallbacks, *(f"{_name(row)} {note}" for row in report.rows for note in row.notes)):
+        output.note(note)
+
+
+def screen(report: CompareReport) -> RenderableType:
+    """Two lines a method, and what the numbers are under them."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    heads = ("method\n", "FLOPs\nhonest", "saved\n", "tokens\nleft", "top-1\ntop-5", "drop\n(95%)", "agree\nKL", "p\nimages/s")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
+    for row in report.rows:
+        table.add_row(*_cells(row))
+    about = (
+        f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)} of the honest operations",
+        "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is computed. "
+        "drop: points from dense. p: McNemar's test against stm.",
+        f"{environment_text(report.environment)}",
+    )
+    return Group(table, "", *about)
+
+
+def _cells(row: CompareRow) -> tuple[str, ...]:
+    flops = row.flops
+    kind = "dense" if row.method == "dense" or row.sibling else "static" if row.static else "looks at data"
+    drop = (
+        "" if row.drop is None or row.drop_ci is None else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
+    )
+    return (
+        f"{_name(row)}\n  {kind}",
+        f"{operations(flops.paper)}\n{operations(flops.honest)}",
+        f"{percent(flops.paper_saving)}\n{percent(flops.honest_saving)}",
+        str(row.tokens_left),
+        f"{_share(row.top1)}\n{_share(row.top5)}",
+        drop,
+        f"{_share(row.agreement)}\n{'-' if row.kl is None else f'{row.kl:.4f}'}",
+        f"{'-' if row.stm_p is None else f'{row.stm_p:.2g}'}\n{'-' if row.images_per_second is None else f'{row.images_per_second:.0f}'}",
+    )
+
+
+def _name(row: CompareRow) -> str:
+    return f"{row.method} at stm's places" if row.schedule == "stm" else row.method
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else percent(value)

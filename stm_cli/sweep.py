@@ -1,0 +1,140 @@
+"""`stm sweep`: rates by sides by whatever else is asked for, as the paper's Table 3, with the curve of accuracy over cost."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from stm.reports import SweepReport, SweepRow
+from stm_cli import _options as o
+from stm_cli._format import environment_text, operations, percent
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm sweep vim-digits",
+    "stm sweep vim-digits --schedules staged,sweep,border --sides both --peers random,rmeeto",
+    "stm sweep vim-s --data imagenet/val --also vim-ti --limit 5000 --out sweep/",
+    "stm sweep vim-ti --data imagenet/val --method paper --no-peers",
+)
+
+
+Key = Callable[[SweepRow], str]
+
+
+def run(
+    model: o.Model,
+    method: o.Method = None,
+    rates: o.Rates = None,
+    sides: o.SweepSides = None,
+    schedules: o.Orders = None,
+    weights: o.SweepWeights = None,
+    step_scales: o.StepScales = None,
+    convs: o.Convs = None,
+    tokens_per_side: o.SweepTokensPerSide = None,
+    peers: o.Peers = None,
+    no_peers: o.NoPeers = False,
+    also: o.Also = None,
+    data: o.Data = None,
+    limit: o.SweepLimit = 100,
+    batch_size: o.BatchSize = 32,
+    seed: o.Seed = 0,
+    out: o.SweepOut = None,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    workers: o.Workers = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
+    from stm import tables
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = tables.sweep(
+            model,
+            method=method,
+            rates=rates,
+            sides=sides,
+            schedules=schedules,
+            weights=weights,
+            step_scales=step_scales,
+            convs=convs,
+            tokens_per_side=tokens_per_side,
+            peers=() if no_peers else peers,
+            also=also or (),
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            out=out,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), report.output)
+    if report.resumed:
+        output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
+    for note in (*report.environment.fallbacks, *(f"{cell}: {why}" for cell, why in report.refused.items())):
+        output.note(note)
+
+
+def screen(report: SweepReport) -> RenderableType:
+    """Table 3: rates down, sides across, once for every other choice; then the peers, rates across."""
+    parts: list[RenderableType] = []
+    grid = [row for row in report.rows if row.schedule is not None]
+    for variant, members in groupby(grid, _variant):
+        rows = list(members)
+        parts += [variant, _table("rate", rows, lambda row: f"{row.rate:g}", lambda row: f"{row.sides}"), ""]
+    peers = [row for row in report.rows if row.schedule is None and row.rate is not None]
+    if peers:
+        parts += ["peers, saving as much", _table("method", peers, lambda row: row.method, lambda row: f"{row.rate:g}"), ""]
+    for row in report.rows:
+        if row.rate is None:
+            name = row.method if row.method == "dense" else f"{row.method}, dense"
+            parts.append(f"{name}: {_quality(row)}, {operations(row.flops.paper)} in the paper's convention")
+    parts.append("A cell: top-1 (agreement with dense where there are no labels), FLOPs in the paper's convention, honest saving.")
+    parts.append(f"{report.model} on {report.n:,} images of {report.data}; {environment_text(report.environment)}")
+    return Group(*parts)
+
+
+def _variant(row: SweepRow) -> str:
+    r = "" if row.tokens_per_side is None else f", r = {row.tokens_per_side}"
+    return f"{row.method}: {row.schedule} order, {row.weights} weights, p = {row.step_scale:g}, {row.conv} conv{r}"
+
+
+def _table(corner: str, rows: Sequence[SweepRow], down: Key, across: Key) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = list(dict.fromkeys(map(across, rows)))
+    table.add_column(corner)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in dict.fromkeys(map(down, rows)):
+        here = {across(row): row for row in rows if down(row) == name}
+        table.add_row(name, *(_cell(here[column]) if column in here else "-" for column in columns))
+    return table
+
+
+def _cell(row: SweepRow) -> str:
+    return f"{_quality(row)}  {operations(row.flops.paper)}\n-{percent(row.flops.honest_saving)}"
+
+
+def _quality(row: SweepRow) -> str:
+    return percent(row.top1 if row.top1 is not None else row.agreement or 0.0)

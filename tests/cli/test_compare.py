@@ -1,0 +1,105 @@
+"""`stm compare` as a user runs it: no option is ignored, stdout is data, the screen fits, errors are one sentence."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stm_cli.compare
+from stm import tables
+from stm.errors import UsageError
+
+QUICK = ("--methods", "paper", "--image-size", "64")
+CHANGES: dict[str, tuple[str, ...]] = {
+    "saving": ("--saving", "0.3"),
+    "rate": ("--rate", "0.4"),
+    "methods": ("--methods", "hsa"),
+    "at": ("--at", "stm"),
+    "also": ("--also", "SIBLING"),
+    "data": ("--data", "OTHER"),
+    "limit": ("--limit", "5"),
+    "seed": ("--seed", "3"),
+    "image_size": ("--image-size", "112"),
+    "class_token": ("--class-token", "head"),
+    "no_divide_out": ("--no-divide-out",),
+    "ema": ("--ema",),
+    "device": ("--device", "wish"),
+    "dtype": ("--dtype", "bfloat16"),
+    "backend": ("--backend", "reference"),
+}
+ARRIVE = {"batch_size", "workers", "token", "file", "revision"}
+ELSEWHERE = {"model", "out", "force", "json", "quiet"}
+
+
+@pytest.fixture(scope="module")
+def other(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    rows = (labelled / "labels.csv").read_text().splitlines()[:7]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    for row in rows[1:]:
+        (folder / row.split(",")[0]).write_bytes((labelled / row.split(",")[0]).read_bytes())
+    return folder
+
+
+def found(run: Any) -> Any:
+    """What a run found, speed left out; or the error that it met."""
+    if run.code != 0:
+        return run.err
+    report = json.loads(run.out)
+    for row in report["rows"]:
+        row.pop("images_per_second")
+    return report
+
+
+def test_every_option_is_here() -> None:
+    assert set(inspect.signature(stm_cli.compare.run).parameters) == CHANGES.keys() | ARRIVE | ELSEWHERE
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_each_option_changes_the_result(here, option: str, mini: Path, labelled: Path, other: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare.pth"  # without the trainer's arguments, which say its size
+    torch.save(torch.load(mini, weights_only=False)["model"], bare)
+
+    def compare(*args: str) -> Any:
+        names = {"OTHER": str(other), "SIBLING": str(mini.with_name("vim_mini.pth"))}
+        words = [names.get(word, word) for word in args]
+        data = () if "--data" in words else ("--data", labelled)
+        quick = QUICK[:2] if "--image-size" in words else QUICK
+        return found(here("compare", bare, "--json", *data, *quick, *words))
+
+    base = compare()
+    assert isinstance(base, dict), base
+    assert compare(*CHANGES[option]) != base
+
+
+def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived: dict[str, Any] = {}
+
+    def record(model: str, **options: Any) -> None:
+        arrived.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(tables, "compare", record)
+    options = ("--batch-size", "7", "--workers", "2", "--token", "t", "--file", "f", "--revision", "r", "--out", "o", "--force")
+    assert here("compare", "someone/vim", *options).err == "Error: enough\n"
+    expected = {"batch_size": 7, "workers": 2, "token": "t", "file": "f", "revision": "r", "out": Path("o"), "force": True}
+    assert {name: arrived[name] for name in expected} == expected
+
+
+def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
+    run = here("compare", mini, "--data", labelled, "--methods", "paper,rmeeto,storm", "--at", "both")
+    assert run.code == 0, run.err
+    assert max(map(len, run.out.splitlines())) <= 80
+    for word in ("dense", "stm", "paper", "random at stm's places", "rmeeto", "looks at data", "static"):
+        assert word in run.out
+    report = json.loads(here("compare", mini, "--data", labelled, "--methods", "paper", "--json").out)
+    assert {"command", "data", "environment", "rows", "target"} <= report.keys() and report["command"] == "compare"
+    row = report["rows"][1]
+    assert {"method", "schedule", "weights", "flops", "top1", "drop_ci", "kl", "images_per_second", "static", "stm_p"} <= row.keys()
+    assert set(row["flops"]) == {"paper", "honest", "paper_saving", "honest_saving"}
+    bad = here("compare", mini, "--methods", "rmeto")
+    assert bad.code == 2 and "unknown method 'rmeto'" in bad.err and bad.out == ""
+    assert here("compare", mini, "--methods", "a,,b").code == 2

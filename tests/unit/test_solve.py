@@ -1,0 +1,81 @@
+"""The same saving for every method: within half a point of the honest count, STORM's grid exempt; what cannot be had is said."""
+
+import pytest
+import torch
+
+from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.errors import UsageError
+from stm.initialize import initialize
+from stm.measure import flops
+from stm.measure.compare import _preset
+from stm.measure.solve import NEAR, solve_paper, solve_peer
+from stm.model import ViM
+from stm.peers import DEFAULT
+
+SHAPES = {
+    "ti": ModelConfig(d_model=192, depth=24, dt_rank=12),
+    "digits": ModelConfig(image_size=28, patch=2, stride=2, in_chans=1, d_model=32, depth=24, dt_rank=2),
+}
+
+
+def config_of(name: str) -> Config:
+    shape = SHAPES[name]
+    prep = Preprocess(mean=(0.5,) * shape.in_chans, std=(0.5,) * shape.in_chans)
+    return Config(model=shape, num_classes=10, schedule=dense_schedule(shape), preprocessing=prep)
+
+
+@pytest.mark.parametrize("saving", [0.1, 0.2, 0.3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", [name for name in DEFAULT if name != "storm"])
+def test_a_peer_is_within_half_a_point(method: str, shape: str, saving: float) -> None:
+    solved = solve_peer(config_of(shape), method, saving)
+    assert solved.near and abs(solved.flops.honest_saving - saving) <= NEAR
+    assert solved.flops == flops.count(config_of(shape), solved.plan)
+    counts, left = list(solved.plan.removals.values()), SHAPES[shape].tokens
+    for count in counts:
+        assert 0 <= counts[0] - count <= 1 or count == solved.plan.most(left), "the first m take one more, or there are no more"
+        left -= count
+
+
+def test_storm_has_the_nearest_grid() -> None:
+    solved = solve_peer(config_of("ti"), "storm", 0.25)
+    assert abs(solved.flops.honest_saving - 0.25) < 0.03
+
+
+def test_at_other_places() -> None:
+    solved = solve_peer(config_of("digits"), "hsa", 0.2, places=[11, 17])
+    assert solved.near and list(solved.plan.removals) == [11, 17]
+
+
+def test_what_cannot_be_had_is_the_nearest_and_says_so() -> None:
+    solved = solve_peer(config_of("digits"), "utr", 0.6)
+    assert not solved.near and 0.3 < solved.flops.honest_saving < 0.595
+    one = ModelConfig(image_size=4, patch=2, stride=2, d_model=4, depth=1, dt_rank=1)
+    with pytest.raises(UsageError, match="rmeeto finds nothing to remove from 5 tokens in 1 blocks"):
+        solve_peer(Config(model=one, num_classes=2, schedule=dense_schedule(one)), "rmeeto", 0.2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ViM:
+    return initialize(ViM(config_of("digits"))).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("saving", [0.05, 0.1, 0.17, 0.2, 0.33, 0.45])
+def test_the_papers_form_is_within_half_a_point(saving: float, digits: ViM) -> None:
+    small, near = solve_paper(digits, saving)
+    assert near and abs(flops.count(small.config).honest_saving - saving) <= NEAR
+    counts = [len(step.absorb) for step in small.schedule.steps]
+    assert counts == sorted(counts, reverse=True) and counts[0] - counts[-1] in (0, 2), "one more a side in the first steps"
+    with torch.inference_mode():
+        assert small(torch.zeros(1, 1, 28, 28)).isfinite().all()
+
+
+def test_the_papers_form_where_there_is_room_for_less(digits: ViM) -> None:
+    small, near = solve_paper(digits, 0.95)
+    assert not near and flops.count(small.config).honest_saving > 0.6
+
+
+def test_the_papers_form_is_that_of_the_preset(digits: ViM) -> None:
+    unset = _preset(digits, "paper", {"rate": 0.2, "saving": None})
+    again, near = solve_paper(digits, flops.count(unset.config).honest_saving)
+    assert near and again.schedule == unset.schedule and again.config.protection == unset.config.protection

@@ -1,0 +1,183 @@
+"""A sweep's cells: which they are, that each is stored when it is finished, and that a run that was stopped gives the same table."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stm
+from stm import tables
+from stm.errors import DataError, UsageError
+from stm.measure import sweep as module
+from stm.measure.cells import CELLS, IDENTITY, check_folder
+from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
+from stm.reports import SweepReport, SweepRow
+from tests.pictures import labelled
+
+MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+SIBLING = MINI.with_name("vim_mini.pth")
+GRID = {"rates": (0.2, 0.4), "sides": ("both", "left"), "peers": ("rmeeto",)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_matplotlib() -> None:
+    pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def dense() -> stm.ViM:
+    return stm.load_checkpoint(MINI, image_size=64, device="cpu")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return labelled(tmp_path / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
+
+
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A figure takes longer than the sweep of a mini model."""
+    monkeypatch.setattr(tables.plots, "save", lambda figure, folder, name: None)
+
+
+def swept(images: Path, out: Path, **options: Any) -> SweepReport:
+    more = {"data": images, "image_size": 64, "device": "cpu", "workers": 0, "batch_size": 2, "out": out} | GRID
+    return tables.sweep(str(MINI), **(more | options))
+
+
+def rows_of(report: SweepReport) -> list[dict[str, Any]]:
+    """The table without what a clock said."""
+    return [{**vars(row), "images_per_second": None} for row in report.rows]
+
+
+def test_the_default_grid_is_the_papers_table_3() -> None:
+    found = cells(Grid())
+    assert len(found) == 12 and len(set(map(str, found))) == 12
+    assert {(cell.rate, cell.sides) for cell in found} == {(r, s) for r in (0.15, 0.2, 0.3, 0.4) for s in ("both", "left", "right")}
+    assert {(cell.schedule, cell.weights, cell.step_scale, cell.conv) for cell in found} == {("staged", "size", 0.5, "span")}
+    assert {(c.schedule, c.weights, c.step_scale, c.conv) for c in cells(Grid(method="paper"))} == {("border", "hsp", 0.0, "plain")}
+
+
+def test_every_axis_is_crossed_and_r_is_for_gradual_orders_alone() -> None:
+    axes: dict[str, Any] = {"rates": (0.2,), "sides": ("both",), "schedules": ("staged", "sweep"), "weights": ("size", "mean")}
+    found = cells(Grid(**axes, step_scales=(0, 0.5), convs=("plain", "span"), tokens_per_side=(1, 2)))
+    assert len(found) == 2 * 2 * 2 * (1 + 2)
+    assert {cell.tokens_per_side for cell in found if cell.schedule == "staged"} == {None}
+    assert {cell.tokens_per_side for cell in found if cell.schedule == "sweep"} == {1, 2}
+
+
+def test_what_is_not_known_is_refused(dense: stm.ViM) -> None:
+    for axes, message in (
+        ({"peers": ("rmeto",)}, "unknown peer 'rmeto'"),
+        ({"convs": ("wide",)}, "unknown conv 'wide'"),
+        ({"method": "ours"}, "unknown method 'ours'"),
+        ({"rates": ()}, "a rate and a side"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Grid(**axes)
+    with pytest.raises(UsageError, match="already compressed"):
+        list(planned(stm.compress(dense, saving=0.2), Grid(), {}))
+
+
+def test_a_cell_that_cannot_be_had_is_said_and_left_out(dense: stm.ViM) -> None:
+    grid = Grid(rates=(0.2, 1.5), sides=("both",), peers=CURVES)
+    found = list(planned(dense, grid, {}))
+    refused = [each for each in found if each.refused is not None]
+    assert len(refused) == 1 and refused[0].cell.rate == 1.5 and "rate is 1.5" in (refused[0].refused or "")
+    assert [each.cell.method for each in found if each.cell.rate == 0.2] == ["stm", *CURVES]
+
+
+def test_peers_save_what_the_first_cell_of_a_rate_does(dense: stm.ViM) -> None:
+    found = {str(each.cell): each.known for each in planned(dense, Grid(**GRID), {})}
+    ours = found[str(cells(Grid(**GRID))[0])]["flops"].honest_saving
+    peer = found[str(Cell(method="rmeeto", rate=0.2))]["flops"].honest_saving
+    assert abs(ours - peer) < 0.02  # 50 tokens: half a point is less than a token
+
+
+def test_the_folder_holds_table_figure_and_cells(images: Path, tmp_path: Path) -> None:
+    report = swept(images, tmp_path / "out", also=[str(SIBLING)], limit=3)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {CELLS, IDENTITY, *tables.SWEPT}
+    assert [(row.method, row.rate, row.sides) for row in report.rows] == [
+        ("dense", None, None),
+        (str(SIBLING), None, None),
+        *(("stm", rate, sides) for rate in (0.2, 0.4) for sides in ("both", "left")),
+        ("rmeeto", 0.2, None),
+        ("rmeeto", 0.4, None),
+    ]
+    assert report.n == 3 and report.resumed == 0 and report.rows[1].sibling
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(report.to_json())
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "sweep.csv").read_text())))
+    assert len(lines) == len(report.rows) and lines[2]["schedule"] == "staged" and lines[-1]["flops_paper"]
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_a_row_is_what_compress_and_eval_find(images: Path, tmp_path: Path, dense: stm.ViM) -> None:
+    report = swept(images, tmp_path / "out")
+    row = next(row for row in report.rows if (row.method, row.rate, row.sides) == ("stm", 0.4, "left"))
+    small = stm.compress(dense, rate=0.4, sides="left")
+    alone = stm.evaluate(small, images, reference=dense, batch_size=2)
+    for name in ("n", "top1", "top5", "agreement", "kl", "drop", "drop_ci", "mcnemar_p"):
+        assert getattr(row, name) == getattr(alone, name)
+    assert row.tokens_per_block == small.schedule.tokens_per_block(6)
+
+
+@pytest.mark.usefixtures("no_figure")
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_a_stopped_sweep_goes_on_and_gives_the_same_table(
+    after: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = swept(images, tmp_path / "whole")
+    append = module.CellFile.append
+    finished: list[str] = []
+
+    def stop(self: Any, key: str, row: SweepRow) -> None:
+        if len(finished) == after:
+            raise KeyboardInterrupt
+        finished.append(key)
+        append(self, key, row)
+
+    monkeypatch.setattr(module.CellFile, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        swept(images, tmp_path / "out")
+    monkeypatch.undo()
+    with (tmp_path / "out" / CELLS).open("ab") as stream:
+        stream.write(b'{"key": "half a li')  # what a kill leaves
+    again = swept(images, tmp_path / "out")
+    assert again.resumed == after
+    assert rows_of(again) == rows_of(whole)
+    assert [row.images_per_second for row in swept(images, tmp_path / "out").rows] == [row.images_per_second for row in again.rows]
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_a_larger_grid_uses_what_is_there(images: Path, tmp_path: Path) -> None:
+    first = swept(images, tmp_path / "out")
+    more = swept(images, tmp_path / "out", weights=("size", "mean"))
+    assert more.resumed == len(first.rows) and len(more.rows) == len(first.rows) + 4
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> None:
+    swept(images, tmp_path / "out")
+    with pytest.raises(DataError, match="cells of another run: data, limit differ"):
+        swept(images, tmp_path / "out", limit=2)
+    with pytest.raises(DataError, match="cells of another run: seed differ"):
+        swept(images, tmp_path / "out", seed=1)
+    with (tmp_path / "out" / CELLS).open("ab") as stream:
+        stream.write(b"{}\n")
+    with pytest.raises(DataError, match=r"cells.jsonl: line 8 is not a cell"):
+        swept(images, tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds notes\.txt"):
+        swept(images, tmp_path / "other")
+    with pytest.raises(UsageError, match="is a file"):
+        check_folder(tmp_path / "other" / "notes.txt")
+
+
+def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
+    report = tables.sweep(str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)})
+    assert all(row.top1 is None and row.agreement is not None for row in report.rows)
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
