@@ -33,7 +33,8 @@ def _distance(distances, t, inside, k, L, j: tl.constexpr, W: tl.constexpr):
     """How many tokens before t (BLOCK_L) the repeat j (1 to W - 1) before its first one stands, 0 for none."""
     if distances is None:
         return tl.where(inside, j, 0)
-    return tl.load(distances + (k * L + t) * (W - 1) + j - 1, mask=inside, other=0)
+    else:
+        return tl.load(distances + (k * L + t) * (W - 1) + j - 1, mask=inside, other=0)
 
 
 @triton.jit
@@ -41,10 +42,11 @@ def _tap(x, distances, t, e, inside, in_e, row_x, k, step, L, j: tl.constexpr, W
     """What stands j repeats before the first one of the tokens t: (BLOCK_L, BLOCK_E), zero before the walk begins."""
     if j == 0:
         return tl.load(x + t[:, None] * row_x + e[None, :], mask=inside[:, None] & in_e[None, :], other=0.0).to(tl.float32)
-    distance = _distance(distances, t, inside, k, L, j, W)
-    seen = t - step * distance
-    there = (distance > 0) & (seen >= 0) & (seen < L)
-    return tl.load(x + seen[:, None] * row_x + e[None, :], mask=there[:, None] & in_e[None, :], other=0.0).to(tl.float32)
+    else:
+        distance = _distance(distances, t, inside, k, L, j, W)
+        seen = t - step * distance
+        there = (distance > 0) & (seen >= 0) & (seen < L)
+        return tl.load(x + seen[:, None] * row_x + e[None, :], mask=there[:, None] & in_e[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -64,7 +66,7 @@ def _sum(x, w, b, distances, t, e, inside, in_e, row_x, k, step, L, E, repeat: t
 
 
 @triton.jit
-def _forward(
+def conv_forward(
     x, w, b, distances, shares, out, row_x, batch, L, E, reverse,
     REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +88,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def conv_backward(
     grad, x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, L, E, reverse,
     K: tl.constexpr, REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +151,7 @@ def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     g_w, g_b = (v.new_zeros(grid[2], grid[1], block["REPEATS"], *v.shape) for v in (w, b))
     if x.numel():
         with torch.cuda.device_of(x):
-            _backward[grid](
+            conv_backward[grid](
                 *(grad.contiguous(), x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, length, channels, reverse),
                 K=directions,
                 **block,
@@ -165,7 +167,7 @@ def _conv(*inputs: Any) -> Tensor:
     if out.numel():
         grid = triton.cdiv(channels, BLOCK_E), triton.cdiv(length, BLOCK_L), w.shape[0] * batch
         with torch.cuda.device_of(x):
-            _forward[grid](x, w, b, distances, shares, out, row_x, batch, length, channels, reverse, **block)
+            conv_forward[grid](x, w, b, distances, shares, out, row_x, batch, length, channels, reverse, **block)
     return out
 
 

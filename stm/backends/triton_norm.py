@@ -20,7 +20,7 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
 
 
 @triton.jit
-def _forward(x, h, weight, total, out, row_x, row_h, D, eps, BLOCK: tl.constexpr):
+def norm_forward(x, h, weight, total, out, row_x, row_h, D, eps, BLOCK: tl.constexpr):
     """total = x + h, where h is given, and out, its norm: a program for each row (D)."""
     row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = d < D
@@ -34,7 +34,7 @@ def _forward(x, h, weight, total, out, row_x, row_h, D, eps, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _backward(g_total, g_out, x, h, weight, g_x, g_h, g_weight, row_x, row_h, count, D, eps, BLOCK: tl.constexpr):
+def norm_backward(g_total, g_out, x, h, weight, g_x, g_h, g_weight, row_x, row_h, count, D, eps, BLOCK: tl.constexpr):
     """g_x and g_h, equal but for their dtypes, and g_weight (programs, D), each program's sum over its rows."""
     first, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     in_d = d < D
@@ -83,7 +83,7 @@ def _add_norm_backward(grads: list[Tensor], x: Tensor, h: Tensor | None, weight:
     g_weight = weight.new_zeros(min(PROGRAMS, count), *weight.shape, dtype=torch.float32)
     if x.numel():
         with torch.cuda.device_of(x):
-            _backward[g_weight.shape[0],](
+            norm_backward[g_weight.shape[0],](
                 *(g_total[0] if g_total else None, g_out, x_rows, h_rows, weight.contiguous(), g_x, g_h, g_weight),
                 *(row_x, row_h, count, x.shape[-1], eps),
                 **block,
@@ -99,7 +99,7 @@ def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: to
     (x, row_x), (h, row_h) = rows(x), rows(h)
     if x.numel():
         with torch.cuda.device_of(x):
-            _forward[x.numel() // x.shape[-1],](
+            norm_forward[x.numel() // x.shape[-1],](
                 *(x, h, weight.contiguous(), made[0] if h is not None else None, made[-1], row_x, row_h, x.shape[-1], eps), **_block(x)
             )
     return made

@@ -67,7 +67,7 @@ def _steps(dt_t, gap_t, scale, place):
 
 
 @triton.jit(do_not_specialize=["one"])
-def _forward(
+def scan_forward(
     u, dt, A, B, C, D, scale, gap, h0, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +106,7 @@ def _forward(
 
 
 @triton.jit
-def _gate(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexpr):
+def gate_forward(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexpr):
     """out (B, L, E): the sum of y (K, B, L, E) over the directions, times SiLU(z) where z is given; `total` is B L E."""
     row, e = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     in_e = e < E
@@ -121,7 +121,7 @@ def _gate(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["one"])
-def _backward(
+def scan_backward(
     grad, u, dt, A, B, C, D, scale, gap, between, scratch, g_u, g_dt, g_A, g_B, g_C, g_D, g_scale, g_gap, g_h0,
     row_B, row_C, row_scale, walk_grad, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
@@ -269,14 +269,14 @@ class Walk(NamedTuple):
     def forward(self, keep: bool = False, block: dict[str, int] | None = None) -> tuple[Tensor, Tensor | None]:
         """y (K, B, L, E) in the dtype of u, and with `keep` the state before each chunk of tokens, for `backward`."""
         directions, batch, length, channels = self.u.shape
-        block = block or self.block(STATES)
+        block = block or self.block(STATES // 2 if keep else STATES)
         y = torch.empty_like(self.u)
         between = None
         if keep:
             between = self.A.new_empty(directions, batch, triton.cdiv(length, CHUNK), block["N"], channels)
         if y.numel():
             with torch.cuda.device_of(y):
-                _forward[triton.cdiv(channels, block["BLOCK_E"]), batch, directions](
+                scan_forward[triton.cdiv(channels, block["BLOCK_E"]), batch, directions](
                     *(self.u, self.dt, self.A, self.B, self.C, self.D, self.scale, self.gap, self.h0, y, between),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
@@ -295,7 +295,7 @@ class Walk(NamedTuple):
         g_scale = None if self.scale is None else self.A.new_zeros(blocks, directions, batch, length)
         if self.u.numel():
             with torch.cuda.device_of(grad):
-                _backward[blocks, batch, directions](
+                scan_backward[blocks, batch, directions](
                     *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.scale, self.gap, between, scratch),
                     *(g_u, g_dt, g_A, g_B, g_C, g_D, g_scale, g_gap, g_h0),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
@@ -317,7 +317,7 @@ def gate(y: Tensor, z: Tensor | None) -> Tensor:
     if out.numel():
         block = min(1024, triton.next_power_of_2(channels))
         with torch.cuda.device_of(y):
-            _gate[batch * length, triton.cdiv(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
+            gate_forward[batch * length, triton.cdiv(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
     return out
 
 
