@@ -14,8 +14,6 @@ OLDEST = (8, 0)  # compute capability: what Triton supports
 
 def status() -> tuple[bool, str]:
     """Whether the Triton backend can be used here, and the reason in words."""
-    if triton.knobs.runtime.interpret:
-        return True, f"Triton {triton.__version__}, interpreted"
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability()

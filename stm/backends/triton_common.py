@@ -25,13 +25,11 @@ def softplus(x):
     return tl.maximum(x, 0.0) + 2.0 * s * series
 
 
-def rows(v: Tensor | None) -> tuple[Tensor | None, int]:
+def rows(v: Tensor) -> tuple[Tensor, int]:
     """A tensor (.., channels) whose leading dimensions are one run of rows, with the distance of two rows; copied where it must be.
 
     A slice of a wider tensor's channels is not.
     """
-    if v is None:
-        return None, 0
     distance = v.stride(-2)
     expected = distance
     for size, stride in zip(reversed(v.shape[:-1]), reversed(v.stride()[:-1]), strict=True):

@@ -65,7 +65,7 @@ def _sum(x, w, b, distances, t, e, inside, in_e, row_x, k, step, L, E, repeat: t
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "L", "reverse"])
 def conv_forward(
     x, w, b, distances, shares, out, row_x, batch, L, E, reverse,
     REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -87,7 +87,7 @@ def conv_forward(
     tl.store(out + place, mean.to(out.dtype.element_ty), mask=inside[:, None] & in_e[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "L", "reverse"])
 def conv_backward(
     grad, x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, L, E, reverse,
     K: tl.constexpr, REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,

@@ -33,7 +33,7 @@ def norm_forward(x, h, weight, total, out, row_x, row_h, D, eps, BLOCK: tl.const
     tl.store(out + row * D + d, normal.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def norm_backward(g_total, g_out, x, h, weight, g_x, g_h, g_weight, row_x, row_h, count, D, eps, BLOCK: tl.constexpr):
     """g_x and g_h, equal but for their dtypes, and g_weight (programs, D), each program's sum over its rows."""
     first, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
@@ -77,7 +77,7 @@ def _gradients(grads: list[Tensor], *inputs: Any) -> list[Tensor]:
 @operator(f"triton_add_norm_backward(Tensor[] grads, {_NORM}) -> Tensor[]", fake=_gradients)
 def _add_norm_backward(grads: list[Tensor], x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> list[Tensor]:
     *g_total, g_out = (g.contiguous() for g in grads)
-    (x_rows, row_x), (h_rows, row_h) = rows(x), rows(h)
+    (x_rows, row_x), (h_rows, row_h) = rows(x), (None, 0) if h is None else rows(h)
     count, block = x.numel() // max(1, x.shape[-1]), _block(x)
     g_x, g_h = x.new_empty(x.shape), None if h is None else h.new_empty(h.shape)
     g_weight = weight.new_zeros(min(PROGRAMS, count), *weight.shape, dtype=torch.float32)
@@ -96,7 +96,7 @@ def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: to
     check("h", h, x.shape)
     check("weight", weight, x.shape[-1:])
     made = _out(x, h, weight, eps, dtype)
-    (x, row_x), (h, row_h) = rows(x), rows(h)
+    (x, row_x), (h, row_h) = rows(x), (None, 0) if h is None else rows(h)
     if x.numel():
         with torch.cuda.device_of(x):
             norm_forward[x.numel() // x.shape[-1],](

@@ -1,9 +1,9 @@
 """The Triton backend against the definition (stm/scan.py) in float64, values and gradients, on ordinary and extreme inputs.
 
-On a CUDA device where there is one; elsewhere under Triton's interpreter, which takes milliseconds a token: the shapes are tiny.
+On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), which takes milliseconds a token: the shapes are
+tiny.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +21,6 @@ from tests.backends.cases import BOTH, double, gradients, inputs
 from tests.backends.cases import check as check_on_cpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 from stm.backends import Backend, triton_conv, triton_scan  # noqa: E402
@@ -219,7 +217,10 @@ def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
     def both(function: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
         return lambda **v: torch.cat([each.flatten().to(v["x"].dtype) for each in function(**v, dtype=dtype)])
 
-    found, wanted = gradients(both(backend.add_norm, dtype), there(values)), gradients(both(reference_add_norm, torch.float64), double(values))
+    found, wanted = (
+        gradients(both(backend.add_norm, dtype), there(values)),
+        gradients(both(reference_add_norm, torch.float64), double(values)),
+    )
     for name in wanted:
         check(found[name], wanted[name], 2 * tolerance)
     leaf = values["x"].clone().to(DEVICE).requires_grad_()  # only one of the outputs is used

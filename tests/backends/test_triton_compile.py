@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for NVIDIA's architectures where there is no GPU, down to machine code, and keeps its values in registers."""
+"""Every Triton kernel compiles without a GPU for NVIDIA's architectures, down to machine code, and keeps its values in registers."""
 
 import json
 import os
