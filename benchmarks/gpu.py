@@ -167,7 +167,8 @@ def scan_inputs(batch: int, length: int, E: int, N: int, R: int, dtype: torch.dt
     z = normal(batch, length, 2 * E).to(dtype)[..., E:]
     return {
         "u": normal(2, batch, length, E).to(dtype),
-        "dt": normal(2, batch, length, E) - 4,
+        "dt": normal(2, batch, length, E).to(dtype),
+        "dt_bias": normal(2, E) - 4,
         "A": -torch.arange(1, N + 1, device=device).float().expand(2, E, N).contiguous(),
         "B": B,
         "C": C,
@@ -218,10 +219,10 @@ def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict
     kernels, dtype = m._kernels(""), values["u"].dtype
     u, dt = (m._side_by_side(values[name].to(dtype), BOTH) for name in ("u", "dt"))
     B, C = (m._side_by_side(values[name], BOTH).unflatten(1, (2, -1)) for name in ("B", "C"))
-    A, D = values["A"].flatten(0, 1), values["D"].flatten()
+    A, D, bias = values["A"].flatten(0, 1), values["D"].flatten(), values["dt_bias"].flatten()
     both = m._side_by_side([x, x], BOTH)
     return {
-        "scan, mamba-ssm's call alone": lambda: kernels.scan(u, dt, A, B, C, D, None, None, True),
+        "scan, mamba-ssm's call alone": lambda: kernels.scan(u, dt, A, B, C, D, None, bias, True),
         "convolution, causal-conv1d's call alone": lambda: kernels.conv(both, w.flatten(0, 1), b.flatten(), None, None, None, True),
     }
 
@@ -230,7 +231,7 @@ def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
     """Our scan's kernel alone, for each number of channels a program: what the backend's own choice is to be judged by."""
     from stm.backends.triton_scan import CHUNK, Walk
 
-    walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, BOTH)
+    walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, None, BOTH)
     sizes = {"N": 16, "BLOCK_N": 16, "CHUNK": CHUNK, "num_warps": 1}
     return {
         f"scan's kernel, {channels} channels a program": lambda s=sizes | {"BLOCK_E": channels}: walk.forward(block=s)

@@ -78,6 +78,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
@@ -90,7 +91,7 @@ def scan(
     h0: tokens before the first, one for each state, that inject it.
     """
     softplus = scale is None and gap is None and h0 is None
-    delta, x = dt if softplus else step_sizes(dt, scale), u  # (K, B, L, E)
+    delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
     if gap is not None:
         elapsed = delta + gap
         x, delta = u * (delta / elapsed.clamp_min(1e-30)), elapsed
@@ -101,6 +102,7 @@ def scan(
         A.float().flatten(0, 1),
         *(_side_by_side(v.to(u.dtype), reverse).unflatten(1, (len(reverse), -1)) for v in (B, C)),
         None if gap is not None else D.float().flatten(),
+        dt_bias.float().flatten() if softplus and dt_bias is not None else None,
         softplus,
         source,
     )
@@ -141,7 +143,7 @@ def _apart(v: Tensor, reverse: Sequence[bool]) -> Tensor:
 
 # The operators, on what mamba-ssm takes: channels-first, in walking order.
 
-_SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, bool softplus, str source"
+_SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, str source"
 _CONV = "Tensor x, Tensor w, Tensor b, str source"
 
 
@@ -155,16 +157,17 @@ def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
 
 @operator(f"mamba_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients)
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, delta, A, B, C, D, softplus, source = inputs
+    u, delta, A, B, C, D, bias, softplus, source = inputs
     kernels = _kernels(source)
-    _, states, *_ = kernels.scan(u, delta, A, B, C, D, None, None, softplus)
-    grads = kernels.scan_backward(u, delta, A, B, C, D, None, None, grad.contiguous(), states, None, None, softplus, False)
-    return [g for g, v in zip(grads[:6], inputs[:6], strict=True) if v is not None]
+    _, states, *_ = kernels.scan(u, delta, A, B, C, D, None, bias, softplus)
+    grads = kernels.scan_backward(u, delta, A, B, C, D, None, bias, grad.contiguous(), states, None, None, softplus, False)
+    return [g for g, v in zip(grads[:7], inputs[:7], strict=True) if v is not None]
 
 
 @operator(f"mamba_scan({_SCAN}) -> Tensor", fake=_like_first, backward=_scan_backward)
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, softplus: bool, source: str) -> Tensor:
-    out: Tensor = _kernels(source).scan(u, delta, A, B, C, D, None, None, softplus)[0]
+def _scan(*inputs: Any) -> Tensor:
+    u, delta, A, B, C, D, bias, softplus, source = inputs
+    out: Tensor = _kernels(source).scan(u, delta, A, B, C, D, None, bias, softplus)[0]
     return out
 
 

@@ -31,17 +31,21 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """As `stm.scan.scan`."""
-    out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, scale, gap, h0, list(reverse), split)
+    out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
     return out
 
 
-_SCAN = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+_SCAN = (
+    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
+    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+)
 
 
 class Walk(NamedTuple):
@@ -53,6 +57,7 @@ class Walk(NamedTuple):
     B: Tensor
     C: Tensor
     D: Tensor
+    dt_bias: Tensor | None
     scale: Tensor | None
     gap: Tensor | None
     h0: Tensor | None
@@ -69,6 +74,7 @@ class Walk(NamedTuple):
         B: Tensor,
         C: Tensor,
         D: Tensor,
+        dt_bias: Tensor | None,
         scale: Tensor | None,
         gap: Tensor | None,
         h0: Tensor | None,
@@ -82,6 +88,7 @@ class Walk(NamedTuple):
         check("B", B, (directions, batch, length, states))
         check("C", C, B.shape)
         check("D", D, (directions, channels))
+        check("dt_bias", dt_bias, D.shape)
         check("gap", gap, u.shape)
         check("h0", h0, A.shape)
         if scale is not None:
@@ -89,8 +96,9 @@ class Walk(NamedTuple):
             scale = scale.float().contiguous()
         A, D = A.float().contiguous(), D.float().contiguous()
         (B, row_B), (C, row_C) = rows(B), rows(C)
-        gap, h0 = None if gap is None else gap.contiguous(), None if h0 is None else h0.float().contiguous()
-        return cls(u.contiguous(), dt.contiguous(), A, B, C, D, scale, gap, h0, row_B, row_C, bits(reverse))
+        dt_bias, h0 = (None if v is None else v.float().contiguous() for v in (dt_bias, h0))
+        gap = None if gap is None else gap.contiguous()
+        return cls(u.contiguous(), dt.contiguous(), A, B, C, D, dt_bias, scale, gap, h0, row_B, row_C, bits(reverse))
 
     @property
     def row_scale(self) -> int:
@@ -118,36 +126,36 @@ class Walk(NamedTuple):
         if y.numel():
             with torch.cuda.device_of(y):
                 scan_forward[triton.cdiv(channels, block["BLOCK_E"]), batch, directions](
-                    *(self.u, self.dt, self.A, self.B, self.C, self.D, self.scale, self.gap, self.h0, y, between),
+                    *(self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, self.h0, y, between),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
                 )
         return y, between
 
     def backward(self, grad: Tensor, between: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of u, dt, A, B, C, D, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E) for all directions."""
+        """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E) for all directions."""
         directions, batch, length, channels = self.u.shape
         block = self.block(STATES // 4)
         blocks = triton.cdiv(channels, block["BLOCK_E"])
         scratch = self.A.new_empty(directions * batch * blocks, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
         g_u, g_dt, g_gap = (None if v is None else torch.empty_like(v) for v in (self.u, self.dt, self.gap))
         g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
-        g_h0 = None if self.h0 is None else torch.zeros_like(g_A)
+        g_bias, g_h0 = None if self.dt_bias is None else torch.zeros_like(g_D), None if self.h0 is None else torch.zeros_like(g_A)
         g_B, g_C = (self.A.new_zeros(blocks, *v.shape) for v in (self.B, self.C))
         g_scale = None if self.scale is None else self.A.new_zeros(blocks, directions, batch, length)
         if self.u.numel():
             with torch.cuda.device_of(grad):
                 scan_backward[blocks, batch, directions](
-                    *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.scale, self.gap, between, scratch),
-                    *(g_u, g_dt, g_A, g_B, g_C, g_D, g_scale, g_gap, g_h0),
+                    *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, between, scratch),
+                    *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
                     *(batch, length, channels, self.reverse, 1),
                     **block,
                 )
         if g_scale is not None:
             g_scale = g_scale.sum((0, 1) if self.row_scale else (0, 1, 2))
-        g_h0 = None if g_h0 is None else g_h0.sum(0)
-        return g_u, g_dt, g_A.sum(0), g_B.sum(0), g_C.sum(0), g_D.sum(0), g_scale, g_gap, g_h0
+        g_bias, g_h0 = (None if g is None else g.sum(0) for g in (g_bias, g_h0))
+        return g_u, g_dt, g_A.sum(0), g_B.sum(0), g_C.sum(0), g_D.sum(0), g_bias, g_scale, g_gap, g_h0
 
 
 def gate(y: Tensor, z: Tensor | None) -> Tensor:
@@ -174,8 +182,8 @@ def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
 
 @operator(f"triton_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients)
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, dt, A, B, C, D, z, scale, gap, h0, reverse = inputs
-    walk = Walk.of(u, dt, A, B, C, D, scale, gap, h0, reverse)
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse = inputs
+    walk = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse)
     y, between = walk.forward(keep=True)
     assert between is not None  # it was to be kept
     g_z = None
@@ -190,6 +198,6 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
 
 @operator(f"triton_scan({_SCAN}, bool split) -> Tensor", fake=_out, backward=_scan_backward, constants=1)
 def _scan(*inputs: Any) -> Tensor:
-    u, dt, A, B, C, D, z, scale, gap, h0, reverse, split = inputs
-    y, _ = Walk.of(u, dt, A, B, C, D, scale, gap, h0, reverse).forward()
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse, split = inputs
+    y, _ = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse).forward()
     return y if split else gate(y, z)

@@ -29,9 +29,17 @@ def _token(u, dt, B, C, gap, row, e, n, in_e, in_n, E, row_B, row_C):
 
 
 @triton.jit
-def _steps(dt_t, gap_t, scale, place):
+def _bias(dt_bias, k, e, in_e, E):
+    if dt_bias is None:
+        return 0.0
+    else:
+        return tl.load(dt_bias + k * E + e, mask=in_e, other=0.0)
+
+
+@triton.jit
+def _steps(dt_t, bias_e, gap_t, scale, place):
     """The softplus, its factor, and the elapsed time of one token."""
-    soft, factor = softplus(dt_t.to(tl.float32)), 1.0
+    soft, factor = softplus(dt_t.to(tl.float32) + bias_e), 1.0
     if scale is not None:
         factor = tl.load(scale + place)
     return soft, factor, soft * factor + gap_t
@@ -39,7 +47,7 @@ def _steps(dt_t, gap_t, scale, place):
 
 @triton.jit(do_not_specialize=["one", "row_scale", "batch", "L", "reverse"])
 def scan_forward(
-    u, dt, A, B, C, D, scale, gap, h0, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
+    u, dt, A, B, C, D, dt_bias, scale, gap, h0, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """y (K, B, L, E), and in `between` (K, B, chunks, N, E), where it is given, the state before each chunk of tokens."""
@@ -49,7 +57,7 @@ def scan_forward(
     inside = in_n[:, None] & in_e[None, :]
     parameter = (k * E + e[None, :]) * N + n[:, None] * one
     A_2 = tl.load(A + parameter, mask=inside, other=0.0) * LOG2E  # (N, E): exp2 is the instruction
-    D_e = tl.load(D + k * E + e, mask=in_e, other=0.0)
+    D_e, bias_e = tl.load(D + k * E + e, mask=in_e, other=0.0), _bias(dt_bias, k, e, in_e, E)
     h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     if h0 is not None:
         h += tl.load(h0 + parameter, mask=inside, other=0.0)
@@ -69,7 +77,7 @@ def scan_forward(
                 place = walk.to(tl.int64) * ((L + CHUNK - 1) // CHUNK) + i // CHUNK
                 tl.store(between + (place * N + n[:, None]) * E + e[None, :] * one, h, mask=inside)
         x = u_t.to(tl.float32)
-        soft, factor, elapsed = _steps(dt_t, gap_t, scale, b * row_scale + t)
+        soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
         h = tl.exp2(elapsed[None, :] * A_2) * h + (soft * factor * x)[None, :] * B_t.to(tl.float32)[:, None]
         y_t = tl.sum(h * C_t.to(tl.float32)[:, None], 0) + D_e * x
         tl.store(y + (first + t) * E + e, y_t.to(y.dtype.element_ty), mask=in_e)
@@ -93,14 +101,15 @@ def gate_forward(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit(do_not_specialize=["one", "row_scale", "walk_grad", "batch", "L", "reverse"])
 def scan_backward(
-    grad, u, dt, A, B, C, D, scale, gap, between, scratch, g_u, g_dt, g_A, g_B, g_C, g_D, g_scale, g_gap, g_h0,
+    grad, u, dt, A, B, C, D, dt_bias, scale, gap, between, scratch,
+    g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0,
     row_B, row_C, row_scale, walk_grad, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The gradients from that of y: `grad` (K, B, L, E), or (B, L, E) for all directions. From the last chunk of tokens to the first.
 
     A chunk's states are computed again into `scratch` (programs, CHUNK, N, channels), then its tokens are walked backwards. Sums over
-    the images (A, D, h0: a leading B) and over channels (B, C, scale: a leading axis of channel blocks) are the caller's.
+    the images (A, D, dt_bias, h0: a leading B) and over channels (B, C, scale: a leading axis of channel blocks) are the caller's.
     """
     block, b, k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     e_local, n = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_N)
@@ -109,7 +118,7 @@ def scan_backward(
     inside = in_n[:, None] & in_e[None, :]
     parameter = (k * E + e[None, :]) * N + n[:, None] * one
     A_n = tl.load(A + parameter, mask=inside, other=0.0)  # (N, E)
-    D_e = tl.load(D + k * E + e, mask=in_e, other=0.0)
+    D_e, bias_e = tl.load(D + k * E + e, mask=in_e, other=0.0), _bias(dt_bias, k, e, in_e, E)
     back = (reverse >> k) & 1
     step = 1 - 2 * back
     walk = (k * batch + b).to(tl.int64)
@@ -120,6 +129,7 @@ def scan_backward(
     g_h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)  # of the state that leaves the token in hand
     sum_A = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     sum_D = tl.zeros((BLOCK_E,), tl.float32)
+    sum_bias = tl.zeros((BLOCK_E,), tl.float32)
     for c in range(chunks):
         chunk = chunks - 1 - c
         tokens = tl.minimum(CHUNK, L - chunk * CHUNK)
@@ -128,7 +138,7 @@ def scan_backward(
             tl.store(scratch + mine + j * BLOCK_N * BLOCK_E, h)
             t = start + step * (chunk * CHUNK + j)
             u_t, dt_t, B_t, C_t, gap_t = _token(u, dt, B, C, gap, first + t, e, n, in_e, in_n, E, row_B, row_C)
-            soft, factor, elapsed = _steps(dt_t, gap_t, scale, b * row_scale + t)
+            soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
             h = tl.exp(elapsed[None, :] * A_n) * h + (soft * factor * u_t.to(tl.float32))[None, :] * B_t.to(tl.float32)[:, None]
         tl.debug_barrier()  # a state may have been written by another thread of the program
         for j_from_end in range(tokens):
@@ -138,7 +148,7 @@ def scan_backward(
             u_t, dt_t, B_t, C_t, gap_t = _token(u, dt, B, C, gap, first + t, e, n, in_e, in_n, E, row_B, row_C)
             g_y = tl.load(grad + (k * walk_grad + b).to(tl.int64) * L * E + t * E + e, mask=in_e, other=0.0).to(tl.float32)
             x, B_f, C_f = u_t.to(tl.float32), B_t.to(tl.float32)[:, None], C_t.to(tl.float32)[:, None]
-            soft, factor, elapsed = _steps(dt_t, gap_t, scale, b * row_scale + t)
+            soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
             delta = soft * factor
             decay = tl.exp(elapsed[None, :] * A_n)
             h = decay * before + (delta * x)[None, :] * B_f
@@ -155,7 +165,9 @@ def scan_backward(
             sum_A += g_exponent * elapsed[None, :]
             sum_D += g_y * x
             tl.store(g_u + place, (g_product * delta + g_y * D_e).to(g_u.dtype.element_ty), mask=in_e)
-            tl.store(g_dt + place, (g_delta * factor * sigmoid(dt_t.to(tl.float32))).to(g_dt.dtype.element_ty), mask=in_e)
+            g_dt_t = g_delta * factor * sigmoid(dt_t.to(tl.float32) + bias_e)
+            sum_bias += g_dt_t
+            tl.store(g_dt + place, g_dt_t.to(g_dt.dtype.element_ty), mask=in_e)
             if gap is not None:
                 tl.store(g_gap + place, g_elapsed.to(g_gap.dtype.element_ty), mask=in_e)
             if scale is not None:
@@ -165,5 +177,7 @@ def scan_backward(
     of_image = b * tl.num_programs(2) * E
     tl.store(g_A + of_image.to(tl.int64) * N + parameter, sum_A, mask=inside)
     tl.store(g_D + of_image + k * E + e, sum_D, mask=in_e)
+    if g_bias is not None:
+        tl.store(g_bias + of_image + k * E + e, sum_bias, mask=in_e)
     if g_h0 is not None:
         tl.store(g_h0 + of_image.to(tl.int64) * N + parameter, g_h, mask=inside)

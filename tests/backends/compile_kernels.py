@@ -65,19 +65,19 @@ def main(architecture: int, dtype: torch.dtype) -> None:
     for sizes in (None, (2,) * L):
         u = backend.conv_silu(x, w, b, both, sizes=sizes)
         u.sum().backward()
-    u, dt = u.detach().requires_grad_(), torch.zeros(K, B, L, E)
+    u, dt = u.detach().requires_grad_(), torch.zeros(K, B, L, E, dtype=dtype)
     selected = torch.zeros(K, B, L, 24 + 2 * N, dtype=dtype)
     _, B_t, C_t = selected.split([24, N, N], -1)
     A, skip = -torch.ones(K, E, N), torch.zeros(K, E)
     extras = {"scale": torch.ones(L), "gap": torch.zeros(K, B, L, E), "h0": torch.zeros(K, E, N)}
-    backend.scan(u, dt, A, B_t, C_t, skip, x.detach(), both).sum().backward()
-    backend.scan(u, dt, A, B_t, C_t, skip, None, both, split=True, **extras).sum().backward()
+    backend.scan(u, dt, A, B_t, C_t, skip, x.detach(), both, dt_bias=skip).sum().backward()
+    backend.scan(u, dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras).sum().backward()
     residual, weight = torch.zeros(B, L, D, requires_grad=True), torch.ones(D)
     for h in (None, torch.zeros(B, L, D, dtype=dtype)):
         total, out = backend.add_norm(residual, h, weight, 1e-5, dtype)
         (total.sum() + out.sum()).backward()
     one = u[:, :1].detach()  # a single image: fewer channels a program
-    backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both)
+    backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both, dt_bias=skip)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def forward(
     assert B.shape == C.shape == (batch, groups, A.shape[1], length)
     assert all(v.stride(-1) == 1 or v.shape[-1] == 1 for v in (u, delta, B, C))
     assert D is None or (D.dtype == torch.float32 and D.shape == (channels,))
-    assert z is None and delta_bias is None
+    assert z is None
+    assert delta_bias is None or (delta_bias.dtype == torch.float32 and delta_bias.shape == (channels,) and delta_softplus)
+    if delta_bias is not None:
+        delta = delta.double() + delta_bias[:, None]
     dt = delta.double() if delta_softplus else softplus_inverse(delta)
     as_ours = [v.unflatten(1, (groups, -1)).permute(1, 0, 3, 2) for v in (u.double(), dt)]
     out = reference.scan(
@@ -73,7 +76,9 @@ def backward(
     groups = B.shape[1]
     assert dout.stride(-1) == 1
     assert states.shape == (u.shape[0], u.shape[1], 1, 2 * A.shape[1])
-    assert (z, delta_bias, out, dz, recompute_out_z) == (None, None, None, None, False)
+    assert (z, out, dz, recompute_out_z) == (None, None, None, False)
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
     ours = [v.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).contiguous() for v in (dout, u, delta)]
     grad, x, dt = ours
     step = F.softplus(dt) if delta_softplus else dt
@@ -84,8 +89,9 @@ def backward(
     if D is not None:
         g_u = g_u + D.unflatten(0, (groups, -1))[:, None, None] * grad
     flat = [v.permute(1, 0, 3, 2).flatten(1, 2) for v in (g_u, g_delta)]
+    g_bias = None if delta_bias is None else flat[1].sum((0, 2))
     g_D = None if D is None else (grad * x).sum((1, 2)).flatten()
-    return [*flat, g_A.flatten(0, 1), g_B.permute(1, 0, 3, 2), g_C.permute(1, 0, 3, 2), g_D, None]
+    return [*flat, g_A.flatten(0, 1), g_B.permute(1, 0, 3, 2), g_C.permute(1, 0, 3, 2), g_D, g_bias]
 
 
 def conv_forward(

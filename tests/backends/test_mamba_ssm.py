@@ -33,7 +33,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("reverse", [BOTH, (True, False), (False,), (True,)])
-@pytest.mark.parametrize("optional", [set(), {"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names)))
+@pytest.mark.parametrize(
+    "optional",
+    [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}],
+    ids=lambda names: "+".join(sorted(names)),
+)
 def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
     values = inputs(K=len(reverse), L=6, E=5, N=3, **dict.fromkeys(optional, True)) | {"reverse": reverse}
     check(mamba_ssm.scan(**values), reference.scan(**double(values)))
@@ -41,7 +45,7 @@ def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("optional", [set(), {"scale", "gap", "h0"}], ids=["plain", "all"])
+@pytest.mark.parametrize("optional", [set(), {"dt_bias"}, {"dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"])
 def test_gradients_of_the_scan(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     found, expected = gradients(mamba_ssm.scan, values), gradients(reference.scan, double(values))
@@ -86,7 +90,7 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
 
     scan = (leaf(2, 6, 4), leaf(2, 6, 4), leaf(6, 3), leaf(2, 2, 3, 4), leaf(2, 2, 3, 4))
     for D in (leaf(6), None):
-        torch.library.opcheck(torch.ops.stm.mamba_scan.default, (*scan, D, True, ""))
+        torch.library.opcheck(torch.ops.stm.mamba_scan.default, (*scan, D, D, True, ""))
     torch.library.opcheck(torch.ops.stm.mamba_conv.default, (leaf(2, 6, 4), leaf(6, 3), leaf(6), ""))
 
 

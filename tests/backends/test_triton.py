@@ -1,7 +1,6 @@
 """The Triton backend against the definition (stm/scan.py) in float64, values and gradients, on ordinary and extreme inputs.
 
-On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), which takes milliseconds a token: the shapes are
-tiny.
+On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), at milliseconds a token: shapes are tiny.
 """
 
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from stm.backends import Backend, triton_conv, triton_scan  # noqa: E402
 from stm.backends import triton as backend  # noqa: E402
 
 SPANS = (1, 2, 4, 7, 1, 3)
-OPTIONAL: list[set[str]] = [set(), {"scale"}, {"gap"}, {"h0"}, {"scale", "gap", "h0"}]
+OPTIONAL: list[set[str]] = [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}]
 
 
 def there(values: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def test_large_batches_give_a_program_more_channels() -> None:
         meta = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in inputs(K=2, batch=1, L=1, E=E, N=N).items()}
         for name in ("u", "dt", "B", "C"):
             meta[name] = meta[name].expand(-1, batch, -1, -1)
-        walk = triton_scan.Walk.of(*(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, BOTH)
+        walk = triton_scan.Walk.of(*(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, None, BOTH)
         return walk.block(triton_scan.STATES)["BLOCK_E"]
 
     assert [block(batch) for batch in (1, 8, 16, 128)] == [8, 8, 16, 64]
@@ -77,7 +76,7 @@ def test_large_batches_give_a_program_more_channels() -> None:
 
 
 @pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(sorted(names)))
-def test_scan_with_scale_gap_and_h0(optional: set[str]) -> None:
+def test_scan_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     check(backend.scan(**there(values)), reference.scan(**double(values)))
     if "scale" in optional:
@@ -230,8 +229,8 @@ def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
 
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
-    values = there(inputs(L=1, E=2, N=1, batch=1, scale=True, gap=True, h0=True))
-    tensors = [values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "scale", "gap", "h0")]
+    values = there(inputs(L=1, E=2, N=1, batch=1, dt_bias=True, scale=True, gap=True, h0=True))
+    tensors = [values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")]
     torch.library.opcheck(torch.ops.stm.triton_scan.default, (*tensors, list(BOTH), False))
     conv = there(conv_inputs(L=2, E=2, W=2))
     leaves = [conv[name].contiguous().requires_grad_() for name in ("x", "w", "b")]
