@@ -48,3 +48,13 @@ def check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
     """A kernel would read past the end."""
     if v is not None and v.shape != torch.Size(shape):
         raise UsageError(f"{name} is {tuple(v.shape)}, expected {tuple(shape)}")
+
+
+def blocks(length: int, block: int) -> int:
+    """How many blocks cover a length. (triton.cdiv, made for kernels too, takes a hundred times as long.)"""
+    return -(-length // block)
+
+
+def power_of_two(length: int) -> int:
+    """The smallest that is not less."""
+    return 1 << max(0, length - 1).bit_length()

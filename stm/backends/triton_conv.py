@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm.backends.operators import operator
-from stm.backends.triton_common import bits, check, rows, sigmoid
+from stm.backends.triton_common import bits, blocks, check, rows, sigmoid
 from stm.errors import UsageError
 
 BLOCK_L, BLOCK_E = 16, 64  # a tile's tokens and channels
@@ -146,7 +146,7 @@ def _gradients(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, *others: Any) -> l
 def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     x, w, b, distances, shares, row_x, reverse, block = _arrange(*inputs)
     (batch, length, channels), directions = x.shape, w.shape[0]
-    grid = triton.cdiv(channels, BLOCK_E), triton.cdiv(length, BLOCK_L), batch
+    grid = blocks(channels, BLOCK_E), blocks(length, BLOCK_L), batch
     g_x = x.new_zeros(x.shape)
     g_w, g_b = (v.new_zeros(grid[2], grid[1], block["REPEATS"], *v.shape) for v in (w, b))
     if x.numel():
@@ -165,7 +165,7 @@ def _conv(*inputs: Any) -> Tensor:
     batch, length, channels = x.shape
     out = _out(*inputs)
     if out.numel():
-        grid = triton.cdiv(channels, BLOCK_E), triton.cdiv(length, BLOCK_L), w.shape[0] * batch
+        grid = blocks(channels, BLOCK_E), blocks(length, BLOCK_L), w.shape[0] * batch
         with torch.cuda.device_of(x):
             conv_forward[grid](x, w, b, distances, shares, out, row_x, batch, length, channels, reverse, **block)
     return out

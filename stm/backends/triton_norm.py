@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stm.backends.operators import operator
-from stm.backends.triton_common import check, rows
+from stm.backends.triton_common import check, power_of_two, rows
 
 PROGRAMS = 512  # of the backward pass: each sums the weight's gradient over its rows
 
@@ -106,5 +106,5 @@ def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: to
 
 
 def _block(x: Tensor) -> dict[str, int]:
-    block = triton.next_power_of_2(x.shape[-1])
+    block = power_of_two(x.shape[-1])
     return {"BLOCK": block, "num_warps": max(1, min(8, block // 256))}

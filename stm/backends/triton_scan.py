@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from stm.backends.operators import operator
-from stm.backends.triton_common import bits, check, rows
+from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
 from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
 
 STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
@@ -109,9 +108,9 @@ class Walk(NamedTuple):
         """The compile-time sizes, for threads that hold at most so many states."""
         directions, batch, _, channels = self.u.shape
         N = self.A.shape[-1]
-        block_n = triton.next_power_of_2(N)
-        block_e = max(1, min(64, 32 * states // block_n, triton.next_power_of_2(channels)))
-        while block_e > 8 and directions * batch * triton.cdiv(channels, block_e) < PROGRAMS:
+        block_n = power_of_two(N)
+        block_e = max(1, min(64, 32 * states // block_n, power_of_two(channels)))
+        while block_e > 8 and directions * batch * blocks(channels, block_e) < PROGRAMS:
             block_e //= 2
         return {"N": N, "BLOCK_N": block_n, "BLOCK_E": block_e, "CHUNK": CHUNK, "num_warps": 1}
 
@@ -122,10 +121,10 @@ class Walk(NamedTuple):
         y = torch.empty_like(self.u)
         between = None
         if keep:
-            between = self.A.new_empty(directions, batch, triton.cdiv(length, CHUNK), block["N"], channels)
+            between = self.A.new_empty(directions, batch, blocks(length, CHUNK), block["N"], channels)
         if y.numel():
             with torch.cuda.device_of(y):
-                scan_forward[triton.cdiv(channels, block["BLOCK_E"]), batch, directions](
+                scan_forward[blocks(channels, block["BLOCK_E"]), batch, directions](
                     *(self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, self.h0, y, between),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
@@ -136,16 +135,16 @@ class Walk(NamedTuple):
         """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E) for all directions."""
         directions, batch, length, channels = self.u.shape
         block = self.block(STATES // 4)
-        blocks = triton.cdiv(channels, block["BLOCK_E"])
-        scratch = self.A.new_empty(directions * batch * blocks, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
+        count = blocks(channels, block["BLOCK_E"])
+        scratch = self.A.new_empty(directions * batch * count, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
         g_u, g_dt, g_gap = (None if v is None else torch.empty_like(v) for v in (self.u, self.dt, self.gap))
         g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
         g_bias, g_h0 = None if self.dt_bias is None else torch.zeros_like(g_D), None if self.h0 is None else torch.zeros_like(g_A)
-        g_B, g_C = (self.A.new_zeros(blocks, *v.shape) for v in (self.B, self.C))
-        g_scale = None if self.scale is None else self.A.new_zeros(blocks, directions, batch, length)
+        g_B, g_C = (self.A.new_zeros(count, *v.shape) for v in (self.B, self.C))
+        g_scale = None if self.scale is None else self.A.new_zeros(count, directions, batch, length)
         if self.u.numel():
             with torch.cuda.device_of(grad):
-                scan_backward[blocks, batch, directions](
+                scan_backward[count, batch, directions](
                     *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, between, scratch),
                     *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
@@ -165,9 +164,9 @@ def gate(y: Tensor, z: Tensor | None) -> Tensor:
     z, row_z = (None, 0) if z is None else rows(z)
     out = y.new_empty(y.shape[1:])
     if out.numel():
-        block = min(1024, triton.next_power_of_2(channels))
+        block = min(1024, power_of_two(channels))
         with torch.cuda.device_of(y):
-            gate_forward[batch * length, triton.cdiv(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
+            gate_forward[batch * length, blocks(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
     return out
 
 

@@ -16,16 +16,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _token(u, dt, B, C, gap, row, e, n, in_e, in_n, E, row_B, row_C):
-    """One token as it is stored: its input, Delta before its softplus, B, C and gap."""
+def _channels(u, dt, gap, scale, row, place, e, in_e, E):
+    """A token's channels as they are stored: its input, Delta before bias and softplus, its factor, and gap."""
     u_t = tl.load(u + row * E + e, mask=in_e, other=0.0)
     dt_t = tl.load(dt + row * E + e, mask=in_e, other=0.0)
-    B_t = tl.load(B + row * row_B + n, mask=in_n, other=0.0)
-    C_t = tl.load(C + row * row_C + n, mask=in_n, other=0.0)
-    gap_t = 0.0
+    factor, gap_t = 1.0, 0.0
+    if scale is not None:
+        factor = tl.load(scale + place)
     if gap is not None:
-        gap_t = tl.load(gap + row * E + e, mask=in_e, other=0.0).to(tl.float32)
-    return u_t, dt_t, B_t, C_t, gap_t
+        gap_t = tl.load(gap + row * E + e, mask=in_e, other=0.0)
+    return u_t, dt_t, factor, gap_t
+
+
+@triton.jit
+def _states(B, C, row, n, in_n, row_B, row_C):
+    """A token's B and C as they are stored."""
+    return tl.load(B + row * row_B + n, mask=in_n, other=0.0), tl.load(C + row * row_C + n, mask=in_n, other=0.0)
 
 
 @triton.jit
@@ -37,12 +43,11 @@ def _bias(dt_bias, k, e, in_e, E):
 
 
 @triton.jit
-def _steps(dt_t, bias_e, gap_t, scale, place):
-    """The softplus, its factor, and the elapsed time of one token."""
-    soft, factor = softplus(dt_t.to(tl.float32) + bias_e), 1.0
-    if scale is not None:
-        factor = tl.load(scale + place)
-    return soft, factor, soft * factor + gap_t
+def _steps(u_t, dt_t, factor, gap_t, bias_e):
+    """The input, the softplus and the elapsed time of a token."""
+    soft = softplus(dt_t.to(tl.float32) + bias_e)
+    elapsed = soft * factor
+    return u_t.to(tl.float32), soft, elapsed + gap_t
 
 
 @triton.jit(do_not_specialize=["one", "row_scale", "batch", "L", "reverse"])
@@ -66,22 +71,29 @@ def scan_forward(
     walk = k * batch + b  # of all walks
     first = walk.to(tl.int64) * L
     t = back * (L - 1)
-    u_next, dt_next, B_next, C_next, gap_next = _token(u, dt, B, C, gap, first + t, e, n, in_e, in_n, E, row_B, row_C)
+    # In a turn of the loop, the channels of the token after the next are on their way, as are B and C of the next, whose step is being
+    # computed, while this one's states are: three chains that do not wait for each other. After the last token it is the last again.
+    ahead = t + tl.where(L > 1, step, 0)
+    u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + t, b * row_scale + t, e, in_e, E)
+    x, soft, elapsed = _steps(u_t, dt_t, factor, gap_t, bias_e)
+    x_in = soft * factor * x
+    u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + ahead, b * row_scale + ahead, e, in_e, E)
+    B_t, C_t = _states(B, C, first + t, n, in_n, row_B, row_C)
     for i in range(L):
-        u_t, dt_t, B_t, C_t, gap_t = u_next, dt_next, B_next, C_next, gap_next
-        # The next token is on its way while this one is computed; after the last one it is the last one again.
-        ahead = t + tl.where(i + 1 < L, step, 0)
-        u_next, dt_next, B_next, C_next, gap_next = _token(u, dt, B, C, gap, first + ahead, e, n, in_e, in_n, E, row_B, row_C)
+        further = ahead + tl.where(i + 2 < L, step, 0)
+        u_f, dt_f, factor_f, gap_f = _channels(u, dt, gap, scale, first + further, b * row_scale + further, e, in_e, E)
+        B_a, C_a = _states(B, C, first + ahead, n, in_n, row_B, row_C)
+        x_a, soft_a, elapsed_a = _steps(u_t, dt_t, factor, gap_t, bias_e)
         if between is not None:  # noqa: SIM102 - known when it is compiled, the other one is not
             if i % CHUNK == 0:
                 place = walk.to(tl.int64) * ((L + CHUNK - 1) // CHUNK) + i // CHUNK
                 tl.store(between + (place * N + n[:, None]) * E + e[None, :] * one, h, mask=inside)
-        x = u_t.to(tl.float32)
-        soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
-        h = tl.exp2(elapsed[None, :] * A_2) * h + (soft * factor * x)[None, :] * B_t.to(tl.float32)[:, None]
+        h = tl.exp2(elapsed[None, :] * A_2) * h + x_in[None, :] * B_t.to(tl.float32)[:, None]
         y_t = tl.sum(h * C_t.to(tl.float32)[:, None], 0) + D_e * x
         tl.store(y + (first + t) * E + e, y_t.to(y.dtype.element_ty), mask=in_e)
-        t = ahead
+        x, x_in, elapsed, B_t, C_t = x_a, soft_a * factor * x_a, elapsed_a, B_a, C_a
+        u_t, dt_t, factor, gap_t = u_f, dt_f, factor_f, gap_f
+        t, ahead = ahead, further
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -137,18 +149,20 @@ def scan_backward(
         for j in range(tokens):
             tl.store(scratch + mine + j * BLOCK_N * BLOCK_E, h)
             t = start + step * (chunk * CHUNK + j)
-            u_t, dt_t, B_t, C_t, gap_t = _token(u, dt, B, C, gap, first + t, e, n, in_e, in_n, E, row_B, row_C)
-            soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
-            h = tl.exp(elapsed[None, :] * A_n) * h + (soft * factor * u_t.to(tl.float32))[None, :] * B_t.to(tl.float32)[:, None]
+            u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + t, b * row_scale + t, e, in_e, E)
+            B_t, _ = _states(B, C, first + t, n, in_n, row_B, row_C)
+            x, soft, elapsed = _steps(u_t, dt_t, factor, gap_t, bias_e)
+            h = tl.exp(elapsed[None, :] * A_n) * h + (soft * factor * x)[None, :] * B_t.to(tl.float32)[:, None]
         tl.debug_barrier()  # a state may have been written by another thread of the program
         for j_from_end in range(tokens):
             j = tokens - 1 - j_from_end
             before = tl.load(scratch + mine + j * BLOCK_N * BLOCK_E)
             t = start + step * (chunk * CHUNK + j)
-            u_t, dt_t, B_t, C_t, gap_t = _token(u, dt, B, C, gap, first + t, e, n, in_e, in_n, E, row_B, row_C)
+            u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + t, b * row_scale + t, e, in_e, E)
+            B_t, C_t = _states(B, C, first + t, n, in_n, row_B, row_C)
             g_y = tl.load(grad + (k * walk_grad + b).to(tl.int64) * L * E + t * E + e, mask=in_e, other=0.0).to(tl.float32)
-            x, B_f, C_f = u_t.to(tl.float32), B_t.to(tl.float32)[:, None], C_t.to(tl.float32)[:, None]
-            soft, factor, elapsed = _steps(dt_t, bias_e, gap_t, scale, b * row_scale + t)
+            B_f, C_f = B_t.to(tl.float32)[:, None], C_t.to(tl.float32)[:, None]
+            x, soft, elapsed = _steps(u_t, dt_t, factor, gap_t, bias_e)
             delta = soft * factor
             decay = tl.exp(elapsed[None, :] * A_n)
             h = decay * before + (delta * x)[None, :] * B_f

@@ -62,22 +62,22 @@ def main(architecture: int, dtype: torch.dtype) -> None:
     x = torch.zeros(B, L, 2 * E, dtype=dtype)[..., :E].requires_grad_()  # half of what in_proj gives, as z
     w, b = torch.zeros(K, E, 4, requires_grad=True), torch.zeros(K, E, requires_grad=True)
     both = (False, True)
-    for sizes in (None, (2,) * L):
-        u = backend.conv_silu(x, w, b, both, sizes=sizes)
-        u.sum().backward()
-    u, dt = u.detach().requires_grad_(), torch.zeros(K, B, L, E, dtype=dtype)
-    selected = torch.zeros(K, B, L, 24 + 2 * N, dtype=dtype)
-    _, B_t, C_t = selected.split([24, N, N], -1)
+    with torch.no_grad():  # what a dense model runs
+        u = backend.conv_silu(x, w, b, both)
+    backend.conv_silu(x, w, b, both, sizes=(2,) * L).sum().backward()
+    dt = torch.zeros(K, B, L, E, dtype=dtype)
+    _, B_t, C_t = torch.zeros(K, B, L, 24 + 2 * N, dtype=dtype).split([24, N, N], -1)
     A, skip = -torch.ones(K, E, N), torch.zeros(K, E)
+    backend.scan(u, dt, A, B_t, C_t, skip, x.detach(), both, dt_bias=skip)
+    one = u[:, :1]  # of a single image: fewer channels a program
+    backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both, dt_bias=skip, split=True)
     extras = {"scale": torch.ones(L), "gap": torch.zeros(K, B, L, E), "h0": torch.zeros(K, E, N)}
-    backend.scan(u, dt, A, B_t, C_t, skip, x.detach(), both, dt_bias=skip).sum().backward()
-    backend.scan(u, dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras).sum().backward()
+    backend.scan(u.requires_grad_(), dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras).sum().backward()
     residual, weight = torch.zeros(B, L, D, requires_grad=True), torch.ones(D)
-    for h in (None, torch.zeros(B, L, D, dtype=dtype)):
-        total, out = backend.add_norm(residual, h, weight, 1e-5, dtype)
-        (total.sum() + out.sum()).backward()
-    one = u[:, :1].detach()  # a single image: fewer channels a program
-    backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both, dt_bias=skip)
+    with torch.no_grad():
+        backend.add_norm(residual, None, weight, 1e-5, dtype)
+    total, out = backend.add_norm(residual, torch.zeros(B, L, D, dtype=dtype), weight, 1e-5, dtype)
+    (total.sum() + out.sum()).backward()
 
 
 if __name__ == "__main__":

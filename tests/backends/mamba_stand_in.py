@@ -1,6 +1,6 @@
 """Stand-ins for mamba-ssm's and causal-conv1d's kernels, which need a GPU.
 
-They have the signatures of mamba-ssm 2.3.2 (csrc/selective_scan/selective_scan.cpp) and causal-conv1d 1.7
+They have the signatures of mamba-ssm 2.3.2.post1 (csrc/selective_scan/selective_scan.cpp) and causal-conv1d 1.5.2 to 1.7.0
 (causal_conv1d/cpp_functions.py), refuse what those refuse, and compute with the definition (stm/scan.py).
 """
 
