@@ -41,7 +41,7 @@ from stm.reports import (
 from stm.resolve import From, find_default, model_of, name_of, open_model
 
 NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
-OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "matplotlib")
+OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib")
 
 
 def compress(
@@ -231,7 +231,7 @@ def predict(
 def environment() -> EnvReport:
     """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
     device = pick()
-    found = {name: backends.status(name, device.type) for name in backends.ORDER}
+    found = {name: backends.status(name, device.type) for name in backends.NAMES}
     chosen = backends.choose(device=device.type)
     cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
     here = environment_at(device, dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)

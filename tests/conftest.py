@@ -1,16 +1,21 @@
 """What all tests share."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 # The same examples on every run, and no time limit on one: a busy machine must not fail a test.
 settings.register_profile("stm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stm")
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU, slowly
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

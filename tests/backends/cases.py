@@ -46,3 +46,11 @@ def check(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     assert torch.isfinite(got).all()
     error = (got.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
     assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def gradients(function: Any, values: dict[str, Any]) -> dict[str, Tensor]:
+    """Of a fixed random projection of the output, with respect to every tensor."""
+    leaves = {name: v.clone().requires_grad_() for name, v in values.items() if isinstance(v, Tensor)}
+    out = function(**values | leaves)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out.dtype)
+    return dict(zip(leaves, torch.autograd.grad((out * weights).sum(), list(leaves.values())), strict=True))

@@ -4,23 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from stm import backends
 from stm import scan as reference
 from stm.backends import blocked, conv
-from stm.errors import BackendError
-from tests.backends.cases import check, double, inputs
+from tests.backends.cases import check, double, gradients, inputs
 
 SPANS = (1, 2, 4, 7, 1, 3)
-
-
-def gradients(function: Any, values: dict[str, Any]) -> dict[str, Tensor]:
-    """Of a fixed random projection of the output, with respect to every tensor."""
-    leaves = {name: v.clone().requires_grad_() for name, v in values.items() if isinstance(v, Tensor)}
-    out = function(**values | leaves)
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(out.dtype)
-    return dict(zip(leaves, torch.autograd.grad((out * weights).sum(), list(leaves.values())), strict=True))
 
 
 @pytest.mark.parametrize("L", [1, 2, 19, 33])
@@ -61,14 +50,6 @@ def test_convolution_and_its_gradients(sizes: tuple[int, ...] | None) -> None:
     found, expected = gradients(conv.conv_silu, values), gradients(reference.conv_silu, values)
     for name in expected:
         check(found[name], expected[name], 1e-12)
-
-
-def test_auto_passes_over_what_a_device_cannot_use_and_says_so() -> None:
-    chosen = backends.choose(device="cuda")
-    assert chosen.name == "blocked"
-    assert chosen.fallbacks == ("native is not available: it is for processors, not for cuda",)
-    with pytest.raises(BackendError, match="native is not available: it is for processors"):
-        backends.choose("native", device="cuda")
 
 
 def test_the_operators_hold_what_torch_asks_of_them() -> None:

@@ -1,0 +1,375 @@
+"""Everything that is to be known of a GPU, in one call of under eight minutes.
+
+    python benchmarks/gpu.py --out results
+
+Whole models with random weights, dense and compressed, eager and as CUDA graphs, against mamba-ssm's kernels in the same run where they
+are installed; the kernels alone; a training step; a profile of what remains. What is compared is interleaved. Writes gpu.json, and
+gpu.md for people. A section that the time does not suffice for is left out and named. Before it: pytest -m gpu.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import statistics
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import stm
+from stm import backends
+from stm.config import Config, ModelConfig, dense_schedule
+from stm.initialize import initialize
+from stm.measure.environment import environment
+from stm.model import ViM
+
+SIZES = {"ViM-Ti": 192, "ViM-S": 384, "ViM-B": 768}  # d_model
+BATCHES = (1, 8, 128)
+DTYPES = ("float32", "bfloat16")
+RATE = 0.4
+ROUNDS = 15
+RESERVED = 150  # seconds that the whole models leave to the rest
+BOTH = (False, True)
+Run = Callable[[], Any]
+
+
+class Clock:
+    """Times on a device; CUDA's by its own events."""
+
+    def __init__(self, device: torch.device, limit: float) -> None:
+        self.device, self.end = device, time.monotonic() + limit
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def once(self, run: Run, times: int) -> float:
+        """Milliseconds of one of so many runs in a row."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            for _ in range(times):
+                run()
+            return (time.perf_counter() - start) * 1e3 / times
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(times):
+            run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / times
+
+    def compare(self, runs: dict[str, Run]) -> dict[str, dict[str, float]]:
+        """Median and quartiles of each in milliseconds, taken in turns."""
+        for run in runs.values():
+            self.once(run, 2)  # compiles, tunes and allocates
+        times = {name: max(1, min(50, int(5 / self.once(run, 1)))) for name, run in runs.items()}  # 5 ms a sample, for the events' sake
+        samples: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(ROUNDS):
+            for name, run in runs.items():
+                samples[name].append(self.once(run, times[name]))
+        rows = {}
+        for name, values in samples.items():
+            low, median, high = statistics.quantiles(values, n=4)
+            rows[name] = {"ms": median, "ms_low": low, "ms_high": high}
+        return rows
+
+
+def vim(d_model: int, dtype: str, backend: str, device: torch.device) -> ViM:
+    shape = ModelConfig(d_model=d_model, depth=24, dt_rank=-(-d_model // 16))
+    config = Config(model=shape, num_classes=1000, schedule=dense_schedule(shape))
+    model = initialize(ViM(config, backends.choose(backend, device.type)), seed=0)
+    return model.cast(dtype).requires_grad_(False).to(device).eval()
+
+
+def captured(run: Run) -> Run:
+    """The same work as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def activations(run: Run, device: torch.device) -> int | None:
+    """The most memory that a run holds at once beyond what was held before."""
+    if device.type != "cuda":
+        return None
+    run()  # what is allocated once is not its own
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def gemms(model: ViM, batch: int) -> Run:
+    """The matrix products of the blocks alone, every token."""
+    shape, mixer = model.config.model, model.blocks[0].mixer
+    weight = mixer.in_proj.weight
+    tokens = torch.zeros(batch * shape.tokens, shape.d_model, dtype=weight.dtype, device=weight.device)
+    inner = torch.zeros(2, batch * shape.tokens, shape.d_inner, dtype=weight.dtype, device=weight.device)
+
+    def run() -> None:
+        for _ in range(shape.depth):
+            F.linear(tokens, mixer.in_proj.weight)
+            selected = torch.bmm(inner, mixer.x_proj_weight.mT)
+            torch.bmm(selected[..., : shape.dt_rank], mixer.dt_proj_weight.mT)
+            F.linear(inner[0], mixer.out_proj.weight)
+
+    return run
+
+
+@torch.inference_mode()
+def whole_models(clock: Clock, names: list[str], sizes: dict[str, int], batches: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row a model, batch, dtype and variant: dense and compressed with the first backend, dense with the others."""
+    rows, missing = [], []
+    device = clock.device
+    for dtype in DTYPES:
+        for size, d_model in sizes.items():
+            models = {f"dense, {name}": vim(d_model, dtype, name, device) for name in names}
+            first = models[f"dense, {names[0]}"]
+            models = {f"compressed, {names[0]}": stm.compress(first, rate=RATE)} | models
+            for batch in batches:
+                if clock.left < RESERVED:
+                    missing.append(f"{size}, batch {batch}, {dtype}: out of time")
+                    continue
+                images = torch.randn(batch, 3, 224, 224, device=device)
+                runs: dict[str, Run] = {f"{name}, eager": lambda m=m, x=images: m(x) for name, m in models.items()}
+                peaks = {name: activations(run, device) for name, run in runs.items()}
+                if device.type == "cuda":
+                    runs |= {f"{name}, graph": captured(lambda m=m, x=images: m(x)) for name, m in models.items()}
+                runs["GEMMs alone"] = gemms(first, batch)
+                for variant, row in clock.compare(runs).items():
+                    peak = peaks.get(variant)
+                    rows.append({"model": size, "batch": batch, "dtype": dtype, "variant": variant, **row, "activation_bytes": peak})
+    return rows, missing
+
+
+def scan_inputs(batch: int, length: int, E: int, N: int, R: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What a block hands to the scan."""
+    g = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=device)
+
+    _, B, C = normal(2, batch, length, R + 2 * N).to(dtype).split([R, N, N], -1)
+    z = normal(batch, length, 2 * E).to(dtype)[..., E:]
+    return {
+        "u": normal(2, batch, length, E).to(dtype),
+        "dt": normal(2, batch, length, E).to(dtype),
+        "dt_bias": normal(2, E) - 4,
+        "A": -torch.arange(1, N + 1, device=device).float().expand(2, E, N).contiguous(),
+        "B": B,
+        "C": C,
+        "D": normal(2, E),
+        "z": z,
+        "reverse": BOTH,
+    }
+
+
+@torch.inference_mode()
+def kernels_alone(
+    clock: Clock, names: list[str], d_model: int, batches: Sequence[int], lengths: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The scan, the convolution and the norm of ViM-S, by tokens: with every backend, and mamba-ssm's own calls on its own layout."""
+    rows, missing = [], []
+    E, N, R = 2 * d_model, 16, -(-d_model // 16)
+    for dtype in (torch.bfloat16, torch.float32):
+        for batch in batches:
+            for length in lengths:
+                if clock.left < 45:
+                    missing.append(f"kernels at batch {batch}, {length} tokens, {dtype}: out of time")
+                    continue
+                values = scan_inputs(batch, length, E, N, R, dtype, clock.device)
+                x, w, b = values["z"], torch.randn(2, E, 4, device=clock.device), torch.zeros(2, E, device=clock.device)
+                spans = (2,) * length
+                stream, h = torch.randn(2, batch, length, d_model, device=clock.device)
+                h = h.to(dtype)
+                runs: dict[str, Run] = {}
+                for name in names:
+                    chosen = backends.choose(name, clock.device.type)
+                    runs[f"scan, {name}"] = lambda c=chosen, v=values: c.scan(**v)
+                    runs[f"convolution, {name}"] = lambda c=chosen, x=x, w=w, b=b: c.conv_silu(x, w, b, BOTH)
+                    runs[f"span convolution, {name}"] = lambda c=chosen, x=x, w=w, b=b, s=spans: c.conv_silu(x, w, b, BOTH, sizes=s)
+                    runs[f"add and norm, {name}"] = lambda c=chosen, s=stream, h=h, d=dtype: c.add_norm(s, h, s[0, 0], 1e-5, d)
+                if "mamba_ssm" in names:
+                    runs |= mamba_alone(values, x, w, b)
+                if "triton" in names:
+                    runs |= scan_blocks(values)
+                for variant, row in clock.compare(runs).items():
+                    rows.append({"what": variant, "batch": batch, "tokens": length, "dtype": str(dtype).removeprefix("torch."), **row})
+    return rows, missing
+
+
+def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict[str, Run]:
+    """selective_scan_cuda and causal-conv1d, both directions in one call, their inputs laid out beforehand and the gate left out."""
+    from stm.backends import mamba_ssm as m
+
+    kernels, dtype = m._kernels(""), values["u"].dtype
+    u, dt = (m._side_by_side(values[name].to(dtype), BOTH) for name in ("u", "dt"))
+    B, C = (m._side_by_side(values[name], BOTH).unflatten(1, (2, -1)) for name in ("B", "C"))
+    A, D, bias = values["A"].flatten(0, 1), values["D"].flatten(), values["dt_bias"].flatten()
+    both = m._side_by_side([x, x], BOTH)
+    return {
+        "scan, mamba-ssm's call alone": lambda: kernels.scan(u, dt, A, B, C, D, None, bias, True),
+        "convolution, causal-conv1d's call alone": lambda: kernels.conv(both, w.flatten(0, 1), b.flatten(), None, None, None, True),
+    }
+
+
+def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
+    """Our scan's kernel alone, for each number of channels a program: what the backend's own choice is to be judged by."""
+    from stm.backends.triton_scan import CHUNK, Walk
+
+    walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, None, BOTH)
+    sizes = {"N": 16, "BLOCK_N": 16, "CHUNK": CHUNK, "num_warps": 1}
+    return {
+        f"scan's kernel, {channels} channels a program": lambda s=sizes | {"BLOCK_E": channels}: walk.forward(block=s)
+        for channels in (4, 8, 16, 32, 64)
+    }
+
+
+def training(clock: Clock, names: list[str], d_model: int, batch: int) -> list[dict[str, Any]]:
+    """Forward and backward of a model of four blocks: what recovery and training cost."""
+    rows = []
+    for dtype in ("bfloat16", "float32"):
+        runs: dict[str, Run] = {}
+        for name in names:
+            shape = ModelConfig(d_model=d_model, depth=4, dt_rank=-(-d_model // 16))
+            config = Config(model=shape, num_classes=1000, schedule=dense_schedule(shape))
+            model = initialize(ViM(config, backends.choose(name, clock.device.type))).cast(dtype).to(clock.device)
+            images = torch.randn(batch, 3, 224, 224, device=clock.device)
+
+            def step(model: ViM = model, images: Tensor = images) -> None:
+                model(images).square().mean().backward()
+
+            runs[f"forward and backward, {name}"] = step
+        rows += [{"what": name, "batch": batch, "dtype": dtype, **row} for name, row in clock.compare(runs).items()]
+    return rows
+
+
+@torch.inference_mode()
+def profile(clock: Clock, backend: str, d_model: int, batch: int) -> dict[str, dict[str, float]]:
+    """Where the device's time goes, as milliseconds a forward by kernel: dense and compressed, bf16."""
+    from torch.profiler import ProfilerActivity
+
+    shares: dict[str, dict[str, float]] = {}
+    dense = vim(d_model, "bfloat16", backend, clock.device)
+    images = torch.randn(batch, 3, 224, 224, device=clock.device)
+    for variant, model in (("dense", dense), ("compressed", stm.compress(dense, rate=RATE))):
+        model(images)
+        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as recorded:
+            for _ in range(3):
+                model(images)
+            torch.cuda.synchronize()
+        total: dict[str, float] = defaultdict(float)
+        for event in recorded.key_averages():
+            total[event.key[:80]] += event.self_device_time_total / 3e3
+        shares[variant] = {name: ms for name, ms in sorted(total.items(), key=lambda item: -item[1]) if ms > 0}
+    return shares
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The card, its driver and the day."""
+    about: dict[str, Any] = dataclasses.asdict(environment(device, dtype="", backend=""))
+    about |= {"date": datetime.date.today().isoformat(), "cuda": torch.version.cuda, "driver": None}
+    for name in ("triton", "mamba_ssm"):
+        about[name] = backends.status(name, device.type)[1]
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader", f"--id={device.index or 0}"]
+        try:
+            about["driver"] = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            about["driver"] = f"unknown: {error}"
+    return about
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables for people: milliseconds an image for models, a call for kernels."""
+    about = results["machine"]
+    lines = [
+        f"# {about['name']}, {about['date']}",
+        f"Driver, largest clock, power limit: {about['driver']}. torch {about['torch']}, CUDA {about['cuda']}; Triton: {about['triton']}; "
+        f"mamba-ssm: {about['mamba_ssm']}. Medians of {ROUNDS} interleaved samples; random weights; 224 x 224; compressed at {RATE:.0%}.",
+    ]
+    for title, key, row_keys, column in (
+        ("Whole models, ms an image", "models", ("model", "batch", "dtype"), "variant"),
+        ("Kernels of one ViM-S block, ms a call", "kernels", ("dtype", "batch", "tokens"), "what"),
+        ("Four blocks of ViM-S, ms a step", "training", ("dtype", "batch"), "what"),
+    ):
+        rows = results.get(key, [])
+        columns = list(dict.fromkeys(row[column] for row in rows))
+        table: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+        for row in rows:
+            share = row["batch"] if key == "models" else 1
+            table[tuple(str(row[k]) for k in row_keys)][row[column]] = f"{row['ms'] / share:.4f}"
+        if rows:
+            lines += ["", f"## {title}", "| " + " | ".join((*row_keys, *columns)) + " |", "|" + " --- |" * (len(row_keys) + len(columns))]
+            lines += ["| " + " | ".join((*names, *(cells.get(c, "") for c in columns))) + " |" for names, cells in table.items()]
+    for variant, shares in results.get("profile", {}).items():
+        whole = sum(shares.values())
+        lines += [
+            "",
+            f"## Where the time goes: ViM-S, {variant}, bf16, batch {results['profile_batch']}, {whole:.2f} ms",
+            "| kernel | ms | share |",
+        ]
+        lines += ["| --- | --- | --- |", *(f"| {name} | {ms:.3f} | {ms / whole:.1%} |" for name, ms in list(shares.items())[:15])]
+    lines += ["", "## Not measured", *(f"- {sentence}" for sentence in results["not_measured"] or ["Nothing was left out."])]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Measure a GPU.")
+    parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--limit", type=float, default=460, help="seconds")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes: does it run?")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    clock = Clock(device, options.limit)
+    names = [name for name in backends.ORDER if backends.MADE_FOR.get(name) == device.type and backends.status(name, device.type)[0]]
+    results: dict[str, Any] = {"machine": machine(device), "not_measured": []}
+    for name in ("triton", "mamba_ssm"):
+        if name not in names:
+            results["not_measured"].append(f"{name}: {backends.status(name, device.type)[1]}")
+    names = names or ["blocked"]
+    sizes, batches, lengths, width = SIZES, BATCHES, (197, 140, 128, 100), SIZES["ViM-S"]
+    if options.smoke:
+        sizes, batches, lengths, width = {"tiny": 16}, (1,), (5,), 16
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:  # after every section: what has been measured is kept, whatever comes
+        (options.out / "gpu.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+        (options.out / "gpu.md").write_text(markdown(results))
+
+    results["models"], missing = whole_models(clock, names, sizes, batches)
+    results["not_measured"] += missing
+    write()
+    if device.type == "cuda":
+        results["profile_batch"] = max(batches)
+        results["profile"] = profile(clock, names[0], width, max(batches))
+        write()
+    results["kernels"], missing = kernels_alone(clock, names, width, batches, lengths)
+    results["not_measured"] += missing
+    write()
+    if clock.left > 30:
+        results["training"] = training(clock, names, width, 1 if options.smoke else 32)
+    else:
+        results["not_measured"].append("training: out of time")
+    write()
+    print((options.out / "gpu.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

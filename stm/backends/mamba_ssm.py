@@ -1,0 +1,223 @@
+"""mamba-ssm's and causal-conv1d's CUDA kernels: a second opinion, and what to use where there is no Triton.
+
+Both directions are one call: side by side as channels, B and C in two groups, the backward one flipped (these kernels walk forward
+only, tokens innermost; every other backend needs neither flips nor copies). Only `selective_scan_cuda` and causal-conv1d are imported,
+never mamba_ssm itself. Or, opt-in, the same kernels as Hugging Face's `kernels` builds them, of a commit that the user names: it is
+code from the network.
+Sources: state-spaces/mamba, csrc/selective_scan/selective_scan.cpp; Dao-AILab/causal-conv1d, causal_conv1d/cpp_functions.py;
+huggingface/kernels-community, mamba-ssm/torch-ext.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm.backends import conv
+from stm.backends.operators import operator
+from stm.errors import BackendError
+from stm.scan import add_norm, gated, step_sizes
+
+__all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
+
+INSTALL = 'MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "stm-vim[cuda]"'
+REPO = "kernels-community/mamba-ssm"
+INSTALL_HUB = "pip install kernels einops transformers"  # the repository's package imports the last two
+
+
+def status() -> tuple[bool, str]:
+    """Whether the installed kernels can be used, and the reason in words."""
+    try:
+        _kernels("")
+    except BackendError as error:
+        return False, f"{error.message}: {error.hint}"
+    return True, "mamba-ssm's and causal-conv1d's CUDA kernels"
+
+
+def hub_status(revision: str) -> tuple[bool, str]:
+    """Whether kernels of the Hub could be fetched, and the reason in words; nothing is fetched."""
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        return False, f"it is asked for by the commit of {REPO} to fetch and run: kernels@ and its 40 hex digits"
+    missing = [name for name in INSTALL_HUB.split()[2:] if find_spec(name) is None]
+    if missing:
+        return False, f"{', '.join(missing)} not installed: {INSTALL_HUB}"
+    return True, f"{REPO} of the Hub at {revision}"
+
+
+def from_hub(revision: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """`conv_silu`, `scan` and `add_norm` with the Hub's kernels, fetched now.
+
+    Raises:
+        BackendError: they cannot be had.
+    """
+    _kernels(revision)
+    return partial(conv_silu, source=revision), partial(scan, source=revision), add_norm
+
+
+def conv_silu(
+    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None, source: str = ""
+) -> Tensor:
+    """As `stm.scan.conv_silu`. Spans, which causal-conv1d does not know, are torch's."""
+    if sizes is not None:
+        return conv.conv_silu(x, w, b, reverse, sizes=sizes)
+    out: Tensor = _conv(_side_by_side([x] * len(reverse), reverse), w.flatten(0, 1), b.flatten(), source)
+    return _apart(out, reverse)
+
+
+def scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    reverse: tuple[bool, ...],
+    *,
+    dt_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    gap: Tensor | None = None,
+    h0: Tensor | None = None,
+    split: bool = False,
+    source: str = "",
+) -> Tensor:
+    """As `stm.scan.scan`. What the kernel does not know becomes what it does.
+
+    A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much smaller.
+    h0: tokens before the first, one for each state, that inject it.
+    """
+    softplus = scale is None and gap is None and h0 is None
+    delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
+    if gap is not None:
+        elapsed = delta + gap
+        x, delta = u * (delta / elapsed.clamp_min(1e-30)), elapsed
+    if h0 is not None:
+        x, delta, B, C = _with_state(x, delta, A, B, C, h0, reverse)
+    y: Tensor = _scan(
+        *(_side_by_side(v.to(u.dtype), reverse) for v in (x, delta)),
+        A.float().flatten(0, 1),
+        *(_side_by_side(v.to(u.dtype), reverse).unflatten(1, (len(reverse), -1)) for v in (B, C)),
+        None if gap is not None else D.float().flatten(),
+        dt_bias.float().flatten() if softplus and dt_bias is not None else None,
+        softplus,
+        source,
+    )
+    y = _apart(y[..., y.shape[-1] - u.shape[2] :], reverse)  # (K, B, L, E)
+    if gap is not None:
+        y = y + D[:, None, None] * u
+    return (y if split else gated(y, z)).to(u.dtype)
+
+
+def _with_state(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The inputs with N tokens more at the start of each walk: the n-th injects state n alone, and C is 0 there."""
+    _, batch, _, _ = x.shape
+    N = A.shape[-1]
+    step = torch.exp2(torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1)))))  # (K, E): little decay, exact in any dtype
+    later = torch.arange(N - 1, -1, -1, device=A.device)  # of the N tokens, after the n-th
+    inputs = (h0 * torch.exp(-later * step[..., None] * A) / step[..., None]).mT  # (K, N, E)
+
+    def put_first(before: Tensor, v: Tensor) -> Tensor:  # (K, N, X) or (N, X), (K, B, L, X)
+        before = before.to(v.dtype).expand(len(reverse), N, -1)[:, None].expand(-1, batch, -1, -1)
+        return torch.stack([torch.cat([v[k], before[k].flip(1)] if back else [before[k], v[k]], 1) for k, back in enumerate(reverse)])
+
+    one_each, none = torch.eye(N, device=A.device), torch.zeros(N, N, device=A.device)
+    return put_first(inputs, x), put_first(step[:, None], delta), put_first(one_each, B), put_first(none, C)
+
+
+def _side_by_side(v: Tensor | Sequence[Tensor], reverse: Sequence[bool]) -> Tensor:
+    """The directions (K, B, L, X) as channels (B, K X, L), each in walking order."""
+    return torch.cat([(v[k].flip(1) if back else v[k]).mT for k, back in enumerate(reverse)], 1).contiguous()
+
+
+def _apart(v: Tensor, reverse: Sequence[bool]) -> Tensor:
+    """The inverse of `_side_by_side`: (K, B, L, X)."""
+    parts = v.chunk(len(reverse), 1)
+    return torch.stack([part.mT.flip(1) if back else part.mT for part, back in zip(parts, reverse, strict=True)])
+
+
+# The operators, on what mamba-ssm takes: channels-first, in walking order.
+
+_SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, str source"
+_CONV = "Tensor x, Tensor w, Tensor b, str source"
+
+
+def _like_first(first: Tensor, *others: Any) -> Tensor:
+    return first.new_empty(first.shape)
+
+
+def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs if isinstance(v, Tensor)]
+
+
+@operator(f"mamba_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients)
+def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    u, delta, A, B, C, D, bias, softplus, source = inputs
+    kernels = _kernels(source)
+    _, states, *_ = kernels.scan(u, delta, A, B, C, D, None, bias, softplus)
+    grads = kernels.scan_backward(u, delta, A, B, C, D, None, bias, grad.contiguous(), states, None, None, softplus, False)
+    return [g for g, v in zip(grads[:7], inputs[:7], strict=True) if v is not None]
+
+
+@operator(f"mamba_scan({_SCAN}) -> Tensor", fake=_like_first, backward=_scan_backward)
+def _scan(*inputs: Any) -> Tensor:
+    u, delta, A, B, C, D, bias, softplus, source = inputs
+    out: Tensor = _kernels(source).scan(u, delta, A, B, C, D, None, bias, softplus)[0]
+    return out
+
+
+@operator(f"mamba_conv_backward(Tensor grad, {_CONV}) -> Tensor[]", fake=_gradients)
+def _conv_backward(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, source: str) -> list[Tensor]:
+    return list(_kernels(source).conv_backward(x, w, b, grad.contiguous(), None, None, None, None, False, True)[:3])
+
+
+@operator(f"mamba_conv({_CONV}) -> Tensor", fake=_like_first, backward=_conv_backward)
+def _conv(x: Tensor, w: Tensor, b: Tensor, source: str) -> Tensor:
+    out: Tensor = _kernels(source).conv(x, w, b, None, None, None, True)
+    return out
+
+
+class _Kernels(NamedTuple):
+    """selective_scan_cuda's fwd and bwd, and causal_conv1d.cpp_functions's."""
+
+    scan: Callable[..., Any]
+    scan_backward: Callable[..., Any]
+    conv: Callable[..., Any]
+    conv_backward: Callable[..., Any]
+
+
+@cache
+def _kernels(source: str) -> _Kernels:
+    """The kernels that are installed, or those of a commit of the Hub's.
+
+    Raises:
+        BackendError: they are not there.
+    """
+    if source:
+        return _fetch(source)
+    try:
+        import selective_scan_cuda
+        from causal_conv1d import cpp_functions
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error.name} is not installed", INSTALL) from error
+    except (ImportError, OSError) as error:  # built for another torch
+        raise BackendError(f"mamba-ssm cannot be loaded ({error})", INSTALL) from error
+    conv_functions = cpp_functions.causal_conv1d_fwd_function, cpp_functions.causal_conv1d_bwd_function
+    return _Kernels(selective_scan_cuda.fwd, selective_scan_cuda.bwd, *conv_functions)
+
+
+def _fetch(revision: str) -> _Kernels:
+    try:
+        from kernels import get_kernel
+
+        module = get_kernel(REPO, revision=revision)
+        ops, convolution = module._ops.ops, module._causal_conv1d.cpp_functions
+        conv_functions = convolution.causal_conv1d_fwd_function, convolution.causal_conv1d_bwd_function
+        return _Kernels(ops.selective_scan_fwd, ops.selective_scan_bwd, *conv_functions)
+    except Exception as error:  # the network's, the cache's, the loader's and the fetched code's own
+        raise BackendError(f"{REPO} at {revision} cannot be used: {error}", "see the commits that hold a build for your torch") from error

@@ -1,0 +1,110 @@
+"""The pending output's addition to the residual stream, and its RMSNorm, in one pass of Triton over the rows."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stm.backends.operators import operator
+from stm.backends.triton_common import check, power_of_two, rows
+
+PROGRAMS = 512  # of the backward pass: each sums the weight's gradient over its rows
+
+
+def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As `stm.scan.add_norm`."""
+    *total, out = _add_norm(x, h, weight, eps, dtype)
+    return total[0] if total else x, out
+
+
+@triton.jit
+def norm_forward(x, h, weight, total, out, row_x, row_h, D, eps, BLOCK: tl.constexpr):
+    """total = x + h, where h is given, and out, its norm: a program for each row (D)."""
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = d < D
+    v = tl.load(x + row * row_x + d, mask=inside, other=0.0).to(tl.float32)
+    if h is not None:
+        v += tl.load(h + row * row_h + d, mask=inside, other=0.0).to(tl.float32)
+        tl.store(total + row * D + d, v.to(total.dtype.element_ty), mask=inside)
+    scale = tl.rsqrt(tl.sum(v * v, 0) / D + eps)
+    normal = v * scale * tl.load(weight + d, mask=inside, other=0.0)
+    tl.store(out + row * D + d, normal.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def norm_backward(g_total, g_out, x, h, weight, g_x, g_h, g_weight, row_x, row_h, count, D, eps, BLOCK: tl.constexpr):
+    """g_x and g_h, equal but for their dtypes, and g_weight (programs, D), each program's sum over its rows."""
+    first, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    in_d = d < D
+    w = tl.load(weight + d, mask=in_d, other=0.0)
+    sum_weight = tl.zeros((BLOCK,), tl.float32)
+    for done in range(0, count, tl.num_programs(0)):
+        row = first + done
+        inside = in_d & (row < count)
+        place = row * D + d
+        v = tl.load(x + row * row_x + d, mask=inside, other=0.0).to(tl.float32)
+        if h is not None:
+            v += tl.load(h + row * row_h + d, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(v * v, 0) / D + eps)
+        g = tl.load(g_out + place, mask=inside, other=0.0).to(tl.float32)
+        sum_weight += g * v * scale
+        g *= w
+        g_v = scale * (g - v * (scale * scale / D) * tl.sum(g * v, 0))
+        if g_total is not None:
+            g_v += tl.load(g_total + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(g_x + place, g_v.to(g_x.dtype.element_ty), mask=inside)
+        if h is not None:
+            tl.store(g_h + place, g_v.to(g_h.dtype.element_ty), mask=inside)
+    tl.store(g_weight + first * D + d, sum_weight, mask=in_d)
+
+
+# The host's side.
+
+_NORM = "Tensor x, Tensor? h, Tensor weight, float eps, ScalarType dtype"
+
+
+def _out(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> list[Tensor]:
+    out = x.new_empty(x.shape, dtype=dtype)
+    return [out] if h is None else [x.new_empty(x.shape), out]
+
+
+def _gradients(grads: list[Tensor], *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs if isinstance(v, Tensor)]
+
+
+@operator(f"triton_add_norm_backward(Tensor[] grads, {_NORM}) -> Tensor[]", fake=_gradients)
+def _add_norm_backward(grads: list[Tensor], x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> list[Tensor]:
+    *g_total, g_out = (g.contiguous() for g in grads)
+    (x_rows, row_x), (h_rows, row_h) = rows(x), (None, 0) if h is None else rows(h)
+    count, block = x.numel() // max(1, x.shape[-1]), _block(x)
+    g_x, g_h = x.new_empty(x.shape), None if h is None else h.new_empty(h.shape)
+    g_weight = weight.new_zeros(min(PROGRAMS, count), *weight.shape, dtype=torch.float32)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            norm_backward[g_weight.shape[0],](
+                *(g_total[0] if g_total else None, g_out, x_rows, h_rows, weight.contiguous(), g_x, g_h, g_weight),
+                *(row_x, row_h, count, x.shape[-1], eps),
+                **block,
+            )
+    return [g for g in (g_x, g_h, g_weight.sum(0).to(weight.dtype)) if g is not None]
+
+
+@operator(f"triton_add_norm({_NORM}) -> Tensor[]", fake=_out, backward=_add_norm_backward)
+def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> list[Tensor]:
+    check("h", h, x.shape)
+    check("weight", weight, x.shape[-1:])
+    made = _out(x, h, weight, eps, dtype)
+    (x, row_x), (h, row_h) = rows(x), (None, 0) if h is None else rows(h)
+    if x.numel():
+        with torch.cuda.device_of(x):
+            norm_forward[x.numel() // x.shape[-1],](
+                *(x, h, weight.contiguous(), made[0] if h is not None else None, made[-1], row_x, row_h, x.shape[-1], eps), **_block(x)
+            )
+    return made
+
+
+def _block(x: Tensor) -> dict[str, int]:
+    block = power_of_two(x.shape[-1])
+    return {"BLOCK": block, "num_warps": max(1, min(8, block // 256))}

@@ -1,0 +1,202 @@
+"""The selective scan in Triton: both directions at once, time linear in the number of tokens, no padding.
+
+Tensors are read where they lie and keep their dtypes; the state is float32. The backward pass computes states again, a chunk of tokens
+at a time, from those between the chunks: nothing of size (B, L, E, N) is ever built.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stm.backends.operators import operator
+from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
+from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
+
+STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
+PROGRAMS = 1024  # fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
+CHUNK = 16  # tokens between two states that are kept for the backward pass
+
+
+def scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    reverse: tuple[bool, ...],
+    *,
+    dt_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    gap: Tensor | None = None,
+    h0: Tensor | None = None,
+    split: bool = False,
+) -> Tensor:
+    """As `stm.scan.scan`."""
+    out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
+    return out
+
+
+_SCAN = (
+    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
+    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+)
+
+
+class Walk(NamedTuple):
+    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of `stm.scan.scan`."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    dt_bias: Tensor | None
+    scale: Tensor | None
+    gap: Tensor | None
+    h0: Tensor | None
+    row_B: int
+    row_C: int
+    reverse: int
+
+    @classmethod
+    def of(
+        cls,
+        u: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        dt_bias: Tensor | None,
+        scale: Tensor | None,
+        gap: Tensor | None,
+        h0: Tensor | None,
+        reverse: Sequence[bool],
+    ) -> "Walk":
+        directions, batch, length, channels = u.shape
+        states = A.shape[-1]
+        check("u", u, (len(reverse), batch, length, channels))
+        check("dt", dt, u.shape)
+        check("A", A, (directions, channels, states))
+        check("B", B, (directions, batch, length, states))
+        check("C", C, B.shape)
+        check("D", D, (directions, channels))
+        check("dt_bias", dt_bias, D.shape)
+        check("gap", gap, u.shape)
+        check("h0", h0, A.shape)
+        if scale is not None:
+            check("scale", scale, (batch, length)[-scale.dim() :])
+            scale = scale.float().contiguous()
+        A, D = A.float().contiguous(), D.float().contiguous()
+        (B, row_B), (C, row_C) = rows(B), rows(C)
+        dt_bias, h0 = (None if v is None else v.float().contiguous() for v in (dt_bias, h0))
+        gap = None if gap is None else gap.contiguous()
+        return cls(u.contiguous(), dt.contiguous(), A, B, C, D, dt_bias, scale, gap, h0, row_B, row_C, bits(reverse))
+
+    @property
+    def row_scale(self) -> int:
+        """From one image's factors to the next's."""
+        return self.scale.shape[-1] if self.scale is not None and self.scale.dim() == 2 else 0
+
+    def block(self, states: int) -> dict[str, int]:
+        """The compile-time sizes, for threads that hold at most so many states."""
+        directions, batch, _, channels = self.u.shape
+        N = self.A.shape[-1]
+        block_n = power_of_two(N)
+        block_e = max(1, min(64, 32 * states // block_n, power_of_two(channels)))
+        while block_e > 8 and directions * batch * blocks(channels, block_e) < PROGRAMS:
+            block_e //= 2
+        return {"N": N, "BLOCK_N": block_n, "BLOCK_E": block_e, "CHUNK": CHUNK, "num_warps": 1}
+
+    def forward(self, keep: bool = False, block: dict[str, int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """y (K, B, L, E) in the dtype of u, and with `keep` the state before each chunk of tokens, for `backward`."""
+        directions, batch, length, channels = self.u.shape
+        block = block or self.block(STATES // 2 if keep else STATES)
+        y = torch.empty_like(self.u)
+        between = None
+        if keep:
+            between = self.A.new_empty(directions, batch, blocks(length, CHUNK), block["N"], channels)
+        if y.numel():
+            with torch.cuda.device_of(y):
+                scan_forward[blocks(channels, block["BLOCK_E"]), batch, directions](
+                    *(self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, self.h0, y, between),
+                    *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
+                    **block,
+                )
+        return y, between
+
+    def backward(self, grad: Tensor, between: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E) for all directions."""
+        directions, batch, length, channels = self.u.shape
+        block = self.block(STATES // 4)
+        count = blocks(channels, block["BLOCK_E"])
+        scratch = self.A.new_empty(directions * batch * count, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
+        g_u, g_dt, g_gap = (None if v is None else torch.empty_like(v) for v in (self.u, self.dt, self.gap))
+        g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
+        g_bias, g_h0 = None if self.dt_bias is None else torch.zeros_like(g_D), None if self.h0 is None else torch.zeros_like(g_A)
+        g_B, g_C = (self.A.new_zeros(count, *v.shape) for v in (self.B, self.C))
+        g_scale = None if self.scale is None else self.A.new_zeros(count, directions, batch, length)
+        if self.u.numel():
+            with torch.cuda.device_of(grad):
+                scan_backward[count, batch, directions](
+                    *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, between, scratch),
+                    *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
+                    *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
+                    *(batch, length, channels, self.reverse, 1),
+                    **block,
+                )
+        if g_scale is not None:
+            g_scale = g_scale.sum((0, 1) if self.row_scale else (0, 1, 2))
+        g_bias, g_h0 = (None if g is None else g.sum(0) for g in (g_bias, g_h0))
+        return g_u, g_dt, g_A.sum(0), g_B.sum(0), g_C.sum(0), g_D.sum(0), g_bias, g_scale, g_gap, g_h0
+
+
+def gate(y: Tensor, z: Tensor | None) -> Tensor:
+    """The sum of y (K, B, L, E) over the directions, times SiLU(z) where z (B, L, E) is given."""
+    directions, batch, length, channels = y.shape
+    check("z", z, y.shape[1:])
+    z, row_z = (None, 0) if z is None else rows(z)
+    out = y.new_empty(y.shape[1:])
+    if out.numel():
+        block = min(1024, power_of_two(channels))
+        with torch.cuda.device_of(y):
+            gate_forward[batch * length, blocks(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
+    return out
+
+
+def _out(u: Tensor, *others: Any) -> Tensor:
+    split = others[-1]
+    return u.new_empty(u.shape if split else u.shape[1:])
+
+
+def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    return [v.new_empty(v.shape) for v in inputs if isinstance(v, Tensor)]
+
+
+@operator(f"triton_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients)
+def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse = inputs
+    walk = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse)
+    y, between = walk.forward(keep=True)
+    assert between is not None  # it was to be kept
+    g_z = None
+    if z is not None:  # the gate, whose gradients torch knows
+        total, opening = y.sum(0, dtype=torch.float32), z.float()
+        g_z = torch.ops.aten.silu_backward(grad.float() * total, opening)
+        grad = grad.float() * F.silu(opening)
+    g_u, g_dt, g_A, g_B, g_C, g_D, *rest = walk.backward(grad.contiguous(), between)
+    grads = [g_u, g_dt, g_A, g_B, g_C, g_D, g_z, *rest]
+    return [g.to(v.dtype) for g, v in zip(grads, inputs[:-1], strict=True) if g is not None]
+
+
+@operator(f"triton_scan({_SCAN}, bool split) -> Tensor", fake=_out, backward=_scan_backward, constants=1)
+def _scan(*inputs: Any) -> Tensor:
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse, split = inputs
+    y, _ = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse).forward()
+    return y if split else gate(y, z)
