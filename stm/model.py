@@ -229,6 +229,7 @@ class Mixer(nn.Module):
             C=C if "C" in wants else None,
             A=A if "A" in wants else None,
             y=y if split else None,
+            u=x if "u" in wants else None,
         )
         return self._out(gated(y, z) if split else y), taps
 

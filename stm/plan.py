@@ -50,6 +50,7 @@ class Taps(NamedTuple):
         B, C: (K, B, L, N).
         A: (K, E, N).
         y: (K, B, L, E): the scan's output before the gate.
+        u: (K, B, L, E): the scan's input, after the convolution.
     """
 
     delta: Tensor | None = None
@@ -57,6 +58,7 @@ class Taps(NamedTuple):
     C: Tensor | None = None
     A: Tensor | None = None
     y: Tensor | None = None
+    u: Tensor | None = None
 
 
 class Plan(nn.Module):
