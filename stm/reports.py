@@ -164,3 +164,34 @@ class EnvReport(Report):
     packages: dict[str, str | None]
     devices: tuple[str, ...]
     backends: tuple[BackendStatus, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """change = amplitude * exp(-rate * distance), by least squares on the logarithm; r2 is of the logarithm."""
+
+    amplitude: float
+    rate: float
+    r2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainReport(Report):
+    """`stm explain`. Changes are relative ones of the class token's state, |h - h'| / |h|, means over the images.
+
+    Args:
+        fading: by side of the class token, how the change in `block` falls with the distance of one merge before it.
+        losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and sides.
+        schedule_change: what the whole schedule changes in each block, a mean over both walks.
+        files: what `output` holds.
+    """
+
+    output: str
+    data: str
+    images: tuple[str, ...]
+    block: int
+    tokens_per_block: tuple[int, ...]
+    fading: dict[str, Fit | None]
+    losses: dict[str, float]
+    schedule_change: tuple[float, ...]
+    files: tuple[str, ...]

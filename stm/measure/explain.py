@@ -24,6 +24,7 @@ from stm.measure.hidden import TAPS, Scan, change, decay_to, state_at
 from stm.merge import Merge, merge
 from stm.model import ViM
 from stm.plan import State
+from stm.reports import Fit
 from stm.schedule import Step
 
 FORWARD, BACKWARD = 0, 1
@@ -78,7 +79,7 @@ def _portions(model: ViM, items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _spread(items: list[Single], most: int | None) -> list[Single]:
+def _spread(items: list[Any], most: int | None) -> list[Any]:
     if most is None or most >= len(items):
         return items
     return [items[round(number * (len(items) - 1) / max(most - 1, 1))] for number in range(most)]
@@ -166,15 +167,6 @@ def fading(dense: ViM, image: Tensor, before: int, rule: str = "mean", most: int
     return out
 
 
-@dataclass(frozen=True)
-class Fit:
-    """change = amplitude * exp(-rate * distance), by least squares on the logarithm; r2 is of the logarithm."""
-
-    amplitude: float
-    rate: float
-    r2: float
-
-
 def fit_exponential(distances: Sequence[int], changes: Sequence[float]) -> Fit | None:
     """The exponential that falls with the distance; None for fewer than three changes above zero."""
     points = [(d, math.log(value)) for d, value in zip(distances, changes, strict=True) if value > 0]
@@ -225,29 +217,41 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
     return out
 
 
-def influence(dense: ViM, image: Tensor) -> Tensor:
-    """LDSD: how much the class token's state changes when one token of what enters a block is zero.
+@dataclass(frozen=True)
+class Influence:
+    """LDSD of one token, by block: how much the class token's state changes when that token is zero as the block begins."""
+
+    side: str
+    distance: int
+    blocks: tuple[float, ...]
+
+
+def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influence]:
+    """The influence of each token on the class token's state, from the border of the left side to that of the right.
 
     Args:
         image: (1, C, H, W), normalised.
-
-    Returns:
-        (depth, L): by block and token; zero for the class token itself.
+        most: the most tokens of a side, evenly spread; None: all.
     """
-    rows = []
+    tokens, c = dense.config.model.tokens, dense.config.model.cls
+    sides = [_spread(list(range(c)), most), _spread(list(range(c + 1, tokens)), most)]
+    columns: list[list[Tensor]] = [[], []]
     for seen in walk(dense, dense.embed(image)):
-        x, c = seen.entered.stream, int(seen.entered.cls)  # (1, L, D)
-        row = x.new_zeros(x.shape[1])
-        for side, tokens in enumerate((range(c), range(c + 1, x.shape[1]))):
-            at_cls = state_at(seen.scan, side, [c])
-            for part in _portions(dense, tokens):
+        x = seen.entered.stream  # (1, L, D)
+        for side, chosen in enumerate(sides):
+            at_cls, found = state_at(seen.scan, side, [c]), [x.new_empty(0)]
+            for part in _portions(dense, chosen):
                 without = x.repeat(len(part), 1, 1)
                 without[torch.arange(len(part)), torch.tensor(part)] = 0
                 state = State(without, cls=c)
                 _, taps = dense.blocks[seen.number](state, TAPS)
-                row[torch.tensor(part)] = change(at_cls, state_at(Scan.of(state, taps), side, [c] * len(part)))
-        rows.append(row)
-    return torch.stack(rows)
+                found.append(change(at_cls, state_at(Scan.of(state, taps), side, [c] * len(part))))
+            columns[side].append(torch.cat(found))
+    return [
+        Influence(name, abs(position - c), tuple(row.tolist()))
+        for name, chosen, blocks in zip(SIDES, sides, columns, strict=True)
+        for position, row in zip(chosen, torch.stack(blocks, 1), strict=True)
+    ]
 
 
 def schedule_change(model: ViM, image: Tensor) -> Tensor:

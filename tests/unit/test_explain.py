@@ -16,9 +16,10 @@ from stm import backends
 from stm import scan as reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.initialize import initialize
-from stm.measure.explain import RULES, Fit, fading, fit_exponential, influence, losses, schedule_change, singles
+from stm.measure.explain import RULES, fading, fit_exponential, influence, losses, schedule_change, singles
 from stm.model import ViM
 from stm.plan import State
+from stm.reports import Fit
 
 MODEL = ModelConfig(image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2)
 PREP = Preprocess(resize=6, crop=6, mean=(0.5,), std=(0.5,))
@@ -163,15 +164,17 @@ def test_losses_are_the_first_block_of_fading(dense: ViM, image: Tensor) -> None
 
 def test_influence_zeroes_one_token(dense: ViM, image: Tensor) -> None:
     found = influence(dense, image)
-    assert found.shape == (MODEL.depth, L) and (found[:, C] == 0).all()
+    others = [j for j in range(L) if j != C]
+    assert [(each.side, each.distance) for each in found] == [("left" if j < C else "right", abs(j - C)) for j in others]
+    assert influence(dense, image, most=2) == [each for each, j in zip(found, others, strict=True) if j in (0, 3, 5, 9)]
     for block in (0, 3):
         x = entering(dense, image, block)
         was, _ = states_of(x, dense, block, C, block + 1)
-        for j in set(range(L)) - {C}:
+        for each, j in zip(found, others, strict=True):
             without = x.clone()
             without[:, j] = 0
             now, _ = states_of(without, dense, block, C, block + 1)
-            assert found[block, j].item() == pytest.approx(relative(was[0][int(j > C)][C], now[0][int(j > C)][C]), rel=1e-9)
+            assert each.blocks[block] == pytest.approx(relative(was[0][int(j > C)][C], now[0][int(j > C)][C]), rel=1e-9)
 
 
 def test_a_schedule_changes_nothing_before_its_first_step(dense: ViM, image: Tensor) -> None:

@@ -1,0 +1,95 @@
+"""The style of every figure, and how one is written: PNG for screens, SVG for print.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; a line also has a marker and a dash of its own, so
+that a print without colours can be read. Maps use viridis, whose lightness grows evenly. Figures are 6.8 inches wide, the text
+width of a paper, with type of 8 points. Nothing is global: no window, no pyplot, and matplotlib is imported only to draw.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stm.errors import StmError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 6.8  # inches
+BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+MAP = "viridis"
+GREY = "#666666"
+DPI = 200
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "stm",  # the same figure gives the same bytes
+}
+
+
+def require() -> None:
+    """Say early, and plainly, that figures cannot be drawn here.
+
+    Raises:
+        StmError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise StmError("figures need matplotlib, which is not installed", 'pip install "stm-vim[plots]"') from error
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save inside of this: matplotlib reads its settings at both times."""
+    require()
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new(height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **more: Any) -> "tuple[Figure, Any]":
+    """An empty figure and its axes, (rows, columns) of them; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def line(number: int, *, every: int = 1) -> dict[str, Any]:
+    """How the line of that number looks: its colour, dash and marker, the marker at every so many points."""
+    which = number % len(COLOURS)
+    look = {"color": COLOURS[which], "linestyle": DASHES[which], "marker": MARKERS[which], "markevery": every}
+    return look | {"markerfacecolor": "white", "markeredgecolor": COLOURS[which], "markeredgewidth": 0.8}
+
+
+def save(figure: "Figure", folder: Path, name: str) -> tuple[str, str]:
+    """Write NAME.png and NAME.svg; the names of the two files. The same figure gives the same bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    return f"{name}.png", f"{name}.svg"
