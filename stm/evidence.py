@@ -86,7 +86,7 @@ def explain(
             tokens_per_block=small.schedule.tokens_per_block(depth),
             fading=found.fits,
             losses={rule: _mean([row.cls for row in found.losses if row.rule == rule]) for rule in RULES},
-            schedule_change=tuple(_mean(changes) for changes in found.schedule),
+            plan_change=tuple(_mean(changes) for changes in found.plan),
             files=(*files, explanation.SUMMARY),
         )
         (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")

@@ -26,6 +26,7 @@ class State(NamedTuple):
         span: the tokens' sizes as constants, for the span convolution.
         gap: (K, B, L, E): elapsed Delta of removed tokens, which decays the state before a token and injects nothing.
         h0: (K, E, N): the state before the first token of each direction.
+        map: how the last merge made this sequence from the one before it; None before the first.
     """
 
     x: Tensor
@@ -35,6 +36,7 @@ class State(NamedTuple):
     span: tuple[int, ...] | None = None
     gap: Tensor | None = None
     h0: Tensor | None = None
+    map: Merge | None = None
 
     @property
     def stream(self) -> Tensor:
@@ -136,8 +138,9 @@ class MergeStep(nn.Module):
 
     def forward(self, state: State, taps: Taps) -> State:
         weight = self._running_weights(taps) if self.weight is None else self.weight
-        x = merge(state.stream, Merge(self.keep, self.src, self.dst), weight)
-        return State(x, cls=self.cls, scale=self.scale, span=self.span, h0=self.h0)
+        map = Merge(self.keep, self.src, self.dst)
+        x = merge(state.stream, map, weight)
+        return State(x, cls=self.cls, scale=self.scale, span=self.span, h0=self.h0, map=map)
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """(B, L), from the block that has just run."""

@@ -182,7 +182,7 @@ class ExplainReport(Report):
     Args:
         fading: by side of the class token, how the change in `block` falls with the distance of one merge before it.
         losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and sides.
-        schedule_change: what the whole schedule changes in each block, a mean over both walks.
+        plan_change: what the whole plan changes in each block, a mean over both walks.
         files: what `output` holds.
     """
 
@@ -193,5 +193,5 @@ class ExplainReport(Report):
     tokens_per_block: tuple[int, ...]
     fading: dict[str, Fit | None]
     losses: dict[str, float]
-    schedule_change: tuple[float, ...]
+    plan_change: tuple[float, ...]
     files: tuple[str, ...]

@@ -89,9 +89,7 @@ SomeImages = Annotated[
     list[Path] | None,
     typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),
 ]
-Block = Annotated[
-    int | None, _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1))
-]
+Block = Annotated[int | None, _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1))]
 Places = Annotated[int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))]
 
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]

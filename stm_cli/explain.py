@@ -78,7 +78,7 @@ def run(
 
 def screen(report: ExplainReport) -> RenderableType:
     """The figures in words: how an error fades, what each rule loses, what all merges change."""
-    changed = [change for change in report.schedule_change if change > 0]
+    changed = [change for change in report.plan_change if change > 0]
     rows = [
         ("images", f"{len(report.images)} of {report.data}"),
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),

@@ -7,7 +7,8 @@ reaches it through the forward walk, what lies after it through the backward one
 - `fading`: merge one token at each distance, and follow the change through the blocks (equations 12 and 13, Figure 3).
 - `losses`: the change in the next block, block by block, for each rule of merging (equations 8 to 10).
 - `influence`: LDSD, the change when each token alone is zeroed (equation 7, Table 1).
-- `schedule_change`: the same of a whole schedule, against the dense model.
+- `plan_change`: the same of a whole plan, against the dense model.
+- `groups_by_block`: which tokens went where.
 """
 
 import math
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from stm import hsp
 from stm.bake import rule_weights
+from stm.measure.groups import Groups, follow
 from stm.measure.hidden import TAPS, Scan, change, decay_to, state_at
 from stm.merge import Merge, merge
 from stm.model import ViM
@@ -254,15 +256,24 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
     ]
 
 
-def schedule_change(model: ViM, image: Tensor) -> Tensor:
-    """What a compressed model's plan changes of the class token's state, against the dense one: (depth, K)."""
-    dense = model.with_plan(None)
-    pairs = zip(walk(dense, dense.embed(image)), walk(model, model.embed(image)), strict=True)
+def plan_change(was: Sequence[Seen], now: Sequence[Seen]) -> Tensor:
+    """What a plan changes of the class token's state in each block: (depth, K), from a run without it and one with it."""
     return torch.stack(
-        [
-            torch.cat(
-                [change(*(state_at(each.scan, k, [int(each.entered.cls)]) for each in (was, now))) for k in (FORWARD, BACKWARD)]
-            )
-            for was, now in pairs
-        ]
+        [torch.cat([change(*(_at_class(run, k) for run in pair)) for k in (FORWARD, BACKWARD)]) for pair in zip(was, now, strict=True)]
     )
+
+
+def _at_class(seen: Seen, direction: int) -> Tensor:
+    return state_at(seen.scan, direction, [int(seen.entered.cls)])
+
+
+def groups_by_block(run: Sequence[Seen]) -> tuple[Groups, ...]:
+    """The positions that each token holds as it enters each block of a run of one image, from the maps that its plan left."""
+    groups: Groups = tuple((position,) for position in range(run[0].entered.x.shape[1]))
+    out, last = [groups], None
+    for seen in run[1:]:
+        if seen.entered.map is not None and seen.entered.map is not last:
+            groups = follow(groups, *(index.flatten().tolist() for index in seen.entered.map))
+        last = seen.entered.map
+        out.append(groups)
+    return tuple(out)

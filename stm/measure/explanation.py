@@ -15,7 +15,7 @@ from torch import Tensor
 from stm.measure import explain, figures, plots
 from stm.measure.explain import Faded, Influence, Loss
 from stm.measure.figures import Maps
-from stm.measure.groups import Groups, of_schedule, patches, pruned, stages
+from stm.measure.groups import Groups, patches, pruned, stages
 from stm.measure.hidden import attention, state_norms
 from stm.model import ViM
 from stm.reports import Fit, OnProgress, Progress
@@ -41,7 +41,8 @@ class OfImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The measurements of `stm.measure.explain`, each a mean over the images; `schedule` is [block][direction]."""
+    """The measurements of `stm.measure.explain`, each a mean over the images; `plan` is the class token's by the
+    whole plan, [block][direction]."""
 
     block: int
     images: tuple[OfImage, ...]
@@ -49,13 +50,13 @@ class Explanation:
     fits: dict[str, Fit | None]
     losses: tuple[Loss, ...]
     influence: tuple[Influence, ...]
-    schedule: tuple[tuple[float, ...], ...]
+    plan: tuple[tuple[float, ...], ...]
 
 
 def file_names() -> tuple[str, ...]:
     """Every file that an explanation of any images may consist of."""
     drawn = [*SHARED, *(_name(number, kind) for number in range(MOST_IMAGES) for kind in OF_IMAGE)]
-    data = [*(f"{name}.csv" for name in (*SHARED, "schedule")), *(name for n in range(MOST_IMAGES) for name in _data_names(n)), SUMMARY]
+    data = [*(f"{name}.csv" for name in (*SHARED, "plan")), *(name for n in range(MOST_IMAGES) for name in _data_names(n)), SUMMARY]
     return (*(f"{name}.{kind}" for name in drawn for kind in ("png", "svg")), *data)
 
 
@@ -88,39 +89,32 @@ def measure(
     """
     dense = small.with_plan(None)
     tell = on_progress or (lambda progress: None)
+    fewer = PLACES_OF_LOSSES if places is None else min(places, PLACES_OF_LOSSES)
     per_image: list[tuple[list[Faded], list[Loss], list[Influence], Tensor]] = []
     shown = []
     for number, (file, picture) in enumerate(pictures):
-        image = inputs[number : number + 1].to(dense.cls_token.device)
-        fewer = PLACES_OF_LOSSES if places is None else min(places, PLACES_OF_LOSSES)
         tell(Progress("explain", number, len(pictures), "images"))
-        shown.append(OfImage(file, picture, _both_maps(dense, small, image, block), groups_of(small)))
-        per_image.append(
-            (
-                explain.fading(dense, image, block, most=places),
-                explain.losses(dense, image, most=fewer),
-                explain.influence(dense, image, most=places),
-                explain.schedule_change(small, image),
-            )
-        )
+        image = inputs[number : number + 1].to(dense.cls_token.device)
+        was, now = (list(explain.walk(model, model.embed(image))) for model in (dense, small))
+        groups = explain.groups_by_block(now)
+        maps = (_maps("dense", was[block], explain.groups_by_block(was)[block]), _maps("merged", now[block], groups[block]))
+        shown.append(OfImage(file, picture, maps, groups))
+        fading = explain.fading(dense, image, block, most=places)
+        losses = explain.losses(dense, image, most=fewer)
+        per_image.append((fading, losses, explain.influence(dense, image, most=places), explain.plan_change(was, now)))
     tell(Progress("explain", len(pictures), len(pictures), "images"))
-    fading, losses, influence, schedule = zip(*per_image, strict=True)
-    rows = mean_rows(fading)
+    all_fading, all_losses, all_influence, changes = zip(*per_image, strict=True)
+    rows = mean_rows(all_fading)
     sides = {side: [row for row in rows if row.side == side] for side in explain.SIDES}
     return Explanation(
         block=block,
         images=tuple(shown),
         fading=rows,
         fits={side: explain.fit_exponential([row.distance for row in here], [row.cls[0] for row in here]) for side, here in sides.items()},
-        losses=mean_rows(losses),
-        influence=mean_rows(influence),
-        schedule=tuple(map(tuple, torch.stack(list(schedule)).mean(0).tolist())),
+        losses=mean_rows(all_losses),
+        influence=mean_rows(all_influence),
+        plan=tuple(map(tuple, torch.stack(list(changes)).mean(0).tolist())),
     )
-
-
-def groups_of(model: ViM) -> tuple[Groups, ...]:
-    """The groups that enter each block."""
-    return tuple(of_schedule(model.schedule, model.config.model.depth))
 
 
 def mean_rows(of_images: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
@@ -139,15 +133,10 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     return dataclasses.replace(rows[0], **changed)
 
 
-def _both_maps(dense: ViM, small: ViM, image: Tensor, block: int) -> tuple[Maps, Maps]:
-    found = []
-    for name, model in (("dense", dense), ("merged", small)):
-        seen = next(seen for seen in explain.walk(model, model.embed(image)) if seen.number == block)
-        forward, backward = attention(seen.scan)
-        both = forward + backward.triu(1)  # a token's attention to itself is the forward walk's
-        state = state_norms(seen.scan)[:, 0].tolist()
-        found.append(Maps(name, state, both.tolist(), int(seen.entered.cls), groups_of(model)[block]))
-    return found[0], found[1]
+def _maps(name: str, seen: explain.Seen, groups: Groups) -> Maps:
+    forward, backward = attention(seen.scan)
+    both = forward + backward.triu(1)  # a token's attention to itself is the forward walk's
+    return Maps(name, state_norms(seen.scan)[:, 0].tolist(), both.tolist(), int(seen.entered.cls), groups)
 
 
 def write(folder: Path, found: Explanation, small: ViM, title: str) -> tuple[str, ...]:
@@ -159,7 +148,7 @@ def write(folder: Path, found: Explanation, small: ViM, title: str) -> tuple[str
     tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(found.images)
     drawn = {
         "fading": figures.fading(found.fading, found.fits, found.block, n),
-        "losses": figures.losses(found.losses, found.schedule, title, n),
+        "losses": figures.losses(found.losses, found.plan, title, n),
         "ldsd": figures.influence(found.influence, n),
     }
     for number, image in enumerate(found.images):
@@ -177,10 +166,10 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
         ),
         "losses.csv": (("after_block", "rule", "merged", "class"), ((r.after, r.rule, r.merged, r.cls) for r in found.losses)),
         "ldsd.csv": (
-            ("side", "distance", *(f"block_{b}" for b in range(len(found.schedule)))),
+            ("side", "distance", *(f"block_{b}" for b in range(len(found.plan)))),
             ((r.side, r.distance, *r.blocks) for r in found.influence),
         ),
-        "schedule.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(found.schedule))),
+        "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(found.plan))),
     }
     for number, image in enumerate(found.images):
         maps, matrix, groups = _data_names(number)
@@ -199,7 +188,7 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
 
 
 def _blocks(found: Explanation) -> range:
-    return range(found.block, len(found.schedule))
+    return range(found.block, len(found.plan))
 
 
 def _map_rows(maps: Iterable[Maps]) -> Iterable[Sequence[Any]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -125,11 +126,11 @@ def fading(rows: Sequence[Faded], fits: dict[str, Fit | None], before: int, imag
     return figure
 
 
-def losses(rows: Sequence[Loss], schedule: Sequence[Sequence[float]], name: str, images: int) -> "Figure":
-    """Removal and merging loss by block, and what the whole schedule changes.
+def losses(rows: Sequence[Loss], plan: Sequence[Sequence[float]], name: str, images: int) -> "Figure":
+    """Removal and merging loss by block, and what the whole plan changes.
 
     Args:
-        schedule: [block][direction], the class token's change by the compressed model `name`.
+        plan: [block][direction], the class token's change by the compressed model `name`.
     """
     figure, axes = plots.new(2.7, 1, 3)
     left, middle, right = axes[0]
@@ -145,7 +146,7 @@ def losses(rows: Sequence[Loss], schedule: Sequence[Sequence[float]], name: str,
         axis.set_xlabel("after block")
         axis.set_ylim(bottom=0)
     for direction, walk in enumerate(("forward walk", "backward walk")):
-        points = [(block, changes[direction]) for block, changes in enumerate(schedule)]
+        points = [(block, changes[direction]) for block, changes in enumerate(plan)]
         right.plot(*zip(*points, strict=True), label=walk, **plots.line(direction + 3, every=2))
     right.legend(handlelength=4, loc="upper left")
     right.set_title("all merges: class token's state")
@@ -228,7 +229,7 @@ def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: int) -> 
     step = image.width / grid
     for group in every:
         pixels = [small.getpixel((patch % grid, patch // grid)) for patch in group]
-        mean = tuple(round(sum(channel) / len(pixels)) for channel in zip(*pixels, strict=True))  # type: ignore[arg-type]  # RGB: tuples
+        mean = tuple(round(sum(channel) / len(pixels)) for channel in zip(*pixels, strict=True))
         for patch in group:
             row, column = divmod(patch, grid)
             box = (round(column * step), round(row * step), round((column + 1) * step), round((row + 1) * step))
@@ -247,11 +248,13 @@ def _heat(
     axis: "Axes", distances: Sequence[int], rows: list[list[float]], first: int, low: float | None = None, high: float | None = None
 ) -> Any:
     """log10 of a value by block (upward) and distance (across)."""
+    from matplotlib.ticker import MaxNLocator
+
     axis.grid(False)
     logs = [[math.log10(value) if value > 0 else math.nan for value in row] for row in rows]
-    edges_x = [distances[0] - 0.5, *((a + b) / 2 for a, b in zip(distances, distances[1:], strict=False)), distances[-1] + 0.5]
+    edges_x = [distances[0] - 0.5, *((a + b) / 2 for a, b in pairwise(distances)), distances[-1] + 0.5]
     edges_y = [first - 0.5 + number for number in range(len(rows) + 1)]
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return axis.pcolormesh(edges_x, edges_y, logs, cmap=plots.MAP, vmin=low, vmax=high, rasterized=True)
 
 

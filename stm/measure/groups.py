@@ -1,13 +1,11 @@
 """Which patches went where: for each block the groups of positions that its tokens hold, and their outlines on the grid.
 
-A method is described by nothing but these groups, so that one drawing serves all: a schedule gives them as constants, a method
-that looks at data by the maps that its plan leaves on the state.
+A method is described by nothing but these groups, so that one drawing serves all. They follow from the maps that a plan leaves on
+the state, whether they are constants of a schedule or another's for each image. No torch.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-
-from stm.schedule import Schedule
 
 Groups = tuple[tuple[int, ...], ...]  # of each token, the original positions that it holds; what was pruned is in none
 
@@ -18,17 +16,6 @@ class Stage(NamedTuple):
     first: int
     last: int
     groups: Groups
-
-
-def of_schedule(schedule: Schedule, depth: int) -> list[Groups]:
-    """The groups that enter each of `depth` blocks."""
-    done = 0
-    out = []
-    for block in range(depth):
-        while done < len(schedule.steps) and schedule.steps[done].after < block:
-            done += 1
-        out.append(schedule.groups[done])
-    return out
 
 
 def follow(groups: Groups, keep: Iterable[int], src: Iterable[int], dst: Iterable[int]) -> Groups:

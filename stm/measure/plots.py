@@ -24,7 +24,7 @@ MAP = "viridis"
 GREY = "#666666"
 DPI = 200
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8,
     "axes.titlesize": 8,

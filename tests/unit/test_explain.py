@@ -16,7 +16,7 @@ from stm import backends
 from stm import scan as reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.initialize import initialize
-from stm.measure.explain import RULES, fading, fit_exponential, influence, losses, schedule_change, singles
+from stm.measure.explain import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
 from stm.model import ViM
 from stm.plan import State
 from stm.reports import Fit
@@ -177,9 +177,10 @@ def test_influence_zeroes_one_token(dense: ViM, image: Tensor) -> None:
             assert each.blocks[block] == pytest.approx(relative(was[0][int(j > C)][C], now[0][int(j > C)][C]), rel=1e-9)
 
 
-def test_a_schedule_changes_nothing_before_its_first_step(dense: ViM, image: Tensor) -> None:
+def test_a_plan_changes_nothing_before_its_first_step(dense: ViM, image: Tensor) -> None:
     small = stm.compress(dense, stages=[2], weights="mean", step_scale=0, span_conv=False)
-    found = schedule_change(small, image)
+    runs = [list(walk(model, model.embed(image))) for model in (dense, small)]
+    found = plan_change(*runs)
     assert (found[:2] == 0).all() and (found[2:] > 0).all()
     x = entering(dense, image, 2)
     was, _ = states_of(x, dense, 2, C, 3)
@@ -189,6 +190,14 @@ def test_a_schedule_changes_nothing_before_its_first_step(dense: ViM, image: Ten
     now, _ = states_of(y, dense, 2, 2, 3)
     for k in range(2):
         assert found[2, k].item() == pytest.approx(relative(was[0][k][C], now[0][k][2]), rel=1e-9)
+
+
+def test_the_groups_of_a_run_are_those_of_its_schedule(dense: ViM, image: Tensor) -> None:
+    small = stm.compress(dense, stages=[1, 3])
+    found = groups_by_block(list(walk(small, small.embed(image))))
+    before, between, after = small.schedule.groups
+    assert found == (before, between, between, after)
+    assert groups_by_block(list(walk(dense, dense.embed(image)))) == (before,) * 4
 
 
 def test_the_fit() -> None:

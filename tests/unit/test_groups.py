@@ -4,28 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.measure.groups import edges, follow, of_schedule, patches, pruned, scattered, stages
-from stm.schedule import Schedule, Step
+from stm.measure.groups import edges, follow, patches, pruned, scattered, stages
 
-SCHEDULE = Schedule(5, 2, (Step(0, ((0, 1), (4, 3))), Step(2, ((2, 0),))))
-
-
-def test_the_groups_of_a_schedule_by_block() -> None:
-    found = of_schedule(SCHEDULE, 5)
-    alone = ((0,), (1,), (2,), (3,), (4,))
-    assert found == [alone, ((0, 1), (2,), (3, 4)), ((0, 1), (2,), (3, 4)), ((0, 1, 3, 4), (2,)), ((0, 1, 3, 4), (2,))]
-    assert [(stage.first, stage.last, len(stage.groups)) for stage in stages(found)] == [(0, 0, 5), (1, 2, 3), (3, 4, 2)]
+ALONE = ((0,), (1,), (2,), (3,), (4,))
 
 
-def test_following_the_maps_of_a_plan_gives_the_same() -> None:
-    groups = of_schedule(SCHEDULE, 5)[0]
-    groups = follow(groups, keep=[1, 2, 3], src=[0, 4], dst=[0, 2])
-    assert groups == of_schedule(SCHEDULE, 5)[1]
-    assert follow(groups, keep=[0, 1], src=[2], dst=[0]) == of_schedule(SCHEDULE, 5)[3]
+def test_following_merges() -> None:
+    """Tokens 0 into 1 and 4 into 3, then what held 3 and 4 into the first."""
+    once = follow(ALONE, keep=[1, 2, 3], src=[0, 4], dst=[0, 2])
+    assert once == ((0, 1), (2,), (3, 4))
+    twice = follow(once, keep=[0, 1], src=[2], dst=[0])
+    assert twice == ((0, 1, 3, 4), (2,))
+    found = stages([ALONE, once, once, twice, twice])
+    assert [(stage.first, stage.last, len(stage.groups)) for stage in found] == [(0, 0, 5), (1, 2, 3), (3, 4, 2)]
 
 
 def test_what_is_pruned_is_in_no_group() -> None:
-    groups = follow(((0,), (1,), (2,), (3,), (4,)), keep=[4, 2, 0], src=[], dst=[])
+    groups = follow(ALONE, keep=[4, 2, 0], src=[], dst=[])
     assert groups == ((4,), (2,), (0,))
     assert patches(groups, 2) == [(3,), (0,)]
     assert pruned(groups, 5, 2) == (1, 2)
