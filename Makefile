@@ -23,7 +23,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[plots]"
 	@touch $@
 
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip

@@ -14,6 +14,7 @@ reaches it through the forward walk, what lies after it through the backward one
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +202,7 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
     """
     run = list(walk(dense, dense.embed(image)))
     out = []
-    for here, following in zip(run, run[1:], strict=False):
+    for here, following in pairwise(run):
         c = int(here.left.cls)
         every = singles(here.left.x.shape[1], c, most)
         for rule in RULES:

@@ -198,7 +198,8 @@ def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, na
         axis.set_title(f"{blocks}: {len(stage.groups)} tokens")
     for axis in cells[len(shown) :]:
         axis.set_axis_off()
-    figure.suptitle(name, fontsize=8)
+    apart = any(scattered(group, grid) for stage in shown for group in patches(stage.groups, cls))
+    figure.suptitle(name + ("\npatches of one token that lie apart have their mean colour" if apart else ""), fontsize=8)
     return figure
 
 

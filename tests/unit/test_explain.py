@@ -54,9 +54,9 @@ def states_of(x: Tensor, model: ViM, start: int, cls: int, stop: int | None = No
         (ran,) = RECORDED
         length = ran["u"].shape[2]
         directions = []
-        for k, walk in enumerate((range(length), reversed(range(length)))):
+        for k, order in enumerate((range(length), reversed(range(length)))):
             h, seen = torch.zeros_like(ran["A"][k]), [torch.empty(0)] * length
-            for t in walk:
+            for t in order:
                 step = ran["delta"][k, 0, t, :, None]
                 h = torch.exp(step * ran["A"][k]) * h + step * ran["u"][k, 0, t, :, None] * ran["B"][k, 0, t]
                 seen[t] = h
