@@ -1,22 +1,30 @@
-"""What `stm explain` does: measure what merging changes in a model, and write pictures and data."""
+"""What `stm explain` and `stm report` do: measure what merging changed in a model, and write it down for people."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stm import atomic
 from stm.bake import bake
 from stm.config import Config
-from stm.errors import DataError, UsageError
+from stm.errors import ArtifactError, DataError, UsageError
+from stm.loading import load
 from stm.measure import explanation, plots
 from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
 from stm.measure.environment import environment_of
+from stm.measure.evaluate import assess
 from stm.measure.explain import RULES
 from stm.measure.images import enlarged
+from stm.measure.records import check_path, read_records
 from stm.model import ViM
+from stm.page import facts
+from stm.page.render import render
+from stm.pipeline import notes_of
 from stm.recipe import Wish
-from stm.reports import ExplainReport, OnProgress
+from stm.reports import ExplainReport, OnProgress, PageReport
 from stm.resolve import From, name_of, open_model
 
 DEFAULT_IMAGES = 3
@@ -91,6 +99,119 @@ def explain(
         )
         (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")
     return report
+
+
+def report(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    records: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+    sweep: str | Path | None = None,
+    bench: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+    dtype: str | None = None,
+    backend: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> PageReport:
+    """`stm report`: one HTML page about a compressed model, measured against the dense one whose weights it holds.
+
+    Args:
+        folder: of the model.
+        data, limit, batch_size, seed, workers: the sample set; see `stm.evaluate`.
+        records: the file of an earlier `stm eval` with the same model and images, of which nothing is measured again.
+        sweep, bench: what those commands printed with `--json`.
+        out: the page; named after the folder, in the current one, by default.
+        force: replace a page that is there.
+        device, dtype, backend: see `stm.load`.
+
+    Raises:
+        UsageError: the folder holds a dense model, or the page cannot be written.
+        DataError: images, records, sweep or bench cannot be used.
+    """
+    name = Path(folder).resolve().name
+    output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
+    if records is not None:
+        check_path(records)
+    found_bench = (
+        None if bench is None else facts.read_rows(Path(bench), "bench", ("variant", "batch_size", "ms_per_image", "images_per_second"))
+    )
+    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", ("flops",))
+    model = load(folder, device=device, dtype=dtype, backend=backend)
+    if model.plan is None:
+        raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
+    samples = open_samples(data, config=model.config, limit=limit, seed=seed)
+    with TemporaryDirectory() as scratch:
+        rows = Path(scratch, "records.csv") if records is None else Path(records)
+        evaluation = assess(
+            model,
+            samples,
+            reference=model.with_plan(None),
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            records=rows,
+            workers=workers,
+            on_progress=on_progress,
+        )
+        found_records = read_records(rows)
+    missing = {
+        "bench": "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench FILE shows it.",
+        "sweep": "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it.",
+    }
+    findings = facts.Findings(
+        name=name,
+        evaluation=evaluation,
+        dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(found_records),
+        environment=environment_of(model),
+        batch_size=batch_size,
+        changed=facts.changed(found_records, samples, model.config),
+        bench=found_bench,
+        sweep=found_sweep,
+        missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
+        notes=notes_of(model.config),
+    )
+    page = render(model.config, findings).encode()
+    _write_page(output, page)
+    return PageReport(
+        command="report",
+        model=str(folder),
+        environment=findings.environment,
+        output=str(output),
+        bytes=len(page),
+        eval=evaluation,
+        changed=tuple(each.file for each in findings.changed),
+        missing=findings.missing,
+    )
+
+
+def _check_page(path: Path, force: bool) -> Path:
+    """Refuse a page that could not be written, before any work is done."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected the name of an HTML file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} already exists", "choose another name with --out, or replace it with --force")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: permission denied", "choose another place with --out")
+    return path
+
+
+def _write_page(path: Path, page: bytes) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_bytes(page)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error
 
 
 def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:

@@ -40,6 +40,13 @@ class Environment:
     fallbacks: tuple[str, ...] = ()
     threads: int
 
+    @property
+    def in_words(self) -> str:
+        """All that matters for a figure, in one line."""
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
+        return f"{on}, {threads}, {self.dtype}, backend {self.backend}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -195,3 +202,14 @@ class ExplainReport(Report):
     losses: dict[str, float]
     plan_change: tuple[float, ...]
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageReport(Report):
+    """`stm report`: the page that was written, and what it found. `missing` says of a section that is empty what would fill it."""
+
+    output: str
+    bytes: int
+    eval: Evaluation
+    changed: tuple[str, ...]
+    missing: dict[str, str]

@@ -104,7 +104,7 @@ def measured_rows(measured: Measured) -> list[Row]:
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:
     speed = f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
-    return "speed", f"{speed} images/s on {environment_text(environment)}"
+    return "speed", f"{speed} images/s on {environment.in_words}"
 
 
 def source_text(source: Source) -> str:
@@ -117,10 +117,3 @@ def source_text(source: Source) -> str:
         source.license and f"license {source.license}",
     ]
     return ", ".join(part for part in parts if part) or "not recorded"
-
-
-def environment_text(environment: Environment) -> str:
-    """What a figure was measured on, in one line."""
-    threads = f"{environment.threads} thread{'s' if environment.threads != 1 else ''}"
-    on = environment.name if environment.device == "cpu" else f"{environment.name} ({environment.device})"
-    return f"{on}, {threads}, {environment.dtype}, backend {environment.backend}"

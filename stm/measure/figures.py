@@ -194,8 +194,7 @@ def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, na
     for axis, stage in zip(cells, shown, strict=False):
         _bare(axis)
         _outlined(axis, image, stage.groups, tokens, cls, grid)
-        blocks = f"block {stage.first}" if stage.first == stage.last else f"blocks {stage.first} to {stage.last}"
-        axis.set_title(f"{blocks}: {len(stage.groups)} tokens")
+        axis.set_title(f"{stage.blocks}: {len(stage.groups)} tokens")
     for axis in cells[len(shown) :]:
         axis.set_axis_off()
     apart = any(scattered(group, grid) for stage in shown for group in patches(stage.groups, cls))

@@ -17,6 +17,11 @@ class Stage(NamedTuple):
     last: int
     groups: Groups
 
+    @property
+    def blocks(self) -> str:
+        """The blocks in words."""
+        return f"block {self.first}" if self.first == self.last else f"blocks {self.first} to {self.last}"
+
 
 def follow(groups: Groups, keep: Iterable[int], src: Iterable[int], dst: Iterable[int]) -> Groups:
     """The groups after one merge of one image, given as the indices of `stm.merge.Merge`."""
