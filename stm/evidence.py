@@ -138,10 +138,8 @@ def report(
     output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
     if records is not None:
         check_path(records)
-    found_bench = (
-        None if bench is None else facts.read_rows(Path(bench), "bench", ("variant", "batch_size", "ms_per_image", "images_per_second"))
-    )
-    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", ("flops",))
+    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench", facts.BENCH_KEYS)
+    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", facts.SWEEP_KEYS)
     model = load(folder, device=device, dtype=dtype, backend=backend)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")

@@ -110,7 +110,7 @@ def pareto(points: Sequence[Point], here: Point | None = None, dense: Point | No
     across = axis([point.cost for point in every], left, WIDTH - 12)
     up = axis([value for point in every for value in (point.low, point.high)], bottom, 12, least=0.01)
     curves: dict[str, list[dict[str, float]]] = {}
-    for point in sorted(points, key=lambda point: point.cost):
+    for point in sorted(points, key=lambda point: (point.curve, point.cost)):
         at = {"x": across(point.cost), "y": up(point.value), "low": up(point.low), "high": up(point.high)}
         curves.setdefault(point.curve, []).append(at)
 

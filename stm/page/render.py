@@ -82,9 +82,9 @@ def _accuracy(each: Evaluation, dense_ci: Interval | None) -> list[tuple[str, st
         ci = each.drop_ci
         rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}"))
     if each.mcnemar_p is not None:
-        rows.append(("exact McNemar test, p", f"{each.mcnemar_p:.3g}", ""))
+        rows.append(("McNemar's exact p", f"{each.mcnemar_p:.3g}", ""))
     if each.agreement is not None:
-        rows.append(("images that keep the dense model's answer", _percent(each.agreement), ""))
+        rows.append(("same answer as dense", _percent(each.agreement), ""))
     if each.kl is not None:
         rows.append(("KL(dense, compressed), nats", f"{each.kl:.4f}", ""))
     return rows

@@ -38,7 +38,8 @@ class Browser:
         self._send("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.events.clear()
-        self._send("Page.navigate", url=page.resolve().as_uri())
+        found = self._send("Page.navigate", url=page.resolve().as_uri())
+        assert "errorText" not in found, found
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read()
 
@@ -85,10 +86,10 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     """A browser of its own, with an empty profile, that ends with the block."""
     to_read, to_write = os.pipe()
     back_read, back_write = os.pipe()
-    # The protocol's pipes are file descriptors 3 and 4 of the browser; a shell puts them there.
+    # The protocol's pipes are file descriptors 3 and 4 of the browser; bash puts them there.
     words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     words += ["--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={profile}"]
-    shell = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{back_write}', "sh", *words]
+    shell = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{back_write}', "bash", *words]
     with open(profile.parent / "browser.log", "wb") as log:
         process = subprocess.Popen(shell, pass_fds=(to_read, back_write), stdout=log, stderr=log)
     os.close(to_read)
