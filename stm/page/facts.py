@@ -6,7 +6,6 @@ What was not measured is not there, and `missing` says why.
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,10 +153,10 @@ def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], li
     by_flops, by_time = [], []
     for row in rows:
         value, speed = row.get(figure), row.get("images_per_second")
-        if not isinstance(value, float | int) or not math.isfinite(value):
+        if row.get("method") == "dense" or not isinstance(value, float | int):
             continue
         low, high = row.get(f"{figure}_ci") or (value, value)
-        curve = ", ".join(str(row[key]) for key in ("method", "schedule") if row.get(key))
+        curve = ", ".join(str(name) for name in (row.get("title") or row.get("method"), row.get("schedule")) if name)
         by_flops.append(Point(curve, row["flops"]["paper"] / 1e9, value, low, high))
         if speed:
             by_time.append(Point(curve, 1000 / speed, value, low, high))

@@ -87,8 +87,10 @@ def test_it_is_quiet_alone_and_readable(tab: Browser, page: Path, screen: str) -
 def test_its_pictures_are_there(tab: Browser, page: Path) -> None:
     tab.show(page)
     assert tab.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)") == [True] * 10
-    drawn = "[...document.querySelectorAll('svg.chart, .photos svg')].map(s => s.getBoundingClientRect()).filter(r => r.width > 100 && r.height > 60)"
-    assert tab.evaluate(f"{drawn}.length") == 1 + 3 + 1 + 2, "staircase, three stages, intervals, two curves"
+    boxes = "[...document.querySelectorAll('svg.chart, .photos svg')].map(s => s.getBoundingClientRect())"
+    assert tab.evaluate(f"{boxes}.filter(r => r.width > 100 && r.height > 60).length") == 1 + 3 + 1 + 2, (
+        "staircase, three stages, intervals, two curves"
+    )
     photograph = "document.querySelector('#photograph').getAttribute('href')"
     assert tab.evaluate(f"fetch({photograph}).then(() => true, () => false)") is False, "the page may not fetch, not even what it holds"
     assert tab.evaluate(f"new Promise(done => {{ const i = new Image(); i.onload = () => done(i.width); i.src = {photograph}; }})") == 300

@@ -15,8 +15,8 @@ from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import StmError
 from stm.initialize import initialize
 from stm.measure import explanation, plots
-from stm.measure.explanation import Explanation, file_names, measure
 from stm.measure.explain import Loss
+from stm.measure.explanation import Explanation, file_names, measure
 from stm.measure.figures import Maps
 from stm.model import ViM
 

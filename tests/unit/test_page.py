@@ -146,7 +146,7 @@ def test_without_labels_it_is_not_accuracy() -> None:
 def test_the_curves_of_a_sweep_and_the_rows_of_a_bench() -> None:
     rows = [
         {"flops": {"paper": cost * 10**9}, "top1": top1, "top1_ci": None, "method": method, "images_per_second": 50}
-        for method, cost, top1 in (("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8), ("failed", 1, None))
+        for method, cost, top1 in (("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8), ("failed", 1, None), ("dense", 3, 1.0))
     ]
     by_flops, by_time = facts.points(rows, "top1")
     assert [(point.curve, point.cost, point.value) for point in by_flops] == [("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8)]
@@ -167,7 +167,9 @@ def test_the_places_of_a_chart() -> None:
     assert all(0 <= point["x"] <= charts.WIDTH for point in alone["curves"][0]["points"])
 
 
-@pytest.mark.parametrize(("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.84, 0.99, [0.85, 0.9, 0.95]), (0, 197, [0, 50, 100, 150])])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.84, 0.99, [0.85, 0.9, 0.95]), (0, 197, [0, 50, 100, 150])]
+)
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert Axis(low, high, 0, 1).ticks == expected
 
@@ -180,15 +182,20 @@ def test_the_staircase() -> None:
 
 
 def test_a_border_between_two_groups_is_drawn_once() -> None:
-    """2 x 2 patches, those of the upper row merged: an outline of six lines and two squares that share borders."""
+    """2 x 2 patches, those of the upper row merged: an outline of four lines, and two squares that share a border."""
     found = charts.outlines(((0, 1), (2,), (3,), (4,)), cls=4, grid=2)
     c = charts.CELL
-    assert sorted(found["merged"].split("M")[1:]) == sorted([f"0 0L{2 * c} 0", f"0 {c}L{2 * c} {c}", f"0 0L0 {c}", f"{2 * c} 0L{2 * c} {c}"])
+    assert sorted(found["merged"].split("M")[1:]) == sorted(
+        [f"0 0L{2 * c} 0", f"0 {c}L{2 * c} {c}", f"0 0L0 {c}", f"{2 * c} 0L{2 * c} {c}"]
+    )
     assert found["single"].count(f"M{c} {c}L{c} {2 * c}") == 1
 
 
 def test_the_stages_of_the_patches() -> None:
-    assert facts.merged_patches(CONFIG) == [("blocks 1 to 9: 3 tokens", ((0, 1), (2,), (3, 4))), ("blocks 10 to 11: 2 tokens", ((0, 1, 3, 4), (2,)))]
+    assert facts.merged_patches(CONFIG) == [
+        ("blocks 1 to 9: 3 tokens", ((0, 1), (2,), (3, 4))),
+        ("blocks 10 to 11: 2 tokens", ((0, 1, 3, 4), (2,))),
+    ]
     assert facts.merged_patches(dataclasses.replace(CONFIG, schedule=dense_schedule(MODEL))) == []
 
 
