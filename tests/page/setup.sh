@@ -7,9 +7,9 @@ done
 command -v apt-get >/dev/null || { echo "no browser: this system has no apt-get"; exit 1; }
 [ "$(id -u)" = 0 ] || { echo "no browser: only root can install one"; exit 1; }
 export DEBIAN_FRONTEND=noninteractive
-if { apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } >/tmp/stm-chromium.log 2>&1; then
+if said=$({ apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } 2>&1); then
   echo "installed chromium"
 else
-  echo "no browser: apt-get could not install chromium: $(tail -n 1 /tmp/stm-chromium.log)"
+  echo "no browser: apt-get could not install chromium: $(tail -n 1 <<<"$said")"
   exit 1
 fi
