@@ -22,6 +22,7 @@ _NAMES = {
     "drop": "drop",
     "drop_ci": "drop",
     "mcnemar_p": "drop",
+    "images_per_second": "speed",
 }
 
 
