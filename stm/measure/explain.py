@@ -46,11 +46,12 @@ class Seen(NamedTuple):
 
 def walk(model: ViM, state: State, start: int = 0) -> Iterator[Seen]:
     """The blocks from `start` on, with the model's plan between them; all of the last block too."""
-    for number in range(start, model.config.model.depth):
+    last = model.config.model.depth - 1
+    for number in range(start, last + 1):
         wanted = model.plan.wants(number) if model.plan is not None else ()
         left, taps = model.blocks[number](state, (*TAPS, *wanted))
         yield Seen(number, state, left, Scan.of(state, taps))
-        state = left if model.plan is None else model.plan(number, left, taps)
+        state = left if model.plan is None or number == last else model.plan(number, left, taps)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from stm import scan as reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.initialize import initialize
 from stm.measure.explain import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
+from stm.merge import Merge, merge
 from stm.model import ViM
-from stm.plan import State
+from stm.plan import Plan, State, Taps
 from stm.reports import Fit
 
 MODEL = ModelConfig(image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2)
@@ -198,6 +199,36 @@ def test_the_groups_of_a_run_are_those_of_its_schedule(dense: ViM, image: Tensor
     before, between, after = small.schedule.groups
     assert found == (before, between, between, after)
     assert groups_by_block(list(walk(dense, dense.embed(image)))) == (before,) * 4
+
+
+class Dropping(Plan):
+    """A method that looks at data: after block 0 the patch with the smallest norm goes, after block 2 it is merged into the first."""
+
+    def forward(self, block: int, state: State, taps: Taps) -> State:
+        assert block < 3, "nothing acts after the last block"
+        if block not in (0, 2):
+            return state
+        x, cls = state.stream, int(state.cls)
+        norms = x.norm(dim=-1)
+        norms[:, cls] = math.inf
+        (gone,) = norms.argmin(-1).tolist()
+        keep = torch.tensor([[position for position in range(x.shape[1]) if position != gone]])
+        source = torch.tensor([[gone]] if block == 2 else [[]], dtype=torch.long)
+        index = Merge(keep, source, torch.zeros_like(source))
+        return State(merge(x, index, torch.ones_like(x[..., 0])), cls=torch.tensor([cls - (gone < cls)]), map=index)
+
+
+def test_the_groups_of_a_plan_that_looks_at_data(dense: ViM, image: Tensor) -> None:
+    small = dense.with_plan(Dropping())
+    run = list(walk(small, small.embed(image)))
+    _, first, second, last = groups_by_block(run)
+    assert first == second and len(first) == 9 and len(last) == 8
+    held = [position for group in last for position in group]
+    assert sorted(held) == sorted(position for group in first for position in group), "what is merged is still held, what is pruned is not"
+    assert len(last[0]) == 2 and last[int(run[3].entered.cls)] == (C,)
+    with torch.inference_mode():
+        torch.testing.assert_close(small.classify(run[-1].left), small(image))
+    assert (plan_change(list(walk(dense, dense.embed(image))), run)[1:] > 0).any()
 
 
 def test_the_fit() -> None:
