@@ -105,7 +105,7 @@ def measured_rows(measured: Measured) -> list[Row]:
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:
     speed = f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
-    return "speed", f"{speed} images/s on {environment.in_words}"
+    return "speed", f"{speed} images/s on {environment_text(environment)}"
 
 
 def source_text(source: Source) -> str:
@@ -118,3 +118,8 @@ def source_text(source: Source) -> str:
         source.license and f"license {source.license}",
     ]
     return ", ".join(part for part in parts if part) or "not recorded"
+
+
+def environment_text(environment: Environment) -> str:
+    """What a figure was measured on, in one line."""
+    return environment.in_words

@@ -4,7 +4,7 @@ from rich.console import RenderableType
 
 from stm.reports import EnvReport
 from stm_cli import _options as o
-from stm_cli._format import fields
+from stm_cli._format import environment_text, fields
 from stm_cli._output import Output
 
 EXAMPLES = ("stm env", "stm env --json")
@@ -29,7 +29,7 @@ def screen(report: EnvReport) -> RenderableType:
             ("platform", report.platform),
             ("packages", ", ".join(f"{name} {version or 'not installed'}" for name, version in sorted(report.packages.items()))),
             ("devices", ", ".join(report.devices)),
-            ("runs on", report.environment.in_words),
+            ("runs on", environment_text(report.environment)),
             ("backends", ""),
             *backends,
         ]

@@ -20,7 +20,7 @@ import stm
 from stm import ViM, pipeline
 from stm.reports import CompressReport, EvalReport, Evaluation, Flops
 from stm_cli._errors import guard
-from stm_cli._format import interval, operations, percent, tokens
+from stm_cli._format import environment_text, interval, operations, percent, tokens
 from stm_cli._output import Output, console
 
 MODEL, RATE, OUT = "vim-digits", 0.4, Path("vim-digits-stm40")
@@ -74,7 +74,7 @@ def _row(per_block: list[int] | tuple[int, ...], flops: Flops, ms: float, measur
 def _words(dense: EvalReport, ours: CompressReport) -> str:
     return (
         f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {dense.n} held-out "
-        f"digits; time in batches of {BATCH} on {dense.environment.in_words}.\n"
+        f"digits; time in batches of {BATCH} on {environment_text(dense.environment)}.\n"
         "What this cannot show: digits are not photographs. Their border is empty and neighbouring patches of an upscaled image are "
         "nearly equal, which is easy on merging, above all from the border inward (--method paper); photographs have neither. "
         "Measure your own model on your own images before you believe a number. Now type:"
