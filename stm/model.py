@@ -239,6 +239,7 @@ class Mixer(nn.Module):
             A=A if "A" in wants else None,
             y=y if split else None,
             z=z if "z" in wants else None,
+            u=x if "u" in wants else None,
         )
         return self._out(gated(y, z) if split else y), taps
 

@@ -105,16 +105,7 @@ def compress(
     if again is not None:
         check_source(dense.config, again, model, recipe)
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
-    wanted = {name: value for name, value in vars(wish).items() if name not in ("method", "sides")}
-    small = bake(
-        dense,
-        **wanted,
-        method=wish.method or "stm",
-        sides=wish.sides or "both",
-        calibration=images,
-        seed=seed,
-        on_progress=on_progress,
-    )
+    small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
         check_calibration(small.config, again, recipe)
     figures = None

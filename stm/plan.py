@@ -55,6 +55,7 @@ class Taps(NamedTuple):
         A: (K, E, N).
         y: (K, B, L, E): the scan's output before the gate.
         z: (B, L, E): the gate, before its SiLU.
+        u: (K, B, L, E): the scan's input, after the convolution.
     """
 
     delta: Tensor | None = None
@@ -63,6 +64,7 @@ class Taps(NamedTuple):
     A: Tensor | None = None
     y: Tensor | None = None
     z: Tensor | None = None
+    u: Tensor | None = None
 
 
 class Entry(NamedTuple):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stm.bnnm import DEFAULT_RATE
 from stm.config import Config
@@ -52,6 +53,10 @@ class Wish:
             step_scale=protection.step_scale,
             span_conv=protection.span_conv,
         )
+
+    def options(self) -> dict[str, Any]:
+        """The wish as `stm.bake.bake` takes it."""
+        return vars(self) | {"method": self.method or "stm", "sides": self.sides or "both"}
 
 
 def default_name(name: str, wish: Wish) -> str:

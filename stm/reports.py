@@ -40,6 +40,13 @@ class Environment:
     fallbacks: tuple[str, ...] = ()
     threads: int
 
+    @property
+    def in_words(self) -> str:
+        """All that matters for a figure, in one line."""
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
+        return f"{on}, {threads}, {self.dtype}, backend {self.backend}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
@@ -259,3 +266,45 @@ class SweepReport(Report):
     resumed: int
     output: str
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """change = amplitude * exp(-rate * distance), by least squares on the logarithm; r2 is of the logarithm."""
+
+    amplitude: float
+    rate: float
+    r2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainReport(Report):
+    """`stm explain`. Changes are relative ones of the class token's state, |h - h'| / |h|, means over the images.
+
+    Args:
+        fading: by side of the class token, how the change in `block` falls with the distance of one merge before it.
+        losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and sides.
+        plan_change: what the whole plan changes in each block, a mean over both walks.
+        files: what `output` holds.
+    """
+
+    output: str
+    data: str
+    images: tuple[str, ...]
+    block: int
+    tokens_per_block: tuple[int, ...]
+    fading: dict[str, Fit | None]
+    losses: dict[str, float]
+    plan_change: tuple[float, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageReport(Report):
+    """`stm report`: the page that was written, and what it found. `missing` says of a section that is empty what would fill it."""
+
+    output: str
+    bytes: int
+    eval: Evaluation
+    changed: tuple[str, ...]
+    missing: dict[str, str]

@@ -151,6 +151,4 @@ def source_text(source: Source) -> str:
 
 def environment_text(environment: Environment) -> str:
     """What a figure was measured on, in one line."""
-    threads = f"{environment.threads} thread{'s' if environment.threads != 1 else ''}"
-    on = environment.name if environment.device == "cpu" else f"{environment.name} ({environment.device})"
-    return f"{on}, {threads}, {environment.dtype}, backend {environment.backend}"
+    return environment.in_words

@@ -97,6 +97,14 @@ OptionalModel = Annotated[
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
 
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A folder that stm compress wrote.")]
+SomeImages = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),
+]
+Block = Annotated[int | None, _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1))]
+Places = Annotated[int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))]
+
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
@@ -167,6 +175,10 @@ Data = Annotated[
     _option("--data", CHECK, "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder. Default: embedded.", "DIR"),
 ]
 Records = Annotated[Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")]
+Sweep = Annotated[Path | None, _option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]
+Bench = Annotated[Path | None, _option("--bench", CHECK, "Show what stm bench --json printed.", "FILE")]
+Page = Annotated[Path | None, _option("--out", OUTPUT, "The HTML file to write. Default: FOLDER-report.html, here.", "FILE")]
+ForcePage = Annotated[bool, _option("--force", OUTPUT, "Replace a page that is there.")]
 Limit = Annotated[int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))]
 BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
 Seed = Annotated[int, _option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]

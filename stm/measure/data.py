@@ -25,6 +25,7 @@ from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
+PHOTOGRAPHS = FOLDER / "photographs"
 FEW = 64  # images that one process decodes sooner than others would start
 
 
@@ -139,7 +140,12 @@ def embedded_digits(path: Path = DIGITS) -> SampleSet:
     return SampleSet("digits-heldout", tuple(Sample(f"digit-{index:04}.png", label, source) for index, (label, source) in rows))
 
 
-def photograph_crops(folder: Path = FOLDER / "photographs") -> SampleSet:
+def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
+    """The three photographs, without labels."""
+    return SampleSet("photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg"))))
+
+
+def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
     """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly spread."""
     samples = []
     for path in sorted(folder.glob("*.jpg")):

@@ -1,5 +1,6 @@
 """From a sample to the pixels that a model sees. Pillow alone: the processes that decode images do not import torch."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,19 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
     image = image.resize((width, height), FILTERS[prep.interpolation])
     left, top = round((width - prep.crop) / 2), round((height - prep.crop) / 2)
     return image.crop((left, top, left + prep.crop, top + prep.crop))
+
+
+def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
+    """What a model sees of an image, for people: the same part of it, with at least `side` pixels where it may be resized.
+
+    Raises:
+        DataError: an image that `fit` refuses, or one that is a tensor and never was a picture.
+    """
+    if not isinstance(sample.source, ImageFile | Crop | Pixels):
+        raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
+    times = 1 if prep.interpolation == "none" else -(-side // prep.crop)
+    with sample.source.open() as image:
+        return fit(image, dataclasses.replace(prep, resize=prep.resize * times, crop=prep.crop * times))
 
 
 def _as_mode(image: Image.Image, channels: int) -> Image.Image:

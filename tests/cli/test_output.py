@@ -16,15 +16,18 @@ from stm.reports import (
     EnvReport,
     EvalReport,
     Evaluation,
+    ExplainReport,
+    Fit,
     Flops,
     Gate,
     Guess,
     InfoReport,
+    PageReport,
     Prediction,
     PredictReport,
     Progress,
 )
-from stm_cli import compress, env, eval, info, predict
+from stm_cli import compress, env, eval, explain, info, predict, report
 from stm_cli._format import broken_notes, merging_row, operations, shown_name, size, staircase, tokens
 from stm_cli._output import Output
 
@@ -197,6 +200,50 @@ def test_predict(capsys, monkeypatch) -> None:
     )
     assert shown(capsys, monkeypatch, predict, report) == ["[bold]a.png", "  90.0%  three", "   5.0%  eight", "b.png: it is empty"]
     assert predict.value(report) == "[bold]a.png\tthree\nb.png\t"
+
+
+def test_explain(capsys, monkeypatch) -> None:
+    found = ExplainReport(
+        command="explain",
+        model="vim-digits",
+        environment=ENVIRONMENT,
+        output="vim-digits-explained",
+        data="digits",
+        images=("a.png", "b.png"),
+        block=13,
+        tokens_per_block=tuple(PER_BLOCK),
+        fading={"left": Fit(amplitude=0.0141, rate=0.0151, r2=0.597), "right": None},
+        losses={"prune": 0.0233, "mean": 0.0219, "hsp": 0.0228},
+        plan_change=(0.0, 0.1304, 0.68),
+        files=("fading.png", "fading.svg", "fading.csv"),
+    )
+    assert shown(capsys, monkeypatch, explain, found) == [
+        "vim-digits -> vim-digits-explained",
+        "Relative changes of the class token's state:",
+        "images         2 of digits",
+        "tokens         █████████████▄▄▄▄▄▄▄▄▄▄▄  197 x 13, 99 x 11",
+        "fading, left   1.41% x exp(-0.015 d), R² = 0.60, d tokens away, block 13",
+        "fading, right  no change that could be fitted",
+        "one token      removed 2.33%, mean 2.19%, hidden-state protection 2.28%",
+        "all merges     68.0% in the worst block",
+        "files          3: fading.png, ...",
+    ]
+
+
+def test_report(capsys, monkeypatch) -> None:
+    found = PageReport(
+        command="report",
+        model="small",
+        environment=ENVIRONMENT,
+        output="small-report.html",
+        bytes=72980,
+        eval=MEASURED,
+        changed=("a.png",),
+        missing={"bench": "no bench"},
+    )
+    lines = shown(capsys, monkeypatch, report, found)
+    assert lines[:3] == ["small", "page       small-report.html, 72.98 kB", "images     599 of digits, 1 unreadable"]
+    assert lines[-2:] == ["speed      123 images/s on A CPU, 2 threads, float32, backend blocked", "not in it  no bench"]
 
 
 def test_env(capsys, monkeypatch) -> None:

@@ -9,12 +9,15 @@ from typer.main import get_command
 import stm_cli.compress
 import stm_cli.env
 import stm_cli.eval
+import stm_cli.explain
 import stm_cli.info
 import stm_cli.predict
+import stm_cli.report
 from stm import __version__
 from stm_cli.main import app
 
 COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.info, "predict": stm_cli.predict, "env": stm_cli.env}
+COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,8 @@ COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.
         ("comprss m", "Did you mean 'compress'?"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),
         ("predict m", "Missing argument 'IMAGE'"),
+        ("explain m --block 0", "'0' is not a whole number of at least 1"),
+        ("report", "Missing argument 'FOLDER'"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence_and_exit_2(here, args: str, said: str) -> None:

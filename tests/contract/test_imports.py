@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ("errors", "codec", "schedule", "config", "reports", "merge", "hsp", "scan", "backends", "plan", "model")
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
 LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "checkpoint", "budget", "bnnm", "bake")
-ORDER = (*RUNTIME, *LIBRARY, "search", "peers", "measure", "hub", "resolve", "recipe", "pipeline", "tables")
+ORDER = (*RUNTIME, *LIBRARY, "search", "peers", "measure", "hub", "page", "resolve", "recipe", "pipeline", "tables", "evidence")
 # Files, not Python that others import.
 APART = {"__init__", "assets"}
 

@@ -1,0 +1,238 @@
+"""What `stm explain` and `stm report` do: measure what merging changed in a model, and write it down for people."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from stm import atomic
+from stm.bake import bake
+from stm.config import Config
+from stm.errors import ArtifactError, DataError, UsageError
+from stm.loading import load
+from stm.measure import explanation, plots
+from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
+from stm.measure.environment import environment_of
+from stm.measure.evaluate import assess
+from stm.measure.explain import RULES
+from stm.measure.images import enlarged
+from stm.measure.records import check_path, read_records
+from stm.model import ViM
+from stm.page import facts
+from stm.page.render import render
+from stm.pipeline import notes_of
+from stm.recipe import Wish
+from stm.reports import ExplainReport, OnProgress, PageReport
+from stm.resolve import From, name_of, open_model
+
+DEFAULT_IMAGES = 3
+PLACES = 98  # of each side: every distance at 197 tokens
+SHOWN = 448  # pixels of a side that a picture has at least
+
+
+def explain(
+    model: str,
+    images: Sequence[str | Path] = (),
+    *,
+    block: int | None = None,
+    places: int = PLACES,
+    out: str | Path | None = None,
+    force: bool = False,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> ExplainReport:
+    """`stm explain`: the paper's figures and tables of states, for this model and these images, as pictures and data.
+
+    Args:
+        model: a MODEL as `stm.resolve.open_model` takes it; a dense one is compressed here, by the wish.
+        images: files; none: some of what is embedded.
+        block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
+        places: the most distances of a side that are measured.
+        out: the folder to write, named after the model by default.
+        force: replace a folder that holds nothing but what this wrote.
+        seed: chooses among the embedded images.
+        options: the fields of `Wish` and of `stm.resolve.From`.
+
+    Raises:
+        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        DataError: an image that cannot be read.
+        StmError: matplotlib is not installed; what reading the model raises.
+    """
+    plots.require()
+    if len(images) > explanation.MOST_IMAGES:
+        raise UsageError(f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own")
+    source = From(**{name: options.pop(name) for name in list(options) if name in From.__dataclass_fields__})
+    wish = Wish(**options)
+    output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
+    atomic.check(output, explanation.file_names(), force=force)
+    small = _compressed(open_model(model, source), model, wish, seed)
+    depth = small.config.model.depth
+    if block is None:
+        block = 1 + small.schedule.steps[0].after if small.schedule.steps else depth // 2
+    if not 1 <= block < depth:
+        raise UsageError(f"block is {block}, expected 1 to {depth - 1}: a single token is merged before it")
+    samples = _samples(images, small.config, seed)
+    (batch,) = iterate(samples, small.config.preprocessing, batch_size=len(samples))
+    for error in batch.errors.values():
+        raise DataError(error)
+    pictures = [(sample.file, enlarged(sample, small.config.preprocessing, SHOWN)) for sample in samples.samples]
+    found = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
+    with atomic.replacing(output, explanation.file_names(), force=force) as folder:
+        with plots.style():
+            files = explanation.write(folder, found, small, _title(small))
+        report = ExplainReport(
+            command="explain",
+            model=model,
+            environment=environment_of(small),
+            output=str(output),
+            data=samples.name,
+            images=tuple(sample.file for sample in samples.samples),
+            block=block,
+            tokens_per_block=small.schedule.tokens_per_block(depth),
+            fading=found.fits,
+            losses={rule: _mean([row.cls for row in found.losses if row.rule == rule]) for rule in RULES},
+            plan_change=tuple(_mean(changes) for changes in found.plan),
+            files=(*files, explanation.SUMMARY),
+        )
+        (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")
+    return report
+
+
+def report(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    records: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+    sweep: str | Path | None = None,
+    bench: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+    dtype: str | None = None,
+    backend: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> PageReport:
+    """`stm report`: one HTML page about a compressed model, measured against the dense one whose weights it holds.
+
+    Args:
+        folder: of the model.
+        data, limit, batch_size, seed, workers: the sample set; see `stm.evaluate`.
+        records: the file of an earlier `stm eval` with the same model and images, of which nothing is measured again.
+        sweep, bench: what those commands printed with `--json`.
+        out: the page; named after the folder, in the current one, by default.
+        force: replace a page that is there.
+        device, dtype, backend: see `stm.load`.
+
+    Raises:
+        UsageError: the folder holds a dense model, or the page cannot be written.
+        DataError: images, records, sweep or bench cannot be used.
+    """
+    name = Path(folder).resolve().name
+    output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
+    if records is not None:
+        check_path(records)
+    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench", facts.BENCH_KEYS)
+    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", facts.SWEEP_KEYS)
+    model = load(folder, device=device, dtype=dtype, backend=backend)
+    if model.plan is None:
+        raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
+    samples = open_samples(data, config=model.config, limit=limit, seed=seed)
+    with TemporaryDirectory() as scratch:
+        rows = Path(scratch, "records.csv") if records is None else Path(records)
+        evaluation = assess(
+            model,
+            samples,
+            reference=model.with_plan(None),
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            records=rows,
+            workers=workers,
+            on_progress=on_progress,
+        )
+        found_records = read_records(rows)
+    missing = {
+        "bench": "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench FILE shows it.",
+        "sweep": "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it.",
+    }
+    findings = facts.Findings(
+        name=name,
+        evaluation=evaluation,
+        dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(found_records),
+        environment=environment_of(model),
+        batch_size=batch_size,
+        changed=facts.changed(found_records, samples, model.config),
+        bench=found_bench,
+        sweep=found_sweep,
+        missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
+        notes=notes_of(model.config),
+    )
+    page = render(model.config, findings).encode()
+    _write_page(output, page)
+    return PageReport(
+        command="report",
+        model=str(folder),
+        environment=findings.environment,
+        output=str(output),
+        bytes=len(page),
+        eval=evaluation,
+        changed=tuple(each.file for each in findings.changed),
+        missing=findings.missing,
+    )
+
+
+def _check_page(path: Path, force: bool) -> Path:
+    """Refuse a page that could not be written, before any work is done."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected the name of an HTML file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} already exists", "choose another name with --out, or replace it with --force")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: permission denied", "choose another place with --out")
+    return path
+
+
+def _write_page(path: Path, page: bytes) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_bytes(page)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error
+
+
+def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:
+    """The model as it is where it is compressed, else compressed as wished."""
+    if model.plan is None:
+        return bake(model, **wish.options(), calibration=None, seed=seed, on_progress=None)
+    if wish != Wish():
+        given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
+        raise UsageError(f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out")
+    return model
+
+
+def _samples(images: Sequence[str | Path], config: Config, seed: int) -> SampleSet:
+    if images:
+        return from_files(images)
+    return open_samples(None, config=config, limit=DEFAULT_IMAGES, seed=seed) if is_embedded(config) else photographs()
+
+
+def _title(model: ViM) -> str:
+    recipe, shape = model.config.recipe, model.config.model
+    method = "no method" if recipe is None else f"{recipe.method}, {recipe.schedule} order"
+    return f"{method}, {model.schedule.saving(shape.depth):.1%} of the token-layers saved"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

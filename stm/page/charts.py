@@ -1,0 +1,128 @@
+"""The drawings of the page as numbers: where each line, bar and mark goes. The template makes SVG of them, the style its colours.
+
+A drawing is 360 units wide, so that its type can be read on a phone. Places are rounded to hundredths of a unit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stm.measure.groups import Groups, edges, patches
+from stm.reports import Evaluation
+
+Interval = tuple[float, float]
+
+WIDTH = 360
+CELL = 16  # units of a patch in a photograph's overlay
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to places: `low` lies at `start`, `high` at `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 2)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Three to seven round values between the ends."""
+        rough = (self.high - self.low) / 5
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(n * step, 12) for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def axis(values: Sequence[float], start: float, end: float, *, least: float = 0.0) -> Axis:
+    """An axis with room around the values, at least `least` long."""
+    low, high = min(values), max(values)
+    room = max(0.08 * (high - low), (least - (high - low)) / 2, 1e-9)
+    return Axis(low - room, high + room, start, end)
+
+
+def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
+    """A bar a block, as high as its tokens; a label where the count changes, as long as labels do not meet."""
+    left, right, top, bottom = 34, WIDTH - 4, 18, 150
+    up = Axis(0, tokens_per_block[0], bottom, top)
+    pitch = (right - left) / len(tokens_per_block)
+    bars, free = [], 0.0
+    for block, tokens in enumerate(tokens_per_block):
+        x = left + block * pitch
+        new = block == 0 or tokens != tokens_per_block[block - 1]
+        label = new and x >= free
+        if label:
+            free = x + 26
+        bars.append(
+            {"x": round(x, 2), "y": up(tokens), "width": round(pitch * 0.86, 2), "height": round(bottom - up(tokens), 2)}
+            | {"label": tokens if label else None, "block": block, "tokens": tokens}
+        )
+    every = max(1, math.ceil(len(bars) / 8))
+    return {"bars": bars, "bottom": bottom, "left": left, "right": right, "every": every, "pitch": pitch}
+
+
+def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
+    """Dense and compressed top-1, each a mark with its interval."""
+    assert evaluation.top1 is not None and evaluation.top1_ci is not None and evaluation.dense_top1 is not None
+    rows = [("dense", evaluation.dense_top1, dense_ci), ("compressed", evaluation.top1, evaluation.top1_ci)]
+    across = axis([value for _, _, ci in rows for value in ci], 84, WIDTH - 16, least=0.02)
+    marks = [
+        {"name": name, "y": 22 + 30 * n, "x": across(value), "low": across(ci[0]), "high": across(ci[1])}
+        for n, (name, value, ci) in enumerate(rows)
+    ]
+    return {"rows": marks, "ticks": [{"x": across(tick), "value": tick} for tick in across.ticks], "bottom": 72}
+
+
+def outlines(groups: Groups, cls: int, grid: int) -> dict[str, str]:
+    """The outlines of single patches and of merged groups, as the paths of a drawing of `CELL` units a patch."""
+    every = patches(groups, cls)
+    return {
+        "single": _path([edge for group in every if len(group) == 1 for edge in edges(group, grid)]),
+        "merged": _path([edge for group in every if len(group) > 1 for edge in edges(group, grid)]),
+    }
+
+
+def _path(segments: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> str:
+    """Every segment once: neighbours share their border."""
+    return "".join(f"M{x0 * CELL} {y0 * CELL}L{x1 * CELL} {y1 * CELL}" for (x0, y0), (x1, y1) in sorted(set(segments)))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured model of a sweep or comparison; the interval is that of the accuracy."""
+
+    curve: str
+    cost: float
+    value: float
+    low: float
+    high: float
+
+
+def pareto(points: Sequence[Point], here: Point | None = None, dense: Point | None = None) -> dict[str, Any]:
+    """Accuracy over cost: a curve a method, this model, and the dense one as a line across."""
+    every = [*points, *(point for point in (here, dense) if point is not None)]
+    bottom, left = 196, 44
+    across = axis([point.cost for point in every], left, WIDTH - 12)
+    up = axis([value for point in every for value in (point.low, point.high)], bottom, 12, least=0.01)
+    curves: dict[str, list[dict[str, float]]] = {}
+    for point in sorted(points, key=lambda point: (point.curve, point.cost)):
+        at = {"x": across(point.cost), "y": up(point.value), "low": up(point.low), "high": up(point.high)}
+        curves.setdefault(point.curve, []).append(at)
+
+    def place(point: Point | None) -> dict[str, float] | None:
+        return None if point is None else {"x": across(point.cost), "y": up(point.value)}
+
+    return {
+        "curves": [{"name": name, "points": places} for name, places in curves.items()],
+        "here": place(here),
+        "dense": place(dense),
+        "x": [{"at": across(tick), "value": tick} for tick in across.ticks],
+        "y": [{"at": up(tick), "value": tick} for tick in up.ticks],
+        "left": left,
+        "bottom": bottom,
+    }

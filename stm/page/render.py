@@ -1,0 +1,109 @@
+"""From findings to the page: one HTML file. Every value from outside is escaped by the template, or quoted for the shell or Python."""
+
+import shlex
+from pathlib import Path
+
+from stm import __version__
+from stm.config import Config, Recipe
+from stm.errors import ArtifactError
+from stm.hub.card import recipe_command
+from stm.measure import flops
+from stm.page import charts, facts
+from stm.page.charts import Interval, Point
+from stm.page.facts import Findings
+from stm.reports import Evaluation
+
+HERE = Path(__file__).parent
+FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
+
+
+def render(config: Config, found: Findings) -> str:
+    """The page of a compressed model, from what its folder says and what was found.
+
+    Raises:
+        ArtifactError: jinja2 is not installed.
+    """
+    try:
+        from jinja2 import Environment as Templates
+        from jinja2 import FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise ArtifactError("writing a report needs jinja2, which is not installed", "pip install jinja2") from error
+    templates = Templates(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    templates.filters |= {"percent": _percent, "share": _share, "operations": _operations, "shell": shlex.join, "python": repr}
+    assert config.recipe is not None  # a compressed model has one
+    shape, schedule, evaluation, cost = config.model, config.schedule, found.evaluation, flops.count(config)
+    tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
+    figure = "agreement" if evaluation.top1 is None else "top1"
+    here, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
+    by_flops, by_time = facts.points(found.sweep or (), figure)
+    return templates.get_template("page.html.j2").render(
+        version=__version__,
+        config=config,
+        found=found,
+        evaluation=evaluation,
+        model=shape,
+        command=None if command is None else shlex.join(command),
+        asked=_asked(config.recipe),
+        flops=cost,
+        parameters=flops.parameters(shape, config.num_classes),
+        tokens=tokens,
+        saving=schedule.saving(shape.depth),
+        stairs=charts.staircase(tokens),
+        photograph=facts.photograph(),
+        photograph_by=facts.PHOTOGRAPH_BY,
+        side=charts.CELL * shape.grid,
+        panels=[{"caption": caption} | charts.outlines(held, schedule.cls, shape.grid) for caption, held in facts.merged_patches(config)],
+        spans=None if found.dense_ci is None else charts.intervals(evaluation, found.dense_ci),
+        accuracy=_accuracy(evaluation, found.dense_ci),
+        reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
+        speed=facts.speed_text(evaluation),
+        figure=FIGURES[figure],
+        by_flops=charts.pareto(by_flops, here, dense) if by_flops else None,
+        by_time=charts.pareto(by_time) if by_time else None,
+    )
+
+
+def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tuple[Point, Point]:
+    """This model and the dense one, over their operations."""
+    value = getattr(evaluation, figure)
+    low, high = getattr(evaluation, f"{figure}_ci", None) or (value, value)
+    dense = evaluation.dense_top1 if evaluation.dense_top1 is not None else 1.0  # of agreement with itself
+    return Point("", paper / 1e9, value, low, high), Point("", paper / 1e9 / (1 - saving), dense, dense, dense)
+
+
+def _accuracy(each: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
+    """The rows of the table: what was measured, its value and its interval."""
+    rows = []
+    shares = (("top-1, dense", each.dense_top1, dense_ci), ("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci))
+    for name, value, ci in shares:
+        if value is not None:
+            rows.append((name, _percent(value), "" if ci is None else f"{_percent(ci[0])} to {_percent(ci[1])}"))
+    if each.drop is not None:
+        ci = each.drop_ci
+        rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}"))
+    if each.mcnemar_p is not None:
+        rows.append(("McNemar's exact p", f"{each.mcnemar_p:.3g}", ""))
+    if each.agreement is not None:
+        rows.append(("same answer as dense", _percent(each.agreement), ""))
+    if each.kl is not None:
+        rows.append(("KL(dense, compressed), nats", f"{each.kl:.4f}", ""))
+    return rows
+
+
+def _asked(recipe: Recipe) -> str:
+    if recipe.stages is not None:
+        return f"stages before blocks {', '.join(map(str, recipe.stages))}"
+    return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_percent(recipe.saving or 0)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _share(share: float) -> str:
+    """A tick: no more digits than it has."""
+    return f"{100 * share:.4g}%"
+
+
+def _operations(count: int) -> str:
+    return f"{count / 1e9:.4g} G" if count >= 10**9 else f"{count / 1e6:.4g} M"

@@ -1,0 +1,96 @@
+"""`stm explain`: what merging does to the states of a model, and which patches went where."""
+
+from rich.console import Group, RenderableType
+
+from stm.reports import ExplainReport, Fit
+from stm_cli import _options as o
+from stm_cli._format import fields, percent, staircase, tokens
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm explain vim-digits",
+    "stm explain vim-digits-stm40 --out figures/ --force",
+    "stm explain vim-s photo.jpg other.jpg --method paper --rate 0.2",
+)
+_RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
+
+
+def run(
+    model: o.Model,
+    images: o.SomeImages = None,
+    rate: o.Rate = None,
+    saving: o.Saving = None,
+    stages: o.Stages = None,
+    method: o.Method = None,
+    schedule: o.Schedule = None,
+    block: o.Block = None,
+    places: o.Places = 98,
+    seed: o.Seed = 0,
+    out: o.Out = None,
+    force: o.Force = False,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Draw states, attention, distance fading, losses and merged patches, with the data of every figure."""
+    from stm import evidence
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = evidence.explain(
+            model,
+            images or (),
+            rate=rate,
+            saving=saving,
+            stages=stages,
+            method=method,
+            schedule=schedule,
+            block=block,
+            places=places,
+            seed=seed,
+            out=out,
+            force=force,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), report.output)
+    for note in report.environment.fallbacks:
+        output.note(note)
+
+
+def screen(report: ExplainReport) -> RenderableType:
+    """The figures in words: how an error fades, what each rule loses, what all merges change."""
+    changed = [change for change in report.plan_change if change > 0]
+    rows = [
+        ("images", f"{len(report.images)} of {report.data}"),
+        ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
+        *((f"fading, {side}", _fading(fit, report.block)) for side, fit in report.fading.items()),
+        ("one token", ", ".join(f"{_RULES[rule]} {percent(change, 2)}" for rule, change in report.losses.items())),
+        ("all merges", f"{percent(max(changed))} in the worst block" if changed else "none"),
+        ("files", f"{len(report.files)}: {', '.join(name for name in report.files if name.endswith('.png'))}, ..."),
+    ]
+    return Group(f"{report.model} -> {report.output}", "Relative changes of the class token's state:", fields(rows))
+
+
+def _fading(fit: Fit | None, block: int) -> str:
+    if fit is None:
+        return "no change that could be fitted"
+    return f"{percent(fit.amplitude, 2)} x exp(-{fit.rate:.3f} d), R² = {fit.r2:.2f}, d tokens away, block {block}"

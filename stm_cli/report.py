@@ -1,0 +1,67 @@
+"""`stm report`: one page about a compressed model, for people who were not there."""
+
+from rich.console import Group, RenderableType
+
+from stm.reports import PageReport
+from stm_cli import _options as o
+from stm_cli._format import fields, measured_rows, size, speed_row
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm report vim-digits-stm40",
+    "stm report vim-s-stm40 --data my_images/ --records eval.csv",
+    "stm report vim-s-stm40 --sweep sweep.json --bench bench.json",
+)
+
+
+def run(
+    folder: o.Folder,
+    data: o.Data = None,
+    records: o.Records = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 32,
+    seed: o.Seed = 0,
+    sweep: o.Sweep = None,
+    bench: o.Bench = None,
+    out: o.Page = None,
+    force: o.ForcePage = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    workers: o.Workers = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write one self-contained HTML page: what was compressed, how, and what it cost."""
+    from stm import evidence
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        found = evidence.report(
+            folder,
+            data=data,
+            records=records,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            sweep=sweep,
+            bench=bench,
+            out=out,
+            force=force,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    output.report(found, lambda: screen(found), found.output)
+    for note in found.environment.fallbacks:
+        output.note(note)
+
+
+def screen(report: PageReport) -> RenderableType:
+    rows = [("page", f"{report.output}, {size(report.bytes)}"), *measured_rows(report.eval)]
+    if report.eval.images_per_second is not None:
+        rows.append(speed_row(report.eval.images_per_second, report.environment))
+    rows += [("not in it", why) for why in report.missing.values()]
+    return Group(report.model, fields(rows))

@@ -1,0 +1,74 @@
+"""What README.md shows of the commands is what they print."""
+
+import importlib.util
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_tool", ROOT / "tools" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_every_output_is_real(readme: ModuleType) -> None:
+    pytest.importorskip("matplotlib", reason="stm explain draws with matplotlib, the extra plots")
+    found = readme.commands(readme.README.read_text(encoding="utf-8"))
+    assert found
+    start = time.monotonic()
+    outputs = readme.run([command for command, _ in found])
+    assert time.monotonic() - start < 120 * len(found), "a default takes more than two minutes"
+    for (command, shown), printed in zip(found, outputs, strict=True):
+        assert readme.same(shown, printed), "\n".join([f"$ {command}", *printed])
+
+
+TEXT = """Words.
+
+    $ stm info x
+    old
+    old
+
+    stm eval x        # not an output
+
+    $ stm compress x --quiet
+    $ stm report y
+    page  1
+"""
+
+
+def test_commands_and_their_outputs(readme: ModuleType) -> None:
+    assert readme.commands(TEXT) == [("stm info x", ["old", "old"]), ("stm compress x --quiet", []), ("stm report y", ["page  1"])]
+    again = readme.replaced(TEXT, [["new"], ["x-stm40"], ["page  2", "more"]])
+    assert readme.commands(again) == [
+        ("stm info x", ["new"]),
+        ("stm compress x --quiet", ["x-stm40"]),
+        ("stm report y", ["page  2", "more"]),
+    ]
+    assert "    stm eval x        # not an output\n" in again
+    assert readme.replaced(again, [lines for _, lines in readme.commands(again)]) == again
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "same"),
+    [
+        ("top-1  87.3% (84.4 to 89.7)", "top-1  87.4% (84.4 to 89.7)", True),
+        ("top-1  87.3%", "top-1  78.3%", False),
+        ("page  72.98 kB", "page  73.1 kB", True),
+        ("page  72.98 kB", "page  72.98 MB", False),
+        ("p = 4.7e-19", "p = 4.8e-19", True),
+        ("a  1", "a 1", True),
+    ],
+)
+def test_what_is_the_same(readme: ModuleType, shown: str, printed: str, same: bool) -> None:
+    assert readme.same([shown], [printed]) is same
+    assert not readme.same([shown], [printed, printed])

@@ -1,0 +1,236 @@
+"""The page: its drawings as numbers, what it gathers, and that odd names stay text."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from stm.config import Config, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.errors import DataError
+from stm.measure.data import SampleSet
+from stm.measure.images import Pixels, Sample
+from stm.measure.records import Record
+from stm.page import charts, facts
+from stm.page.charts import Axis, Point
+from stm.page.facts import Changed, Findings
+from stm.page.render import render
+from stm.reports import Environment, Evaluation
+from stm.schedule import Schedule, Step
+
+MODEL = ModelConfig(image_size=4, patch=2, stride=2, in_chans=1, d_model=2, depth=12, d_state=2, dt_rank=1)
+CONFIG = Config(
+    model=MODEL,
+    num_classes=2,
+    schedule=Schedule(5, 2, (Step(0, ((0, 1), (4, 3))), Step(9, ((2, 0),)))),
+    preprocessing=Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)),
+    protection=Protection(),
+    recipe=Recipe(method="stm", rate=0.4, removed_share=0.75, schedule="staged"),
+    source=Source(repo="someone/their-vim", file="vim.pth", revision="c0ffee", sha256="5eed", license="apache-2.0"),
+)
+EVALUATION = Evaluation(
+    data="digits",
+    n=599,
+    top1=0.87,
+    top1_ci=(0.84, 0.9),
+    top5=0.97,
+    top5_ci=(0.96, 0.99),
+    dense_top1=0.98,
+    drop=0.11,
+    drop_ci=(0.08, 0.14),
+    mcnemar_p=1e-9,
+    agreement=0.88,
+    kl=0.3,
+    images_per_second=98.7,
+)
+HERE = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2)
+ONE = Changed(file="a.png", picture="data:image/png;base64,iVBORw0KGgo=", label="0", dense="0", now="1", kl=4.0)
+
+
+def findings(**more) -> Findings:
+    plain = {"name": "small", "evaluation": EVALUATION, "dense_ci": (0.97, 0.99), "environment": HERE, "batch_size": 32, "changed": (ONE,)}
+    return Findings(**plain | {"missing": {"bench": "no bench", "sweep": "no sweep"}} | more)
+
+
+class Parsed(HTMLParser):
+    """Every tag that is opened is closed, in order; attributes and text by the way."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.text += " "
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_says_what_there_is() -> None:
+    text = " ".join(Parsed(render(CONFIG, findings())).text.split())
+    for said in (
+        "someone/their-vim, vim.pth",
+        "c0ffee",
+        "5eed",
+        "5 → 2",
+        "block 0",
+        "top-1 87.00% dense 98.00%, on 599 images",
+        "top-1, dense 98.00% 97.00% to 99.00%",
+        "top-1 lost, in points 11.00 8.00 to 14.00",
+        "98.7 images/s A processor, 2 threads, float32, backend native",
+        "no bench",
+        "no sweep",
+        "a.png is 0 0 → 1 KL 4.00",
+        "model = stm.load('small')",
+        "stm compress someone/their-vim --file vim.pth --revision c0ffee",
+    ):
+        assert said in text, said
+    for absent in ("None", "nan", "{{", "}}"):
+        assert absent not in text
+
+
+def test_nothing_is_asked_of_anybody() -> None:
+    page = Parsed(render(CONFIG, findings()))
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": allowed}) in page.tags
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "form")]
+    for tag, attributes in page.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes)
+    assert not re.search(r"@import|url\(", render(CONFIG, findings()))
+
+
+ODD = "<script>alert(1)</script> & \"q\" 'a' {{ 7 * 7 }} é\u2028 --></style>"
+
+
+def test_odd_names_stay_text() -> None:
+    config = dataclasses.replace(CONFIG, source=Source(repo=ODD, file=ODD, license=ODD))
+    odd = Changed(file=ODD, picture=None, label=ODD, dense=ODD, now=ODD, kl=1.0)
+    row = {"flops": {"paper": 10**9}, "top1": 0.9, "method": ODD}
+    evaluation = dataclasses.replace(EVALUATION, data=ODD, reasons={"kl": ODD})
+    found = findings(name=ODD, changed=(odd,), evaluation=evaluation, sweep=(row, row), bench=None, notes=(ODD,))
+    html = render(config, found)
+    page = Parsed(html)
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert page.text.count("<script>alert(1)</script>") >= 8
+    assert "49" not in re.sub(r"data:\S+", "", page.text)
+
+
+def test_without_labels_it_is_not_accuracy() -> None:
+    evaluation = Evaluation(data="photographs", n=48, agreement=0.9, kl=0.1, reasons={"top1": "the images have no label"})
+    text = " ".join(Parsed(render(CONFIG, findings(evaluation=evaluation, dense_ci=None))).text.split())
+    assert "90.00% of 48 images without labels: not accuracy" in text
+    assert "Not measured: the images have no label." in text
+    assert "top-1, dense" not in text
+    assert "timed nothing" in text
+
+
+def test_the_curves_of_a_sweep_and_the_rows_of_a_bench() -> None:
+    rows = [
+        {"flops": {"paper": cost * 10**9}, "top1": top1, "top1_ci": None, "method": method, "images_per_second": 50}
+        for method, cost, top1 in (("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8), ("failed", 1, None), ("dense", 3, 1.0))
+    ]
+    by_flops, by_time = facts.points(rows, "top1")
+    assert [(point.curve, point.cost, point.value) for point in by_flops] == [("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8)]
+    assert {point.cost for point in by_time} == {20}
+    bench = ({"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0},)
+    page = Parsed(render(CONFIG, findings(sweep=tuple(rows), bench=bench)))
+    text = " ".join(page.text.split())
+    assert "dense 1 8 125" in text
+    assert len([1 for tag, _ in page.tags if tag == "polyline"]) == 4
+
+
+def test_the_places_of_a_chart() -> None:
+    chart = charts.pareto([Point("b", 2, 0.5, 0.4, 0.6), Point("a", 3, 0.7, 0.7, 0.7), Point("a", 1, 0.6, 0.6, 0.6)])
+    assert [(curve["name"], len(curve["points"])) for curve in chart["curves"]] == [("a", 2), ("b", 1)]
+    first, last = chart["curves"][0]["points"]
+    assert chart["left"] < first["x"] < last["x"] < charts.WIDTH and first["y"] > last["y"]
+    alone = charts.pareto([Point("a", 1, 0.5, 0.5, 0.5)])
+    assert all(0 <= point["x"] <= charts.WIDTH for point in alone["curves"][0]["points"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.84, 0.99, [0.85, 0.9, 0.95]), (0, 197, [0, 50, 100, 150])]
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert Axis(low, high, 0, 1).ticks == expected
+
+
+def test_the_staircase() -> None:
+    found = charts.staircase([10, 10, 5, 1])
+    assert [bar["label"] for bar in found["bars"]] == [10, None, 5, 1]
+    heights = [bar["height"] for bar in found["bars"]]
+    assert heights[0] == heights[1] == pytest.approx(2 * heights[2]) == pytest.approx(10 * heights[3])
+
+
+def test_a_border_between_two_groups_is_drawn_once() -> None:
+    """2 x 2 patches, those of the upper row merged: an outline of four lines, and two squares that share a border."""
+    found = charts.outlines(((0, 1), (2,), (3,), (4,)), cls=4, grid=2)
+    c = charts.CELL
+    assert sorted(found["merged"].split("M")[1:]) == sorted(
+        [f"0 0L{2 * c} 0", f"0 {c}L{2 * c} {c}", f"0 0L0 {c}", f"{2 * c} 0L{2 * c} {c}"]
+    )
+    assert found["single"].count(f"M{c} {c}L{c} {2 * c}") == 1
+
+
+def test_the_stages_of_the_patches() -> None:
+    assert facts.merged_patches(CONFIG) == [
+        ("blocks 1 to 9: 3 tokens", ((0, 1), (2,), (3, 4))),
+        ("blocks 10 to 11: 2 tokens", ((0, 1, 3, 4), (2,))),
+    ]
+    assert facts.merged_patches(dataclasses.replace(CONFIG, schedule=dense_schedule(MODEL))) == []
+
+
+def test_the_ten_most_changed() -> None:
+    samples = SampleSet("s", tuple(Sample(f"{n}.png", n % 2, Pixels(bytes([20 * n] * 16), 4)) for n in range(12)))
+    records = [
+        Record(file=f"{n}.png", label=n % 2, pred=0, top5=(0, 1), dense_pred=1, dense_top5=(1, 0), margin=1.0, kl=(n * 7 % 12) / 10)
+        for n in range(11)
+    ] + [Record(file="11.png", label=1, error="11.png: broken")]
+    found = facts.changed(records, samples, dataclasses.replace(CONFIG, label_names=("zero", "one")))
+    assert [each.kl for each in found] == sorted((record.kl for record in records if record.kl is not None), reverse=True)[:10]
+    assert found[0].file == "5.png" and (found[0].label, found[0].dense, found[0].now) == ("one", "one", "zero")
+    assert found[0].picture is not None and found[0].picture.startswith("data:image/jpeg;base64,")
+    assert facts.dense_interval([r for r in records if r.label == 1 or r.error])[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "holds no rows"),
+        ("[]", "holds no rows"),
+        ('{"rows": 3}', "holds no rows"),
+        ('{"rows": []}', "0 of 0 rows"),
+        ('{"rows": [{"flops": {}}, {"x": 1}]}', "1 of 2 rows have flops"),
+    ],
+)
+def test_rows_that_cannot_be_used(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "rows.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        facts.read_rows(path, "sweep", ("flops",))
+
+
+def test_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": [{"flops": {"paper": 1}}]}))
+    assert facts.read_rows(tmp_path / "rows.json", "sweep", ("flops",)) == ({"flops": {"paper": 1}},)
