@@ -38,7 +38,7 @@ from stm.reports import (
     PredictReport,
     Progress,
 )
-from stm.resolve import From, find_default, name_of, open_model
+from stm.resolve import From, find_default, name_of, open_model, read_recipe
 
 NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
 OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "matplotlib")
@@ -66,7 +66,7 @@ def compress(
 
     Args:
         model: a MODEL as `stm.resolve.open_model` takes it.
-        recipe: a folder whose recipe is run again, instead of a wish.
+        recipe: a folder, here or on the Hub, whose recipe is run again, instead of a wish.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
         data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded.
         seed: chooses images; 0, or the recipe's.
@@ -87,7 +87,7 @@ def compress(
         if wish != Wish():
             given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
             raise UsageError(f"{given} was given beside a recipe, which already says it", "give one of the two")
-        again = artifact.read_config(recipe)
+        again = read_recipe(recipe, source)
         wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again)
         eval = eval and bool(again.measured)
     if not eval and (data is not None or limit is not None or max_drop is not None):

@@ -42,6 +42,8 @@ def told(request: Request) -> Iterator[None]:
         yield
     except StmError:
         raise
+    except ImportError as error:  # the runtime does without it
+        raise HubError("reading from the Hub needs huggingface_hub, which is not installed", "pip install huggingface_hub") from error
     except Exception as error:
         found = explain(error, request)
         if found is None:
@@ -67,7 +69,7 @@ def check_token(token: str | None) -> None:
 
 
 def _gated(error: Any, request: Request) -> Told:
-    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {_endpoint()}/{request.repo}, then {_LOGIN}"
+    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {endpoint()}/{request.repo}, then {_LOGIN}"
 
 
 def _no_repo(error: Any, request: Request) -> Told:
@@ -78,12 +80,12 @@ def _no_repo(error: Any, request: Request) -> Told:
 def _no_revision(error: Any, request: Request) -> Told:
     return (
         f"{request.repo} has no revision {request.revision}",
-        f"{_endpoint()}/{request.repo}/commits lists its branches, tags and commits",
+        f"{endpoint()}/{request.repo}/commits lists its branches, tags and commits",
     )
 
 
 def _no_entry(error: Any, request: Request) -> Told:
-    return f"{request.repo} has no file {request.file}", f"see what it has: {_endpoint()}/{request.repo}/tree/{request.revision or 'main'}"
+    return f"{request.repo} has no file {request.file}", f"see what it has: {endpoint()}/{request.repo}/tree/{request.revision or 'main'}"
 
 
 def _not_cached(error: Any, request: Request) -> Told:
@@ -110,16 +112,16 @@ def _status(error: Any, request: Request) -> Told:
         return f"the Hub takes no more requests for now (429), {request} among them", f"wait {wait} seconds" if wait.isdigit() else _LATER
     if status >= 500:
         return f"the Hub failed ({status}) on {request}", _LATER
-    return f"the Hub refused {request} ({status})", f"see {_endpoint()}/{request.repo}"
+    return f"the Hub refused {request} ({status})", f"see {endpoint()}/{request.repo}"
 
 
 def _unreachable(error: Any, request: Request) -> Told:
     cached = "" if request.upload else "; what is in the cache is read with HF_HUB_OFFLINE=1"
-    return f"{_endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
+    return f"{endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
 
 
 def _no_hub(error: Any, request: Request) -> Told:
-    return f"{_endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
+    return f"{endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
 
 
 def _bad_name(error: Any, request: Request) -> Told:
@@ -153,7 +155,8 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Told]], ...] = (
 )
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The address of the Hub."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

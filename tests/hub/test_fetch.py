@@ -15,6 +15,7 @@ import pytest
 from stm.errors import HubError
 from stm.hub.aliases import ALIASES
 from stm.hub.errors import Request, told
+from stm.hub.fetch import only_checkpoint
 from tests.hub.server import Fault, Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ if kwargs.pop("told", False):
     kwargs["on_progress"] = lambda progress: told.append(list(progress))
 try:
     result = getattr(hub, call)(*args, **kwargs)
-    out = {"result": result if isinstance(result, str) else {key: str(value) for key, value in vars(result).items()}, "told": told}
+    out = {"result": result if isinstance(result, list) else {key: str(value) for key, value in vars(result).items()}, "told": told}
 except StmError as error:
     out = {"kind": type(error).__name__, "code": error.exit_code, "message": error.message, "hint": error.hint}
 print(json.dumps(out))
@@ -89,10 +90,10 @@ def gets(hub: Hub, file: str) -> list[dict[str, str]]:
 # --- what comes -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_with_its_commit_and_license(hub: Hub, client: Client) -> None:
+def test_a_file_with_its_commit(hub: Hub, client: Client) -> None:
     got = client("fetch", "owner/vim", "vim.pth")["result"]
     assert Path(got["path"]).read_bytes() == WEIGHTS
-    assert got == got | {"repo": "owner/vim", "file": "vim.pth", "revision": hub.repos["owner/vim"].refs["main"], "license": "apache-2.0"}
+    assert got == got | {"repo": "owner/vim", "file": "vim.pth", "revision": hub.repos["owner/vim"].refs["main"]}
 
 
 def test_a_second_time_it_is_in_the_cache(hub: Hub, client: Client) -> None:
@@ -110,22 +111,26 @@ def test_a_revision_is_resolved(hub: Hub, client: Client) -> None:
     old = repo.refs["main"]
     new = repo.commit({"a/b/vim.pth": b"new"}, ref="v2")
     got = client("fetch", "owner/vim", "a/b/vim.pth", revision="v2")["result"]
-    assert (got["revision"], Path(got["path"]).read_bytes(), got["license"]) == (new, b"new", "None")
+    assert (got["revision"], Path(got["path"]).read_bytes()) == (new, b"new")
     assert client("fetch", "owner/vim", "vim.pth", revision=old)["result"]["revision"] == old
 
 
 @pytest.mark.parametrize(
-    ("card", "license"),
+    ("card", "license", "datasets"),
     [
-        (b"---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
-        (b"# No front matter\nlicense: mit\n", "None"),
-        (b"---\ntags: [a]\n---\nlicense: mit\n", "None"),
-        (b"---\nlicense: [broken\n\xff", "None"),
+        (b"---\r\nlicense: 'mit'\r\ndatasets: [a/b, c]\r\n---\r\n", "mit", "('a/b', 'c')"),
+        (b"---\nlicense: [apache-2.0]\ndatasets: a/b\n---\n", "None", "('a/b',)"),
+        (b"# No front matter\nlicense: mit\n", "None", "()"),
+        (b"---\ntags: [a]\n---\nlicense: mit\n", "None", "()"),
+        (b"---\n- a list\n---\n", "None", "()"),
+        (b"---\nlicense: [broken\n\xff", "None", "()"),
+        (b"---\nlicense: [broken\n---\n", "None", "()"),
+        (None, "None", "()"),
     ],
 )
-def test_the_license_is_that_of_the_cards_front_matter(hub: Hub, client: Client, card: bytes, license: str) -> None:
-    hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS, "README.md": card})
-    assert client("fetch", "owner/vim", "vim.pth")["result"]["license"] == license
+def test_what_the_front_matter_of_the_card_says(hub: Hub, client: Client, card: bytes | None, license: str, datasets: str) -> None:
+    commit = hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS} | ({} if card is None else {"README.md": card}))
+    assert client("about", "owner/vim", commit)["result"] == {"license": license, "datasets": datasets}
 
 
 def test_a_line_that_drops_is_taken_up_where_it_was(hub: Hub, client: Client) -> None:
@@ -150,15 +155,15 @@ def test_progress_is_told_and_nothing_drawn(client: Client) -> None:
 def test_a_private_repo_with_its_token(hub: Hub, client: Client) -> None:
     hub.repos["owner/private"] = Repo({"vim.pth": WEIGHTS}, token=SECRET)
     assert Path(client("fetch", "owner/private", "vim.pth", token=SECRET)["result"]["path"]).read_bytes() == WEIGHTS
-    assert client("find_checkpoint", "owner/private", token=SECRET)["result"] == "vim.pth"
-    hint = refused(client("fetch", "owner/private", "vim.pth", token="hf_other"), "owner/private was not found", "may not be seen")
+    assert client("list_files", "owner/private", token=SECRET)["result"] == ["vim.pth"]
+    hint = refused(client("list_files", "owner/private", token="hf_other"), "owner/private was not found", "may not be seen")
     assert "hf auth login" in hint
 
 
 # --- what does not --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [["fetch", "owner/none", "vim.pth"], ["find_checkpoint", "owner/none"]])
+@pytest.mark.parametrize("call", [["fetch", "owner/none", "vim.pth"], ["list_files", "owner/none"]])
 def test_no_such_repo(client: Client, call: list[str]) -> None:
     assert "--token" in refused(client(*call), "owner/none was not found on the Hub")
 
@@ -173,13 +178,13 @@ def test_names_that_no_repo_and_no_file_has(hub: Hub, client: Client) -> None:
 
 def test_a_gated_repo(hub: Hub, client: Client) -> None:
     hub.repos["owner/gated"] = Repo({"vim.pth": WEIGHTS}, gated=True)
-    for call in (["fetch", "owner/gated", "vim.pth"], ["find_checkpoint", "owner/gated"]):
+    for call in (["fetch", "owner/gated", "vim.pth"], ["list_files", "owner/gated"]):
         hint = refused(client(*call), "owner/gated is gated")
         assert f"{hub.url}/owner/gated" in hint and "hf auth login" in hint
 
 
 def test_no_such_revision(hub: Hub, client: Client) -> None:
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
+    for call in (["fetch", "owner/vim", "vim.pth"], ["list_files", "owner/vim"]):
         assert f"{hub.url}/owner/vim/commits" in refused(client(*call, revision="v9"), "owner/vim has no revision v9")
 
 
@@ -216,7 +221,7 @@ def test_a_server_that_fails_for_long(hub: Hub, client: Client) -> None:
 
 def test_too_many_requests(hub: Hub, client: Client) -> None:
     hub.faults = [Fault("GET", "tree", 429, {"Retry-After": "17"}) for _ in range(20)]
-    assert refused(client("find_checkpoint", "owner/vim"), "(429)", "owner/vim") == "wait 17 seconds"
+    assert refused(client("list_files", "owner/vim"), "(429)", "owner/vim") == "wait 17 seconds"
 
 
 def test_a_line_that_always_drops(hub: Hub, client: Client) -> None:
@@ -225,11 +230,49 @@ def test_a_line_that_always_drops(hub: Hub, client: Client) -> None:
     assert not [path for path in client.home.rglob("*") if path.name == "vim.pth" or path.suffix == ".incomplete"]
 
 
+@pytest.mark.parametrize("file", ["vim.pth", "log.txt"])
+def test_what_is_not_what_it_is_called_does_not_stay(hub: Hub, client: Client, file: str) -> None:
+    """Large files are named by their SHA-256, small ones by git's hash."""
+    hub.faults = [Fault("GET", file, flip=True)]
+    assert refused(client("fetch", "owner/vim", file), f"{file} of owner/vim is not what the Hub says it is") == "run it again"
+    assert Path(client("fetch", "owner/vim", file)["result"]["path"]).read_bytes() == hub.repos["owner/vim"].files[file]
+
+
+def test_a_server_that_does_not_answer_in_time(hub: Hub, client: Client) -> None:
+    client.environment |= {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    hub.faults = [Fault("HEAD", "vim.pth", wait=1.2), *(Fault("GET", "vim.pth", wait=1.2) for _ in range(7))]
+    refused(client("fetch", "owner/vim", "vim.pth"), "cannot be reached for vim.pth of owner/vim")
+    hub.faults = []
+    assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_loop_of_redirects(hub: Hub, client: Client, method: str) -> None:
+    hub.faults = [Fault(method, "vim.pth", 302, {"Location": "/owner/vim/resolve/main/vim.pth"}) for _ in range(200)]
+    refused(client("fetch", "owner/vim", "vim.pth"), "vim.pth of owner/vim")
+    hub.faults = []
+    assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS
+
+
+def test_no_token_goes_to_another_host(hub: Hub, client: Client) -> None:
+    """Neither where large files are, nor where a redirect of anything else leads."""
+    hub.repos["owner/private"] = Repo({"vim.pth": WEIGHTS, "log.txt": b"."}, token=SECRET)
+    with Hub() as other:
+        other.blobs, hub.elsewhere = hub.blobs, other.url
+        got = client("fetch", "owner/private", "vim.pth", token=SECRET)["result"]
+        assert Path(got["path"]).read_bytes() == WEIGHTS
+        hub.faults = [Fault("GET", "log.txt", 302, {"Location": f"{other.url}/elsewhere"})]
+        assert "kind" in client("fetch", "owner/private", "log.txt", token=SECRET)
+        assert {seen.path.rpartition("/")[0] for seen in other.seen} == {"/lfs", ""}
+        assert not [seen for seen in other.seen if SECRET in str(seen)]
+    assert [seen for seen in hub.seen if SECRET in str(seen)]
+
+
 def test_nobody_answers(hub: Hub, client: Client) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         client.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
+    for call in (["fetch", "owner/vim", "vim.pth"], ["list_files", "owner/vim"]):
         hint = refused(client(*call), client.environment["HF_ENDPOINT"], "cannot be reached", "owner/vim")
         assert "HF_HUB_OFFLINE=1" in hint
 
@@ -244,7 +287,7 @@ def test_offline_says_what_is_not_in_the_cache(hub: Hub, client: Client) -> None
         client("fetch", "owner/vim", "vim.pth", offline=True), "vim.pth of owner/vim is not in the local cache", "HF_HUB_OFFLINE"
     )
     assert "once online" in hint
-    refused(client("find_checkpoint", "owner/vim", offline=True), "owner/vim is not in the local cache")
+    refused(client("list_files", "owner/vim", offline=True), "owner/vim is not in the local cache")
     assert hub.seen == []
 
 
@@ -271,7 +314,7 @@ def test_a_full_disk(hub: Hub, client: Client) -> None:
 
 @pytest.mark.parametrize("token", ["", f"{SECRET}\n", f"a {SECRET}", f"{SECRET}é"])
 def test_a_token_that_is_none_is_not_quoted(hub: Hub, client: Client, token: str) -> None:
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
+    for call in (["fetch", "owner/vim", "vim.pth"], ["list_files", "owner/vim"]):
         out = client(*call, token=token)
         assert (out["kind"], out["code"]) == ("UsageError", 2)
         assert "token" in out["message"]
@@ -289,27 +332,27 @@ def test_what_is_not_of_the_hub_is_raised_as_it_is() -> None:
 # --- which file -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_only_checkpoint_of_a_repo(hub: Hub, client: Client) -> None:
-    assert client("find_checkpoint", "owner/vim")["result"] == "vim.pth"
+def test_one_call_lists_a_repo(hub: Hub, client: Client) -> None:
+    assert client("list_files", "owner/vim")["result"] == ["README.md", "log.txt", "vim.pth"]
     assert [seen.path for seen in hub.seen if "/api/models/" in seen.path] == ["/api/models/owner/vim/tree/main"]
-    hub.repos["owner/vim"].commit({"deep/Model.SAFETENSORS": b""}, ref="v2")
-    assert client("find_checkpoint", "owner/vim", revision="v2")["result"] == "deep/Model.SAFETENSORS"
+    hub.repos["owner/vim"].commit({"deep/vim.pt": b""}, ref="v2")
+    assert client("list_files", "owner/vim", revision="v2")["result"] == ["deep/vim.pt"]
 
 
-def test_offline_the_cached_snapshot_is_searched(hub: Hub, client: Client) -> None:
+def test_offline_the_cached_snapshot_is_listed(hub: Hub, client: Client) -> None:
     client("fetch", "owner/vim", "vim.pth")
-    assert client("find_checkpoint", "owner/vim", offline=True)["result"] == "vim.pth"
+    assert client("list_files", "owner/vim", offline=True)["result"] == ["vim.pth"]
 
 
-def test_several_checkpoints_are_listed(hub: Hub, client: Client) -> None:
-    hub.repos["owner/vim"].commit(dict.fromkeys(("b.pth", "a.bin", "c.pt", "README.md"), b""))
-    hint = refused(client("find_checkpoint", "owner/vim"), "owner/vim holds 3 checkpoints: a.bin, b.pth, c.pt")
-    assert hint == "name one: --file a.bin"
-
-
-def test_no_checkpoint(hub: Hub, client: Client) -> None:
-    hub.repos["owner/vim"].commit({"README.md": b"", "log.txt": b""})
-    refused(client("find_checkpoint", "owner/vim"), "owner/vim holds no checkpoint", "only README.md, log.txt")
+def test_the_only_checkpoint_of_a_repo() -> None:
+    assert only_checkpoint("owner/vim", ["README.md", "deep/Model.SAFETENSORS"]) == "deep/Model.SAFETENSORS"
+    with pytest.raises(HubError, match=r"owner/vim holds 3 checkpoints: a.bin, b.pth, c.pt") as caught:
+        only_checkpoint("owner/vim", ["README.md", "a.bin", "b.pth", "c.pt"])
+    assert caught.value.hint == "name one: --file a.bin"
+    with pytest.raises(HubError, match=r"owner/vim holds no checkpoint .*, only README.md, log.txt"):
+        only_checkpoint("owner/vim", ["README.md", "log.txt"])
+    with pytest.raises(HubError, match=r"nor any other file"):
+        only_checkpoint("owner/vim", [])
 
 
 # --- aliases --------------------------------------------------------------------------------------------------------------------
