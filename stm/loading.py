@@ -124,7 +124,7 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
     Returns:
         The config as it was written.
     """
-    from stm.hub.card import card  # not part of the runtime
+    from stm.hub.card import card, eval_results  # not part of the runtime
     from stm.measure import flops
     from stm.measure.environment import environment_of
 
@@ -138,7 +138,7 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
         images_per_second=images_per_second,
         environment=None if images_per_second is None else environment_of(model),
     )
-    return artifact.write(folder, config, tensors, text, force=force)
+    return artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
 
 
 def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:

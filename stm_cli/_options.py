@@ -14,6 +14,7 @@ import typer
 from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIGHTS
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
+HUB = "Hub"
 
 
 def examples(*lines: str) -> str:
@@ -72,10 +73,11 @@ def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) ->
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
     choices = {"parser": _one_of(*allowed), "autocompletion": lambda: list(allowed)}
-    return _option(name, panel, f"{', '.join(allowed[:-1])} or {allowed[-1]}: {help}", "NAME", **choices)
+    either = " or ".join(part for part in (", ".join(allowed[:-1]), allowed[-1]) if part)
+    return _option(name, panel, f"{either}: {help}", "NAME", **choices)
 
 
-_MODEL = "An alias (vim-digits, vim-ti, vim-ti-plus, vim-s, vim-s-plus, vim-b), a checkpoint file, a folder or a Hub repository."
+_MODEL = "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in one."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 OptionalModel = Annotated[
     str | None,
@@ -88,7 +90,7 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image fi
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
-Recipe = Annotated[Path | None, _option("--recipe", BUDGET, "Run the recipe of this model folder again.", "FOLDER")]
+Recipe = Annotated[str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")]
 
 Method = Annotated[str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", METHODS)]
 Schedule = Annotated[str | None, _choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
@@ -103,12 +105,10 @@ StepScale = Annotated[float | None, _option("--step-scale", METHOD, "p: a token 
 SpanConv = Annotated[
     bool | None, _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large.")
 ]
-CalibrationImages = Annotated[Path | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DIR")]
+CalibrationImages = Annotated[str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")]
 
-Data = Annotated[
-    Path | None,
-    _option("--data", CHECK, "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder. Default: embedded.", "DIR"),
-]
+_DATA = "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or hf:USER/SET[:SPLIT]."
+Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Records = Annotated[Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")]
 Limit = Annotated[int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))]
 BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
@@ -124,6 +124,23 @@ Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wr
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
+RepoId = Annotated[
+    str | None, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False)
+]
+Private = Annotated[bool, _option("--private", HUB, "Make a repository that only you may see.")]
+Branch = Annotated[str | None, _option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")]
+CommitMessage = Annotated[str | None, _option("--commit-message", HUB, "Of the one commit.", "TEXT")]
+CreatePr = Annotated[bool, _option("--create-pr", HUB, "Propose the commit as a pull request.")]
+ExistOk = Annotated[bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")]
+OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
+PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
+PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
+PushTo = Annotated[str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")]
+ExportFormat = Annotated[str, _choice("--format", OUTPUT, "the official layout, which hustvl/Vim loads.", ("official",))]
+OutFile = Annotated[Path | None, _option("--out", OUTPUT, "The file to write. Default: named after the model.", "FILE")]
+ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file that is there.")]
 
 File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]

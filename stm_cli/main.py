@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 import stm
-from stm_cli import _errors, compress, env, eval, info, predict
+from stm_cli import _errors, compress, env, eval, export, info, models, predict, push
 from stm_cli._options import examples
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compress, eval, info, predict, env):
+for module in (compress, eval, info, predict, push, export, models, env):
     app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
 
 

@@ -26,6 +26,12 @@ class Request:
     file: str | None = None
     revision: str | None = None
     upload: bool = False
+    kind: str = "model"
+
+    @property
+    def page(self) -> str:
+        """The repo's web page."""
+        return f"{endpoint()}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo}"
 
     def __str__(self) -> str:
         what = f"{self.file} of {self.repo}" if self.file else self.repo
@@ -69,7 +75,7 @@ def check_token(token: str | None) -> None:
 
 
 def _gated(error: Any, request: Request) -> Told:
-    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {endpoint()}/{request.repo}, then {_LOGIN}"
+    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {request.page}, then {_LOGIN}"
 
 
 def _no_repo(error: Any, request: Request) -> Told:
@@ -80,12 +86,12 @@ def _no_repo(error: Any, request: Request) -> Told:
 def _no_revision(error: Any, request: Request) -> Told:
     return (
         f"{request.repo} has no revision {request.revision}",
-        f"{endpoint()}/{request.repo}/commits lists its branches, tags and commits",
+        f"{request.page}/commits lists its branches, tags and commits",
     )
 
 
 def _no_entry(error: Any, request: Request) -> Told:
-    return f"{request.repo} has no file {request.file}", f"see what it has: {endpoint()}/{request.repo}/tree/{request.revision or 'main'}"
+    return f"{request.repo} has no file {request.file}", f"see what it has: {request.page}/tree/{request.revision or 'main'}"
 
 
 def _not_cached(error: Any, request: Request) -> Told:
@@ -107,12 +113,14 @@ def _status(error: Any, request: Request) -> Told:
         return f"the Hub does not accept the login for {request} (401)", _LOGIN
     if status == 403:
         return f"this login may not {verb} {request} (403)", f"with a token that may {verb} it, {_LOGIN}"
+    if status in (409, 412) and request.upload:
+        return f"somebody else changed {request} meanwhile ({status}): nothing was written", "run it again"
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
         return f"the Hub takes no more requests for now (429), {request} among them", f"wait {wait} seconds" if wait.isdigit() else _LATER
     if status >= 500:
         return f"the Hub failed ({status}) on {request}", _LATER
-    return f"the Hub refused {request} ({status})", f"see {endpoint()}/{request.repo}"
+    return f"the Hub refused {request} ({status})", f"see {request.page}"
 
 
 def _unreachable(error: Any, request: Request) -> Told:

@@ -44,6 +44,7 @@ def fetch(
     kind: str = "model",
     revision: str | None = None,
     token: str | None = None,
+    check: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Fetched:
     """Download a file, or find it in the cache.
@@ -53,6 +54,7 @@ def fetch(
         file: its path in the repo.
         kind: of the repo: "model" or "dataset".
         revision: a branch, tag or commit; the main branch where there is none.
+        check: hold it to its hash, by `check_hash`.
         on_progress: is told of every piece; without it, huggingface_hub draws its own bars on stderr.
 
     Raises:
@@ -62,7 +64,7 @@ def fetch(
     check_token(token)
     if not file or file.startswith("/") or ".." in file.split("/"):
         raise HubError(f"{file!r} is no file of a repo", "give its path in the repo: --file FOLDER/NAME")
-    request = Request(repo, file, revision)
+    request = Request(repo, file, revision, kind=kind)
     with told(request):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -75,8 +77,35 @@ def fetch(
             near = difflib.get_close_matches(file, names, 3, 0.4)
             hint = f"did you mean --file {' or '.join(near)}?" if near else f"it holds {listed(names) or 'nothing'}"
             raise HubError(f"{request} does not exist", hint) from error
-        _check_hash(path, request)
-    return Fetched(path, repo, file, path.parts[-2 - file.count("/")])  # the cache keeps files under snapshots/COMMIT/
+    found = Fetched(path, repo, file, path.parts[-2 - file.count("/")])  # the cache keeps files under snapshots/COMMIT/
+    if check:
+        check_hash(found)
+    return found
+
+
+def check_hash(fetched: Fetched) -> None:
+    """Hold a file in the cache to its name there, which is its SHA-256 or, if it is small, its git hash; else remove it.
+
+    Raises:
+        HubError: it is something else.
+    """
+    path, request = fetched.path, Request(fetched.repo, fetched.file)
+    if not path.is_symlink():
+        return  # a file system without links: the name is not kept
+    blob = path.parent / os.readlink(path)
+    with told(request), open(path, "rb") as file:
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+            found = hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read(), usedforsecurity=False).hexdigest()
+        else:
+            return
+    if found != blob.name:
+        for each in (path.resolve(), blob, path):
+            each.unlink(missing_ok=True)
+        raise HubError(
+            f"{request} is not what the Hub says it is: its hash is {found[:12]}..., expected {blob.name[:12]}...", "run it again"
+        )
 
 
 def list_files(repo: str, *, kind: str = "model", revision: str | None = None, token: str | None = None) -> list[str]:
@@ -87,7 +116,7 @@ def list_files(repo: str, *, kind: str = "model", revision: str | None = None, t
         UsageError: a token that cannot be one.
     """
     check_token(token)
-    with told(Request(repo, None, revision)):
+    with told(Request(repo, None, revision, kind=kind)):
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -149,26 +178,6 @@ def cached(repo: str, file: str) -> Path | None:
 
         path = try_to_load_from_cache(repo, file)
         return Path(path) if isinstance(path, str) else None
-
-
-def _check_hash(path: Path, request: Request) -> None:
-    """Hold a file in the cache to its name there, which is its SHA-256 or, if it is small, its git hash; else remove it."""
-    if not path.is_symlink():
-        return  # a file system without links: the name is not kept
-    blob = path.parent / os.readlink(path)
-    with open(path, "rb") as file:
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-            found = hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read(), usedforsecurity=False).hexdigest()
-        else:
-            return
-    if found != blob.name:
-        for each in (path.resolve(), blob, path):
-            each.unlink(missing_ok=True)
-        raise HubError(
-            f"{request} is not what the Hub says it is: its hash is {found[:12]}..., expected {blob.name[:12]}...", "run it again"
-        )
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:

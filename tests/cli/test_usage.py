@@ -9,12 +9,16 @@ from typer.main import get_command
 import stm_cli.compress
 import stm_cli.env
 import stm_cli.eval
+import stm_cli.export
 import stm_cli.info
+import stm_cli.models
 import stm_cli.predict
+import stm_cli.push
 from stm import __version__
 from stm_cli.main import app
 
 COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.info, "predict": stm_cli.predict, "env": stm_cli.env}
+COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.models}
 
 
 @pytest.mark.parametrize(
