@@ -11,14 +11,14 @@ from stm.hub import push as hub_push
 from stm.hub.aliases import ALIASES
 from stm.hub.fetch import cached
 from stm.hub.push import To
-from stm.loading import load
+from stm.loading import load, save
 from stm.measure import flops
 from stm.measure.data import EMBEDDED_MODEL
 from stm.measure.environment import environment_of, here
 from stm.reports import ExportReport, ListedModel, ModelsReport, OnProgress, PushReport
 from stm.resolve import From, name_of, open_model
 
-FORMATS = ("official",)
+FORMATS = ("official", "folder")
 
 
 def push(folder: str | Path, to: To, on_progress: OnProgress | None = None) -> PushReport:
@@ -67,25 +67,33 @@ def export(
     on_progress: OnProgress | None = None,
     **source: Any,
 ) -> ExportReport:
-    """`stm export`: the dense model's weights as others keep them; arguments as for `evaluate`.
+    """`stm export`: the dense model in another layout; arguments as for `evaluate`.
 
     Args:
-        format: "official", as hustvl/Vim loads them.
-        out: the file; by default named after the model, with the ending .pth.
-        force: replace a file that is there.
+        format: "official", a .pth that hustvl/Vim loads, or "folder", one of ours, which `stm push` takes.
+        out: the file or folder; by default named after the model.
+        force: replace a file or a folder of ours that is there.
 
     Raises:
-        UsageError: another format, or the file exists or cannot be written.
+        UsageError: another format, or the output exists or cannot be written.
     """
     if format not in FORMATS:
         raise UsageError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    output = Path(out) if out is not None else Path(f"{name_of(model)}.pth")
-    checkpoint_write.check(output, force=force)
+    official = format == "official"
+    output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
+    if official:
+        checkpoint_write.check(output, force=force)
+    else:
+        artifact.check_output(output, force=force)
     vim = open_model(model, From(**source))
     dense = vim.with_plan(None)
-    state = to_official(dense.state_dict())
-    checkpoint_write.write(output, state)
-    lost = "the file holds the dense model: the merge plan has no place in the official format, and is lost"
+    tensors = dense.state_dict()
+    if official:
+        tensors = to_official(tensors)
+        checkpoint_write.write(output, tensors)
+    else:
+        save(dense, output, force=force)
+    lost = f"{output} holds the dense model: the merge plan is not part of it"
     return ExportReport(
         command="export",
         model=model,
@@ -93,7 +101,7 @@ def export(
         output=str(output),
         format=format,
         source=vim.config.source,
-        tensors=len(state),
-        bytes=output.stat().st_size,
+        tensors=len(tensors),
+        bytes=(output if official else output / artifact.WEIGHTS).stat().st_size,
         notes=() if vim.plan is None else (lost,),
     )

@@ -144,7 +144,7 @@ def _from_hub(repo: str, options: From, license: str | None) -> ViM:
         file = only_checkpoint(repo, names)
     found = fetch(repo, file, revision=revision, token=token)
     card = about(repo, found.revision, token=token)
-    source = Source(repo=repo, file=Path(file).name, revision=found.revision, license=card.license or license)
+    source = Source(repo=repo, file=file, revision=found.revision, license=card.license or license)
     model = _from_file(found.path, source, options)
     if card.datasets:
         model.config = dataclasses.replace(model.config, extra=model.config.extra | {"datasets": list(card.datasets)})

@@ -138,9 +138,11 @@ OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a READ
 PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
 PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
 PushTo = Annotated[str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")]
-ExportFormat = Annotated[str, _choice("--format", OUTPUT, "the official layout, which hustvl/Vim loads.", ("official",))]
-OutFile = Annotated[Path | None, _option("--out", OUTPUT, "The file to write. Default: named after the model.", "FILE")]
-ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file that is there.")]
+ExportFormat = Annotated[
+    str, _choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
+]
+OutFile = Annotated[Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")]
+ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
 
 File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]

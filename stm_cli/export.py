@@ -7,7 +7,7 @@ from stm_cli import _options as o
 from stm_cli._format import fields, size, source_text
 from stm_cli._output import Output
 
-EXAMPLES = ("stm export my-vim --format official", "stm export user/my-vim --out my_vim.pth")
+EXAMPLES = ("stm export my-vim --format official", "stm export vim_finetuned.pth --format folder --out my-vim")
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write a model's weights in another layout: the official one, a .pth that hustvl/Vim loads."""
+    """Write the dense model in another layout: the official one, or a folder of ours."""
     from stm import publish
 
     output = Output(json=json, quiet=quiet)
