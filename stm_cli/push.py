@@ -44,7 +44,7 @@ def run(
         dry_run=dry_run,
     )
     output = Output(json=json, quiet=quiet)
-    report = publish.push(folder, to, (lambda _: None) if quiet else None)  # without, huggingface_hub shows its own progress
+    report = publish.push(folder, to, None if output.live else lambda _: None)  # without, huggingface_hub shows its own progress
     output.report(report, lambda: screen(report), report.url)
     for note in report.notes:
         output.note(note)

@@ -237,6 +237,8 @@ def _upload(api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, fi
         )
     except (HfHubHTTPError, HFValidationError):
         raise
+    except RuntimeError as error:  # what huggingface_hub wraps a failed upload of a large file in
+        raise (error.__cause__ or error) from error
     except ValueError as error:  # of huggingface_hub: what the Hub says of the front matter
         raise HubError(f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---") from error
     return done.oid, done.pr_url

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -36,11 +36,10 @@ def clean_environment(**more: str) -> dict[str, str]:
 class Worker:
     """A process with an environment, which runs one job after another (worker.py)."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], log: IO[str] | None = None) -> None:
         command = [sys.executable, "-m", "tests.hub.worker"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=clean_environment(**environment)
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+        self._process = subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=clean_environment(**environment))
 
     def __call__(self, cwd: Path, **job: Any) -> Run:
         assert self._process.stdin is not None and self._process.stdout is not None
