@@ -106,7 +106,8 @@ def eval_results(config: Config) -> str | None:
 
 def _use(config: Config, name: str) -> str:
     """How to load it, between marks by which `retarget` finds it again."""
-    return f"{_BEGIN}\n{_render(USE, config, name=name)}{_END}"
+    word = f"./{name}" if name.startswith("-") else name  # else it would be an option
+    return f"{_BEGIN}\n{_render(USE, config, name=name, word=word)}{_END}"
 
 
 def _sealed(body: str) -> str:
