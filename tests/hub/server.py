@@ -31,6 +31,7 @@ class Fault:
     Args:
         status, headers: an answer in place of the true one.
         cut: so many bytes of the body come before the line is dropped.
+        hold: after them, the line stays open until this is set.
         wait: seconds before anything comes.
         flip: the first byte of the body is another.
         call: is run first, in the server's thread.
@@ -41,6 +42,7 @@ class Fault:
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
+    hold: threading.Event | None = None
     wait: float = 0
     flip: bool = False
     call: Callable[[], Any] | None = None
@@ -372,6 +374,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body if cut is None else body[:cut])
+                if self.fault and self.fault.hold:
+                    self.fault.hold.wait(60)
             self.close_connection = self.close_connection or cut is not None
 
     return Handler

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,10 +59,10 @@ class Client:
 
     def __init__(self, hub: Hub, home: Path) -> None:
         self.home, self.environment = home, hub.environment(home)
+        self.clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
 
     def __call__(self, name: str, *args: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        environment = clean | self.environment | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+        environment = self.clean | self.environment | ({"HF_HUB_OFFLINE": "1"} if offline else {})
         command = [sys.executable, "-c", CLIENT, json.dumps([name, args, kwargs])]
         run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
         assert run.returncode == 0, run.stderr
@@ -236,6 +238,24 @@ def test_what_is_not_what_it_is_called_does_not_stay(hub: Hub, client: Client, f
     hub.faults = [Fault("GET", file, flip=True)]
     assert refused(client("fetch", "owner/vim", file), f"{file} of owner/vim is not what the Hub says it is") == "run it again"
     assert Path(client("fetch", "owner/vim", file)["result"]["path"]).read_bytes() == hub.repos["owner/vim"].files[file]
+
+
+def test_a_download_that_is_killed_and_run_again(hub: Hub, client: Client) -> None:
+    gone = threading.Event()
+    hub.faults = [Fault("GET", "vim.pth", cut=70_000, hold=gone)]
+    command = [sys.executable, "-c", CLIENT, json.dumps(["fetch", ["owner/vim", "vim.pth"], {}])]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=client.clean | client.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if any(path.stat().st_size >= 1 << 16 for path in client.home.rglob("*.incomplete")):
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    gone.set()
+    assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS
+    assert not list(client.home.rglob("*.incomplete"))
 
 
 def test_a_server_that_does_not_answer_in_time(hub: Hub, client: Client) -> None:

@@ -148,7 +148,13 @@ def test_a_compressed_folder_is_taken_everywhere(hub: Hub, folder: Path, stm: St
     old = hub.repos["owner/small"].refs["main"]
     hub.repos["owner/small"].commit({"config.json": b"{}", "model.safetensors": b""})
     assert stm("info", "owner/small").code == 1, "the main branch is something else now"
-    for words in (("info", "owner/small"), ("eval", "owner/small", "--limit", "3"), ("info", "hf://owner/small")):
+    photo = ROOT / "stm/assets/photographs/chelsea.jpg"
+    for words in (
+        ("info", "owner/small"),
+        ("eval", "owner/small", "--limit", "3"),
+        ("predict", "owner/small", photo),
+        ("info", "hf://owner/small"),
+    ):
         run = stm(*words, "--revision", old, "--json")
         assert run.code == 0, run.err
     assert len(json.loads(stm("info", folder, "--json").out)["config"]["schedule"]["steps"]) > 0
