@@ -1,5 +1,6 @@
 """What commands call for models that go to others or come from them: push, export, and the list of those with a short name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from stm.loading import load, save
 from stm.measure import flops
 from stm.measure.data import EMBEDDED_MODEL
 from stm.measure.environment import environment_of, here
-from stm.reports import ExportReport, ListedModel, ModelsReport, OnProgress, PushReport
+from stm.reports import ExportReport, ListedModel, ModelsReport, OnProgress, PushedFile, PushReport
 from stm.resolve import From, name_of, open_model
 
 FORMATS = ("official", "folder")
 
 
-def push(folder: str | Path, to: To, on_progress: OnProgress | None = None) -> PushReport:
-    """`stm push`: check a folder as if it were to be run, and write it to the Hub.
+def push(
+    folder: str | Path,
+    to: To,
+    on_progress: OnProgress | None = None,
+    on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
+) -> PushReport:
+    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for `stm.hub.push.push`.
 
     Raises:
         ArtifactError: it is not a model that stm wrote, or not as it was written.
@@ -30,7 +36,7 @@ def push(folder: str | Path, to: To, on_progress: OnProgress | None = None) -> P
     """
     artifact.read_config(folder)  # else a name such as a/b would be loaded from the Hub
     model = load(folder, device="cpu")
-    pushed = hub_push.push(folder, model.config, to, on_progress)
+    pushed = hub_push.push(folder, model.config, to, on_progress, on_files)
     return PushReport(command="push", model=str(folder), environment=environment_of(model), **vars(pushed))
 
 

@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from stm.reports import PushReport
+from stm.reports import PushedFile, PushReport
 from stm_cli import _options as o
 from stm_cli._format import fields, size
 from stm_cli._output import Output
@@ -44,7 +44,12 @@ def run(
         dry_run=dry_run,
     )
     output = Output(json=json, quiet=quiet)
-    report = publish.push(folder, to, None if output.live else lambda _: None)  # without, huggingface_hub shows its own progress
+
+    def announce(files: tuple[PushedFile, ...]) -> None:
+        output.note("uploading " + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed")))
+
+    # Without a listener huggingface_hub shows its own progress.
+    report = publish.push(folder, to, None if output.live else lambda _: None, announce)
     output.report(report, lambda: screen(report), report.url)
     for note in report.notes:
         output.note(note)

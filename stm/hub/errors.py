@@ -49,7 +49,7 @@ def told(request: Request) -> Iterator[None]:
     except StmError:
         raise
     except ImportError as error:  # the runtime does without it
-        raise HubError("reading from the Hub needs huggingface_hub, which is not installed", "pip install huggingface_hub") from error
+        raise HubError("the Hub needs huggingface_hub, which is not installed", "pip install huggingface_hub") from error
     except Exception as error:
         found = explain(error, request)
         if found is None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,13 +83,20 @@ def check(to: To) -> str:
             raise HubError("nobody is logged in to the Hub", "log in with: hf auth login, or give --token") from error
 
 
-def push(folder: str | os.PathLike[str], config: Config, to: To, on_progress: OnProgress | None = None) -> Pushed:
+def push(
+    folder: str | os.PathLike[str],
+    config: Config,
+    to: To,
+    on_progress: OnProgress | None = None,
+    on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
+) -> Pushed:
     """Write a folder that was checked to the Hub, in one commit; nothing where everything is there already.
 
     Args:
         folder: a model that stm wrote.
         config: what it says.
         on_progress: is told when the upload begins and ends; without it, huggingface_hub draws its own bars on stderr.
+        on_files: is told what will be uploaded, before it is.
 
     Raises:
         ArtifactError: it has no card, or one whose front matter is not YAML.
@@ -120,6 +127,8 @@ def push(folder: str | os.PathLike[str], config: Config, to: To, on_progress: On
         commit = pull_request = None
         changed = any(file.change not in ("unchanged", "kept") for file in files)
         if changed and not to.dry_run:
+            if on_files is not None:
+                on_files(tuple(files))
             with _progress(on_progress, files), _staged(place, ours) as stage:
                 commit, pull_request = _upload(api, repo, remote, to, stage, files)
     branch = to.revision if to.revision not in (None, "main") else None
@@ -145,8 +154,9 @@ def push_model(model: ViM, to: To) -> Pushed:
 
 
 def _read_card(folder: Path) -> str:
-    from huggingface_hub import ModelCard
-    from yaml import YAMLError
+    with told(Request(str(folder), upload=True)):
+        from huggingface_hub import ModelCard
+        from yaml import YAMLError
 
     path = folder / artifact.CARD
     try:

@@ -19,6 +19,7 @@ from PIL import Image
 from typer.main import get_command
 
 import stm
+from stm.assets import FOLDER
 from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.errors import ArtifactError
 from stm.hub.card import _text, _yaml, card, eval_results, is_untouched, recipe_command, retarget
@@ -27,6 +28,7 @@ from stm.model import ViM
 from stm.reports import Environment, Flops
 from stm.schedule import Schedule, Step
 from stm_cli.main import app
+from tools.embedded_card import embedded_card
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=12, d_state=2, dt_rank=1)
 DENSE = Config(model=MODEL, num_classes=2, schedule=dense_schedule(MODEL), preprocessing=Preprocess(resize=4, crop=4))
@@ -255,6 +257,10 @@ def test_the_sets_that_the_source_was_trained_on() -> None:
     data = ModelCard(written(dataclasses.replace(SMALL, extra={"datasets": ["imagenet-1k", "a: b", 3]}))).data
     assert data.datasets == ["imagenet-1k", "a: b"]
     assert ModelCard(written(dataclasses.replace(SMALL, extra={"datasets": "no list"}))).data.datasets is None
+
+
+def test_the_embedded_models_card_is_what_would_be_written() -> None:
+    assert (FOLDER / "vim-digits" / "README.md").read_text() == embedded_card(), "run: python -m tools.embedded_card"
 
 
 def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:

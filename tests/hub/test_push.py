@@ -45,7 +45,8 @@ def test_a_new_repository(hub: Hub, stm: Stm, small: Path, folder: Path) -> None
     run = stm("push", "small", "me/vim", *TOKEN)
     assert run.code == 0, run.err
     assert run.out.startswith(f"small -> {hub.url}/me/vim\n") and "added" in run.out
-    assert "Next: stm eval me/vim" in run.err
+    note, following = run.err.splitlines()
+    assert note.startswith("Note: uploading model.safetensors (442.") and following == "Next: stm eval me/vim"
     files = hub.repos["me/vim"].files
     assert sorted(files) == [".gitattributes", *FILES]
     for name in ("config.json", "model.safetensors"):

@@ -1,0 +1,23 @@
+"""Write the embedded model's card again, where the template has changed: python -m tools.embedded_card"""
+
+from stm import artifact
+from stm.assets import FOLDER
+from stm.hub.card import card
+from stm.measure import flops
+from stm.measure.data import EMBEDDED_MODEL
+
+
+def embedded_card() -> str:
+    """The card of its folder, from what the folder says."""
+    config = artifact.read_config(FOLDER / EMBEDDED_MODEL)
+    return card(
+        config,
+        name=EMBEDDED_MODEL,
+        flops=flops.count(config),
+        parameters=flops.parameters(config.model, config.num_classes),
+        weights_bytes=config.files[artifact.WEIGHTS].bytes,
+    )
+
+
+if __name__ == "__main__":
+    (FOLDER / EMBEDDED_MODEL / artifact.CARD).write_text(embedded_card(), encoding="utf-8")
