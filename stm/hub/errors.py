@@ -48,8 +48,11 @@ def told(request: Request) -> Iterator[None]:
         yield
     except StmError:
         raise
-    except ImportError as error:  # the runtime does without it
-        raise HubError("the Hub needs huggingface_hub, which is not installed", "pip install huggingface_hub") from error
+    except ModuleNotFoundError as error:  # the runtime does without
+        missing = (error.name or "huggingface_hub").partition(".")[0]
+        raise HubError(f"the Hub needs {missing}, which is not installed", "pip install stm-vim brings all that it needs") from error
+    except ImportError as error:
+        raise HubError(f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub") from error
     except Exception as error:
         found = explain(error, request)
         if found is None:

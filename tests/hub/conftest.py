@@ -11,10 +11,9 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 
-from tests.hub.server import Hub
+from tests.hub.client import CARD, ROOT, SECRET, WEIGHTS, Client
+from tests.hub.server import Hub, Repo
 
-ROOT = Path(__file__).resolve().parents[2]
-SECRET = "hf_ThisIsNotToBeShown"
 MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
 
@@ -79,12 +78,19 @@ def workers(server: Hub, home: Path) -> Iterator[Callable[[bool], Worker]]:
 
 @pytest.fixture
 def hub(server: Hub, home: Path) -> Hub:
-    """A new Hub with one login, and an empty cache. (test_fetch.py has its own.)"""
+    """A new Hub with one login, and an empty cache."""
     server.clear()
     shutil.rmtree(home)
     home.mkdir()
     server.logins[SECRET] = "me"
     return server
+
+
+@pytest.fixture
+def client(hub: Hub, tmp_path: Path) -> Client:
+    """Downloads from a Hub that has `owner/vim`, into a cache of its own."""
+    hub.repos["owner/vim"] = Repo({"vim.pth": WEIGHTS, "README.md": CARD, "log.txt": b"."})
+    return Client(hub, tmp_path / "hf")
 
 
 @pytest.fixture
