@@ -1,5 +1,7 @@
 """A model on disk: a folder of `model.safetensors`, `config.json` and `README.md` (the card). Reads and writes it.
 
+Where it was measured on a set of the Hub, `.eval_results/stm.yaml` says so as the Hub's leaderboards read it.
+
 A folder is written whole or not at all (`stm.atomic`), and is read only if it is exactly what was written: `config.json` holds
 the weights' size and SHA-256. The same model gives the same bytes.
 """
@@ -23,8 +25,8 @@ from stm.config import FORMAT, Config, FileInfo, dumps, loads
 from stm.errors import ArtifactError, UsageError
 from stm.tensors import check_finite
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)  # all that stm puts into a folder, and all that --force may delete
+WEIGHTS, CONFIG, CARD, RESULTS = "model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml"
+FILES = (WEIGHTS, CONFIG, CARD, RESULTS)  # all that stm puts into a folder, and all that --force may delete
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -57,7 +59,15 @@ def is_model(folder: str | os.PathLike[str]) -> bool:
     return isinstance(document, dict) and document.get("format") == FORMAT
 
 
-def write(folder: str | os.PathLike[str], config: Config, tensors: Mapping[str, Tensor], card: str, *, force: bool = False) -> Config:
+def write(
+    folder: str | os.PathLike[str],
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    card: str,
+    *,
+    results: str | None = None,
+    force: bool = False,
+) -> Config:
     """Write a model's folder, whole or not at all.
 
     Args:
@@ -65,6 +75,7 @@ def write(folder: str | os.PathLike[str], config: Config, tensors: Mapping[str, 
         config: what the model is.
         tensors: every tensor of it, on any device, by the names of its state dict.
         card: the text of README.md.
+        results: the text of .eval_results/stm.yaml, if there is one.
         force: replace a model's folder.
 
     Returns:
@@ -82,6 +93,9 @@ def write(folder: str | os.PathLike[str], config: Config, tensors: Mapping[str, 
         written = dataclasses.replace(config, files={WEIGHTS: weights}, stm_version=__version__)
         _write_text(new / CONFIG, dumps(written))
         _write_text(new / CARD, card)
+        if results is not None:
+            (new / RESULTS).parent.mkdir()
+            _write_text(new / RESULTS, results)
     return written
 
 

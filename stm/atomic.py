@@ -79,7 +79,9 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
         temporary.mkdir()
         with _lock(temporary):
             yield temporary
-            _sync(temporary)
+            for inner in {(temporary / name).parent for name in names}:
+                if inner.is_dir():
+                    _sync(inner)
             if force and path.exists():
                 _exchange(path, token)  # the old folder now has the temporary name
             else:
@@ -113,11 +115,20 @@ def _check_replaceable(given: Path, path: Path, names: tuple[str, ...], force: b
         raise UsageError(f"{given} is a file, and --force replaces only a folder that stm wrote", another)
     if path.is_mount():
         raise UsageError(f"{given} is a mount point, which cannot be replaced", "name a folder inside it with --out")
-    with os.scandir(path) as entries:
-        foreign = sorted(e.name for e in entries if e.name not in names or not e.is_file(follow_symlinks=False))
-    if foreign:
+    if foreign := sorted(_foreign(path, names)):
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UsageError(f"{given} holds {foreign[0]}{more}, and --force replaces only a folder with nothing but stm's files", another)
+
+
+def _foreign(folder: Path, names: tuple[str, ...], inside: str = "") -> Iterator[str]:
+    """What a folder holds beside our files; a name such as `a/b` has a folder of its own."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = inside + entry.name
+            if entry.is_dir(follow_symlinks=False) and any(each.startswith(f"{name}/") for each in names):
+                yield from _foreign(Path(entry.path), names, f"{name}/")
+            elif name not in names or not entry.is_file(follow_symlinks=False):
+                yield name
 
 
 def _probe(path: Path) -> None:
@@ -226,4 +237,7 @@ def _discard(folder: Path, names: tuple[str, ...]) -> None:
     with suppress(OSError):
         for name in names:
             (folder / name).unlink(missing_ok=True)
+        for inner in {(folder / name).parent for name in names} - {folder}:
+            with suppress(FileNotFoundError):
+                inner.rmdir()
         folder.rmdir()

@@ -208,7 +208,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from. `file` is a base name; `revision` a resolved commit; `license` the source's own."""
+    """Where the weights came from. `file` is a base name, or the name in the repo; `revision` a resolved commit; `license` its own."""
 
     repo: str | None = None
     file: str | None = None

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,11 @@ from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model import ViM
+from stm.reports import OnProgress
 from stm.tensors import check_tensors
+
+if TYPE_CHECKING:
+    from stm.hub.fetch import Fetched
 
 
 def load(
@@ -41,12 +45,15 @@ def load(
     Raises:
         ArtifactError: the folder is missing, incomplete or not what was written.
         HubError: the repository cannot be read.
+        UsageError: a revision of a local folder.
     """
     if str(folder_or_repo) == EMBEDDED_MODEL and not atomic.find(Path(EMBEDDED_MODEL)).exists():
         return load_embedded(device=device, dtype=dtype, backend=backend)
     folder = Path(folder_or_repo)
-    if not atomic.find(folder).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder_or_repo)):
-        folder = _download(str(folder_or_repo), revision, token)
+    if not atomic.find(folder).exists() and is_repo(str(folder_or_repo)):
+        folder = download(str(folder_or_repo), revision=revision, token=token).path.parent
+    elif revision is not None:
+        raise UsageError(f"revision was given, but {folder} is no repository of the Hub (user/name)")
     place = pick(device)
     config, tensors = artifact.read(folder)
     model = ViM(config, backends.choose(backend, place.type))
@@ -128,7 +135,7 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
     Returns:
         The config as it was written.
     """
-    from stm.hub.card import card  # not part of the runtime
+    from stm.hub.card import card, eval_results  # not part of the runtime
     from stm.measure import flops
     from stm.measure.environment import environment_of
 
@@ -142,7 +149,7 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
         images_per_second=images_per_second,
         environment=None if images_per_second is None else environment_of(model),
     )
-    return artifact.write(folder, config, tensors, text, force=force)
+    return artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
 
 
 def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
@@ -155,12 +162,22 @@ def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: s
     return model.requires_grad_(False).to(place).eval()
 
 
-def _download(repo: str, revision: str | None, token: str | None) -> Path:
-    """The cached folder of a repository."""
+def is_repo(name: str) -> bool:
+    """Whether a name has the form of a Hub repository's: user/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def download(repo: str, *, revision: str | None = None, token: str | None = None, on_progress: OnProgress | None = None) -> "Fetched":
+    """The config of a repository, with its weights beside it in the cache where the config is one that stm wrote.
+
+    Raises:
+        HubError: they cannot be had, or huggingface_hub is not installed.
+    """
     try:
         from stm.hub.fetch import fetch  # the runtime does without
     except ImportError as error:
         raise HubError(f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub", "pip install stm-vim") from error
-    config = fetch(repo, artifact.CONFIG, revision=revision, token=token)
-    fetch(repo, artifact.WEIGHTS, revision=config.revision, token=token)
-    return config.path.parent
+    config = fetch(repo, artifact.CONFIG, revision=revision, token=token, on_progress=on_progress)
+    if artifact.is_model(config.path.parent):
+        fetch(repo, artifact.WEIGHTS, revision=config.revision, token=token, on_progress=on_progress)
+    return config

@@ -131,6 +131,50 @@ class ViM(nn.Module):
 
         self.config = save(self, folder, force=force)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        token: str | None = None,
+        exist_ok: bool = True,
+        overwrite_card: bool = False,
+    ) -> str:
+        """Write the model to a Hub repository, card included, in one commit; `stm.load(repo_id)` reads it.
+
+        Args:
+            repo_id: OWNER/NAME, or NAME of one's own; made where it is missing.
+            private: only its owner and those they choose may see it.
+            revision: the branch; made where it is missing.
+            create_pr: propose the commit as a pull request.
+            token: of the Hub; by default the one that was logged in with.
+            exist_ok: whether the repository may exist.
+            overwrite_card: replace a README.md that stm did not write.
+
+        Returns:
+            Its address, or that of the pull request.
+
+        Raises:
+            HubError: it may not be written, exists and may not, or cannot be reached.
+            UsageError: options that exclude each other.
+        """
+        from stm.hub.push import To, push_model  # not part of the runtime
+
+        to = To(
+            repo=repo_id,
+            private=private,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            token=token,
+            exist_ok=exist_ok,
+            overwrite_card=overwrite_card,
+        )
+        return push_model(self, to).url
+
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **options: Any) -> "ViM":
         """As `stm.load`, whose options it takes."""

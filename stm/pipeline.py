@@ -15,11 +15,12 @@ from stm.bnnm import plan_schedule
 from stm.config import Config, Recipe, to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
+from stm.hub import push as hub_push
+from stm.hub.push import To
 from stm.loading import save
 from stm.measure import flops
 from stm.measure.data import from_files, iterate, open_samples
-from stm.measure.environment import environment as environment_at
-from stm.measure.environment import environment_of, processor_name
+from stm.measure.environment import environment_of, here, processor_name
 from stm.measure.evaluate import assess
 from stm.measure.records import check_path
 from stm.model import ViM
@@ -38,10 +39,10 @@ from stm.reports import (
     PredictReport,
     Progress,
 )
-from stm.resolve import From, find_default, model_of, name_of, open_model
+from stm.resolve import From, find_default, model_of, name_of, open_model, read_recipe
 
-NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "typer", "rich")
-OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib")
+NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "pyyaml", "filelock", "typer", "rich")
+OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "pyarrow")
 
 
 def compress(
@@ -59,6 +60,7 @@ def compress(
     out: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    push_to: str | None = None,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> CompressReport:
@@ -66,7 +68,7 @@ def compress(
 
     Args:
         model: a MODEL as `stm.resolve.open_model` takes it.
-        recipe: a folder whose recipe is run again, instead of a wish.
+        recipe: a folder, here or on the Hub, whose recipe is run again, instead of a wish.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
         data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or as many
             images as the recipe's folder was measured on.
@@ -76,6 +78,7 @@ def compress(
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
         dry_run: write nothing, compare nothing.
+        push_to: a Hub repository that the folder is pushed to; who is logged in is asked before anything is done.
         options: the fields of `Wish` and of `stm.resolve.From`.
 
     Raises:
@@ -88,7 +91,7 @@ def compress(
         if wish != Wish():
             given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
             raise UsageError(f"{given} was given beside a recipe, which already says it", "give one of the two")
-        again = artifact.read_config(recipe)
+        again = read_recipe(recipe, source)
         wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again)
         eval = eval and bool(again.measured)
     if not eval and (data is not None or limit is not None or max_drop is not None):
@@ -97,6 +100,9 @@ def compress(
         raise UsageError(f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on")
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish))
     artifact.check_output(output, force=force)
+    to = None if push_to is None else To(repo=push_to, token=source.token)
+    if to is not None:
+        hub_push.check(to)
 
     dense = open_model(model, source)
     seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
@@ -104,13 +110,13 @@ def compress(
         limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
     if again is not None:
         check_source(dense.config, again, model, recipe)
-    images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
+    images = None if calibration is None else _calibration_images(calibration, dense.config, seed, source.token, on_progress)
     small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
         check_calibration(small.config, again, recipe)
     figures = None
     if eval and not dry_run:
-        samples = open_samples(data, config=dense.config, limit=limit, seed=seed)
+        samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
         if max_drop is not None and not samples.labelled:
             raise UsageError(
                 f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out"
@@ -131,8 +137,11 @@ def compress(
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
     if not dry_run and (gate is None or gate.passed):
         speed = None if figures is None else figures.images_per_second
-        save(small, output, force=force, images_per_second=speed)
-    return _compress_report(small, model, output, dry_run, figures, gate)
+        small.config = save(small, output, force=force, images_per_second=speed)
+    pushed = None
+    if to is not None and not dry_run and (gate is None or gate.passed):
+        pushed = hub_push.push(output, small.config, to, on_progress)
+    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, gate), push=pushed)
 
 
 def evaluate(
@@ -156,8 +165,9 @@ def evaluate(
     named = find_default() if model is None else model
     if records is not None:
         check_path(records)
-    vim = open_model(named, From(**source))
-    samples = open_samples(data, config=vim.config, limit=limit, seed=seed)
+    options = From(**source)
+    vim = open_model(named, options)
+    samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
     dense = vim.with_plan(None) if vim.plan is not None else None
     figures = assess(
         vim,
@@ -223,13 +233,11 @@ def environment() -> EnvReport:
     """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
     device = pick()
     found = {name: backends.status(name, device.type) for name in backends.NAMES}
-    chosen = backends.choose(device=device.type)
     cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
-    here = environment_at(device, dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
     return EnvReport(
         command="env",
         model="",
-        environment=here,
+        environment=here(),
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
@@ -244,9 +252,13 @@ def notes_of(config: Config) -> tuple[str, ...]:
     return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
 
 
-def _calibration_images(folder: str | Path, config: Config, seed: int) -> CalibrationImages:
-    """The images of a folder, labelled or not, that weights are averaged over."""
-    samples = open_samples(folder, config=config, limit=CALIBRATION_IMAGES, seed=seed, need_labels=False)
+def _calibration_images(
+    data: str | Path, config: Config, seed: int, token: str | None, on_progress: OnProgress | None
+) -> CalibrationImages:
+    """The images of a set, labelled or not, that weights are averaged over."""
+    samples = open_samples(
+        data, config=config, limit=CALIBRATION_IMAGES, seed=seed, need_labels=False, token=token, on_progress=on_progress
+    )
     batches = list(iterate(samples, config.preprocessing, batch_size=CALIBRATION_IMAGES))
     if errors := [error for batch in batches for error in batch.errors.values()]:
         raise DataError(f"{errors[0]}: calibration takes no broken image", "remove it, or choose another folder")

@@ -99,6 +99,35 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PushedFile:
+    """A file of a push and what becomes of it there: added, changed, unchanged, kept (somebody wrote another) or deleted."""
+
+    name: str
+    bytes: int
+    change: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """A folder on the Hub. `created`: the repository is new; `commit` is null where nothing was written."""
+
+    repo: str
+    url: str
+    revision: str | None = None
+    commit: str | None = None
+    pull_request: str | None = None
+    created: bool = False
+    dry_run: bool = False
+    files: tuple[PushedFile, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushReport(Report, Pushed):
+    """`stm push`: `model` is the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressReport(Report):
     """`stm compress`. `bytes` are those of model.safetensors; savings are shares of the token-layers.
 
@@ -118,6 +147,7 @@ class CompressReport(Report):
     bytes: int
     eval: Evaluation | None = None
     gate: Gate | None = None
+    push: Pushed | None = None
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -133,6 +163,41 @@ class InfoReport(Report):
     source: Source
     measured: tuple[Measured, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """`stm export`: the file, and what of the model it does not hold."""
+
+    output: str
+    format: str
+    source: Source
+    tensors: int
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedModel:
+    """A model with a short name. `top1` is its authors'; `bytes` are those of the file in the cache, null where it is not there."""
+
+    name: str
+    repo: str | None
+    file: str | None
+    license: str | None
+    parameters: int
+    tokens: int
+    image_size: int
+    top1: float | None
+    cached: bool
+    bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsReport(Report):
+    """`stm models`."""
+
+    models: tuple[ListedModel, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,18 +5,23 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stm import artifact
 from stm.assets import EMBEDDED_MODEL
-from stm.config import Source
+from stm.config import Config, Source
 from stm.errors import CheckpointError, UsageError
 from stm.hub.aliases import ALIASES
-from stm.loading import load, load_embedded, read_checkpoint
+from stm.hub.links import is_link, read_link
+from stm.loading import download, is_repo, load, load_embedded, read_checkpoint
+from stm.measure.data import is_embedded
 from stm.model import ViM
+
+if TYPE_CHECKING:
+    from stm.hub.fetch import Fetched
 
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema")
 _FILE = re.compile(r".*\.(pth|pt|bin|ckpt|tar|safetensors)", re.IGNORECASE)
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,9 @@ class From:
 
 def name_of(model: str) -> str:
     """The short name of a MODEL, which a folder made of it begins with."""
+    if is_link(model):
+        link = read_link(model)
+        model = link.file or link.repo
     path = Path(model)
     if _FILE.fullmatch(path.name):
         return path.name.removesuffix("".join(path.suffixes[-1:])) or path.name
@@ -75,7 +83,7 @@ def find_default() -> str:
 
 
 def open_model(model: str, options: From) -> ViM:
-    """The model that MODEL names: an alias, a folder, a checkpoint file, or a checkpoint in a Hub repository.
+    """The model that MODEL names: an alias, a folder, a checkpoint file, a Hub repository with either, or a link to one.
 
     A name of an alias means the alias; write `./NAME` for a file or folder of that name.
 
@@ -89,11 +97,18 @@ def open_model(model: str, options: From) -> ViM:
     if model in ALIASES:
         alias = ALIASES[model]
         return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license)
+    if is_link(model):
+        link = read_link(model)
+        for name in ("file", "revision"):
+            if getattr(link, name) is not None:
+                _refuse(model, options, f"a link that says its {name}", name)
+        file, revision = link.file or options.file, link.revision or options.revision
+        return _from_hub(link.repo, dataclasses.replace(options, file=file, revision=revision), None)
     path = Path(model)
     if path.is_dir() or artifact.is_model(path):
         _refuse(model, options, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
         return load(path, device=options.device, dtype=options.dtype, backend=options.backend)
-    if path.exists() or not _REPO.fullmatch(model) or _FILE.fullmatch(model):
+    if path.exists() or not is_repo(model) or _FILE.fullmatch(model):
         _refuse(model, options, "a file", "file", "revision")
         if not path.exists() and os.sep not in model and not _FILE.fullmatch(model):
             known = ", ".join((EMBEDDED_MODEL, *ALIASES))
@@ -113,12 +128,45 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
 
 
 def _from_hub(repo: str, options: From, license: str | None) -> ViM:
-    from stm.hub.fetch import fetch, find_checkpoint  # huggingface_hub takes a while to import
+    from stm.hub.fetch import about, fetch, list_files, only_checkpoint  # huggingface_hub takes a while to import
 
-    file = options.file or find_checkpoint(repo, revision=options.revision, token=options.token)
-    found = fetch(repo, file, revision=options.revision, token=options.token)
-    source = Source(repo=repo, file=Path(found.file).name, revision=found.revision, license=found.license or license)
-    return _from_file(found.path, source, options)
+    file, revision, token = options.file, options.revision, options.token
+    if file is None:
+        names = list_files(repo, revision=revision, token=token)
+        if {artifact.CONFIG, artifact.WEIGHTS} <= set(names):
+            config = download(repo, revision=revision, token=token)
+            if artifact.is_model(config.path.parent):
+                return _from_hub_folder(config, options)
+        file = only_checkpoint(repo, names)
+    found = fetch(repo, file, revision=revision, token=token)
+    card = about(repo, found.revision, token=token)
+    source = Source(repo=repo, file=file, revision=found.revision, license=card.license or license)
+    model = _from_file(found.path, source, options)
+    if card.datasets:
+        model.config = dataclasses.replace(model.config, extra=model.config.extra | {"datasets": list(card.datasets)})
+    return model
+
+
+def _from_hub_folder(config: "Fetched", options: From) -> ViM:
+    """A model that stm wrote. The repository is the source of a dense one that knows of no other repository."""
+    _refuse(config.repo, options, "a folder that stm wrote", *CHECKPOINT_OPTIONS)
+    model = load(config.path.parent, device=options.device, dtype=options.dtype, backend=options.backend)
+    if model.plan is None and model.config.source.repo is None and not is_embedded(model.config):
+        from stm.hub.fetch import about
+
+        known, sha256 = model.config.source, model.config.files[artifact.WEIGHTS].sha256
+        license = known.license or about(config.repo, config.revision, token=options.token).license
+        source = Source(repo=config.repo, file=artifact.WEIGHTS, revision=config.revision, sha256=sha256, license=license)
+        model.config = dataclasses.replace(model.config, source=source)
+    return model
+
+
+def read_recipe(folder_or_repo: str | Path, options: From) -> Config:
+    """What a model's folder says, on this machine or in a Hub repository."""
+    text = str(folder_or_repo)
+    if not Path(text).exists() and is_repo(text):
+        return artifact.read_config(download(text, token=options.token).path.parent)
+    return artifact.read_config(text)
 
 
 def _from_file(path: Path, source: Source, options: From) -> ViM:

@@ -15,6 +15,7 @@ from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIG
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
 AXES = "Axes (every combination is a cell)"
+HUB = "Hub"
 
 
 def examples(*lines: str) -> str:
@@ -84,10 +85,11 @@ def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) ->
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
     choices = {"parser": _one_of(*allowed), "autocompletion": lambda: list(allowed)}
-    return _option(name, panel, f"{', '.join(allowed[:-1])} or {allowed[-1]}: {help}", "NAME", **choices)
+    either = " or ".join(part for part in (", ".join(allowed[:-1]), allowed[-1]) if part)
+    return _option(name, panel, f"{either}: {help}", "NAME", **choices)
 
 
-_MODEL = "An alias (vim-digits, vim-ti, vim-ti-plus, vim-s, vim-s-plus, vim-b), a checkpoint file, a folder or a Hub repository."
+_MODEL = "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in one."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 OptionalModel = Annotated[
     str | None,
@@ -97,7 +99,7 @@ OptionalModel = Annotated[
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
 
-Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A folder that stm compress wrote.")]
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
 SomeImages = Annotated[
     list[Path] | None,
     typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),
@@ -108,7 +110,7 @@ Places = Annotated[int, _option("--places", CHECK, "Distances measured on each s
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
 Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
-Recipe = Annotated[Path | None, _option("--recipe", BUDGET, "Run the recipe of this model folder again.", "FOLDER")]
+Recipe = Annotated[str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")]
 
 Rates = Annotated[
     Sequence[float] | None, _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number))
@@ -168,12 +170,10 @@ StepScale = Annotated[float | None, _option("--step-scale", METHOD, "p: a token 
 SpanConv = Annotated[
     bool | None, _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large.")
 ]
-CalibrationImages = Annotated[Path | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DIR")]
+CalibrationImages = Annotated[str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")]
 
-Data = Annotated[
-    Path | None,
-    _option("--data", CHECK, "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder. Default: embedded.", "DIR"),
-]
+_DATA = "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or hf:USER/SET[:SPLIT]."
+Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Records = Annotated[Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")]
 Sweep = Annotated[Path | None, _option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]
 Bench = Annotated[Path | None, _option("--bench", CHECK, "Show what stm bench --json printed.", "FILE")]
@@ -194,6 +194,24 @@ Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wr
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
+
+RepoId = Annotated[
+    str | None, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False)
+]
+Private = Annotated[bool, _option("--private", HUB, "Make a repository that only you may see.")]
+Branch = Annotated[str | None, _option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")]
+CommitMessage = Annotated[str | None, _option("--commit-message", HUB, "Of the one commit.", "TEXT")]
+CreatePr = Annotated[bool, _option("--create-pr", HUB, "Propose the commit as a pull request.")]
+ExistOk = Annotated[bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")]
+OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
+PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
+PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
+PushTo = Annotated[str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")]
+ExportFormat = Annotated[
+    str, _choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
+]
+OutFile = Annotated[Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")]
+ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
 
 File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]

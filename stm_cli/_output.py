@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from stm.reports import OnProgress, Progress, Report
+from stm_cli._format import size
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -69,11 +70,15 @@ class Output:
             for number, command in enumerate(commands):
                 _labelled("      " if number else "Next: ", "bold", shlex.join(command))
 
+    @property
+    def live(self) -> bool:
+        """Whether progress is shown."""
+        return not self.quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
+
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
         """What a command passes as `on_progress`: a bar a stage on a terminal, else nothing."""
-        screen = console(stderr=True)
-        if self.quiet or not screen.is_terminal or _set("HF_HUB_DISABLE_PROGRESS_BARS"):
+        if not self.live:
             yield lambda progress: None
             return
         from rich import progress as bars
@@ -84,17 +89,27 @@ class Output:
             bars.TextColumn("{task.fields[count]}"),
             bars.TimeElapsedColumn(),
         )
-        with bars.Progress(*columns, console=screen, transient=True) as live:
+        with bars.Progress(*columns, console=console(stderr=True), transient=True) as live:
             stages: dict[str, bars.TaskID] = {}
 
             def show(progress: Progress) -> None:
                 if progress.stage not in stages:
                     stages[progress.stage] = live.add_task(progress.stage, total=progress.total, count="")
-                of = "" if progress.total is None else f"/{progress.total:,}"
-                count = f"{progress.done:,}{of} {progress.unit}"
-                live.update(stages[progress.stage], completed=progress.done, total=progress.total, count=count)
+                task = stages[progress.stage]
+                live.update(task, completed=progress.done, total=progress.total)
+                speed = next(each.speed for each in live.tasks if each.id == task)
+                live.update(task, count=amount(progress, speed))
 
             yield show
+
+
+def amount(progress: Progress, speed: float | None = None) -> str:
+    """How far it is, in words: counts, or of bytes their size and how fast they come."""
+    if progress.unit != "B":
+        of = "" if progress.total is None else f"/{progress.total:,}"
+        return f"{progress.done:,}{of} {progress.unit}"
+    of = "" if progress.total is None else f" of {size(progress.total)}"
+    return size(progress.done) + of + (f", {size(int(speed))}/s" if speed else "")
 
 
 def _set(variable: str) -> bool:

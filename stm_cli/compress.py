@@ -18,6 +18,7 @@ EXAMPLES = (
     "stm compress vim_finetuned.pth --data my_images/ --max-drop 1.0 --out small/",
     "stm compress vim-ti --method paper --rate 0.2 --dry-run",
     "stm compress vim-digits --recipe vim-digits-stm40 --out again/",
+    "stm compress vim-s --data imagenet-v2 --push-to vim-s-stm40",
 )
 
 
@@ -46,6 +47,7 @@ def run(
     out: o.Out = None,
     force: o.Force = False,
     dry_run: o.DryRun = False,
+    push_to: o.PushTo = None,
     file: o.File = None,
     revision: o.Revision = None,
     token: o.Token = None,
@@ -90,6 +92,7 @@ def run(
             out=out,
             force=force,
             dry_run=dry_run,
+            push_to=push_to,
             file=file,
             revision=revision,
             token=token,
@@ -106,7 +109,8 @@ def run(
     failed = report.gate is not None and not report.gate.passed
     output.report(report, lambda: screen(report), "" if failed else report.output)
     broken = broken_notes(report.eval) if report.eval is not None else []
-    for note in (*report.environment.fallbacks, *report.notes, *broken):
+    pushed = report.push.notes if report.push is not None else ()
+    for note in (*report.environment.fallbacks, *report.notes, *broken, *pushed):
         output.note(note)
     if report.gate is not None and failed:
         raise GateError(
@@ -117,7 +121,7 @@ def run(
         output.next(*_again())
     else:
         images = () if data is None else ("--data", str(data))
-        output.next(("stm", "eval", report.output, *images), ("stm", "info", report.output))
+        output.next(("stm", "eval", report.output, *images), ("stm", "info", report.push.repo if report.push else report.output))
 
 
 def screen(report: CompressReport) -> RenderableType:
@@ -138,6 +142,8 @@ def screen(report: CompressReport) -> RenderableType:
         rows += measured_rows(report.eval)
         if report.eval.images_per_second is not None:
             rows.append(speed_row(report.eval.images_per_second, report.environment))
+    if report.push is not None:
+        rows.append(("pushed", report.push.url))
     to = f"-> {report.output}"
     if report.dry_run:
         to = f"would be written to {report.output}"

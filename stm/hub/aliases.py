@@ -1,5 +1,6 @@
-"""The official ViM checkpoints by short names. hustvl/Vim, README, "Model Weights"."""
+"""Short names: the official ViM checkpoints (hustvl/Vim, README, "Model Weights"), and sample sets on the Hub."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -34,3 +35,50 @@ ALIASES = {
     "vim-s-plus": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816, 26_001_256, 730, 8),
     "vim-b": Alias("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819, 97_598_440, 197, 16),
 }
+
+
+@dataclass(frozen=True)
+class HubArchive:
+    """A sample set on the Hub: one archive of a dataset's repo, with a folder a class.
+
+    Args:
+        repo, file: where it is.
+        split: what the archive is called among the set's.
+        license: SPDX, by the repo's card.
+    """
+
+    repo: str
+    file: str
+    split: str
+    license: str
+
+
+# Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019): 10,000 images, collected as ImageNet's were but apart from
+# them; the folders' names are class indices.
+ARCHIVES = {
+    "imagenet-v2": HubArchive("vaishaal/ImageNetV2", "imagenetv2-matched-frequency.tar.gz", "matched-frequency", "mit"),
+}
+
+
+@dataclass(frozen=True)
+class SetName:
+    """What the name of a sample set on the Hub says: its repo, and where it is an alias, which."""
+
+    repo: str
+    revision: str | None
+    split: str | None
+    alias: str | None = None
+
+
+def is_set_name(name: str) -> bool:
+    """Whether a name claims to be that of a sample set on the Hub."""
+    return name.startswith("hf:") or name.partition("@")[0] in ARCHIVES
+
+
+def read_set_name(name: str) -> SetName | None:
+    """`hf:USER/SET[@REVISION][:SPLIT]` or `ALIAS[@REVISION]`; None for any other name."""
+    alias, _, revision = name.partition("@")
+    if alias in ARCHIVES:
+        return SetName(ARCHIVES[alias].repo, revision or None, ARCHIVES[alias].split, alias)
+    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([^:]+))?(?::([\w.-]+))?", name)
+    return SetName(found[1], found[2], found[3]) if found else None

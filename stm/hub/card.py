@@ -4,6 +4,7 @@ A number that was not measured is not there. Text from outside (names of files, 
 language that it stands in: YAML, Markdown, shell or Python.
 """
 
+import hashlib
 import re
 import shlex
 from itertools import groupby
@@ -13,9 +14,11 @@ from typing import Any
 from stm import __version__
 from stm.config import Config, Measured, Recipe
 from stm.errors import ArtifactError
+from stm.hub.aliases import read_set_name
 from stm.reports import Environment, Flops
 
-TEMPLATE = Path(__file__).with_name("card.md.j2")
+TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
+_BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
 _STAIRS = 40  # characters of the widest step
 
 
@@ -42,6 +45,76 @@ def card(
     Raises:
         ArtifactError: jinja2 is not installed.
     """
+    return _sealed(
+        _render(
+            TEMPLATE,
+            config,
+            name=name,
+            use=_use(config, name),
+            protection=config.protection,
+            recipe=config.recipe,
+            source=config.source,
+            flops=flops,
+            parameters=parameters,
+            weights_bytes=weights_bytes,
+            images_per_second=images_per_second,
+            environment=environment,
+            version=__version__,
+            notes=_strings(config.extra.get("notes")),
+            datasets=_strings(config.extra.get("datasets")),
+            steps=_steps(config),
+            staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
+            saving=config.schedule.saving(config.model.depth),
+            labelled=[each for each in config.measured if each.top1 is not None],
+            measured=[_measured(each) for each in config.measured],
+            command=recipe_command(config),
+        )
+    )
+
+
+def is_untouched(text: str) -> bool:
+    """Whether a card is as stm wrote it: its last line holds the hash of the rest."""
+    body, _, seal = text.rpartition("\n<!-- stm ")
+    return _sealed(body) == f"{body}\n<!-- stm {seal}"
+
+
+def retarget(text: str, config: Config, name: str) -> str:
+    """An untouched card whose instructions load the model by another name, such as that of a repository."""
+    body = text.rpartition("\n<!-- stm ")[0]
+    return _sealed(re.sub(rf"{_BEGIN}.*?{_END}", lambda _: _use(config, name), body, count=1, flags=re.DOTALL))
+
+
+def eval_results(config: Config) -> str | None:
+    """The text of `.eval_results/stm.yaml`: top-1 on sets of the Hub, which is all that its format can name; None without any."""
+    entries = []
+    for each in config.measured:
+        name = read_set_name(each.data)
+        if name is None or each.top1 is None:
+            continue
+        revision = {} if name.revision is None else {"revision": name.revision}
+        interval = f", 95% interval {each.top1_ci[0]:.4f} to {each.top1_ci[1]:.4f}" if each.top1_ci else ""
+        notes = f"top-1 accuracy, a fraction, of {each.n} images{interval}, seed {each.seed}; measured by stm {__version__}"
+        dataset = {"id": name.repo, "task_id": name.split or "default", **revision}
+        entries.append({"dataset": dataset, "value": round(each.top1, 6), "notes": notes})
+    if not entries:
+        return None
+    import yaml
+
+    text: str = yaml.safe_dump(entries, sort_keys=False)
+    return text
+
+
+def _use(config: Config, name: str) -> str:
+    """How to load it, between marks by which `retarget` finds it again."""
+    word = f"./{name}" if name.startswith("-") else name  # else it would be an option
+    return f"{_BEGIN}\n{_render(USE, config, name=name, word=word)}{_END}"
+
+
+def _sealed(body: str) -> str:
+    return f"{body}\n<!-- stm wrote this; its SHA-256 is {hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()} -->\n"
+
+
+def _render(template: Path, config: Config, **values: Any) -> str:
     try:
         from jinja2 import Environment as Templates
         from jinja2 import StrictUndefined
@@ -50,28 +123,11 @@ def card(
     # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
     templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     templates.filters |= {"yaml": _yaml, "text": _text, "shell": shlex.join, "python": repr, "percent": _percent, "giga": _giga}
-    return templates.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        config=config,
-        model=config.model,
-        preprocessing=config.preprocessing,
-        protection=config.protection,
-        recipe=config.recipe,
-        source=config.source,
-        name=name,
-        flops=flops,
-        parameters=parameters,
-        weights_bytes=weights_bytes,
-        images_per_second=images_per_second,
-        environment=environment,
-        version=__version__,
-        notes=_notes(config.extra.get("notes")),
-        steps=_steps(config),
-        staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
-        saving=config.schedule.saving(config.model.depth),
-        labelled=[each for each in config.measured if each.top1 is not None],
-        measured=[_measured(each) for each in config.measured],
-        command=recipe_command(config),
+    templates.filters["hub_set"] = read_set_name
+    rendered: str = templates.from_string(template.read_text(encoding="utf-8")).render(
+        config=config, model=config.model, preprocessing=config.preprocessing, **values
     )
+    return rendered
 
 
 def recipe_command(config: Config) -> list[str] | None:
@@ -119,9 +175,9 @@ def _budget(recipe: Recipe) -> dict[str, Any]:
     return {"--rate": recipe.rate} if recipe.rate is not None else {"--saving": recipe.saving}
 
 
-def _notes(value: Any) -> list[str]:
-    """What reading the checkpoint assumed; `extra` may hold anything."""
-    return [note for note in value if isinstance(note, str)] if isinstance(value, list) else []
+def _strings(value: Any) -> list[str]:
+    """A list of `extra`, which may hold anything."""
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _steps(config: Config) -> list[dict[str, int]]:

@@ -26,6 +26,12 @@ class Request:
     file: str | None = None
     revision: str | None = None
     upload: bool = False
+    kind: str = "model"
+
+    @property
+    def page(self) -> str:
+        """The repo's web page."""
+        return f"{endpoint()}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo}"
 
     def __str__(self) -> str:
         what = f"{self.file} of {self.repo}" if self.file else self.repo
@@ -42,6 +48,11 @@ def told(request: Request) -> Iterator[None]:
         yield
     except StmError:
         raise
+    except ModuleNotFoundError as error:  # the runtime does without
+        missing = (error.name or "huggingface_hub").partition(".")[0]
+        raise HubError(f"the Hub needs {missing}, which is not installed", "pip install stm-vim brings all that it needs") from error
+    except ImportError as error:
+        raise HubError(f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub") from error
     except Exception as error:
         found = explain(error, request)
         if found is None:
@@ -67,7 +78,7 @@ def check_token(token: str | None) -> None:
 
 
 def _gated(error: Any, request: Request) -> Told:
-    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {_endpoint()}/{request.repo}, then {_LOGIN}"
+    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {request.page}, then {_LOGIN}"
 
 
 def _no_repo(error: Any, request: Request) -> Told:
@@ -78,12 +89,12 @@ def _no_repo(error: Any, request: Request) -> Told:
 def _no_revision(error: Any, request: Request) -> Told:
     return (
         f"{request.repo} has no revision {request.revision}",
-        f"{_endpoint()}/{request.repo}/commits lists its branches, tags and commits",
+        f"{request.page}/commits lists its branches, tags and commits",
     )
 
 
 def _no_entry(error: Any, request: Request) -> Told:
-    return f"{request.repo} has no file {request.file}", f"see what it has: {_endpoint()}/{request.repo}/tree/{request.revision or 'main'}"
+    return f"{request.repo} has no file {request.file}", f"see what it has: {request.page}/tree/{request.revision or 'main'}"
 
 
 def _not_cached(error: Any, request: Request) -> Told:
@@ -105,21 +116,23 @@ def _status(error: Any, request: Request) -> Told:
         return f"the Hub does not accept the login for {request} (401)", _LOGIN
     if status == 403:
         return f"this login may not {verb} {request} (403)", f"with a token that may {verb} it, {_LOGIN}"
+    if status in (409, 412) and request.upload:
+        return f"somebody else changed {request} meanwhile ({status}): nothing was written", "run it again"
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
         return f"the Hub takes no more requests for now (429), {request} among them", f"wait {wait} seconds" if wait.isdigit() else _LATER
     if status >= 500:
         return f"the Hub failed ({status}) on {request}", _LATER
-    return f"the Hub refused {request} ({status})", f"see {_endpoint()}/{request.repo}"
+    return f"the Hub refused {request} ({status})", f"see {request.page}"
 
 
 def _unreachable(error: Any, request: Request) -> Told:
     cached = "" if request.upload else "; what is in the cache is read with HF_HUB_OFFLINE=1"
-    return f"{_endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
+    return f"{endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
 
 
 def _no_hub(error: Any, request: Request) -> Told:
-    return f"{_endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
+    return f"{endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
 
 
 def _bad_name(error: Any, request: Request) -> Told:
@@ -153,7 +166,8 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Told]], ...] = (
 )
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The address of the Hub."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

@@ -20,9 +20,10 @@ from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config, Preprocess
 from stm.errors import DataError, UsageError
 from stm.measure.decode import decode_all
-from stm.measure.images import Crop, ImageFile, Pixels, Sample
+from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
+from stm.reports import OnProgress
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
 PHOTOGRAPHS = FOLDER / "photographs"
@@ -75,23 +76,40 @@ class SampleSet:
 
 
 def open_samples(
-    spec: str | Path | None, *, config: Config, limit: int | None = None, seed: int = 0, need_labels: bool = True
+    spec: str | Path | None,
+    *,
+    config: Config,
+    limit: int | None = None,
+    seed: int = 0,
+    need_labels: bool = True,
+    token: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SampleSet:
     """The sample set that a user names.
 
     Args:
-        spec: a folder (its layouts: `labelled_folder`), or None for what comes with the package: the held-out digits
-            for vim-digits and what was made of it, unlabelled crops of three photographs for any other model.
+        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.hub.samples`), or None for what comes with the
+            package: the held-out digits for vim-digits and what was made of it, unlabelled crops of three photographs for any
+            other model.
         config: of the model that will see it.
         limit, seed: see `SampleSet.take`.
         need_labels: without, every image in the folder or below it is taken and none has a label.
+        token, on_progress: of a download.
 
     Raises:
         DataError: the folder does not exist or cannot be read, or its labels are missing or not the model's classes.
+        HubError: the set cannot be had from the Hub.
         UsageError: a limit below 1.
     """
     if spec is None:
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
+    from stm.hub.aliases import is_set_name  # below this module
+
+    if is_set_name(str(spec)):
+        from stm.hub.samples import open_hub_set
+
+        found = open_hub_set(str(spec), config=config, need_labels=need_labels, token=token, on_progress=on_progress)
+        return found.take(limit, seed)
     folder = Path(spec)
     if not folder.is_dir():
         raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images")
@@ -203,7 +221,7 @@ class Batch(NamedTuple):
 
 def workers_for(samples: SampleSet) -> int:
     """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is in memory."""
-    if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile):
+    if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile | ParquetImage):
         return 0
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
 from stm.errors import DataError
-from stm.measure.images import Crop, ImageFile, Pixels, Sample, fit
+from stm.measure.images import Openable, Sample, fit
 
 Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says why the image could not be read
 
@@ -33,7 +33,7 @@ def decode(samples: Sequence[Sample], prep: Preprocess) -> list[Decoded]:
 
 
 def _decode(sample: Sample, prep: Preprocess) -> Decoded:
-    assert isinstance(sample.source, ImageFile | Crop | Pixels)
+    assert isinstance(sample.source, Openable)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks are about metadata, not about pixels; but for this one:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from stm import __version__
+from stm import __version__, backends
+from stm.device import pick
 from stm.model import ViM
 from stm.reports import Environment
 
@@ -31,6 +32,13 @@ def environment(device: str | torch.device, *, dtype: str, backend: str, fallbac
         fallbacks=fallbacks,
         threads=torch.get_num_threads(),
     )
+
+
+def here() -> Environment:
+    """What a model would run on for which nothing is asked."""
+    device = pick()
+    chosen = backends.choose(device=device.type)
+    return environment(device, dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
 
 
 @cache

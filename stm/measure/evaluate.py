@@ -55,7 +55,8 @@ def evaluate(
 
     Args:
         model: a ViM, on the device and in the dtype that it is to be measured in.
-        data: a folder of labelled images, a sample set, pairs (image, label), or None for what comes with the package.
+        data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs (image, label),
+            or None for what comes with the package.
             Without labels there is no accuracy, but agreement and KL to the dense model.
         reference: the dense model.
         limit: the most images, drawn at random by `seed`; None: all.

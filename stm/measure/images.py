@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -65,6 +67,38 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class ParquetImage:
+    """An encoded image in a parquet file: the column of its bytes, its row group, and its row in that."""
+
+    path: Path
+    column: str
+    group: int
+    row: int
+
+    def open(self) -> Image.Image:
+        data = _row_group(self.path, self.column, self.group)[self.row].as_py()
+        if data is None:
+            raise DataError("the image is not in the parquet file: it was left out, or is only named there")
+        return Image.open(io.BytesIO(data))
+
+    def mark(self) -> str:
+        return f"{self.path.stat().st_size} {self.group} {self.row}"
+
+
+@lru_cache(maxsize=1)
+def _row_group(path: Path, column: str, group: int) -> Any:
+    """A column of a row group. Images are read in order, so that each is read once."""
+    from pyarrow.parquet import ParquetFile  # an extra
+
+    with ParquetFile(path) as file:
+        array = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+    return array.field(column.rpartition(".")[2]) if "." in column else array
+
+
+Openable = ImageFile | Crop | Pixels | ParquetImage
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image of a sample set.
 
@@ -76,7 +110,7 @@ class Sample:
 
     file: str
     label: int | None
-    source: "ImageFile | Crop | Pixels | Tensor"
+    source: "Openable | Tensor"
 
 
 def fit(image: Image.Image, prep: Preprocess) -> Image.Image:

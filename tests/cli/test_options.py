@@ -59,7 +59,7 @@ EVAL = {
     **{name: COMPRESS[name] for name in ("limit", "image_size", "class_token", "no_divide_out", "ema", "device", "dtype", "backend")},
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
-ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision"}
+ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last test.
 EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
 

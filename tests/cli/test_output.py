@@ -17,19 +17,24 @@ from stm.reports import (
     EvalReport,
     Evaluation,
     ExplainReport,
+    ExportReport,
     Fit,
     Flops,
     Gate,
     Guess,
     InfoReport,
+    ListedModel,
+    ModelsReport,
     PageReport,
     Prediction,
     PredictReport,
     Progress,
+    PushedFile,
+    PushReport,
 )
-from stm_cli import compress, env, eval, explain, info, predict, report
+from stm_cli import compress, env, eval, explain, export, info, models, predict, push, report
 from stm_cli._format import broken_notes, merging_row, operations, shown_name, size, staircase, tokens
-from stm_cli._output import Output
+from stm_cli._output import Output, amount
 
 ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2)
 PER_BLOCK = [197] * 13 + [99] * 11
@@ -260,6 +265,49 @@ def test_env(capsys, monkeypatch) -> None:
     lines = shown(capsys, monkeypatch, env, report)
     assert "packages  mamba-ssm not installed, torch 2.13.0" in lines
     assert "  native  not available: no compiler was found" in lines
+
+
+def test_push(capsys, monkeypatch) -> None:
+    files = (
+        PushedFile(name="model.safetensors", bytes=1368048, change="changed"),
+        PushedFile(name="README.md", bytes=3210, change="kept"),
+    )
+    report = PushReport(
+        command="push", model="small", environment=ENVIRONMENT, repo="me/small", url="https://hub/me/small", commit="c0ffee", files=files
+    )
+    assert shown(capsys, monkeypatch, push, report) == [
+        "small -> https://hub/me/small",
+        "changed  model.safetensors, 1.368 MB",
+        "kept     README.md, 3.21 kB",
+        "commit   c0ffee",
+    ]
+    dry = shown(capsys, monkeypatch, push, replace(report, dry_run=True, created=True, commit=None))
+    assert dry[:2] == ["small would go to https://hub/me/small", "repository  would be made"]
+    assert shown(capsys, monkeypatch, push, replace(report, commit=None))[-1] == "commit   none: everything is there already"
+
+
+def test_export_and_models(capsys, monkeypatch) -> None:
+    exported = ExportReport(
+        command="export", model="m", environment=ENVIRONMENT, output="m.pth", format="official", source=Source(), tensors=415, bytes=1368048
+    )
+    assert shown(capsys, monkeypatch, export, exported)[:2] == ["m -> m.pth", "format   official"]
+    facts = {"repo": "hustvl/Vim", "file": "vim.pth", "license": "apache-2.0", "parameters": 7148008, "tokens": 197, "image_size": 224}
+    known = (
+        ListedModel(name="vim-ti", **facts, top1=0.761, cached=True, bytes=12_000_000),
+        ListedModel(name="vim-s", **facts, top1=0.805, cached=False),
+    )
+    lines = shown(capsys, monkeypatch, models, ModelsReport(command="models", model="", environment=ENVIRONMENT, models=known))
+    assert lines == [
+        "name    parameters  tokens  top-1  license     here",
+        "vim-ti  7,148,008   197     76.1%  apache-2.0  cached, 12 MB",
+        "vim-s   7,148,008   197     80.5%  apache-2.0  no",
+    ]
+
+
+def test_downloads_show_their_size_and_speed() -> None:
+    assert amount(Progress("download a.pth", 1_000_000, 4_000_000, "B"), 500_000.0) == "1 MB of 4 MB, 500 kB/s"
+    assert amount(Progress("download a.pth", 999, None, "B")) == "999 bytes"
+    assert amount(Progress("evaluating", 1500, 2000, "images"), 3.0) == "1,500/2,000 images"
 
 
 def test_json_is_one_document_and_nothing_else(capsys) -> None:

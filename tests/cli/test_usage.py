@@ -10,14 +10,18 @@ import stm_cli.compress
 import stm_cli.env
 import stm_cli.eval
 import stm_cli.explain
+import stm_cli.export
 import stm_cli.info
+import stm_cli.models
 import stm_cli.predict
+import stm_cli.push
 import stm_cli.report
 from stm import __version__
 from stm_cli.main import app
 
 COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.info, "predict": stm_cli.predict, "env": stm_cli.env}
 COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
+COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.models}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
         ("compress m --workers -1", "'-1' is not a whole number of at least 0"),
         ("compress m --dtype int8", "'int8' is not one of float32, bfloat16, float16"),
         ("compress m --wat", "No such option: --wat"),
-        ("comprss m", "Did you mean 'compress'?"),
+        ("evl m", "Did you mean 'eval'?"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),
         ("predict m", "Missing argument 'IMAGE'"),
         ("explain m --block 0", "'0' is not a whole number of at least 1"),

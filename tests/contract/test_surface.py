@@ -48,6 +48,14 @@ def test_signatures_are_those_of_the_design(name: str) -> None:
     assert f"{', '.join(positional)}, *, {', '.join(keyword_only)}" == SIGNATURES[name]
 
 
+def test_the_verbs_that_users_of_the_hub_know() -> None:
+    push = inspect.signature(stm.ViM.push_to_hub).parameters
+    known = ["private", "revision", "commit_message", "create_pr", "token", "exist_ok", "overwrite_card"]
+    assert [name for name, each in push.items() if each.kind is each.KEYWORD_ONLY] == known
+    assert list(inspect.signature(stm.ViM.save_pretrained).parameters) == ["self", "folder", "force"]
+    assert list(inspect.signature(stm.ViM.from_pretrained).parameters) == ["folder_or_repo", "options"]
+
+
 def test_a_function_can_be_called_twice() -> None:
     """No module takes a function's name once it has been imported."""
     assert callable(stm.compress)

@@ -52,7 +52,7 @@ def test_its_metadata(wheel: zipfile.ZipFile) -> None:
     assert re.search(r"^Requires-Python: >=3.11$", read["METADATA"], re.M)
     assert re.search(r"^License-Expression: Apache-2.0$", read["METADATA"], re.M)
     assert re.search(r"^Requires-Dist: torch>=2.13$", read["METADATA"], re.M), "torch has a tested floor and no upper bound"
-    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {"plots", "cuda", "dev"}
+    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {"plots", "data", "cuda", "dev"}
     assert "stm = stm_cli.main:main" in read["entry_points.txt"]
 
 

@@ -1,6 +1,7 @@
 """The model card: what it says, what it leaves out, and that odd names stay text."""
 
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
@@ -11,21 +12,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.main import get_command
 
 import stm
-from stm import artifact
+from stm.assets import FOLDER
 from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.errors import ArtifactError
-from stm.hub.card import _text, _yaml, card, recipe_command
+from stm.hub.card import _text, _yaml, card, eval_results, is_untouched, recipe_command, retarget
 from stm.initialize import initialize
 from stm.model import ViM
 from stm.reports import Environment, Flops
 from stm.schedule import Schedule, Step
 from stm_cli.main import app
+from tools.embedded_card import embedded_card
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=12, d_state=2, dt_rank=1)
 DENSE = Config(model=MODEL, num_classes=2, schedule=dense_schedule(MODEL), preprocessing=Preprocess(resize=4, crop=4))
@@ -198,16 +201,66 @@ def test_no_command_where_there_is_none() -> None:
     assert recipe_command(DENSE) is None
 
 
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+NAMES = ["-it's small", "small"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
-    small = stm.compress(initialize(ViM(DENSE)), stages=[1])
-    text = written(small.config, name="it's small")
-    artifact.write("it's small", small.config, small.state_dict(), text)
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    stm.compress(initialize(ViM(DENSE)), stages=[1]).save_pretrained(name)
+    (example,) = re.findall(r"```python\n(.*?)```", Path(name, "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
     assert names["logits"].shape == (1, 2)
     assert torch.isfinite(names["logits"]).all()
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    """As they are pasted into a shell, from pip on, which is not run again here."""
+    stm.compress(initialize(ViM(DENSE)), stages=[1]).save_pretrained(tmp_path / NAMES[0])
+    Image.new("RGB", (9, 9), "teal").save(tmp_path / "photo.jpg")
+    (example,) = re.findall(r"```sh\n(pip .*?)```", (tmp_path / NAMES[0] / "README.md").read_text(), re.DOTALL)
+    install, *commands = example.splitlines()
+    assert install == "pip install stm-vim"
+    root = str(Path(__file__).resolve().parents[2])
+    script = "\n".join(["set -e", f'stm() {{ "{sys.executable}" -m stm_cli "$@"; }}', *commands])
+    run = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0 and run.stdout.startswith(f"./{NAMES[0]}") and "photo.jpg" in run.stdout, run.stderr
+
+
+def test_whether_somebody_wrote_in_it() -> None:
+    text = written(SMALL)
+    assert is_untouched(text)
+    for other in ("", "# Mine\n", text + "\n", text.replace("## Limits", "## Limits of mine"), text[:-2], text.replace("\n", "\r\n")):
+        assert not is_untouched(other)
+    moved = retarget(text, SMALL, "me/it's small")
+    assert is_untouched(moved)
+    assert moved.count("me/it") == 3 and 'stm.load("me/it\'s small")' in moved and "stm.load('small')" not in moved
+    assert retarget(moved, SMALL, "small") == text
+
+
+def test_results_on_sets_of_the_hub() -> None:
+    on_hub = dataclasses.replace(LABELLED, data="hf:someone/set@c0ffee:test")
+    config = dataclasses.replace(SMALL, measured=(LABELLED, on_hub, dataclasses.replace(LABEL_FREE, data="imagenet-v2@c0ffee")))
+    (entry,) = parse_eval_result_entries(yaml.safe_load(eval_results(config) or ""))
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("someone/set", "test", "c0ffee", 0.97)
+    assert entry.notes is not None and "599 images, 95% interval 0.9500 to 0.9800, seed 3" in entry.notes
+    assert eval_results(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE))) is None, "nothing that the format can name"
+    local, hub = (ModelCard(written(config)).data.eval_results[index] for index in (0, 2))
+    assert (local.dataset_type, local.dataset_split) == ("digits", None)
+    assert (hub.dataset_type, hub.dataset_name, hub.dataset_split, hub.dataset_revision) == ("someone/set", "someone/set", "test", "c0ffee")
+
+
+def test_the_sets_that_the_source_was_trained_on() -> None:
+    data = ModelCard(written(dataclasses.replace(SMALL, extra={"datasets": ["imagenet-1k", "a: b", 3]}))).data
+    assert data.datasets == ["imagenet-1k", "a: b"]
+    assert ModelCard(written(dataclasses.replace(SMALL, extra={"datasets": "no list"}))).data.datasets is None
+
+
+def test_the_embedded_models_card_is_what_would_be_written() -> None:
+    assert (FOLDER / "vim-digits" / "README.md").read_text() == embedded_card(), "run: python -m tools.embedded_card"
 
 
 def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,98 +1,22 @@
-"""Downloads against a real server on the loopback interface (server.py), each call in a process of its own, because huggingface_hub
-reads its environment when it is imported. Waits between retries are left out."""
+"""Downloads against a real server on the loopback interface (server.py): what comes, which file is meant, short names."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from stm.errors import HubError
 from stm.hub.aliases import ALIASES
-from stm.hub.errors import Request, told
+from stm.hub.fetch import only_checkpoint
+from tests.hub.client import SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
-
-ROOT = Path(__file__).resolve().parents[2]
-SECRET = "hf_ThisIsNotToBeShown"
-WEIGHTS = bytes(range(256)) * 400
-CARD = b"---\ntags:\n- vim\nlicense: apache-2.0\n---\n# A model\nlicense: mit\n"
-CLIENT = """
-import json, sys, time, warnings
-from pathlib import Path
-warnings.simplefilter("error")
-time.sleep = lambda seconds: None
-import stm.hub.fetch as hub
-from stm.errors import StmError
-assert "huggingface_hub" not in sys.modules and "torch" not in sys.modules
-import huggingface_hub.constants
-huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14  # from 10 MB: a small file then comes in several pieces
-call, args, kwargs = json.loads(sys.argv[1])
-told = []
-if kwargs.pop("told", False):
-    kwargs["on_progress"] = lambda progress: told.append(list(progress))
-try:
-    result = getattr(hub, call)(*args, **kwargs)
-    out = {"result": result if isinstance(result, str) else {key: str(value) for key, value in vars(result).items()}, "told": told}
-except StmError as error:
-    out = {"kind": type(error).__name__, "code": error.exit_code, "message": error.message, "hint": error.hint}
-print(json.dumps(out))
-"""
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.repos["owner/vim"] = Repo({"vim.pth": WEIGHTS, "README.md": CARD, "log.txt": b"."})
-        yield hub
-
-
-class Client:
-    """Calls stm.hub.fetch in a new process; the cache lives as long as the test."""
-
-    def __init__(self, hub: Hub, home: Path) -> None:
-        self.home, self.environment = home, hub.environment(home)
-
-    def __call__(self, name: str, *args: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        environment = clean | self.environment | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-        command = [sys.executable, "-c", CLIENT, json.dumps([name, args, kwargs])]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
-        assert run.returncode == 0, run.stderr
-        assert SECRET not in run.stdout + run.stderr
-        out: dict[str, Any] = json.loads(run.stdout)
-        assert "\n" not in out.get("message", "")
-        return out | {"stderr": run.stderr}
-
-
-@pytest.fixture
-def client(hub: Hub, tmp_path: Path) -> Client:
-    return Client(hub, tmp_path / "hf")
-
-
-def refused(out: dict[str, Any], *words: str) -> str:
-    """A HubError with these words in its sentence; returns the hint."""
-    assert (out.get("kind"), out.get("code")) == ("HubError", 1), out
-    assert all(word in out["message"] for word in words), out["message"]
-    assert out["hint"]
-    return str(out["hint"])
-
-
-def gets(hub: Hub, file: str) -> list[dict[str, str]]:
-    return [seen.headers for seen in hub.seen if seen.method == "GET" and seen.path.endswith(file)]
-
 
 # --- what comes -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_with_its_commit_and_license(hub: Hub, client: Client) -> None:
+def test_a_file_with_its_commit(hub: Hub, client: Client) -> None:
     got = client("fetch", "owner/vim", "vim.pth")["result"]
     assert Path(got["path"]).read_bytes() == WEIGHTS
-    assert got == got | {"repo": "owner/vim", "file": "vim.pth", "revision": hub.repos["owner/vim"].refs["main"], "license": "apache-2.0"}
+    assert got == got | {"repo": "owner/vim", "file": "vim.pth", "revision": hub.repos["owner/vim"].refs["main"]}
 
 
 def test_a_second_time_it_is_in_the_cache(hub: Hub, client: Client) -> None:
@@ -110,22 +34,26 @@ def test_a_revision_is_resolved(hub: Hub, client: Client) -> None:
     old = repo.refs["main"]
     new = repo.commit({"a/b/vim.pth": b"new"}, ref="v2")
     got = client("fetch", "owner/vim", "a/b/vim.pth", revision="v2")["result"]
-    assert (got["revision"], Path(got["path"]).read_bytes(), got["license"]) == (new, b"new", "None")
+    assert (got["revision"], Path(got["path"]).read_bytes()) == (new, b"new")
     assert client("fetch", "owner/vim", "vim.pth", revision=old)["result"]["revision"] == old
 
 
 @pytest.mark.parametrize(
-    ("card", "license"),
+    ("card", "license", "datasets"),
     [
-        (b"---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
-        (b"# No front matter\nlicense: mit\n", "None"),
-        (b"---\ntags: [a]\n---\nlicense: mit\n", "None"),
-        (b"---\nlicense: [broken\n\xff", "None"),
+        (b"---\r\nlicense: 'mit'\r\ndatasets: [a/b, c]\r\n---\r\n", "mit", "('a/b', 'c')"),
+        (b"---\nlicense: [apache-2.0]\ndatasets: a/b\n---\n", "None", "('a/b',)"),
+        (b"# No front matter\nlicense: mit\n", "None", "()"),
+        (b"---\ntags: [a]\n---\nlicense: mit\n", "None", "()"),
+        (b"---\n- a list\n---\n", "None", "()"),
+        (b"---\nlicense: [broken\n\xff", "None", "()"),
+        (b"---\nlicense: [broken\n---\n", "None", "()"),
+        (None, "None", "()"),
     ],
 )
-def test_the_license_is_that_of_the_cards_front_matter(hub: Hub, client: Client, card: bytes, license: str) -> None:
-    hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS, "README.md": card})
-    assert client("fetch", "owner/vim", "vim.pth")["result"]["license"] == license
+def test_what_the_front_matter_of_the_card_says(hub: Hub, client: Client, card: bytes | None, license: str, datasets: str) -> None:
+    commit = hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS} | ({} if card is None else {"README.md": card}))
+    assert client("about", "owner/vim", commit)["result"] == {"license": license, "datasets": datasets}
 
 
 def test_a_line_that_drops_is_taken_up_where_it_was(hub: Hub, client: Client) -> None:
@@ -150,166 +78,35 @@ def test_progress_is_told_and_nothing_drawn(client: Client) -> None:
 def test_a_private_repo_with_its_token(hub: Hub, client: Client) -> None:
     hub.repos["owner/private"] = Repo({"vim.pth": WEIGHTS}, token=SECRET)
     assert Path(client("fetch", "owner/private", "vim.pth", token=SECRET)["result"]["path"]).read_bytes() == WEIGHTS
-    assert client("find_checkpoint", "owner/private", token=SECRET)["result"] == "vim.pth"
-    hint = refused(client("fetch", "owner/private", "vim.pth", token="hf_other"), "owner/private was not found", "may not be seen")
+    assert client("list_files", "owner/private", token=SECRET)["result"] == ["vim.pth"]
+    hint = refused(client("list_files", "owner/private", token="hf_other"), "owner/private was not found", "may not be seen")
     assert "hf auth login" in hint
-
-
-# --- what does not --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("call", [["fetch", "owner/none", "vim.pth"], ["find_checkpoint", "owner/none"]])
-def test_no_such_repo(client: Client, call: list[str]) -> None:
-    assert "--token" in refused(client(*call), "owner/none was not found on the Hub")
-
-
-def test_names_that_no_repo_and_no_file_has(hub: Hub, client: Client) -> None:
-    for repo in ("a/b/c", "owner/..", "what is this", ""):
-        assert "OWNER/NAME" in refused(client("fetch", repo, "vim.pth"), repr(repo))
-    for file in ("", "/vim.pth", "../vim.pth", "a/../../vim.pth"):
-        assert "--file" in refused(client("fetch", "owner/vim", file), repr(file))
-    assert hub.seen == []
-
-
-def test_a_gated_repo(hub: Hub, client: Client) -> None:
-    hub.repos["owner/gated"] = Repo({"vim.pth": WEIGHTS}, gated=True)
-    for call in (["fetch", "owner/gated", "vim.pth"], ["find_checkpoint", "owner/gated"]):
-        hint = refused(client(*call), "owner/gated is gated")
-        assert f"{hub.url}/owner/gated" in hint and "hf auth login" in hint
-
-
-def test_no_such_revision(hub: Hub, client: Client) -> None:
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
-        assert f"{hub.url}/owner/vim/commits" in refused(client(*call, revision="v9"), "owner/vim has no revision v9")
-
-
-def test_no_such_file_names_those_that_are_near(client: Client) -> None:
-    assert "--file vim.pth" in refused(client("fetch", "owner/vim", "vin.pth"), "vin.pth of owner/vim does not exist")
-    assert "README.md, log.txt, vim.pth" in refused(client("fetch", "owner/vim", "0"), "0 of owner/vim does not exist")
-
-
-@pytest.mark.parametrize(
-    ("fault", "words", "hint"),
-    [
-        (Fault("GET", "vim.pth", status=503), ["the Hub failed (503)", "vim.pth of owner/vim"], "in a while"),
-        (Fault("GET", "vim.pth", status=403), ["may not read vim.pth of owner/vim (403)"], "hf auth login"),
-        (
-            Fault("HEAD", "vim.pth", 401, {"message": "Invalid credentials in Authorization header"}),
-            ["does not accept the login"],
-            "hf auth login",
-        ),
-        (Fault("GET", "vim.pth", status=418), ["refused vim.pth of owner/vim (418)"], "/owner/vim"),
-        (Fault("HEAD", "vim.pth", 403, {"message": "Access to this resource is disabled."}), ["may not read"], "hf auth login"),
-    ],
-    ids=lambda value: f"{value.method} {value.status}" if isinstance(value, Fault) else "",
-)
-def test_a_server_that_refuses(hub: Hub, client: Client, fault: Fault, words: list[str], hint: str) -> None:
-    hub.faults = [fault]
-    assert hint in refused(client("fetch", "owner/vim", "vim.pth", token=SECRET), *words)
-    assert not list(client.home.rglob("*.incomplete"))
-
-
-def test_a_server_that_fails_for_long(hub: Hub, client: Client) -> None:
-    hub.faults = [Fault("HEAD", "vim.pth", status=502) for _ in range(20)]
-    assert "in a while" in refused(client("fetch", "owner/vim", "vim.pth"), "the Hub failed (502) on vim.pth of owner/vim")
-
-
-def test_too_many_requests(hub: Hub, client: Client) -> None:
-    hub.faults = [Fault("GET", "tree", 429, {"Retry-After": "17"}) for _ in range(20)]
-    assert refused(client("find_checkpoint", "owner/vim"), "(429)", "owner/vim") == "wait 17 seconds"
-
-
-def test_a_line_that_always_drops(hub: Hub, client: Client) -> None:
-    hub.faults = [Fault("GET", "vim.pth", cut=0) for _ in range(20)]
-    assert "run it again" in refused(client("fetch", "owner/vim", "vim.pth"), "cannot be reached for vim.pth of owner/vim")
-    assert not [path for path in client.home.rglob("*") if path.name == "vim.pth" or path.suffix == ".incomplete"]
-
-
-def test_nobody_answers(hub: Hub, client: Client) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        client.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
-        hint = refused(client(*call), client.environment["HF_ENDPOINT"], "cannot be reached", "owner/vim")
-        assert "HF_HUB_OFFLINE=1" in hint
-
-
-def test_a_server_that_is_no_hub(hub: Hub, client: Client) -> None:
-    hub.faults = [Fault("HEAD", "vim.pth", status=204) for _ in range(20)]
-    assert "HF_ENDPOINT" in refused(client("fetch", "owner/vim", "vim.pth"), "does not answer as a Hub does")
-
-
-def test_offline_says_what_is_not_in_the_cache(hub: Hub, client: Client) -> None:
-    hint = refused(
-        client("fetch", "owner/vim", "vim.pth", offline=True), "vim.pth of owner/vim is not in the local cache", "HF_HUB_OFFLINE"
-    )
-    assert "once online" in hint
-    refused(client("find_checkpoint", "owner/vim", offline=True), "owner/vim is not in the local cache")
-    assert hub.seen == []
-
-
-def test_a_cache_that_cannot_be_written(hub: Hub, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    client.environment["HF_HOME"] = str(tmp_path / "file")
-    assert "HF_HOME" in refused(client("fetch", "owner/vim", "vim.pth"), "cannot be kept", "Not a directory")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is always full")
-def test_a_full_disk(hub: Hub, client: Client) -> None:
-    """RLIMIT_FSIZE stands in for it: writing past the limit fails with EFBIG."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
-        out = client("fetch", "owner/vim", "vim.pth")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert "HF_HOME" in refused(out, "no space is left for vim.pth of owner/vim")
-    assert not list(client.home.rglob("*.incomplete"))
-
-
-@pytest.mark.parametrize("token", ["", f"{SECRET}\n", f"a {SECRET}", f"{SECRET}é"])
-def test_a_token_that_is_none_is_not_quoted(hub: Hub, client: Client, token: str) -> None:
-    for call in (["fetch", "owner/vim", "vim.pth"], ["find_checkpoint", "owner/vim"]):
-        out = client(*call, token=token)
-        assert (out["kind"], out["code"]) == ("UsageError", 2)
-        assert "token" in out["message"]
-    assert hub.seen == []
-
-
-def test_what_is_not_of_the_hub_is_raised_as_it_is() -> None:
-    with pytest.raises(KeyError), told(Request("owner/vim")):
-        raise KeyError("a bug")
-    with pytest.raises(HubError, match="or it may not be written with this login") as caught, told(Request("owner/vim", upload=True)):
-        raise type("RepositoryNotFoundError", (Exception,), {})
-    assert "hf auth login" in str(caught.value.hint)
 
 
 # --- which file -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_only_checkpoint_of_a_repo(hub: Hub, client: Client) -> None:
-    assert client("find_checkpoint", "owner/vim")["result"] == "vim.pth"
+def test_one_call_lists_a_repo(hub: Hub, client: Client) -> None:
+    assert client("list_files", "owner/vim")["result"] == ["README.md", "log.txt", "vim.pth"]
     assert [seen.path for seen in hub.seen if "/api/models/" in seen.path] == ["/api/models/owner/vim/tree/main"]
-    hub.repos["owner/vim"].commit({"deep/Model.SAFETENSORS": b""}, ref="v2")
-    assert client("find_checkpoint", "owner/vim", revision="v2")["result"] == "deep/Model.SAFETENSORS"
+    hub.repos["owner/vim"].commit({"deep/vim.pt": b""}, ref="v2")
+    assert client("list_files", "owner/vim", revision="v2")["result"] == ["deep/vim.pt"]
 
 
-def test_offline_the_cached_snapshot_is_searched(hub: Hub, client: Client) -> None:
+def test_offline_the_cached_snapshot_is_listed(hub: Hub, client: Client) -> None:
     client("fetch", "owner/vim", "vim.pth")
-    assert client("find_checkpoint", "owner/vim", offline=True)["result"] == "vim.pth"
+    assert client("list_files", "owner/vim", offline=True)["result"] == ["vim.pth"]
 
 
-def test_several_checkpoints_are_listed(hub: Hub, client: Client) -> None:
-    hub.repos["owner/vim"].commit(dict.fromkeys(("b.pth", "a.bin", "c.pt", "README.md"), b""))
-    hint = refused(client("find_checkpoint", "owner/vim"), "owner/vim holds 3 checkpoints: a.bin, b.pth, c.pt")
-    assert hint == "name one: --file a.bin"
-
-
-def test_no_checkpoint(hub: Hub, client: Client) -> None:
-    hub.repos["owner/vim"].commit({"README.md": b"", "log.txt": b""})
-    refused(client("find_checkpoint", "owner/vim"), "owner/vim holds no checkpoint", "only README.md, log.txt")
+def test_the_only_checkpoint_of_a_repo() -> None:
+    assert only_checkpoint("owner/vim", ["README.md", "deep/Model.SAFETENSORS"]) == "deep/Model.SAFETENSORS"
+    with pytest.raises(HubError, match=r"owner/vim holds 3 checkpoints: a.bin, b.pth, c.pt") as caught:
+        only_checkpoint("owner/vim", ["README.md", "a.bin", "b.pth", "c.pt"])
+    assert caught.value.hint == "name one: --file a.bin"
+    with pytest.raises(HubError, match=r"owner/vim holds no checkpoint .*, only README.md, log.txt"):
+        only_checkpoint("owner/vim", ["README.md", "log.txt"])
+    with pytest.raises(HubError, match=r"nor any other file"):
+        only_checkpoint("owner/vim", [])
 
 
 # --- aliases --------------------------------------------------------------------------------------------------------------------

@@ -86,10 +86,12 @@ STEPS = {
     "weights": fail_weights,
     "config": fail_text("config.json"),
     "card": fail_text("README.md"),
+    "results": fail_text("stm.yaml"),
     "sync weights": fail_call("fsync", 1),
     "sync config": fail_call("fsync", 2),
     "sync card": fail_call("fsync", 3),
-    "sync folder": fail_call("fsync", 4),
+    "sync results": fail_call("fsync", 4),
+    "sync folders": fail_call("fsync", 5),
     "rename": fail_call("rename", 1),
 }
 
@@ -110,11 +112,11 @@ def test_a_failure_at_each_step_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, force: bool, error: BaseException, says: str | None
 ) -> None:
     if force:
-        artifact.write(tmp_path / "out", CONFIG, tensors(), "old card")
+        artifact.write(tmp_path / "out", CONFIG, tensors(), "old card", results="[1]")
     before = snapshot(tmp_path)
     STEPS[step](monkeypatch, error)
     with pytest.raises(ArtifactError if says else KeyboardInterrupt, match=says) as caught:
-        artifact.write(tmp_path / "out", CONFIG, tensors() | {"more": torch.ones(3)}, CARD, force=force)
+        artifact.write(tmp_path / "out", CONFIG, tensors() | {"more": torch.ones(3)}, CARD, results="[]", force=force)
     monkeypatch.undo()
     assert snapshot(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if force else [])

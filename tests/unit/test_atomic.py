@@ -12,12 +12,13 @@ import pytest
 from stm import atomic
 from stm.errors import ArtifactError, StmError, UsageError
 
-NAMES = ("model.safetensors", "config.json", "README.md")
+NAMES = ("model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml")
 
 
 def put(folder: Path, what: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(what)
     return folder
 
@@ -28,7 +29,7 @@ def replace(folder: Path, what: str, force: bool = False) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 def whole(what: str) -> dict[str, str]:

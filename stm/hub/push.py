@@ -1,0 +1,290 @@
+"""A model's folder to the Hub: checked first, one commit, safe to run again."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stm import __version__, artifact
+from stm.config import Config
+from stm.errors import ArtifactError, HubError, UsageError
+from stm.hub.card import is_untouched, retarget
+from stm.hub.errors import Request, check_token, endpoint, told
+from stm.loading import save
+from stm.model import ViM
+from stm.reports import OnProgress, Progress, Pushed, PushedFile
+
+_KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept; --overwrite-card replaces it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class To:
+    """Where a folder goes and how: the options of `stm push`.
+
+    Args:
+        repo: OWNER/NAME, or NAME of one's own; named after the folder by default.
+        private: only its owner and those they choose may see it.
+        revision: the branch; made where it is missing.
+        commit_message: of the one commit.
+        create_pr: propose the commit as a pull request.
+        token: of the Hub; by default the one that was logged in with.
+        exist_ok: whether the repository may exist.
+        overwrite_card: replace a README.md that stm did not write.
+        dry_run: say what would be done.
+    """
+
+    repo: str | None = None
+    private: bool = False
+    revision: str | None = None
+    commit_message: str | None = None
+    create_pr: bool = False
+    token: str | None = None
+    exist_ok: bool = True
+    overwrite_card: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """What is there: the commit of the branch, or of the main one where the branch is missing, and its files' size and hash."""
+
+    commit: str
+    private: bool
+    has_branch: bool
+    files: Mapping[str, tuple[int, str]]
+
+
+def check(to: To) -> str:
+    """Whether a push can be asked for at all, before any work: the options, and who is logged in. Returns their name.
+
+    Raises:
+        UsageError: options that exclude each other, or a token that cannot be one.
+        HubError: nobody is logged in, or the Hub cannot be reached.
+    """
+    check_token(to.token)
+    if to.create_pr and to.revision is not None:
+        raise UsageError(
+            "create PR and revision were both given: a pull request is against the main branch",
+            f"to add to one, give --revision {to.revision} alone",
+        )
+    if to.commit_message is not None and not to.commit_message.strip():
+        raise UsageError("the commit message is empty", "leave --commit-message out for a plain one")
+    with told(Request(to.repo or "the repository", upload=True)):
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import LocalTokenNotFoundError
+
+        try:
+            return str(HfApi(token=to.token).whoami()["name"])
+        except LocalTokenNotFoundError as error:
+            raise HubError("nobody is logged in to the Hub", "log in with: hf auth login, or give --token") from error
+
+
+def push(
+    folder: str | os.PathLike[str],
+    config: Config,
+    to: To,
+    on_progress: OnProgress | None = None,
+    on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
+) -> Pushed:
+    """Write a folder that was checked to the Hub, in one commit; nothing where everything is there already.
+
+    Args:
+        folder: a model that stm wrote.
+        config: what it says.
+        on_progress: is told when the upload begins and ends; without it, huggingface_hub draws its own bars on stderr.
+        on_files: is told what will be uploaded, before it is.
+
+    Raises:
+        ArtifactError: it has no card, or one whose front matter is not YAML.
+        UsageError: see `check`.
+        HubError: the repository exists and may not, is public where a private one was asked for, may not be written, was changed by
+            somebody meanwhile, or cannot be reached.
+    """
+    place = Path(folder)
+    ours = _read_card(place)
+    user = check(to)
+    repo = to.repo or place.resolve().name
+    repo = repo if "/" in repo else f"{user}/{repo}"
+    if is_untouched(ours):
+        ours = retarget(ours, config, repo)
+    with told(Request(repo, revision=to.revision, upload=True)):
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=to.token, library_name="stm", library_version=__version__)
+        remote = _look(api, repo, to.revision)
+        if remote is not None and not to.exist_ok:
+            raise HubError(f"{repo} exists", "choose another name, or allow it with --exist-ok")
+        if remote is not None and to.private and not remote.private:
+            raise HubError(
+                f"{repo} exists and is public, and --private was given", "choose another name, or change its settings on the Hub"
+            )
+        kept = remote is not None and not to.overwrite_card and _somebody_wrote(api, repo, remote, ours)
+        files = _changes(place, ours, config, {} if remote is None else remote.files, kept)
+        commit = pull_request = None
+        changed = any(file.change not in ("unchanged", "kept") for file in files)
+        if changed and not to.dry_run:
+            if on_files is not None:
+                on_files(tuple(files))
+            with _progress(on_progress, files), _staged(place, ours) as stage:
+                commit, pull_request = _upload(api, repo, remote, to, stage, files)
+    branch = to.revision if to.revision not in (None, "main") else None
+    return Pushed(
+        repo=repo,
+        url=pull_request or (f"{endpoint()}/{repo}/tree/{branch}" if branch else f"{endpoint()}/{repo}"),
+        revision=to.revision,
+        commit=commit,
+        pull_request=pull_request,
+        created=remote is None,
+        dry_run=to.dry_run,
+        files=tuple(files),
+        notes=(_KEPT,) if kept else (),
+    )
+
+
+def push_model(model: ViM, to: To) -> Pushed:
+    """Write a model that may never have been saved to the Hub; see `ViM.push_to_hub`."""
+    check(to)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / (to.repo or "model").rpartition("/")[2]
+        return push(folder, save(model, folder), to)
+
+
+def _read_card(folder: Path) -> str:
+    with told(Request(str(folder), upload=True)):
+        from huggingface_hub import ModelCard
+        from yaml import YAMLError
+
+    path = folder / artifact.CARD
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} has no {artifact.CARD}, which is the model's card", "write the folder again, with --force"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    try:
+        ModelCard(text, ignore_metadata_errors=False)
+    except (YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: its front matter is not what the Hub takes: {reason}", "mend the lines between ---") from error
+    return text
+
+
+def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
+    """What is in the repository; None where it is not there, or not for this login."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    has_branch = True
+    try:
+        try:
+            info = api.model_info(repo, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            has_branch = False
+            info = api.model_info(repo, files_metadata=True)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+    files = {each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id or "") for each in info.siblings or ()}
+    return _Remote(info.sha, bool(info.private), has_branch, files)
+
+
+def _somebody_wrote(api: Any, repo: str, remote: _Remote, ours: str) -> bool:
+    """Whether the README.md that is there is neither ours nor one that stm wrote and nobody touched."""
+    if artifact.CARD not in remote.files:
+        return False
+    from stm.hub.fetch import fetch
+
+    theirs = fetch(repo, artifact.CARD, revision=remote.commit, token=api.token, on_progress=lambda _: None)
+    text = theirs.path.read_text(encoding="utf-8", errors="replace")
+    return text != ours and not is_untouched(text)
+
+
+def _changes(folder: Path, card: str, config: Config, there: Mapping[str, tuple[int, str]], kept: bool) -> list[PushedFile]:
+    """Every file of ours, here or there, and what becomes of it."""
+    files = []
+    for name in artifact.FILES:
+        path = folder / name
+        if not path.is_file():
+            if name in there:
+                files.append(PushedFile(name=name, bytes=there[name][0], change="deleted"))
+            continue
+        if name == artifact.WEIGHTS:
+            size, hashes = config.files[name].bytes, {config.files[name].sha256}
+        else:
+            body = card.encode() if name == artifact.CARD else path.read_bytes()
+            git = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
+            size, hashes = len(body), {git, hashlib.sha256(body).hexdigest()}  # the Hub decides which of them names a file
+        change = "added" if name not in there else "unchanged" if there[name][1] in hashes else "changed"
+        change = "kept" if name == artifact.CARD and kept else change
+        files.append(PushedFile(name=name, bytes=size, change=change))
+    return files
+
+
+def _upload(api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, files: list[PushedFile]) -> tuple[str, str | None]:
+    """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any more."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if remote is None:
+        api.create_repo(repo, private=to.private or None, exist_ok=to.exist_ok)
+    if to.revision not in (None, "main") and (remote is None or not remote.has_branch):
+        api.create_branch(repo, branch=to.revision, exist_ok=True)
+    try:
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=stage,
+            revision=to.revision,
+            commit_message=to.commit_message or f"Upload a model with stm {__version__}",
+            create_pr=to.create_pr,
+            parent_commit=remote.commit if remote is not None else None,
+            allow_patterns=[file.name for file in files if file.change in ("added", "changed")],
+            delete_patterns=[file.name for file in files if file.change == "deleted"] or None,
+        )
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except RuntimeError as error:  # what huggingface_hub wraps a failed upload of a large file in
+        raise (error.__cause__ or error) from error
+    except ValueError as error:  # of huggingface_hub: what the Hub says of the front matter
+        raise HubError(f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---") from error
+    return done.oid, done.pr_url
+
+
+@contextmanager
+def _staged(folder: Path, card: str) -> Iterator[Path]:
+    """The folder as it is to be uploaded: our files alone, the card naming the repository."""
+    with tempfile.TemporaryDirectory() as temporary:
+        stage = Path(temporary)
+        for name in artifact.FILES:
+            source = (folder / name).resolve()
+            if source.is_file():
+                (stage / name).parent.mkdir(exist_ok=True)
+                (stage / name).symlink_to(source)
+        (stage / artifact.CARD).unlink()
+        (stage / artifact.CARD).write_bytes(card.encode())
+        yield stage
+
+
+@contextmanager
+def _progress(on_progress: OnProgress | None, files: list[PushedFile]) -> Iterator[None]:
+    """huggingface_hub draws its bars, or does not and we tell of the whole: it has no hook for uploads."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if on_progress is None:
+        yield
+        return
+    size = sum(file.bytes for file in files if file.change in ("added", "changed"))
+    on_progress(Progress("upload", 0, size, "B"))
+    quiet = not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            enable_progress_bars()
+    on_progress(Progress("upload", size, size, "B"))

@@ -1,0 +1,84 @@
+"""Archives from elsewhere, unpacked without trusting them: files and folders only, none outside, sizes bounded."""
+
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from filelock import FileLock
+
+from stm.errors import DataError
+from stm.reports import OnProgress, Progress
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that an archive may become: files, their bytes together, and the bytes of one."""
+
+    files: int = 200_000
+    total: int = 32 << 30
+    one: int = 256 << 20
+
+
+def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progress: OnProgress | None = None) -> Path:
+    """The folder that a .tar.gz becomes: whole or not at all, once; who comes meanwhile waits.
+
+    What a killed run left is cleared by the next.
+
+    Raises:
+        DataError: it is damaged, holds something else than files and folders or a name that leads outside, is larger than the limits,
+            or the disk is full.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            new = folder.with_name(f"{folder.name}.incomplete")
+            shutil.rmtree(new, ignore_errors=True)
+            try:
+                _extract(archive, new, limits, on_progress)
+                os.rename(new, folder)
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(f"{archive.name} cannot be unpacked: {error}", "delete it from the cache and run it again") from error
+            except OSError as error:
+                raise DataError(f"{archive.name} cannot be unpacked: {error.strerror} ({folder.parent})", "make room there") from error
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    return folder
+
+
+def _extract(archive: Path, new: Path, limits: Limits, on_progress: OnProgress | None) -> None:
+    new.mkdir()
+    files = total = 0
+    with gzip.open(archive) as stream, tarfile.open(fileobj=cast(Any, _Bounded(stream, limits)), mode="r:") as tar:
+        for member in tar:
+            if not (member.isreg() or member.isdir()):
+                raise DataError(f"{archive.name} holds {member.name}, which is neither a file nor a folder: it was not unpacked")
+            files, total = files + member.isreg(), total + member.size
+            if files > limits.files or total > limits.total or member.size > limits.one:
+                raise DataError(f"{archive.name} holds more than {limits.files:,} files or {limits.total:,} bytes: it was not unpacked")
+            tar.extract(member, new, filter="data")
+            if on_progress is not None:
+                on_progress(Progress(f"unpack {archive.name}", files, None, "files"))
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that does not give more at once than one file may have: headers claim sizes too, and are read into memory."""
+
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, limits: Limits) -> None:
+        self._stream, self._limits = stream, limits
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._limits.one:
+            raise tarfile.ReadError(f"a header claims {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        return self._stream.seek(position, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()

@@ -1,0 +1,54 @@
+"""`stm export`: a model as other programs keep it."""
+
+from rich.console import Group, RenderableType
+
+from stm.reports import ExportReport
+from stm_cli import _options as o
+from stm_cli._format import fields, size, source_text
+from stm_cli._output import Output
+
+EXAMPLES = ("stm export my-vim --format official", "stm export vim_finetuned.pth --format folder --out my-vim")
+
+
+def run(
+    model: o.Model,
+    format: o.ExportFormat = "official",
+    out: o.OutFile = None,
+    force: o.ForceFile = False,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write the dense model in another layout: the official one, or a folder of ours."""
+    from stm import publish
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = publish.export(
+            model,
+            format=format,
+            out=out,
+            force=force,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), report.output)
+    for note in report.notes:
+        output.note(note)
+
+
+def screen(report: ExportReport) -> RenderableType:
+    rows = [("format", report.format), ("tensors", f"{report.tensors:,}, {size(report.bytes)}"), ("source", source_text(report.source))]
+    return Group(f"{report.model} -> {report.output}", fields(rows))

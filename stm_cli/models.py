@@ -1,0 +1,37 @@
+"""`stm models`: the models that have a short name."""
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from stm.reports import ListedModel, ModelsReport
+from stm_cli import _options as o
+from stm_cli._format import percent, size
+from stm_cli._output import Output
+
+EXAMPLES = ("stm models", "stm models --json")
+
+
+def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
+    """List the models that have a short name: size, accuracy, and whether they are in the cache."""
+    from stm import publish
+
+    report = publish.list_models()
+    output = Output(json=json, quiet=quiet)
+    output.report(report, lambda: screen(report), "\n".join(model.name for model in report.models))
+    output.note("accuracies are their authors', on ImageNet-1k's validation set")
+    output.next(("stm", "compress", report.models[-1].name))
+
+
+def screen(report: ModelsReport) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("name", "parameters", "tokens", "top-1", "license", "here"):
+        table.add_column(heading, no_wrap=True)
+    for model in report.models:
+        accuracy = "" if model.top1 is None else percent(model.top1)
+        table.add_row(model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _here(model))
+    return table
+
+
+def _here(model: ListedModel) -> str:
+    where = "in the package" if model.repo is None else "cached" if model.cached else "no"
+    return where if model.bytes is None else f"{where}, {size(model.bytes)}"

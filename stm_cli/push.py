@@ -1,0 +1,68 @@
+"""`stm push`: a model's folder to the Hub."""
+
+from rich.console import Group, RenderableType
+
+from stm.reports import PushedFile, PushReport
+from stm_cli import _options as o
+from stm_cli._format import fields, size
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm push vim-s-stm40",
+    "stm push vim-s-stm40 someone/vim-s-stm40 --private --dry-run",
+    "stm push vim-s-stm40 team/vim-s-stm40 --create-pr",
+)
+
+
+def run(
+    folder: o.Folder,
+    repo_id: o.RepoId = None,
+    private: o.Private = False,
+    revision: o.Branch = None,
+    commit_message: o.CommitMessage = None,
+    create_pr: o.CreatePr = False,
+    token: o.PushToken = None,
+    exist_ok: o.ExistOk = True,
+    overwrite_card: o.OverwriteCard = False,
+    dry_run: o.PushDryRun = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Check a folder, show what will be uploaded, and write it to the Hub in one commit."""
+    from stm import publish
+    from stm.hub.push import To
+
+    to = To(
+        repo=repo_id,
+        private=private,
+        revision=revision,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        token=token,
+        exist_ok=exist_ok,
+        overwrite_card=overwrite_card,
+        dry_run=dry_run,
+    )
+    output = Output(json=json, quiet=quiet)
+
+    def announce(files: tuple[PushedFile, ...]) -> None:
+        output.note("uploading " + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed")))
+
+    # Without a listener huggingface_hub shows its own progress.
+    report = publish.push(folder, to, None if output.live else lambda _: None, announce)
+    output.report(report, lambda: screen(report), report.url)
+    for note in report.notes:
+        output.note(note)
+    if not dry_run and not create_pr:
+        output.next(("stm", "eval", report.repo, *(("--revision", revision) if revision else ())))
+
+
+def screen(report: PushReport) -> RenderableType:
+    rows = [(file.change, f"{file.name}, {size(file.bytes)}") for file in report.files]
+    if report.created:
+        rows.insert(0, ("repository", "would be made" if report.dry_run else "made"))
+    if report.commit is not None:
+        rows.append(("commit", report.commit))
+    elif not report.dry_run:
+        rows.append(("commit", "none: everything is there already"))
+    return Group(f"{report.model} {'would go to' if report.dry_run else '->'} {report.url}", fields(rows))
