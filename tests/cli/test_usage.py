@@ -42,7 +42,7 @@ COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.m
         ("compress m --workers -1", "'-1' is not a whole number of at least 0"),
         ("compress m --dtype int8", "'int8' is not one of float32, bfloat16, float16"),
         ("compress m --wat", "No such option: --wat"),
-        ("evl m", "Did you mean 'eval'?"),
+        ("predct m", "Did you mean 'predict'?"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),
         ("predict m", "Missing argument 'IMAGE'"),
         ("explain m --block 0", "'0' is not a whole number of at least 1"),
