@@ -5,7 +5,7 @@ merges of a method may take one token more than the others, and the nearest savi
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from stm.bake import PRESETS
@@ -47,11 +47,18 @@ def solve_peer(config: Config, method: str, saving: float, *, places: Sequence[i
     kind, model = METHODS[method], config.model
     acts = kind.places(model.depth) if places is None else places
     plans = (kind.make(model, removals, seed) for removals in kind.kind.budgets(model, acts))
+    solved = nearest(config, plans, saving)
+    if solved is None:
+        problem = f"{method} finds nothing to remove from {model.tokens} tokens in {model.depth} blocks"
+        raise UsageError(problem, "leave it out of --methods")
+    return solved
+
+
+def nearest(config: Config, plans: Iterable[Peer], saving: float) -> Solved | None:
+    """Of some plans the one whose honest saving is nearest to `saving`; None of none."""
     counted = [(flops.count(config, plan), plan) for plan in plans]
     if not counted:
-        raise UsageError(
-            f"{method} finds nothing to remove from {model.tokens} tokens in {model.depth} blocks", "leave it out of --methods"
-        )
+        return None
     best, plan = min(counted, key=lambda pair: abs(pair[0].honest_saving - saving))
     return Solved(plan, best, abs(best.honest_saving - saving) <= NEAR)
 

@@ -47,6 +47,11 @@ def _thirds(depth: int) -> tuple[int, ...]:
     return scaled((4, 9, 14), depth)
 
 
+def _late(depth: int) -> tuple[int, ...]:
+    """From block 10 on every fifth, of 24."""
+    return scaled((10, 15, 20), depth)
+
+
 def _second(depth: int) -> tuple[int, ...]:
     """At the entry of blocks 2, 4, ..."""
     return every(2, 2, depth)
@@ -71,8 +76,8 @@ METHODS: dict[str, Method] = {
     "famba-v-all": _method("Famba-V, all blocks", FambaV, _all),
     "famba-v-second": _method("Famba-V, every second block", FambaV, _second),
     "famba-v-lower": _method("Famba-V, lower blocks", FambaV, lambda depth: tuple(range(depth // 2))),
-    "utr": _method("UTR", UTR, lambda depth: scaled((10, 15, 20), depth)),
-    "mtr": _method("MTR", MTR, _second),
+    "utr": _method("UTR", UTR, _late),
+    "mtr": _method("MTR", MTR, _late),  # its places are not published: the best of those that benchmarks/tune_mtr.py tries
     "mame-like": _method("MaMe-like", MaMeLike, _second),
     "storm": _method("STORM", STORM, lambda depth: scaled((4, 10, 16, 22), depth)),
 }

@@ -81,7 +81,10 @@ OWN: dict[str, tuple[Count, Count]] = {
     "evit-similarity": (lambda P, r: 0, lambda P, r: 3 * D * (P + 1)),
     "evit-fused": (lambda P, r: 0, lambda P, r: (2 * E + D) * (P + 1)),
     "utr": (HALF["products"], lambda P, r: 2 * E * (P + 1) + 2 * P * D + 2 * D * (P + 1)),
-    "mtr": (lambda P, r: r * (P - r) * D, lambda P, r: 2 * E * (P + 1) + 2 * P * D + D * (P + 1)),
+    "mtr": (
+        lambda P, r: r * round((P - r) / 2) * D,
+        lambda P, r: 2 * E * (P + 1) + 2 * (r + round((P - r) / 2)) * D + D * (P + 1),
+    ),
     "mame-like": (lambda P, r: 0, lambda P, r: (2 * E + D) * (P + 1)),
     **{name: (HALF["products"], lambda P, r: 2 * P * D + D * (P + 1)) for name in ("rmeeto", "tome", "tome-decreasing", "famba-v")},
 }
