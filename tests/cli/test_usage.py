@@ -38,7 +38,7 @@ COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
         ("compress m --workers -1", "'-1' is not a whole number of at least 0"),
         ("compress m --dtype int8", "'int8' is not one of float32, bfloat16, float16"),
         ("compress m --wat", "No such option: --wat"),
-        ("comprss m", "Did you mean 'compress'?"),
+        ("comprss m", "Did you mean 'compress'"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),
         ("predict m", "Missing argument 'IMAGE...'"),
         ("explain m --block 0", "'0' is not a whole number of at least 1"),
