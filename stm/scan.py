@@ -72,6 +72,7 @@ def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, siz
     Returns:
         (K, B, L, E).
     """
+    dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, w.dtype))
     counts = torch.tensor(sizes or (1,) * x.shape[1], device=x.device)
     owner = torch.repeat_interleave(torch.arange(x.shape[1], device=x.device), counts)  # of each repeat
     repeated = x[:, owner]  # (B, sum of sizes, E)
@@ -82,7 +83,7 @@ def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, siz
         out = b[k] + sum(w[k, :, i] * padded[:, i : i + walk.shape[1]] for i in range(width))
         out = F.silu(out.flip(1) if backward else out)
         directions.append(torch.zeros_like(x).index_add(1, owner, out) / counts[:, None])
-    return torch.stack(directions)
+    return torch.stack(directions).to(dtype)
 
 
 def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ from stm.backends.operators import operator
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
     """As `stm.scan.conv_silu`."""
+    wide = x.to(torch.promote_types(x.dtype, w.dtype))
     if sizes is not None:
-        out: Tensor = _span_conv(x, w, b, list(reverse), list(sizes))
-        return out
-    return torch.stack([F.silu(_causal(x, w[k], b[k], back)) for k, back in enumerate(reverse)])
+        out: Tensor = _span_conv(wide, w, b, list(reverse), list(sizes))
+        return out.to(x.dtype)
+    return torch.stack([F.silu(_causal(wide, w[k], b[k], back)) for k, back in enumerate(reverse)]).to(x.dtype)
 
 
 def _causal(x: Tensor, w: Tensor, b: Tensor, back: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """The golden models, and how near is near: max|a - b| / max|b|. The largest error of every file is told when all tests have run."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,19 @@ def vim_ti(vim_ti_state: Callable[[], dict[str, Tensor]], tmp_path_factory: pyte
 def mini() -> Path:
     """The mini models of the official code, trainers' pickles."""
     return Path(__file__).parent / "dense-mini"
+
+
+@pytest.fixture(scope="session")
+def mini_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stm.ViM]:
+    """Makes the golden mini models: 64 x 64 pixels, patch 8, 65 tokens, 10 classes."""
+    spec = importlib.util.spec_from_file_location("golden_weights", Path(__file__).parent / "weights.py")
+    assert spec is not None and spec.loader is not None
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+
+    def make(depth: int, seed: int, backend: str = "auto", device: str = "cpu") -> stm.ViM:
+        path = tmp_path_factory.mktemp("mini") / "weights.pth"
+        torch.save(weights.state_dict(D=32, depth=depth, tokens=65, classes=10, patch=8, seed=seed), path)
+        return stm.load_checkpoint(path, device=device, image_size=64, backend=backend)
+
+    return make

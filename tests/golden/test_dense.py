@@ -72,3 +72,16 @@ def test_full_size_vim_tiny_equals_the_official_code(shared: Callable[[str], Pat
     worst = max(errors, key=errors.__getitem__)
     tell(f"dense vim_ti, {vim_ti.backend.name}", errors[worst], worst)
     assert errors[worst] <= BOUND
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("backend", ["reference", "blocked", "native"])
+def test_half_precision_agrees(backend: str, dtype: str, mini: Path, error: Error) -> None:
+    """Dense and with spans: every part takes and returns the GEMMs' dtype."""
+    if not backends.status(backend)[0]:
+        pytest.skip(f"backend {backend}: {backends.status(backend)[1]}")
+    images = load_file(mini / "golden.safetensors")["inputs"]
+    half, whole = (stm.load_checkpoint(mini / "vim_mini.pth", device="cpu", dtype=d, backend=backend) for d in (dtype, "float32"))
+    with torch.inference_mode():
+        assert error(half(images), whole(images)) <= 5e-2
+        assert error(stm.compress(half, saving=0.2)(images), stm.compress(whole, saving=0.2)(images)) <= 5e-2

@@ -12,6 +12,7 @@ from torch import Tensor
 import stm
 from stm import backends
 from tests.golden.test_dense import BOUND, streams_and_logits
+from tests.golden.test_peers import HERE, RMEETO, check_rmeeto, check_topvim
 from tests.golden.test_stm import MINI, PATCHES, names, options
 
 Error = Callable[[Tensor, Tensor], float]
@@ -68,6 +69,20 @@ def test_full_size_vim_tiny(
             found = error(stm.compress(dense, **options(name, PATCHES["vim_ti"]))(images), compressed)
         print(f"{name}, {backend}: error {found:.2e}")
         assert found <= BOUND
+
+
+@pytest.mark.parametrize("name", RMEETO)
+def test_rmeeto(name: str, backend: str, mini_model: Callable[..., stm.ViM], error: Error) -> None:
+    images = load_file(HERE / "rmeeto/inputs_mini.safetensors")["inputs"].cuda()
+    expected = on_gpu(load_file(HERE / f"rmeeto/golden_{name}.safetensors"))
+    check_rmeeto(mini_model(depth=8, seed=13, backend=backend, device="cuda"), RMEETO[name], images, expected, error)
+
+
+@pytest.mark.parametrize(("depth", "seed"), [(8, 14), (16, 15)])
+def test_topvim(depth: int, seed: int, backend: str, mini_model: Callable[..., stm.ViM], error: Error) -> None:
+    images = load_file(HERE / "topvim/inputs_mini.safetensors")["inputs"].cuda()
+    expected = on_gpu(load_file(HERE / f"topvim/golden_mini{depth}.safetensors"))
+    check_topvim(mini_model(depth=depth, seed=seed, backend=backend, device="cuda"), images, expected, error)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

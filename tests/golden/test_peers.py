@@ -2,7 +2,6 @@
 or stayed, the stream after every block, logits. The bound on floats is max|a - b| / max|b| <= 1e-4 in float32.
 """
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,6 @@ from stm.plan import Plan, State, Taps
 Error = Callable[[Tensor, Tensor], float]
 BOUND = 1e-4
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def mini_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stm.ViM]:
-    """Makes the golden mini models: 64 x 64 pixels, patch 8, 65 tokens, 10 classes."""
-    spec = importlib.util.spec_from_file_location("golden_weights", HERE / "weights.py")
-    assert spec is not None and spec.loader is not None
-    weights = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(weights)
-
-    def make(depth: int, seed: int, backend: str = "auto") -> stm.ViM:
-        path = tmp_path_factory.mktemp("mini") / "weights.pth"
-        torch.save(weights.state_dict(D=32, depth=depth, tokens=65, classes=10, patch=8, seed=seed), path)
-        return stm.load_checkpoint(path, device="cpu", image_size=64, backend=backend)
-
-    return make
 
 
 class Watch(Plan):
