@@ -11,7 +11,6 @@ from stm import atomic
 from stm.bake import bake
 from stm.config import Config
 from stm.errors import ArtifactError, DataError, UsageError
-from stm.loading import load
 from stm.measure import explanation, plots
 from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
 from stm.measure.environment import environment_of
@@ -114,36 +113,36 @@ def report(
     bench: str | Path | None = None,
     out: str | Path | None = None,
     force: bool = False,
-    device: str = "auto",
-    dtype: str | None = None,
-    backend: str = "auto",
     on_progress: OnProgress | None = None,
+    **source: Any,
 ) -> PageReport:
     """`stm report`: one HTML page about a compressed model, measured against the dense one whose weights it holds.
 
     Args:
-        folder: of the model.
+        folder: of the model, here or on the Hub.
         data, limit, batch_size, seed, workers: the sample set; see `stm.evaluate`.
         records: the file of an earlier `stm eval` with the same model and images, of which nothing is measured again.
         sweep, bench: what those commands printed with `--json`.
         out: the page; named after the folder, in the current one, by default.
         force: replace a page that is there.
-        device, dtype, backend: see `stm.load`.
+        source: how to read it, the fields of `stm.resolve.From`.
 
     Raises:
         UsageError: the folder holds a dense model, or the page cannot be written.
         DataError: images, records, sweep or bench cannot be used.
     """
-    name = Path(folder).resolve().name
+    named = str(folder)
+    name = name_of(named)
     output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
     if records is not None:
         check_path(records)
     found_bench = None if bench is None else facts.read_rows(Path(bench), "bench", facts.BENCH_KEYS)
     found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", facts.SWEEP_KEYS)
-    model = load(folder, device=device, dtype=dtype, backend=backend)
+    options = From(**source)
+    model = open_model(named, options)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
-    samples = open_samples(data, config=model.config, limit=limit, seed=seed)
+    samples = open_samples(data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
     with TemporaryDirectory() as scratch:
         rows = Path(scratch, "records.csv") if records is None else Path(records)
         evaluation = assess(

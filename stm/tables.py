@@ -64,7 +64,7 @@ def compare(
     options = From(**source)
     dense = open_model(model, options)
     entered = entrants(dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options), seed=seed)
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed)
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
     runs = race(entered, samples, batch_size=batch_size, workers=workers, on_progress=on_progress).runs
     table = rows(entered, runs, data=samples.name, seed=seed)
     report = CompareReport(
@@ -125,7 +125,7 @@ def sweep(
     grid, source = Grid(**axes), From(**options)
     dense, siblings = open_model(model, source), _siblings(also, source)
     plan = list(planned(dense, grid, siblings, seed))
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed)
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
     environment = environment_of(dense)
     identity = SweepIdentity(
         model=fingerprint(dense),

@@ -100,6 +100,9 @@ OptionalModel = Annotated[
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
+FolderOrRepo = Annotated[
+    str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote, or a Hub repository (user/name) of one.")
+]
 SomeImages = Annotated[
     list[Path] | None,
     typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),

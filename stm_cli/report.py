@@ -15,7 +15,7 @@ EXAMPLES = (
 
 
 def run(
-    folder: o.Folder,
+    folder: o.FolderOrRepo,
     data: o.Data = None,
     records: o.Records = None,
     limit: o.Limit = None,
@@ -25,6 +25,8 @@ def run(
     bench: o.Bench = None,
     out: o.Page = None,
     force: o.ForcePage = False,
+    revision: o.Revision = None,
+    token: o.Token = None,
     device: o.Device = "auto",
     dtype: o.Dtype = None,
     backend: o.Backend = "auto",
@@ -48,6 +50,8 @@ def run(
             bench=bench,
             out=out,
             force=force,
+            revision=revision,
+            token=token,
             device=device,
             dtype=dtype,
             backend=backend,

@@ -5,6 +5,7 @@ language that it stands in: YAML, Markdown, shell or Python.
 """
 
 import hashlib
+import json
 import re
 import shlex
 from itertools import groupby
@@ -122,7 +123,7 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         raise ArtifactError("writing a model card needs jinja2, which is not installed", "pip install jinja2") from error
     # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
     templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    templates.filters |= {"yaml": _yaml, "text": _text, "shell": shlex.join, "python": repr, "percent": _percent, "giga": _giga}
+    templates.filters |= {"yaml": _yaml, "text": _text, "shell": shlex.join, "python": _python, "percent": _percent, "giga": _giga}
     templates.filters["hub_set"] = read_set_name
     rendered: str = templates.from_string(template.read_text(encoding="utf-8")).render(
         config=config, model=config.model, preprocessing=config.preprocessing, **values
@@ -232,6 +233,11 @@ def _giga(count: int) -> str:
 def _yaml(text: str) -> str:
     """A YAML string: JSON's quotes, and anything that cannot be seen as its code."""
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def _python(text: str) -> str:
+    """A Python string in the quotes that formatters want. JSON's escapes are Python's too, but for pairs of surrogates."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _text(text: str) -> str:

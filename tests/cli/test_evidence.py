@@ -182,7 +182,7 @@ def test_a_report_of_records_measures_nothing_again(here, small: Path, labelled:
 def test_what_report_refuses(here, mini: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     for words, code, said in (
-        (("nothing",), 1, "no folder nothing"),
+        (("nothing",), 1, "nothing is neither a file or folder here nor an alias"),
         (("x", "--out", "no/where.html"), 2, "the folder no does not exist"),
         (("x", "--out", "."), 2, "is a folder"),
         (("x", "--sweep", "bad.json"), 1, "bad.json holds no rows of stm sweep"),

@@ -153,6 +153,7 @@ def test_a_compressed_folder_is_taken_everywhere(hub: Hub, folder: Path, stm: St
         ("info", "owner/small"),
         ("eval", "owner/small", "--limit", "3"),
         ("predict", "owner/small", photo),
+        ("report", "owner/small", "--limit", "3"),
         ("info", "hf://owner/small"),
     ):
         run = stm(*words, "--revision", old, "--json")

@@ -53,7 +53,7 @@ def test_a_new_repository(hub: Hub, stm: Stm, small: Path, folder: Path) -> None
         assert files[name] == (folder / name).read_bytes()
     assert uploads(hub) == ["PUT"], "the weights went by LFS"
     card = files["README.md"].decode()
-    assert is_untouched(card) and "stm.load('me/vim')" in card and "stm info me/vim" in card
+    assert is_untouched(card) and 'stm.load("me/vim")' in card and "stm info me/vim" in card
     assert not hub.repos["me/vim"].private
     assert (small / "README.md").read_bytes() == (folder / "README.md").read_bytes(), "the folder is as it was"
 
