@@ -11,17 +11,20 @@ from stm import atomic
 from stm.bake import bake
 from stm.config import Config
 from stm.errors import ArtifactError, DataError, UsageError
-from stm.measure import explanation, plots
+from stm.measure import explanation, flops, plots
 from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.measure.explain import RULES
 from stm.measure.images import enlarged
 from stm.measure.records import check_path, read_records
+from stm.measure.solve import solve_peer
 from stm.model import ViM
 from stm.page import facts
 from stm.page.render import render
+from stm.peers import METHODS
 from stm.pipeline import notes_of
+from stm.plan import Plan
 from stm.recipe import Wish
 from stm.reports import ExplainReport, OnProgress, PageReport
 from stm.resolve import From, name_of, open_model
@@ -35,6 +38,7 @@ def explain(
     model: str,
     images: Sequence[str | Path] = (),
     *,
+    peer: str | None = None,
     block: int | None = None,
     places: int = PLACES,
     out: str | Path | None = None,
@@ -48,6 +52,7 @@ def explain(
     Args:
         model: a MODEL as `stm.resolve.open_model` takes it; a dense one is compressed here, by the wish.
         images: files; none: some of what is embedded.
+        peer: a method of `stm.peers.METHODS`, which is explained instead, at the operations that the wish would save.
         block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
         places: the most distances of a side that are measured.
         out: the folder to write, named after the model by default.
@@ -67,10 +72,16 @@ def explain(
     wish = Wish(**options)
     output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
     atomic.check(output, explanation.file_names(), force=force)
+    if peer is not None and peer not in METHODS:
+        raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(METHODS)}")
     small = _compressed(open_model(model, source), model, wish, seed)
-    depth = small.config.model.depth
+    title = _title(small)
+    if peer is not None:
+        small, title = _as_peer(small, peer, seed)
+    shape = small.config.model
+    depth, lengths = shape.depth, (small.plan or Plan()).lengths(shape)
     if block is None:
-        block = 1 + small.schedule.steps[0].after if small.schedule.steps else depth // 2
+        block = next((number for number in range(1, depth) if lengths[number] < lengths[0]), depth // 2)
     if not 1 <= block < depth:
         raise UsageError(f"block is {block}, expected 1 to {depth - 1}: a single token is merged before it")
     samples = _samples(images, small.config, seed)
@@ -81,7 +92,7 @@ def explain(
     found = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
     with atomic.replacing(output, explanation.file_names(), force=force) as folder:
         with plots.style():
-            files = explanation.write(folder, found, small, _title(small))
+            files = explanation.write(folder, found, small, title)
         report = ExplainReport(
             command="explain",
             model=model,
@@ -90,7 +101,7 @@ def explain(
             data=samples.name,
             images=tuple(sample.file for sample in samples.samples),
             block=block,
-            tokens_per_block=small.schedule.tokens_per_block(depth),
+            tokens_per_block=lengths,
             fading=found.fits,
             losses={rule: _mean([row.cls for row in found.losses if row.rule == rule]) for rule in RULES},
             plan_change=tuple(_mean(changes) for changes in found.plan),
@@ -219,6 +230,14 @@ def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:
         given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
         raise UsageError(f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out")
     return model
+
+
+def _as_peer(ours: ViM, name: str, seed: int) -> tuple[ViM, str]:
+    """The model under a peer's plan instead of ours, at the same honest count of operations, and its title."""
+    dense = ours.with_plan(None)
+    solved = solve_peer(dense.config, name, flops.count(ours.config).honest_saving, seed=seed)
+    plan = solved.plan.to(dense.cls_token.device)
+    return dense.with_plan(plan), f"{METHODS[name].title}, {solved.flops.honest_saving:.1%} of the operations saved"
 
 
 def _samples(images: Sequence[str | Path], config: Config, seed: int) -> SampleSet:

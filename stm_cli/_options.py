@@ -107,6 +107,7 @@ SomeImages = Annotated[
     list[Path] | None,
     typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),
 ]
+Peer = Annotated[str | None, _option("--peer", METHOD, "Explain this method of stm compare, at the same operations.", "NAME")]
 Block = Annotated[int | None, _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1))]
 Places = Annotated[int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))]
 

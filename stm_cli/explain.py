@@ -11,6 +11,7 @@ EXAMPLES = (
     "stm explain vim-digits",
     "stm explain vim-digits-stm40 --out figures/ --force",
     "stm explain vim-s photo.jpg other.jpg --method paper --rate 0.2",
+    "stm explain vim-s photo.jpg --peer rmeeto",
 )
 _RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
 
@@ -23,6 +24,7 @@ def run(
     stages: o.Stages = None,
     method: o.Method = None,
     schedule: o.Schedule = None,
+    peer: o.Peer = None,
     block: o.Block = None,
     places: o.Places = 98,
     seed: o.Seed = 0,
@@ -54,6 +56,7 @@ def run(
             stages=stages,
             method=method,
             schedule=schedule,
+            peer=peer,
             block=block,
             places=places,
             seed=seed,

@@ -197,8 +197,12 @@ def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, na
         axis.set_title(f"{stage.blocks}: {len(stage.groups)} tokens")
     for axis in cells[len(shown) :]:
         axis.set_axis_off()
-    apart = any(scattered(group, grid) for stage in shown for group in patches(stage.groups, cls))
-    figure.suptitle(name + ("\npatches of one token that lie apart have their mean colour" if apart else ""), fontsize=8)
+    notes = []
+    if any(scattered(group, grid) for stage in shown for group in patches(stage.groups, cls)):
+        notes.append("patches of one token that lie apart have their mean colour")
+    if any(pruned(stage.groups, tokens, cls) for stage in shown):
+        notes.append("dark patches were removed")
+    figure.suptitle("\n".join([name, "; ".join(notes)]).rstrip(), fontsize=8)
     return figure
 
 

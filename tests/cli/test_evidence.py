@@ -15,6 +15,7 @@ import stm_cli.report
 from stm import evidence
 from stm.errors import UsageError
 from stm.measure import explanation, plots
+from stm.peers import METHODS
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib, the extra plots")
 
@@ -25,6 +26,7 @@ EXPLAIN = {
     "stages": ("--stages", "2,4"),
     "method": ("--method", "paper"),
     "schedule": ("--schedule", "sweep"),
+    "peer": ("--peer", "rmeeto"),
     "block": ("--block", "1"),
     "places": ("--places", "3"),
     "image_size": ("--image-size", "112"),
@@ -139,6 +141,18 @@ def test_explain_writes_a_folder_once(here, mini: Path, image: Path, tmp_path: P
     assert "holds mine.txt" in here(*words, "--force").err
 
 
+@pytest.mark.parametrize("peer", METHODS)
+def test_every_peer_says_which_patches_went_where(here, mini: Path, image: Path, tmp_path: Path, undrawn: None, peer: str) -> None:
+    """Patches are held once or pruned, and the counts are those of the plan."""
+    assert here("explain", mini, image, "--peer", peer, "--places", "1", "--out", "x").code == 0
+    report = json.loads((tmp_path / "x" / "explain.json").read_text())
+    for stage in json.loads((tmp_path / "x" / "image-1-groups.json").read_text())["stages"]:
+        held = [patch for group in stage["patches"] for patch in group]
+        assert sorted([*held, *stage["pruned"]]) == list(range(49))
+        assert {report["tokens_per_block"][block] for block in range(stage["blocks"][0], stage["blocks"][1] + 1)} == {stage["tokens"]}
+        assert stage["tokens"] == len(stage["patches"]) + 1
+
+
 def test_explain_of_a_folder(here, small: Path, image: Path, tmp_path: Path, undrawn: None) -> None:
     refused = here("explain", small, image, "--rate", "0.2")
     assert refused.code == 2 and "is already compressed" in refused.err and os.listdir(tmp_path) == []
@@ -152,6 +166,7 @@ def test_explain_of_a_folder(here, small: Path, image: Path, tmp_path: Path, und
     ("words", "said"),
     [
         (("--block", "6"), "block is 6, expected 1 to 5"),
+        (("--peer", "ours"), "'ours' is not a peer"),
         (("nothing.png",), "nothing.png"),
         (("--out", "/proc/x"), "/proc/x cannot be written"),
     ],
