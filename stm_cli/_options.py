@@ -134,7 +134,7 @@ SweepTokensPerSide = Annotated[
 ]
 Peers = Annotated[
     Sequence[str] | None,
-    _option("--peers", AXES, "Methods to draw as curves. Default: random,hsa,rmeeto,mtr,storm.", "NAME,...", parser=_words),
+    _option("--peers", AXES, "Methods to draw as curves. Default: paper,random,hsa,rmeeto,mtr,storm.", "NAME,...", parser=_words),
 ]
 NoPeers = Annotated[bool, _option("--no-peers", AXES, "Draw no peers.")]
 SweepLimit = Annotated[int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))]

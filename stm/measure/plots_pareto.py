@@ -92,7 +92,7 @@ def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
             points = sorted((p for p in curve.points if getattr(p, over) is not None), key=lambda p: p.flops)  # one path in both
             x = [point.flops / scale if over == "flops" else 1000 * (point.seconds or 0) for point in points]
             if points:
-                _draw(axis, curve, x, points, number)
+                _draw(axis, curve, x, points, number, faint=over == "seconds")
             number += curve.look not in ("dense", "sibling")
         axis.set_xlabel(f"{unit} multiply-accumulates an image" if over == "flops" else "ms an image, as measured")
     axes[0][0].set_ylabel(QUALITIES[quality])
@@ -101,7 +101,8 @@ def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
     return figure
 
 
-def _draw(axis: Any, curve: Curve, x: Sequence[float], points: Sequence[Point], number: int) -> None:
+def _draw(axis: Any, curve: Curve, x: Sequence[float], points: Sequence[Point], number: int, faint: bool) -> None:
+    """One curve; `faint` thins its line: a clock's points need not lie in the order of the operations."""
     y = [100 * point.quality for point in points]
     if curve.look in ("dense", "sibling"):
         dash = "-" if curve.look == "dense" else "--"
@@ -111,6 +112,9 @@ def _draw(axis: Any, curve: Curve, x: Sequence[float], points: Sequence[Point], 
     look = plots.line(number) | {"zorder": 3 if curve.look == "ours" else 2}
     if curve.look == "ours":
         look |= {"markerfacecolor": look["color"], "markersize": 5.5, "linewidth": 1.8}
+    if faint:
+        axis.plot(x, y, **look | {"marker": "", "linewidth": 0.6, "alpha": 0.5})
+        look["linestyle"] = "none"
     axis.plot(x, y, label=curve.label, **look)
     if len(points) == 1 and (interval := points[0].interval) is not None:
         axis.vlines(x, 100 * interval[0], 100 * interval[1], color=look["color"], linewidth=0.5, alpha=0.5, zorder=1)

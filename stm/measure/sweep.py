@@ -1,7 +1,8 @@
 """A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
 
 A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for gradual orders, r;
-what an axis leaves open is the preset's. Peers are solved, rate by rate, for the honest saving of the first cell of that rate.
+what an axis leaves open is the preset's. Peers, and the paper's form among them, are solved, rate by rate, for the honest saving of
+the first cell of that rate.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from stm.measure.cells import CellFile
 from stm.measure.compare import Entrant, check_dense, check_sibling, race
 from stm.measure.data import SampleSet
 from stm.measure.records import fingerprint
-from stm.measure.solve import solve_peer
+from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import summarize
 from stm.model import ViM
 from stm.peers import METHODS
@@ -25,7 +26,7 @@ from stm.plan import Plan
 from stm.reports import Flops, OnProgress, Progress, SweepRow
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
-CURVES = ("random", "hsa", "rmeeto", "mtr", "storm")
+CURVES = ("paper", "random", "hsa", "rmeeto", "mtr", "storm")
 CONVS = ("plain", "span")
 
 
@@ -51,7 +52,7 @@ class Grid:
         for name, given, known in (
             ("method", (self.method,), PRESET_NAMES),
             ("conv", self.convs, CONVS),
-            ("peer", self.peers, tuple(METHODS)),
+            ("peer", self.peers, ("paper", *METHODS)),
         ):
             if unknown := [value for value in given if value not in known]:
                 raise UsageError(f"unknown {name} {unknown[0]!r}, expected some of {', '.join(known)}")
@@ -170,9 +171,14 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
         protection = small.config.protection
         yield _planned(cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static")
     for name, (rate, target) in product(grid.peers, targets.items()):
-        solved = solve_peer(dense.config, name, target, seed=seed)
-        plan = solved.plan.to(dense.cls_token.device)
-        yield _planned(Cell(method=name, rate=rate), dense.with_plan(plan), plan, solved.flops, static=plan.static)
+        cell = Cell(method=name, rate=rate)
+        if name == "paper":
+            small, _ = solve_paper(dense, target)
+            yield _planned(cell, small, small.plan or Plan(), flops.count(small.config), static=False)
+        else:
+            solved = solve_peer(dense.config, name, target, seed=seed)
+            plan = solved.plan.to(dense.cls_token.device)
+            yield _planned(cell, dense.with_plan(plan), plan, solved.flops, static=plan.static)
 
 
 def _planned(cell: Cell, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Planned:
