@@ -123,6 +123,16 @@ def test_what_cannot_be_is_refused(mini: Path) -> None:
             speed.plan(str(mini), device="cpu", **options)
 
 
+def test_eval_shows_what_a_dtype_costs(here, mini: Path, labelled: Path) -> None:
+    """Beside the dense model in the file's own dtype: without merging the dtype is all that differs."""
+    full = json.loads(here("eval", mini, "--data", labelled, "--json").out)
+    assert full["agreement"] is None
+    half = json.loads(here("eval", mini, "--data", labelled, "--dtype", "bfloat16", "--json").out)
+    assert half["environment"]["dtype"] == "bfloat16"
+    assert half["dense_top1"] == full["top1"] and half["drop"] == pytest.approx(half["dense_top1"] - half["top1"])
+    assert 0 < half["kl"] < 0.01
+
+
 FLOPS = Flops(paper=1449113088, honest=1777000000, paper_saving=0.0, honest_saving=0.0)
 ROW = BenchRow(
     variant="dense",
