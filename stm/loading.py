@@ -155,6 +155,15 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
 def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
     """The model with its weights, where and as they were asked for, in evaluation mode."""
     model.load_state_dict(tensors, assign=True)
+    return ready(model, place, dtype)
+
+
+def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
+    """A model that has its weights, where and as they were asked for, in evaluation mode.
+
+    Raises:
+        UsageError: a dtype that no model has.
+    """
     if dtype is not None:
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")

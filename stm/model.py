@@ -7,7 +7,7 @@ of a mixer are a leading axis K of its parameters, forward first; nothing is eve
 import copy
 import dataclasses
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from stm.config import Config, ModelConfig, dense_schedule
 from stm.plan import Plan, State, StaticPlan, Taps
 from stm.scan import gated, step_sizes
 from stm.schedule import Schedule
+
+if TYPE_CHECKING:
+    from stm.serving import Served
 
 REVERSE = (False, True)  # how the directions walk
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,6 +120,21 @@ class ViM(nn.Module):
         self.config = dataclasses.replace(self.config, dtype=dtype)
         return self
 
+    def optimize(self, *, batch_size: int) -> "Served":
+        """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA device.
+
+        It shares the parameters; later changes to them do not reach what is packed. It takes batches of any size, best of this one.
+
+        Args:
+            batch_size: images that usually come together.
+
+        Raises:
+            UsageError: a batch size below 1.
+        """
+        from stm.serving import optimize  # it imports this module
+
+        return optimize(self, batch_size)
+
     def save_pretrained(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a self-contained folder: `model.safetensors`, `config.json` and a model card. `stm.load` reads it.
 
@@ -204,6 +222,19 @@ class Linear(nn.Linear):
         pass
 
 
+class OutProjection(Linear):
+    """The product with each direction's share of the output in it, which takes no pass of its own."""
+
+    def __init__(self, d_inner: int, d_model: int, share: float) -> None:
+        super().__init__(d_inner, d_model, bias=False)
+        self.share = share
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y (..., E): (..., D)."""
+        out = torch.addmm(y.new_empty(()), y.flatten(0, -2), self.weight.mT, beta=0, alpha=self.share)
+        return out.unflatten(0, y.shape[:-1])
+
+
 class Patches(nn.Conv2d):
     """The patch embedding, uninitialised as `Linear`."""
 
@@ -250,7 +281,6 @@ class Mixer(nn.Module):
         self.backend = backend
         D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, len(REVERSE), model.d_conv
         self.splits = [R, N, N]
-        self.share = 1 / K if model.divide_out else 1.0  # of each direction in the output
         self.in_proj = Linear(D, 2 * E, bias=False)
         self.conv1d_weight = nn.Parameter(torch.empty(K, E, W))
         self.conv1d_bias = nn.Parameter(torch.empty(K, E))
@@ -259,7 +289,7 @@ class Mixer(nn.Module):
         self.dt_proj_bias = nn.Parameter(torch.empty(K, E))
         self.A_log = nn.Parameter(torch.empty(K, E, N))
         self.D = nn.Parameter(torch.empty(K, E))
-        self.out_proj = Linear(E, D, bias=False)
+        self.out_proj = OutProjection(E, D, share=1 / K if model.divide_out else 1.0)
 
     def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
         """u (B, L, D): the output (B, L, D), and the taps that were wanted."""
@@ -285,7 +315,7 @@ class Mixer(nn.Module):
             z=z if "z" in wants else None,
             u=x if "u" in wants else None,
         )
-        return self._out(gated(y, z) if split else y), taps
+        return self.out_proj(gated(y, z) if split else y), taps
 
     def read(self, u: Tensor, state: State) -> Tensor:
         """What forward gives at the class token, (B, D), from the tokens that each direction passes on its way there.
@@ -311,7 +341,7 @@ class Mixer(nn.Module):
                 split=True,
             )
             at_c.append(at(y[0], here))  # (B, E)
-        return self._out(gated(torch.stack(at_c), z))
+        return self.out_proj(gated(torch.stack(at_c), z))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Give the GEMMs' weights a dtype."""
@@ -326,8 +356,3 @@ class Mixer(nn.Module):
         dt, B, C = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT).split(self.splits, -1)  # (K, B L, R | N | N)
         dt = torch.bmm(dt, self.dt_proj_weight[k].mT)  # (K, B L, E)
         return dt.unflatten(1, shape), B.unflatten(1, shape), C.unflatten(1, shape)
-
-    def _out(self, y: Tensor) -> Tensor:
-        """out_proj of each direction's share: (..., E) to (..., D)."""
-        weight = self.out_proj.weight.mT  # (E, D)
-        return torch.addmm(y.new_empty(()), y.flatten(0, -2), weight, beta=0, alpha=self.share).unflatten(0, y.shape[:-1])

@@ -158,6 +158,8 @@ def evaluate(
 ) -> EvalReport:
     """`stm eval`: a model on a sample set; a compressed one beside the dense one, whose weights it holds.
 
+    Where a dtype is given, the dense one beside it has the file's own: what the dtype costs is part of the drop.
+
     Args:
         model: a MODEL as `stm.resolve.open_model` takes it; None: see `stm.resolve.find_default`.
         source: how to read it, the fields of `stm.resolve.From`.
@@ -168,7 +170,8 @@ def evaluate(
     options = From(**source)
     vim = open_model(named, options)
     samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
-    dense = vim.with_plan(None) if vim.plan is not None else None
+    own = vim if options.dtype is None else open_model(named, dataclasses.replace(options, dtype=None))
+    dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,
         samples,

@@ -226,6 +226,85 @@ class PredictReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One variant at one batch size.
+
+    Args:
+        ms_per_image, ms_iqr: the median over the rounds, and the distance between the quartiles.
+        peak_bytes: the most that tensors held during a forward, weights and images not counted; None where torch cannot say.
+        gain: how many times as fast as the first variant: the median over the rounds.
+        gemm_ms: its matrix products alone, an image; None for what is not a plain ViM.
+        gemm_ratio: its forward to those: the median over the rounds.
+    """
+
+    variant: str
+    batch_size: int
+    ms_per_image: float
+    ms_iqr: float
+    images_per_second: float
+    peak_bytes: int | None
+    flops: Flops
+    gain: float
+    gemm_ms: float | None
+    gemm_ratio: float | None
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport(Report):
+    """`stm bench`. The three figures are those of the first batch size: what FLOPs promise (the honest count) and what the clock
+    says of the compressed model against the dense one, and the dense model's matrix products alone, an image."""
+
+    random_weights: bool
+    image_size: int
+    tokens_per_block: tuple[int, ...]
+    rows: tuple[BenchRow, ...]
+    flops_gain: float | None
+    wall_clock_gain: float | None
+    gemm_ms: float
+    notes: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One rate; 0 is the dense model. Where it cannot be had, `reason` says why and the rest is null.
+
+    Args:
+        saving: the share of the token-layers, reached.
+        gain: how many times as fast as the dense model: the median over the rounds.
+        agreement, kl: with the dense model, on the report's images.
+        compress: the command line that makes this model.
+    """
+
+    rate: float
+    saving: float | None = None
+    tokens_per_block: tuple[int, ...] | None = None
+    flops: Flops | None = None
+    ms_per_image: float | None = None
+    ms_iqr: float | None = None
+    gain: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    rounds: int | None = None
+    compress: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport(Report):
+    """`stm plan`: `n` images of `data` for the agreement, None where it was not measured."""
+
+    random_weights: bool
+    data: str | None
+    n: int
+    batch_size: int
+    rows: tuple[PlanRow, ...]
+    notes: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackendStatus:
     """Whether a backend can be used here, and why or why not."""
 

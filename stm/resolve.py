@@ -1,6 +1,7 @@
 """What MODEL on a command line stands for, and that model ready to run."""
 
 import dataclasses
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from stm import artifact
 from stm.assets import EMBEDDED_MODEL
-from stm.config import Config, Source
+from stm.backends import choose
+from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
+from stm.device import pick
 from stm.errors import CheckpointError, UsageError
 from stm.hub.aliases import ALIASES
 from stm.hub.links import is_link, read_link
-from stm.loading import download, is_repo, load, load_embedded, read_checkpoint
+from stm.initialize import initialize
+from stm.labels import imagenet
+from stm.loading import download, is_repo, load, load_embedded, read_checkpoint, ready
 from stm.measure.data import is_embedded
 from stm.model import ViM
 
@@ -117,6 +122,41 @@ def open_model(model: str, options: From) -> ViM:
             )
         return _from_file(path, Source(file=path.name), options)
     return _from_hub(model, options, None)
+
+
+def draw_model(model: str, options: From) -> ViM:
+    """The model that an alias names, with fresh weights: for what depends on its shape alone. Nothing is downloaded.
+
+    Raises:
+        UsageError: MODEL is no alias of a checkpoint, or options that do not belong to it.
+    """
+    if model not in ALIASES:
+        raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
+    alias = ALIASES[model]
+    _refuse(model, options, "drawn with random weights", "file", "revision", "ema")
+    place = pick(options.device)
+    try:
+        shape = ModelConfig(
+            image_size=options.image_size or alias.image_size,
+            patch=alias.patch,
+            stride=alias.stride,
+            d_model=alias.d_model,
+            depth=24,
+            dt_rank=math.ceil(alias.d_model / 16),
+            class_token=options.class_token or "middle",
+            divide_out=options.divide_out is not False,
+        )
+    except ValueError as error:
+        raise UsageError(f"{model}: {error}") from error
+    config = Config(
+        model=shape,
+        num_classes=len(imagenet().labels),
+        schedule=dense_schedule(shape),
+        preprocessing=Preprocess.official(shape.image_size),
+        source=Source(repo=alias.repo, license=alias.license),
+        extra={"notes": ["its weights are random: only its speed means anything"]},
+    )
+    return ready(initialize(ViM(config, choose(options.backend, place.type))), place, options.dtype)
 
 
 def _refuse(model: str, options: From, what: str, *names: str) -> None:

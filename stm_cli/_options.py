@@ -16,6 +16,7 @@ from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIG
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
 AXES = "Axes (every combination is a cell)"
 HUB = "Hub"
+TIMING = "Timing"
 
 
 def examples(*lines: str) -> str:
@@ -49,6 +50,18 @@ def _whole(at_least: int) -> Callable[[Any], int]:
         return number
 
     return parse
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if isinstance(value, tuple):  # the default
+        return value
+    try:
+        sizes = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise typer.BadParameter(f"{value!r} is not a list of batch sizes such as 1,8")
+    return sizes
 
 
 def _blocks(text: str) -> tuple[int, ...]:
@@ -191,6 +204,17 @@ MaxDrop = Annotated[
     float | None, _option("--max-drop", CHECK, "Write nothing and exit 3 if top-1 drops by more points.", "POINTS", parser=_points)
 ]
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
+
+Pictures = Annotated[Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")]
+Few = Annotated[int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 8.", "N", parser=_whole(1))]
+
+BatchSizes = Annotated[Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)]
+Timed = Annotated[int, _option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))]
+Threads = Annotated[int | None, _option("--threads", TIMING, "Threads on the processor. Default: torch's choice.", "N", parser=_whole(1))]
+Rounds = Annotated[int | None, _option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1))]
+Against = Annotated[str | None, _option("--against", TIMING, "vit: a DeiT of the same width beside them.", "NAME", parser=_one_of("vit"))]
+Optimize = Annotated[bool, _option("--optimize", TIMING, "Time what optimize(batch_size) makes of each as well.")]
+RandomWeights = Annotated[bool, _option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")]
 
 Out = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")]
 TableOut = Annotated[Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")]

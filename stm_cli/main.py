@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 import stm
-from stm_cli import _errors, compare, compress, env, eval, explain, export, info, models, predict, push, report, sweep
+from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
 from stm_cli._options import examples
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (compress, eval, info, predict, compare, sweep, explain, report, push, export, models, env):
+for module in (plan, compress, eval, info, predict, bench, compare, sweep, explain, report, push, export, models, env):
     app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
 
 

@@ -12,6 +12,7 @@ class Alias:
         repo, file: where it is.
         top1: its accuracy on ImageNet-1k's validation set by its authors, a fraction.
         parameters: how many there are.
+        d_model: D, the residual width; all have 24 blocks and a state of 16.
         image_size, patch, stride: of its input, in pixels.
         tokens: that enter the first block, class token included.
         license: SPDX, by the repo's card.
@@ -21,6 +22,7 @@ class Alias:
     file: str
     top1: float
     parameters: int
+    d_model: int
     tokens: int
     stride: int
     image_size: int = 224
@@ -29,11 +31,11 @@ class Alias:
 
 
 ALIASES = {
-    "vim-ti": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 0.761, 7_148_008, 197, 16),
-    "vim-ti-plus": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 0.783, 7_250_344, 730, 8),
-    "vim-s": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 0.805, 25_796_584, 197, 16),
-    "vim-s-plus": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816, 26_001_256, 730, 8),
-    "vim-b": Alias("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819, 97_598_440, 197, 16),
+    "vim-ti": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 0.761, 7_148_008, 192, 197, 16),
+    "vim-ti-plus": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 0.783, 7_250_344, 192, 730, 8),
+    "vim-s": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 0.805, 25_796_584, 384, 197, 16),
+    "vim-s-plus": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816, 26_001_256, 384, 730, 8),
+    "vim-b": Alias("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819, 97_598_440, 768, 197, 16),
 }
 
 

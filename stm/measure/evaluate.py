@@ -22,8 +22,7 @@ from stm.measure.records import Identity, Record, RecordFile, check_path, finger
 from stm.measure.stats import summarize
 from stm.model import ViM
 from stm.reports import EvalReport, Evaluation, OnProgress, Progress
-
-AT_ONCE = 8  # of ViM-Ti's images on a processor: two thirds of the time of 32 at once, and a quarter of the memory
+from stm.serving import AT_ONCE
 
 
 class Run(NamedTuple):

@@ -1,4 +1,4 @@
-"""No option is ignored: each one of `compress` and `eval` changes the result, or arrives where it can only change the effort.
+"""No option is ignored: each one changes the result of its command, or arrives where it can only change the effort.
 
 A new option without a line here fails `test_every_option_is_here`.
 """
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import stm_cli.bench
 import stm_cli.compress
 import stm_cli.eval
-from stm import pipeline
+import stm_cli.plan
+from stm import pipeline, speed
 from stm.errors import UsageError
 
 
@@ -53,10 +55,29 @@ COMPRESS = {
     "dtype": Case(("--dtype", "bfloat16")),
     "backend": Case(("--backend", "reference")),
 }
+SOURCES = ("image_size", "class_token", "device", "dtype", "backend")
 EVAL = {
     "data": Case(("--data", "OTHER")),
     "records": Case(("--records", "records.csv")),
     **{name: COMPRESS[name] for name in ("limit", "image_size", "class_token", "no_divide_out", "ema", "device", "dtype", "backend")},
+}
+# What the clock says is left out of the comparison: it is never the same twice.
+BENCH = {
+    "batch_sizes": Case(("--batch-sizes", "1,2")),
+    "threads": Case(("--threads", "3")),
+    "rounds": Case(("--rounds", "2")),
+    "against": Case(("--against", "vit")),
+    "optimize": Case(("--optimize",)),
+    **{name: COMPRESS[name] for name in ("rate", "saving", "stages", "method", "schedule")},
+    **{name: COMPRESS[name] for name in SOURCES},
+}
+PLAN = {
+    "data": Case(("--data", "OTHER")),
+    "limit": Case(("--limit", "5")),
+    "seed": Case(("--seed", "1"), ("--limit", "2")),
+    "timed": Case(("--batch-size", "2")),
+    **{name: BENCH[name] for name in ("threads", "rounds")},
+    **{name: COMPRESS[name] for name in ("method", "schedule", "no_divide_out", "ema", *SOURCES)},
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
@@ -67,6 +88,11 @@ EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
 def test_every_option_is_here() -> None:
     assert set(inspect.signature(stm_cli.compress.run).parameters) == COMPRESS.keys() | ELSEWHERE | EFFORT
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
+    assert (
+        set(inspect.signature(stm_cli.bench.run).parameters)
+        <= BENCH.keys() | {"no_divide_out", "ema", "random_weights"} | ELSEWHERE | EFFORT
+    )
+    assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()
 
 
@@ -135,6 +161,35 @@ def test_each_option_of_eval_changes_the_result(here, model: Path, labelled: Pat
     assert evaluate(*case.base, *case.args) != base
 
 
+CLOCK = {"ms_per_image", "ms_iqr", "images_per_second", "gain", "gemm_ms", "gemm_ratio", "wall_clock_gain"}
+
+
+def timeless(value: Any) -> Any:
+    """A report without what the clock said."""
+    if isinstance(value, dict):
+        return {key: timeless(each) for key, each in value.items() if key not in CLOCK}
+    return [timeless(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("command", "option"), [*(("bench", name) for name in BENCH), *(("plan", name) for name in PLAN)])
+def test_each_option_of_bench_and_plan_changes_the_result(
+    here, model: Path, labelled: Path, other: Path, command: str, option: str
+) -> None:
+    def timed(*args: str) -> Any:
+        words = [str(other) if word == "OTHER" else word for word in args]
+        words += () if "--image-size" in args else ("--image-size", "64")
+        words += () if "--rounds" in args else ("--rounds", "1")
+        words += () if command == "bench" or "--data" in args else ("--data", labelled)
+        run = here(command, model, "--json", *words)
+        return timeless(json.loads(run.out)) if run.code == 0 else run.err
+
+    case = {"bench": BENCH, "plan": PLAN}[command][option]
+    base = timed(*case.base)
+    assert isinstance(base, dict), base
+    assert timed(*case.base) == base, "the same command gives the same result"
+    assert timed(*case.base, *case.args) != base
+
+
 def test_out_force_and_dry_run(here, mini: Path, tmp_path: Path) -> None:
     quick = ("compress", mini, "--no-eval", "--quiet")
     assert here(*quick, "--dry-run", "--out", "x").code == 0 and not (tmp_path / "x").exists()
@@ -156,6 +211,21 @@ def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_pat
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     refused = here("compress", mini, "--recipe", "first", "--rate", "0.2", "--out", "third")
     assert refused.code == 2 and "rate" in refused.err
+
+
+@pytest.mark.parametrize("command", ["bench", "plan"])
+def test_how_to_read_a_model_arrives_where_only_its_speed_counts(here, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    arrived: dict[str, Any] = {}
+
+    def record(model: str, **options: Any) -> None:
+        arrived.update(options)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(speed, command, record)
+    options = ("--ema", "--no-divide-out", "--random-weights", "--token", "t", "--file", "f", "--revision", "r")
+    assert here(command, "someone/vim", *options).err == "Error: enough\n"
+    expected = {"ema": True, "divide_out": False, "random_weights": True, "token": "t", "file": "f", "revision": "r"}
+    assert {name: arrived[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("command", ["compress", "evaluate"])

@@ -6,6 +6,7 @@ import shlex
 import pytest
 from typer.main import get_command
 
+import stm_cli.bench
 import stm_cli.compress
 import stm_cli.env
 import stm_cli.eval
@@ -13,6 +14,7 @@ import stm_cli.explain
 import stm_cli.export
 import stm_cli.info
 import stm_cli.models
+import stm_cli.plan
 import stm_cli.predict
 import stm_cli.push
 import stm_cli.report
@@ -22,6 +24,7 @@ from stm_cli.main import app
 COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.info, "predict": stm_cli.predict, "env": stm_cli.env}
 COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
 COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.models}
+COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,12 @@ COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.m
         ("predict m", "Missing argument 'IMAGE'"),
         ("explain m --block 0", "'0' is not a whole number of at least 1"),
         ("report", "Missing argument 'FOLDER'"),
+        ("bench m --batch-sizes 1,x", "'1,x' is not a list of batch sizes"),
+        ("bench m --batch-sizes 0", "'0' is not a list of batch sizes"),
+        ("bench m --threads 0", "'0' is not a whole number of at least 1"),
+        ("bench m --rounds 0", "'0' is not a whole number of at least 1"),
+        ("bench m --against rnn", "'rnn' is not one of vit"),
+        ("plan m --rate 0.4", "No such option: --rate"),
     ],
 )
 def test_a_bad_command_line_is_one_sentence_and_exit_2(here, args: str, said: str) -> None:

@@ -12,10 +12,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Top to bottom, as in docs/design.md section 1: each imports only from above itself. A folder is one entry.
-RUNTIME = ("errors", "codec", "schedule", "config", "reports", "merge", "hsp", "scan", "backends", "plan", "model")
+RUNTIME = ("errors", "codec", "schedule", "config", "reports", "merge", "hsp", "scan", "backends", "plan", "model", "serving")
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
 LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "checkpoint", "checkpoint_write", "budget", "bnnm", "bake")
-ORDER = (*RUNTIME, *LIBRARY, "search", "peers", "measure", "hub", "page", "resolve", "recipe", "pipeline", "publish", "tables", "evidence")
+ORDER = (
+    *RUNTIME,
+    *LIBRARY,
+    "search",
+    "peers",
+    "measure",
+    "hub",
+    "page",
+    "resolve",
+    "recipe",
+    "pipeline",
+    "speed",
+    "publish",
+    "tables",
+    "evidence",
+)
 # Files, not Python that others import.
 APART = {"__init__", "assets"}
 

@@ -1,0 +1,248 @@
+"""Every speed figure that a processor can show, as ratios within one run.
+
+    python benchmarks/cpu.py                       # one thread, all figures: some ten minutes on an idle machine
+    python benchmarks/cpu.py --threads 2 --only gemms,gain
+    python benchmarks/cpu.py --cpu-time            # on a machine that is busy: this thread's processor time; one thread only
+
+Weights are random and images are noise: neither changes the time. Calls take turns, each figure is the median over the rounds of a
+ratio within a round, with the quartiles beside it. What a figure was measured on stands above the table.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from time import perf_counter, thread_time
+from typing import Any, NamedTuple
+
+import kernels
+import torch
+import torch.nn.functional as F
+
+import stm
+from stm.bake import bake
+from stm.measure import gemms, vit
+from stm.measure.environment import processor_name
+from stm.measure.timing import interleave, threads
+from stm.model import REVERSE, ViM
+from stm.plan import Taps
+from stm.recipe import Wish
+from stm.resolve import From, draw_model
+from stm.scan import step_sizes
+
+
+class Figure(NamedTuple):
+    """A ratio: what over what, its goal, and its median and quartiles; `base` is the median of what it is over, in ms."""
+
+    what: str
+    goal: str
+    ratio: float
+    low: float
+    high: float
+    base: float
+
+    @classmethod
+    def of(cls, what: str, goal: str, these: list[float], those: list[float], scale: float = 1.0) -> "Figure":
+        ratios = [scale * a / b for a, b in zip(these, those, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
+        return cls(what, goal, statistics.median(ratios), low, high, 1000 * statistics.median(those))
+
+
+class Bench:
+    """The models and the clock of a run."""
+
+    def __init__(self, rounds: int, clock: Callable[[], float]) -> None:
+        self.rounds, self.clock = rounds, clock
+        self.models: dict[tuple[Any, ...], ViM] = {}
+
+    def model(self, name: str, **options: Any) -> ViM:
+        key = (name, *sorted(options.items()))
+        if key not in self.models:
+            self.models[key] = draw_model(name, From(device="cpu", **options))
+        return self.models[key]
+
+    def small(self, name: str, **wish: Any) -> ViM:
+        return bake(self.model(name), **Wish(**wish).options(), calibration=None, seed=0, on_progress=None)
+
+    def time(self, rounds: int | None = None, **calls: Callable[[], Any]) -> dict[str, list[float]]:
+        with torch.inference_mode():
+            return interleave(calls, rounds or self.rounds, clock=self.clock)
+
+
+def images(batch: int, size: int = 224) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def forward_over_gemms(bench: Bench) -> Iterator[Figure]:
+    for name in ("vim-s", "vim-ti"):
+        for batch in (1, 8):
+            dense, x = bench.model(name), images(batch)
+            served = dense.optimize(batch_size=batch)
+            found = bench.time(gemms=gemms.alone(dense, batch), dense=partial(dense, x), served=partial(served, x))
+            goal = "<= 1.15" if name == "vim-s" else ""
+            yield Figure.of(f"{name} B={batch} dense / its GEMMs in F.linear", goal, found["dense"], found["gemms"])
+            yield Figure.of(f"{name} B={batch} dense, optimize() / its GEMMs in F.linear", "", found["served"], found["gemms"])
+
+
+def reference_over_dense(bench: Bench) -> Iterator[Figure]:
+    dense, x = bench.model("vim-s"), images(1)
+    for backend, goal in (("reference", ">= 12"), ("blocked", "")):
+        slow = bench.model("vim-s", backend=backend)
+        found = bench.time(3, slow=partial(slow, x), dense=partial(dense, x))
+        yield Figure.of(f"vim-s B=1, backend {backend} / native", goal, found["slow"], found["dense"])
+
+
+def gain(bench: Bench) -> Iterator[Figure]:
+    for name in ("vim-ti", "vim-s"):
+        for batch in (1, 8):
+            dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
+            served, small_served = dense.optimize(batch_size=batch), small.optimize(batch_size=batch)
+            calls = {"dense": dense, "small": small, "served": served, "small_served": small_served}
+            found = bench.time(**{key: partial(model, x) for key, model in calls.items()})
+            yield Figure.of(f"{name} B={batch} dense / compressed, rate 0.4", ">= 1.25", found["dense"], found["small"])
+            yield Figure.of(f"{name} B={batch} the same, both optimize()", "", found["served"], found["small_served"])
+
+
+def gain_of_savings(bench: Bench) -> Iterator[Figure]:
+    dense, x = bench.model("vim-s"), images(1)
+    for saving in (0.29, 0.35, 0.4, 0.45, 0.5):
+        small = bench.small("vim-s", saving=saving)
+        found = bench.time(dense=partial(dense, x), small=partial(small, x))
+        yield Figure.of(f"vim-s B=1 dense / compressed, saving {saving:g}", "", found["dense"], found["small"])
+
+
+def half(bench: Bench) -> Iterator[Figure]:
+    dense, bf16 = bench.model("vim-s"), bench.model("vim-s", dtype="bfloat16")
+    for batch in (1, 8):
+        x, served = images(batch), bf16.optimize(batch_size=batch)
+        found = bench.time(gemms=gemms.alone(dense, batch), bf16=partial(bf16, x), served=partial(served, x))
+        yield Figure.of(f"vim-s B={batch} bf16 whole / the fp32 GEMMs alone", "<= 0.9", found["bf16"], found["gemms"])
+        yield Figure.of(f"vim-s B={batch} the same, optimize()", "", found["served"], found["gemms"])
+
+
+def scan_over_limit(bench: Bench) -> Iterator[Figure]:
+    g = torch.Generator().manual_seed(0)
+    K, L, E, N = 2, 197, 768, 16
+    for batch in (1, 8):
+        u, dt = (torch.randn(K, batch, L, E, generator=g) for _ in range(2))
+        A, D = -torch.rand(K, E, N, generator=g) * N, torch.ones(K, E)
+        B, C = (torch.randn(K, batch, L, N, generator=g) for _ in range(2))
+        z = torch.randn(batch, L, E, generator=g)
+        bias = torch.full((K, E), -2.0)
+        delta = step_sizes(dt, None, bias)
+        laid_out = kernels.materialising(u, delta, A, B, C)
+        expected = bench.model("vim-s", backend="reference").backend.scan(u, dt, A, B, C, D, None, REVERSE, dt_bias=bias, split=True)
+        torch.testing.assert_close(laid_out() + D[:, None, None] * u, expected, rtol=1e-4, atol=1e-4)
+        calls: dict[str, Callable[[], Any]] = {"limit": kernels.limit(K * batch * L * E * N), "materialising": laid_out}
+        for backend in ("native", "blocked", "reference"):
+            scan = bench.model("vim-s", backend=backend).backend.scan
+            calls[backend] = partial(scan, u, dt, A, B, C, D, z, REVERSE, dt_bias=bias)
+        slow = {"reference": calls.pop("reference"), "limit": calls["limit"]}
+        with threads(1):
+            found, rare = bench.time(**calls), bench.time(3, **slow)
+        yield Figure.of(
+            f"scan of vim-s B={batch}: native / exp2 + FMA limit", "<= 1.5" if batch == 1 else "", found["native"], found["limit"]
+        )
+        for name, seconds in (("materialising", found), ("blocked", found), ("reference", rare)):
+            yield Figure.of(f"scan of vim-s B={batch}: {name} / limit", "", seconds[name], seconds["limit"])
+
+
+def cost_of_a_token(bench: Bench) -> Iterator[Figure]:
+    for short, long in (("vim-s", "vim-s-plus"), ("vim-ti", "vim-ti-plus")):
+        few, many = bench.model(short), bench.model(long)
+        found = bench.time(few=partial(few, images(1)), many=partial(many, images(1)))
+        scale = few.config.model.tokens / many.config.model.tokens
+        goal = "<= 1.1"
+        yield Figure.of(f"{short} B=1 cost per token at {many.config.model.tokens} / at 197", goal, found["many"], found["few"], scale)
+
+
+def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
+    """The step itself, and in every later block what the span convolution takes beyond the plain one."""
+    for name in ("vim-ti", "vim-s"):
+        for batch in (1, 8):
+            small = bench.small(name, rate=0.4)
+            depth, step = small.config.model.depth, small.schedule.steps[0].after
+            assert small.plan is not None
+            with torch.inference_mode():
+                state = small.embed(images(batch))
+                state = state._replace(h=torch.zeros_like(state.x))
+                merged = small.plan(step, state, Taps())
+            mixer = small.blocks[step + 1].mixer
+            inputs = torch.randn(batch, merged.x.shape[1], 2 * small.config.model.d_inner).chunk(2, -1)[0]
+            conv = partial(small.backend.conv_silu, inputs, mixer.conv1d_weight, mixer.conv1d_bias, REVERSE)
+            calls = {"span": partial(conv, sizes=merged.span), "plain": conv, "merge": partial(small.plan, step, state, Taps())}
+            found = bench.time(4 * bench.rounds, **calls)
+            whole = bench.time(small=partial(small, images(batch)))["small"]
+            extra = max(0.0, statistics.median(a - b for a, b in zip(found["span"], found["plain"], strict=True)))
+            total = statistics.median(found["merge"]) + (depth - 1 - step) * extra
+            yield Figure.of(
+                f"{name} B={batch} merging and the span conv's extra work, share of the forward",
+                "<= 0.015",
+                [total],
+                [statistics.median(whole)],
+            )
+
+
+def against_deit(bench: Bench) -> Iterator[Figure]:
+    for name in ("vim-ti", "vim-s"):
+        for batch in (1, 8):
+            dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
+            served, rival = small.optimize(batch_size=batch), vit.ViT(dense.config.model, 1000)
+            found = bench.time(small=partial(small, x), served=partial(served, x), rival=partial(rival, x))
+            called = vit.name_of(dense.config.model)
+            yield Figure.of(
+                f"{name} B={batch} compressed, rate 0.4 / {called}", "<= 1" if name == "vim-s" else "", found["small"], found["rival"]
+            )
+            yield Figure.of(f"{name} B={batch} compressed, rate 0.4, optimize() / {called}", "", found["served"], found["rival"])
+
+
+FIGURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "gemms": forward_over_gemms,
+    "reference": reference_over_dense,
+    "gain": gain,
+    "savings": gain_of_savings,
+    "bf16": half,
+    "scan": scan_over_limit,
+    "token": cost_of_a_token,
+    "merging": overhead_of_merging,
+    "deit": against_deit,
+}
+
+
+def gemm_rate(bench: Bench) -> float:
+    """GFLOP/s of a product of 1024 x 1024 matrices."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    return 2 * 1024**3 / statistics.median(bench.time(product=lambda: F.linear(a, b))["product"]) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu-time", action="store_true", help="measure this thread's processor time instead of the clock")
+    parser.add_argument("--only", help=f"some of {','.join(FIGURES)}")
+    options = parser.parse_args()
+    if options.cpu_time and options.threads > 1:
+        parser.error("--cpu-time sees one thread only")
+    if unknown := set((options.only or "").split(",")) - {"", *FIGURES}:
+        parser.error(f"no figure is called {', '.join(sorted(unknown))}")
+    bench = Bench(options.rounds, thread_time if options.cpu_time else perf_counter)
+    with threads(options.threads):
+        backend = bench.model("vim-ti").backend
+        load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+        how = "processor time of the thread" if options.cpu_time else "wall clock"
+        print(f"{processor_name()}, {options.threads} thread(s), torch {torch.__version__}, stm {stm.__version__}, backend {backend.name}")
+        print(f"{how}, {options.rounds} rounds, {os.cpu_count()} processors{load}, GEMM rate {gemm_rate(bench):.0f} GFLOP/s\n")
+        print("| what | goal | median ratio | quartiles | the second, ms |\n| --- | --- | --- | --- | --- |")
+        for name, figures in FIGURES.items():
+            if options.only is None or name in options.only.split(","):
+                for each in figures(bench):
+                    print(
+                        f"| {each.what} | {each.goal} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f} | {each.base:.2f} |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Builds kernels.c with the flags of the native backend, at the level that this processor runs it at, and calls it."""
+
+import ctypes
+import runpy
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from stm.backends import native
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled kernels; `setup.py` is read for its flags and installs nothing."""
+    with patch("setuptools.setup"):
+        flags = runpy.run_path(str(ROOT / "setup.py"))
+    level = next(name for name, description in native.LEVELS.values() if description == native.status()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "kernels.so"
+        words = [*flags["FLAGS"], *flags["OPENMP"], *flags["LEVELS"][level], "-I", str(ROOT / "stm" / "backends"), "-fPIC", "-shared"]
+        source = str(ROOT / "benchmarks" / "kernels.c")
+        subprocess.run([*sysconfig.get_config_var("CC").split(), *words, source, "-o", str(out)], check=True)
+        found = ctypes.CDLL(str(out))
+    found.limit.restype, found.limit_width.restype = ctypes.c_float, ctypes.c_int64
+    return found
+
+
+def limit(updates: int) -> Callable[[], None]:
+    """The arithmetic of so many state updates (a state of a channel at a token) on one thread, without any memory."""
+    count = ctypes.c_int64(-(-updates // library().limit_width()))
+    return lambda: library().limit(count)
+
+
+def materialising(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Callable[[], Tensor]:
+    """Both directions of a scan in the design that materialises, without skip and gate, on inputs that are laid out for it.
+
+    Args:
+        u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in `stm.scan.scan`.
+
+    Returns:
+        What runs it and returns (2, B, L, E).
+    """
+
+    def walking(v: Tensor) -> Tensor:
+        return torch.stack([v[0], v[1].flip(1)])  # (2, B, L, X) in walking order
+
+    inputs = [walking(v).permute(1, 3, 2, 0).contiguous() for v in (u, delta)]  # (B, E, L, 2)
+    rows = [walking(v).permute(1, 2, 0, 3).contiguous() for v in (B, C)]  # (B, L, 2, N)
+    _, batch, length, channels = u.shape
+    y = torch.empty_like(inputs[0])
+    tensors = [*inputs, A.transpose(0, 1).contiguous(), *rows, y]
+    sizes = [ctypes.c_int64(n) for n in (batch, channels, length, A.shape[-1])]
+
+    def run() -> Tensor:
+        pointers = [ctypes.c_void_p(v.data_ptr()) for v in tensors]
+        if library().materialising(*pointers, *sizes, torch.get_num_threads()):
+            raise MemoryError("no memory for the states of all tokens")
+        forward, backward = y.permute(3, 0, 2, 1)
+        return torch.stack([forward, backward.flip(1)])
+
+    return run

@@ -1,0 +1,110 @@
+"""How fast models are and what they take, side by side in one process: `stm bench`.
+
+Only forwards are timed, on random images that are on the device already: not decoding, not loading.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from stm.errors import UsageError
+from stm.measure import flops, gemms
+from stm.measure.memory import peak_bytes
+from stm.measure.timing import interleave, ratio, spread, waiting
+from stm.model import ViM
+from stm.reports import BenchRow, Flops, OnProgress, Progress
+from stm.serving import optimize
+
+DENSE, COMPRESSED = "dense", "compressed"
+
+
+class Variant(NamedTuple):
+    """Something that takes images.
+
+    Args:
+        prepare: for a batch size, what runs.
+        vim: the model whose matrix products are timed alone beside it, where it is a ViM.
+    """
+
+    prepare: Callable[[int], nn.Module]
+    flops: Flops
+    vim: ViM | None = None
+
+
+def variants_of(dense: ViM, small: ViM | None, *, optimized: bool = False) -> dict[str, Variant]:
+    """A dense model and the compressed one beside it; `optimized` adds what `ViM.optimize` makes of each."""
+    found = {}
+    for name, model in ((DENSE, dense), (COMPRESSED, small)):
+        if model is not None:
+            count = flops.count(model.config)
+            found[name] = Variant(partial(_as_it_is, model), count, model)
+            if optimized:
+                found[f"{name}, optimized"] = Variant(partial(optimize, model), count)
+    return found
+
+
+def measure(
+    variants: Mapping[str, Variant],
+    shape: tuple[int, int, int],
+    device: torch.device,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    rounds: int | None = None,
+    clock: Callable[[], float] = perf_counter,
+    on_progress: OnProgress | None = None,
+) -> tuple[BenchRow, ...]:
+    """A row for each variant at each batch size; all of one batch size take turns, and the first is what the others gain on.
+
+    Args:
+        shape: (C, H, W) of an image.
+        rounds, clock: see `stm.measure.timing.interleave`.
+
+    Raises:
+        UsageError: a batch size or a number of rounds below 1.
+    """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise UsageError(f"batch sizes are {', '.join(map(str, batch_sizes)) or 'none'}, expected at least 1")
+    rows = []
+    for batch_size in batch_sizes:
+        images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        calls: dict[str, Callable[[], Any]] = {name: partial(variant.prepare(batch_size), images) for name, variant in variants.items()}
+        products = {name: f"{name}: products" for name, variant in variants.items() if variant.vim is not None}
+        calls |= {to: gemms.alone(vim, batch_size) for name, to in products.items() if (vim := variants[name].vim) is not None}
+        with torch.inference_mode():
+            report = partial(_tell, on_progress, f"batch size {batch_size}")
+            seconds = interleave({name: waiting(call, device) for name, call in calls.items()}, rounds, clock=clock, on_round=report)
+            peaks = {name: peak_bytes(calls[name], device) for name in variants}
+        first = seconds[next(iter(variants))]
+        for name, variant in variants.items():
+            an_image = [1000 * value / batch_size for value in seconds[name]]
+            ms = statistics.median(an_image)
+            rows.append(
+                BenchRow(
+                    variant=name,
+                    batch_size=batch_size,
+                    ms_per_image=ms,
+                    ms_iqr=spread(an_image),
+                    images_per_second=1000 / ms,
+                    peak_bytes=peaks[name],
+                    flops=variant.flops,
+                    gain=ratio(first, seconds[name]),
+                    gemm_ms=1000 * statistics.median(seconds[products[name]]) / batch_size if name in products else None,
+                    gemm_ratio=ratio(seconds[name], seconds[products[name]]) if name in products else None,
+                    rounds=len(an_image),
+                )
+            )
+    return tuple(rows)
+
+
+def _as_it_is(model: nn.Module, batch_size: int) -> nn.Module:
+    return model
+
+
+def _tell(on_progress: OnProgress | None, stage: str, done: int, of: int) -> None:
+    if on_progress is not None:
+        on_progress(Progress(stage, done, of, "rounds"))

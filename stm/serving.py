@@ -1,0 +1,156 @@
+"""A model ready to serve: the same function, arranged for one batch size on the machine it is on.
+
+On a processor the matrix products of the blocks take packed weights (oneDNN's layout), and a batch passes in portions whose
+activations the allocator keeps. On a CUDA device the whole forward is recorded once as a CUDA graph and replayed. What is
+packed or recorded lives only in what `optimize` returns; what it could not do is in its notes.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stm.errors import UsageError
+from stm.model import ViM
+
+AT_ONCE = 8  # images on a processor: of ViM-S, 32 at once take 1.15 times as long, the kernel's time for new pages; 1 takes 1.05 times
+_WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Served(nn.Module):
+    """Logits of normalised images, for inference only. Batches of any size are taken in portions.
+
+    Args:
+        model: what was arranged; its parameters are the original's.
+        run: logits (b, classes) of a portion (b, C, H, W).
+        portion: the images that `run` takes.
+        exact: `run` takes no fewer: a smaller portion is filled up with zeros, and their logits are dropped.
+        notes: what could not be done, in sentences.
+    """
+
+    def __init__(self, model: ViM, run: Run, portion: int, *, exact: bool = False, notes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.model, self.run, self.portion, self.exact, self.notes = model, run, portion, exact, notes
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes), float32, of normalised images (B, C, H, W)."""
+        shape = self.model.config.model
+        expected = (shape.in_chans, shape.image_size, shape.image_size)
+        if images.dim() != 4 or images.shape[1:] != expected or not images.shape[0]:
+            raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))}) with B at least 1")
+        return torch.cat([self._portion(part) for part in images.split(self.portion)])
+
+    def _portion(self, images: Tensor) -> Tensor:
+        missing = self.portion - images.shape[0] if self.exact else 0
+        return self.run(F.pad(images, (0,) * 7 + (missing,)))[: images.shape[0]] if missing else self.run(images)
+
+
+def optimize(model: ViM, batch_size: int) -> Served:
+    """See `ViM.optimize`."""
+    if batch_size < 1:
+        raise UsageError(f"batch size is {batch_size}, expected at least 1")
+    device = model.cls_token.device
+    if device.type == "cuda":
+        return Served(model, _recorded(model, batch_size), batch_size, exact=True)
+    if device.type != "cpu":
+        return Served(model, model, batch_size, notes=(f"nothing is known to help on {device.type}",))
+    portion = min(batch_size, AT_ONCE)
+    packed, reason = _packed(model, portion)
+    return Served(packed, packed, portion, notes=() if reason is None else (f"weights are not packed: {reason}",))
+
+
+class PackedLinear(nn.Module):
+    """share x weight^T, by oneDNN on a weight that is already in its layout.
+
+    `torch.ops.mkldnn` is private to torch: `_packed` compares every layer with the plain one before it is used.
+
+    Args:
+        weight: (out, in), which stays as it is.
+        share: a factor.
+        rows: of x, as a hint for the layout; others work.
+    """
+
+    def __init__(self, weight: Tensor, share: float, rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach() * share, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return out
+
+
+def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
+    """The model with packed projections in all blocks but the last, which runs on one token; or as it is, and why.
+
+    x_proj and dt_proj stay: they are small, and packing slows some of their shapes.
+    """
+    dtype = model.config.dtype
+    if not torch.backends.mkldnn.is_available():
+        return model, "this torch has no oneDNN"
+    if dtype == "float16":
+        return model, "only float32 and bfloat16 are"
+    other = model.with_plan(model.plan, model.config)
+    layers: list[nn.Module] = []
+    lengths = model.schedule.tokens_per_block(model.config.model.depth)
+    for block, length in zip(model.blocks[:-1], lengths, strict=False):
+        layers_of = {}
+        for name, share in (("in_proj", 1.0), ("out_proj", block.mixer.out_proj.share)):
+            linear = getattr(block.mixer, name)
+            try:
+                layers_of[name] = PackedLinear(linear.weight, share, batch_size * length)
+                worst = _difference(linear, layers_of[name])
+            except (AttributeError, RuntimeError, NotImplementedError) as error:  # private operators: gone, or not for this processor
+                return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
+            if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
+                return model, f"they give another result (relative difference {worst:.1e})"
+        layers.append(_with(block, mixer=_with(block.mixer, **layers_of)))
+    other._modules["layers"] = nn.ModuleList([*layers, model.blocks[-1]])
+    return other, None
+
+
+def _difference(linear: nn.Module, packed: nn.Module) -> float:
+    """The largest difference on two rows, relative to the largest value."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    x = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
+    with torch.inference_mode():
+        expected = linear(x).float()
+        return float((packed(x).float() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+
+
+def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """The same module with other children; parameters are shared."""
+    other = copy.copy(module)
+    other._modules = {**module._modules, **children}
+    return other
+
+
+def _recorded(model: ViM, batch_size: int, cuda: Any = torch.cuda) -> Run:
+    """A forward of so many images as a CUDA graph. `cuda` is torch.cuda; a test without a device passes another."""
+    shape = model.config.model
+    static = torch.zeros(batch_size, shape.in_chans, shape.image_size, shape.image_size, device=model.cls_token.device)
+    with torch.inference_mode():
+        side = cuda.Stream()
+        side.wait_stream(cuda.current_stream())
+        with cuda.stream(side):
+            for _ in range(_WARM_UP):
+                model(static)
+        cuda.current_stream().wait_stream(side)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph):
+            logits = model(static)
+
+    def replay(images: Tensor) -> Tensor:
+        static.copy_(images)
+        graph.replay()
+        return logits.clone()  # the next replay writes there
+
+    return replay

@@ -1,0 +1,101 @@
+"""`stm bench`: what compressing does to the clock."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stm.reports import BenchReport
+from stm_cli import _options as o
+from stm_cli._format import Row, environment_text, fields, operations, size, staircase, tokens
+from stm_cli._output import Output
+
+EXAMPLES = (
+    "stm bench vim-digits-stm40 --batch-sizes 1,8 --threads 1",
+    "stm bench vim-s --random-weights --against vit",
+    "stm bench vim-ti --random-weights --image-size 448 --saving 0.35",
+    "stm bench vim-s --random-weights --dtype bfloat16 --optimize --json",
+)
+
+
+def run(
+    model: o.Model,
+    batch_sizes: o.BatchSizes = (1,),
+    threads: o.Threads = None,
+    rounds: o.Rounds = None,
+    against: o.Against = None,
+    optimize: o.Optimize = False,
+    random_weights: o.RandomWeights = False,
+    rate: o.Rate = None,
+    saving: o.Saving = None,
+    stages: o.Stages = None,
+    method: o.Method = None,
+    schedule: o.Schedule = None,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Time a model dense against compressed, in one process and in turns."""
+    from stm import speed
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = speed.bench(
+            model,
+            batch_sizes=batch_sizes,
+            threads=threads,
+            rounds=rounds,
+            against=against,
+            optimize=optimize,
+            random_weights=random_weights,
+            rate=rate,
+            saving=saving,
+            stages=stages,
+            method=method,
+            schedule=schedule,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), "" if report.wall_clock_gain is None else f"{report.wall_clock_gain:.4f}")
+    for note in (*report.environment.fallbacks, *report.notes):
+        output.note(note)
+
+
+def screen(report: BenchReport) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
+    for name in ("", "batch", "ms/image", "+-", "images/s", "gain", "peak", "FLOPs"):
+        table.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
+    for row in report.rows:
+        cells = (f"{row.ms_per_image:.2f}", f"{row.ms_iqr / 2:.2f}", f"{row.images_per_second:.1f}", f"{row.gain:.2f}x")
+        peak = "-" if row.peak_bytes is None else size(row.peak_bytes)
+        table.add_row(*map(Text, (row.variant, str(row.batch_size), *cells, peak, operations(row.flops.honest))))
+    return Group(report.model, table, fields(_below(report)))
+
+
+def _below(report: BenchReport) -> list[Row]:
+    rows = [
+        ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
+        ("on", f"{environment_text(report.environment)}, torch {report.environment.torch}"),
+        ("ms/image", f"the median of {report.rows[0].rounds} rounds, +- half the distance between the quartiles"),
+        ("products", f"{report.gemm_ms:.2f} ms an image: the dense model's matrix products alone"),
+    ]
+    if report.wall_clock_gain is not None and report.flops_gain is not None:
+        rows.insert(0, ("gain", f"{report.wall_clock_gain:.3f}x by the clock, {report.flops_gain:.3f}x by FLOPs"))
+    return rows

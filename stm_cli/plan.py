@@ -1,0 +1,94 @@
+"""`stm plan`: what rate to ask for."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stm.reports import PlanReport
+from stm_cli import _options as o
+from stm_cli._format import environment_text, fields, operations, percent
+from stm_cli._output import Output
+
+EXAMPLES = ("stm plan vim-digits", "stm plan vim-ti --data my_images/", "stm plan vim-s --random-weights --threads 1")
+
+
+def run(
+    model: o.Model,
+    method: o.Method = None,
+    schedule: o.Schedule = None,
+    data: o.Pictures = None,
+    limit: o.Few = None,
+    seed: o.Seed = 0,
+    timed: o.Timed = 1,
+    threads: o.Threads = None,
+    rounds: o.Rounds = None,
+    random_weights: o.RandomWeights = False,
+    file: o.File = None,
+    revision: o.Revision = None,
+    token: o.Token = None,
+    image_size: o.ImageSize = None,
+    class_token: o.ClassToken = None,
+    no_divide_out: o.NoDivideOut = False,
+    ema: o.Ema = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = None,
+    backend: o.Backend = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Show what rates of 10% to 60% cost and keep, measured on this machine."""
+    from stm import speed
+
+    output = Output(json=json, quiet=quiet)
+    with output.progress() as on_progress:
+        report = speed.plan(
+            model,
+            method=method,
+            schedule=schedule,
+            data=data,
+            limit=limit,
+            seed=seed,
+            batch_size=timed,
+            threads=threads,
+            rounds=rounds,
+            random_weights=random_weights,
+            file=file,
+            revision=revision,
+            token=token,
+            image_size=image_size,
+            class_token=class_token,
+            divide_out=False if no_divide_out else None,
+            ema=ema,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            on_progress=on_progress,
+        )
+    output.report(report, lambda: screen(report), value(report))
+    for note in (*report.environment.fallbacks, *report.notes):
+        output.note(note)
+    for row in report.rows:
+        if row.reason is not None:
+            output.note(f"rate {row.rate:g}: {row.reason}")
+
+
+def screen(report: PlanReport) -> RenderableType:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
+    for name in ("rate", "tokens", "FLOPs", "ms/image", "gain", "agreement", "KL"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    rows = [row for row in report.rows if row.reason is None]
+    for row in rows:
+        assert row.tokens_per_block is not None and row.flops is not None and row.ms_per_image is not None and row.gain is not None
+        kept = ("-" if row.agreement is None else percent(row.agreement), "-" if row.kl is None else f"{row.kl:.4f}")
+        cells = (f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}", operations(row.flops.paper), f"{row.ms_per_image:.2f}")
+        table.add_row(*map(Text, (percent(row.rate, 0) if row.rate else "dense", *cells, f"{row.gain:.2f}x", *kept)))
+    below = [("on", environment_text(report.environment))]
+    if report.data is not None:
+        below.append(("agreement", f"with the dense model's top-1, on {report.n} images of {report.data}: a hint, not an accuracy"))
+    commands = [Text(row.compress) for row in rows if row.compress is not None]
+    return Group(report.model, table, fields(below), *commands)
+
+
+def value(report: PlanReport) -> str:
+    """A line a rate: the rate, a tab, the gain."""
+    return "\n".join(f"{row.rate:g}\t{row.gain:.4f}" for row in report.rows if row.gain is not None)
