@@ -11,6 +11,7 @@ from stm import atomic
 from stm.bake import bake
 from stm.config import Config
 from stm.errors import ArtifactError, DataError, UsageError
+from stm.findings import ExplainReport, PageReport
 from stm.measure import explanation, flops, plots
 from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
 from stm.measure.environment import environment_of
@@ -26,7 +27,7 @@ from stm.peers import METHODS
 from stm.pipeline import notes_of
 from stm.plan import Plan
 from stm.recipe import Wish
-from stm.reports import ExplainReport, OnProgress, PageReport
+from stm.reports import OnProgress
 from stm.resolve import From, name_of, open_model
 
 DEFAULT_IMAGES = 3

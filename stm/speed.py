@@ -7,6 +7,7 @@ from typing import Any
 
 from stm.bake import bake
 from stm.errors import UsageError
+from stm.findings import BenchReport, PlanReport
 from stm.measure import bench as benching
 from stm.measure import rates, vit
 from stm.measure.data import open_samples
@@ -15,7 +16,7 @@ from stm.measure.timing import threads as on_threads
 from stm.model import DTYPES, ViM
 from stm.pipeline import notes_of
 from stm.recipe import Wish
-from stm.reports import BenchReport, OnProgress, PlanReport
+from stm.reports import OnProgress
 from stm.resolve import From, draw_model, open_model
 
 AGAINST = ("vit",)

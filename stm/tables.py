@@ -8,6 +8,7 @@ from typing import Any
 
 from stm import atomic
 from stm.codec import encode
+from stm.findings import CompareReport, SweepReport
 from stm.measure import compare as comparison
 from stm.measure import plots, plots_compare, plots_pareto
 from stm.measure.cells import CellFile, SweepIdentity, check_folder, write_whole
@@ -17,7 +18,7 @@ from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
 from stm.measure.sweep import Grid, measure_cells, planned
 from stm.model import ViM
-from stm.reports import CompareReport, Evaluation, OnProgress, SweepReport
+from stm.reports import Evaluation, OnProgress
 from stm.resolve import From, name_of, open_model
 
 SWEPT = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg")

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stm.reports import BenchReport
+from stm.findings import BenchReport
 from stm_cli import _options as o
 from stm_cli._format import Row, environment_text, fields, operations, size, staircase, tokens
 from stm_cli._output import Output

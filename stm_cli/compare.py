@@ -3,7 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from stm.reports import CompareReport, CompareRow
+from stm.findings import CompareReport, CompareRow
 from stm_cli import _options as o
 from stm_cli._format import environment_text, operations, percent
 from stm_cli._output import Output

@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from stm.reports import ExplainReport, Fit
+from stm.findings import ExplainReport, Fit
 from stm_cli import _options as o
 from stm_cli._format import fields, percent, staircase, tokens
 from stm_cli._output import Output

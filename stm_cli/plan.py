@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stm.reports import PlanReport
+from stm.findings import PlanReport
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fields, operations, percent
 from stm_cli._output import Output

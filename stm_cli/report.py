@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from stm.reports import PageReport
+from stm.findings import PageReport
 from stm_cli import _options as o
 from stm_cli._format import fields, measured_rows, size, speed_row
 from stm_cli._output import Output

@@ -6,7 +6,7 @@ from itertools import groupby
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from stm.reports import SweepReport, SweepRow
+from stm.findings import SweepReport, SweepRow
 from stm_cli import _options as o
 from stm_cli._format import environment_text, operations, percent
 from stm_cli._output import Output

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from stm.errors import UsageError
+from stm.findings import BenchRow
 from stm.measure import flops, gemms
 from stm.measure.memory import peak_bytes
 from stm.measure.timing import interleave, ratio, spread, waiting
 from stm.model import ViM
-from stm.reports import BenchRow, Flops, OnProgress, Progress
+from stm.reports import Flops, OnProgress, Progress
 from stm.serving import optimize
 
 DENSE, COMPRESSED = "dense", "compressed"

@@ -12,7 +12,7 @@ from typing import Any
 from stm.codec import decode, encode, parse
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
-from stm.reports import SweepRow
+from stm.findings import SweepRow
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stm.bake import bake
 from stm.errors import UsageError
+from stm.findings import CompareRow
 from stm.measure import flops
 from stm.measure.data import SampleSet, iterate, workers_for
 from stm.measure.evaluate import Run, evaluating, timed_forward
@@ -22,7 +23,7 @@ from stm.measure.stats import compared, summarize
 from stm.model import ViM
 from stm.peers import DEFAULT, METHODS
 from stm.plan import Plan
-from stm.reports import CompareRow, Flops, OnProgress, Progress
+from stm.reports import Flops, OnProgress, Progress
 
 PRESETS = ("stm", "paper")
 DEFAULT_SAVING = 0.2

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from stm import hsp
 from stm.bake import rule_weights
+from stm.findings import Fit
 from stm.measure.groups import Groups, follow
 from stm.measure.hidden import TAPS, Scan, change, decay_to, state_at
 from stm.merge import Merge, merge
 from stm.model import ViM
 from stm.plan import State
-from stm.reports import Fit
 from stm.schedule import Step
 
 FORWARD, BACKWARD = 0, 1

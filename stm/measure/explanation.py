@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stm.findings import Fit
 from stm.measure import explain, figures, plots
 from stm.measure.explain import Faded, Influence, Loss
 from stm.measure.figures import Maps
 from stm.measure.groups import Groups, patches, pruned, stages
 from stm.measure.hidden import attention, state_norms
 from stm.model import ViM
-from stm.reports import Fit, OnProgress, Progress
+from stm.reports import OnProgress, Progress
 
 MOST_IMAGES = 16  # each has figures of its own
 PLACES_OF_LOSSES = 12  # a side: they are a mean over places, for every block and rule

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from stm.findings import Fit
 from stm.measure import plots
 from stm.measure.explain import RULES, SIDES, Faded, Influence, Loss
 from stm.measure.groups import Groups, Stage, edges, patches, pruned, scattered
-from stm.reports import Fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

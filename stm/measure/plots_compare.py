@@ -6,8 +6,8 @@ The dense model and each dense sibling are lines from top to bottom: a compresse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from stm.findings import CompareRow
 from stm.measure import plots
-from stm.reports import CompareRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

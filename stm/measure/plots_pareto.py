@@ -11,7 +11,7 @@ from stm.measure import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from stm.reports import SweepRow
+    from stm.findings import SweepRow
 
 
 class Point(NamedTuple):

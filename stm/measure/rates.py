@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stm.bake import bake
 from stm.errors import UsageError
+from stm.findings import PlanRow
 from stm.measure import flops
 from stm.measure.data import SampleSet, iterate
 from stm.measure.evaluate import forward
@@ -17,7 +18,7 @@ from stm.measure.records import Record, records_of
 from stm.measure.stats import summarize
 from stm.measure.timing import interleave, ratio, spread, waiting
 from stm.model import ViM
-from stm.reports import OnProgress, PlanRow, Progress
+from stm.reports import OnProgress, Progress
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SECONDS = 4.0  # for the rounds, of the ten that all of it may take

@@ -13,6 +13,7 @@ from typing import Any
 from stm.bake import PRESETS, bake
 from stm.config import METHODS as PRESET_NAMES
 from stm.errors import UsageError
+from stm.findings import SweepRow
 from stm.measure import flops
 from stm.measure.cells import CellFile
 from stm.measure.compare import Entrant, check_dense, check_sibling, race
@@ -23,7 +24,7 @@ from stm.measure.stats import summarize
 from stm.model import ViM
 from stm.peers import METHODS
 from stm.plan import Plan
-from stm.reports import Flops, OnProgress, Progress, SweepRow
+from stm.reports import Flops, OnProgress, Progress
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
 CURVES = ("paper", "random", "hsa", "rmeeto", "mtr", "storm")

@@ -9,6 +9,7 @@ import pytest
 
 from stm.codec import encode
 from stm.config import Calibration, Protection, Recipe, Source
+from stm.findings import ExplainReport, Fit, PageReport
 from stm.reports import (
     BackendStatus,
     CompressReport,
@@ -16,16 +17,13 @@ from stm.reports import (
     EnvReport,
     EvalReport,
     Evaluation,
-    ExplainReport,
     ExportReport,
-    Fit,
     Flops,
     Gate,
     Guess,
     InfoReport,
     ListedModel,
     ModelsReport,
-    PageReport,
     Prediction,
     PredictReport,
     Progress,

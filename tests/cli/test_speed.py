@@ -9,7 +9,8 @@ import pytest
 
 from stm import speed
 from stm.errors import UsageError
-from stm.reports import BenchReport, BenchRow, Environment, Flops, PlanReport, PlanRow
+from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
+from stm.reports import Environment, Flops
 from stm.resolve import From, draw_model
 from stm_cli import bench, plan
 from stm_cli._output import Output

@@ -18,7 +18,7 @@ LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "check
 ORDER = (
     *RUNTIME,
     *LIBRARY,
-    "search",
+    "findings",
     "peers",
     "measure",
     "hub",

@@ -15,12 +15,12 @@ import stm
 from stm import backends
 from stm import scan as reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.findings import Fit
 from stm.initialize import initialize
 from stm.measure.explain import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
 from stm.merge import Merge, merge
 from stm.model import ViM
 from stm.plan import Plan, State, Taps
-from stm.reports import Fit
 
 MODEL = ModelConfig(image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2)
 PREP = Preprocess(resize=6, crop=6, mean=(0.5,), std=(0.5,))

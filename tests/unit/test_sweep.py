@@ -11,10 +11,10 @@ import pytest
 import stm
 from stm import tables
 from stm.errors import DataError, UsageError
+from stm.findings import SweepReport, SweepRow
 from stm.measure import sweep as module
 from stm.measure.cells import CELLS, IDENTITY, check_folder
 from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
-from stm.reports import SweepReport, SweepRow
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
