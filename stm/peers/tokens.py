@@ -99,12 +99,17 @@ def _moved(state: State, m: Merge, cls: int | None) -> int | Tensor:
 
 def clipped(y: Tensor) -> Tensor:
     """(B, L): the sum over channels and directions of max(0, y), of the scan's output y (K, B, L, E)."""
-    return y.clamp_min(0).sum((0, -1))
+    return _exact(y).clamp_min(0).sum((0, -1))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B, n, m): the cosine of each of a (B, n, D) with each of b (B, m, D)."""
-    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT
+    return F.normalize(_exact(a), dim=-1) @ F.normalize(_exact(b), dim=-1).mT
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In at least float32: what is compared may be in half precision, where many tokens are equally alike."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cosine_operations(n: int, m: int, width: int) -> int:

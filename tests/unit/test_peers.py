@@ -1,6 +1,7 @@
 """What peers promise: tokens counted, the class token never lost, order kept where claimed, sizes that add up, images that do not see
 each other. Exceptions are named, as the reference sheet gives them. Each rule is also held to a loop that a reader can check."""
 
+import copy
 import random
 from itertools import pairwise
 
@@ -128,6 +129,13 @@ def test_upstream_topvim_depends_on_the_place_in_the_batch(vim: ViM, images: Ten
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_removed_is_the_dense_model(name: str, vim: ViM, images: Tensor) -> None:
     assert torch.equal(vim.with_plan(METHODS[name].make(MODEL, {}, 0))(images), vim(images))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_runs(name: str, vim: ViM, images: Tensor) -> None:
+    half = copy.deepcopy(vim).cast("bfloat16")
+    found, expected = half.with_plan(plan_of(name))(images), vim.with_plan(plan_of(name))(images)
+    assert found.isfinite().all() and (found - expected).abs().max() < 0.2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", METHODS)
