@@ -130,7 +130,9 @@ def plan(
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         samples = None
         if not random_weights:
-            samples = open_samples(data, config=vim.config, limit=FEW if limit is None else limit, seed=seed, need_labels=False)
+            samples = open_samples(
+                data, config=vim.config, limit=FEW if limit is None else limit, seed=seed, need_labels=False, token=source.token
+            )
         wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
         del wanted["rate"]
         again = _words(source, wish)

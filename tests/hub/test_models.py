@@ -154,6 +154,7 @@ def test_a_compressed_folder_is_taken_everywhere(hub: Hub, folder: Path, stm: St
         ("eval", "owner/small", "--limit", "3"),
         ("predict", "owner/small", photo),
         ("report", "owner/small", "--limit", "3"),
+        ("bench", "owner/small", "--rounds", "1"),
         ("info", "hf://owner/small"),
     ):
         run = stm(*words, "--revision", old, "--json")
