@@ -148,8 +148,8 @@ def report(
     output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
     if records is not None:
         check_path(records)
-    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench", facts.BENCH_KEYS)
-    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep", facts.SWEEP_KEYS)
+    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
+    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep")
     options = From(**source)
     model = open_model(named, options)
     if model.plan is None:
@@ -178,7 +178,6 @@ def report(
         evaluation=evaluation,
         dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(found_records),
         environment=environment_of(model),
-        batch_size=batch_size,
         changed=facts.changed(found_records, samples, model.config),
         bench=found_bench,
         sweep=found_sweep,

@@ -9,10 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from stm.codec import decode
 from stm.config import Config
 from stm.errors import DataError
 from stm.measure.data import PHOTOGRAPHS, SampleSet
@@ -24,7 +25,6 @@ from stm.page.charts import Interval, Point
 from stm.reports import Environment, Evaluation
 
 MOST_CHANGED = 10
-BENCH_KEYS, SWEEP_KEYS = ("variant", "batch_size", "ms_per_image", "images_per_second"), ("flops",)  # that the page reads
 MOST_STAGES = 4  # pictures of the merged patches
 PHOTOGRAPH, PHOTOGRAPH_SIDE = "chelsea.jpg", 448
 PHOTOGRAPH_BY = "Chelsea the cat by Stefan van der Walt, CC0 1.0"
@@ -43,6 +43,13 @@ class Changed:
     kl: float
 
 
+class Rows(NamedTuple):
+    """The rows of another command's report, and in words what it measured and where."""
+
+    rows: tuple[dict[str, Any], ...]
+    about: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Findings:
     """What a page shows beside the folder's own words.
@@ -50,9 +57,9 @@ class Findings:
     Args:
         name: the folder's base name.
         evaluation: of the model beside the dense one, whose top-1 has the interval `dense_ci` where there are labels.
-        environment, batch_size: what the evaluation ran on.
+        environment: what the evaluation ran on.
         changed: the most changed images.
-        bench, sweep: rows of those reports; None where `missing` says what would give them.
+        bench, sweep: of those reports; None where `missing` says what would give them.
         notes: what was assumed when the source was read.
     """
 
@@ -60,10 +67,9 @@ class Findings:
     evaluation: Evaluation
     dense_ci: Interval | None
     environment: Environment
-    batch_size: int
     changed: tuple[Changed, ...]
-    bench: tuple[dict[str, Any], ...] | None = None
-    sweep: tuple[dict[str, Any], ...] | None = None
+    bench: Rows | None = None
+    sweep: Rows | None = None
     missing: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -124,8 +130,8 @@ def as_data(image: Image.Image, side: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def read_rows(path: Path, what: str, keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """The `rows` of a report that another command printed with --json, each an object with these keys.
+def read_rows(path: Path, what: str) -> Rows:
+    """The report that `stm bench`, `stm sweep` or `stm compare` printed with --json: what the page shows of it.
 
     Raises:
         DataError: the file cannot be read or holds something else.
@@ -133,15 +139,27 @@ def read_rows(path: Path, what: str, keys: Sequence[str]) -> tuple[dict[str, Any
     hint = f"give what stm {what} --json printed"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["rows"]
-        complete = [row for row in rows if all(key in row for key in keys)]
+        rows = tuple(document["rows"])
+        usable = sum(map(_times if what == "bench" else _costs, rows))
+        machine = decode(Environment, document["environment"], "environment").in_words
+        images = f", {document['n']:,} images of {document['data']}" if "data" in document else ""
+        about = f"stm {document['command']} {document['model']}{images}; {machine}"
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds no rows of stm {what}", hint) from error
-    if not rows or len(complete) < len(rows):
-        raise DataError(f"{path}: {len(complete)} of {len(rows)} rows have {', '.join(keys)}, expected all of at least one", hint)
-    return tuple(complete)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a report of stm {what}", hint) from error
+    if not rows or usable < len(rows):
+        raise DataError(f"{path}: {usable} of {len(rows)} rows can be shown, expected all of at least one", hint)
+    return Rows(rows, about)
+
+
+def _times(row: dict[str, Any]) -> bool:
+    numbers = (row.get(name) for name in ("batch_size", "ms_per_image", "images_per_second"))
+    return isinstance(row.get("variant"), str) and all(isinstance(number, int | float) for number in numbers)
+
+
+def _costs(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("flops", {}).get("paper"), int)
 
 
 def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], list[Point]]:

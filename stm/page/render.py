@@ -35,7 +35,7 @@ def render(config: Config, found: Findings) -> str:
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
     figure = "agreement" if evaluation.top1 is None else "top1"
     here, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
-    by_flops, by_time = facts.points(found.sweep or (), figure)
+    by_flops, by_time = facts.points(found.sweep.rows if found.sweep else (), figure)
     return templates.get_template("page.html.j2").render(
         version=__version__,
         config=config,

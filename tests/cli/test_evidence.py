@@ -12,7 +12,8 @@ from PIL import Image
 
 import stm_cli.explain
 import stm_cli.report
-from stm import evidence
+from stm import evidence, pipeline
+from stm.codec import encode
 from stm.errors import UsageError
 from stm.measure import explanation, plots
 from stm.peers import METHODS
@@ -94,8 +95,6 @@ def test_each_option_of_explain_changes_the_result(
 
 @pytest.fixture(scope="module")
 def small(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from stm import pipeline
-
     folder = tmp_path_factory.mktemp("models") / "my small model"
     pipeline.compress(str(mini), eval=False, out=folder)
     return folder
@@ -104,7 +103,8 @@ def small(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("option", REPORT)
 def test_each_option_of_report_changes_the_result(here, small: Path, labelled: Path, tmp_path: Path, option: str) -> None:
     rows = [{"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0, "flops": {"paper": 10**9}, "top1": 0.5}]
-    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    about = {"command": "sweep", "model": "m", "environment": encode(pipeline.environment().environment)}
+    (tmp_path / "rows.json").write_text(json.dumps(about | {"rows": rows}))
     other = tmp_path / "other"
     other.mkdir()
     for name in ("image 1.png", "image 2.png"):
@@ -200,7 +200,7 @@ def test_what_report_refuses(here, mini: Path, tmp_path: Path) -> None:
         (("nothing",), 1, "nothing is neither a file or folder here nor an alias"),
         (("x", "--out", "no/where.html"), 2, "the folder no does not exist"),
         (("x", "--out", "."), 2, "is a folder"),
-        (("x", "--sweep", "bad.json"), 1, "bad.json holds no rows of stm sweep"),
+        (("x", "--sweep", "bad.json"), 1, "bad.json is not a report of stm sweep"),
         (("x", "--bench", "none.json"), 1, "none.json cannot be read"),
         (("x", "--records", "no/where.csv"), 2, "the folder no does not exist"),
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stm import evidence, pipeline
+from stm.codec import encode
 from tests.page.browser import Browser, browser, find
 
 # Of every piece of text: its colour, the colour behind it, and its size, as a person sees them.
@@ -61,9 +62,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, method in enumerate(("stm", "paper", "random pruning", "R-MeeTo, no retraining", "ToMe", "UTR"))
         for cost, top1 in ((5, 0.7 + 0.01 * number), (7, 0.9 + 0.01 * number))
     ]
-    bench = [{"variant": name, "batch_size": 32, "ms_per_image": 8.0, "images_per_second": 125.0} for name in ("dense", "compressed")]
-    (folder / "sweep.json").write_text(json.dumps({"rows": rows}))
-    (folder / "bench.json").write_text(json.dumps({"rows": bench}))
+    bench = [
+        {"variant": name, "batch_size": 32, "ms_per_image": 8.0, "images_per_second": 125.0, "ms_iqr": 0.2, "gain": 1.0}
+        for name in ("dense", "compressed")
+    ]
+    about = {"model": "small", "environment": encode(pipeline.environment().environment)}
+    (folder / "sweep.json").write_text(json.dumps(about | {"command": "sweep", "n": 100, "data": "digits", "rows": rows}))
+    (folder / "bench.json").write_text(json.dumps(about | {"command": "bench", "rows": bench}))
     evidence.report(folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html")
     return folder / "page.html"
 

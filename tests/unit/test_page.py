@@ -5,9 +5,11 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stm.codec import encode
 from stm.config import Config, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.errors import DataError
 from stm.measure.data import SampleSet
@@ -15,7 +17,7 @@ from stm.measure.images import Pixels, Sample
 from stm.measure.records import Record
 from stm.page import charts, facts
 from stm.page.charts import Axis, Point
-from stm.page.facts import Changed, Findings
+from stm.page.facts import Changed, Findings, Rows
 from stm.page.render import render
 from stm.reports import Environment, Evaluation
 from stm.schedule import Schedule, Step
@@ -50,7 +52,7 @@ ONE = Changed(file="a.png", picture="data:image/png;base64,iVBORw0KGgo=", label=
 
 
 def findings(**more) -> Findings:
-    plain = {"name": "small", "evaluation": EVALUATION, "dense_ci": (0.97, 0.99), "environment": HERE, "batch_size": 32, "changed": (ONE,)}
+    plain = {"name": "small", "evaluation": EVALUATION, "dense_ci": (0.97, 0.99), "environment": HERE, "changed": (ONE,)}
     return Findings(**plain | {"missing": {"bench": "no bench", "sweep": "no sweep"}} | more)
 
 
@@ -126,7 +128,7 @@ def test_odd_names_stay_text() -> None:
     odd = Changed(file=ODD, picture=None, label=ODD, dense=ODD, now=ODD, kl=1.0)
     row = {"flops": {"paper": 10**9}, "top1": 0.9, "method": ODD}
     evaluation = dataclasses.replace(EVALUATION, data=ODD, reasons={"kl": ODD})
-    found = findings(name=ODD, changed=(odd,), evaluation=evaluation, sweep=(row, row), bench=None, notes=(ODD,))
+    found = findings(name=ODD, changed=(odd,), evaluation=evaluation, sweep=Rows((row, row), ODD), bench=None, notes=(ODD,))
     html = render(config, found)
     page = Parsed(html)
     assert "script" not in [tag for tag, _ in page.tags]
@@ -151,10 +153,12 @@ def test_the_curves_of_a_sweep_and_the_rows_of_a_bench() -> None:
     by_flops, by_time = facts.points(rows, "top1")
     assert [(point.curve, point.cost, point.value) for point in by_flops] == [("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8)]
     assert {point.cost for point in by_time} == {20}
-    bench = ({"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0},)
-    page = Parsed(render(CONFIG, findings(sweep=tuple(rows), bench=bench)))
+    plain = {"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0}
+    bench = Rows((plain, plain | {"variant": "small", "ms_iqr": 0.25, "gain": 1.254}), "stm bench m; A processor")
+    page = Parsed(render(CONFIG, findings(sweep=Rows(tuple(rows), "stm sweep m, 9 images"), bench=bench)))
     text = " ".join(page.text.split())
-    assert "dense 1 8 125" in text
+    assert "stm bench m; A processor. Medians; ± the distance" in text and "stm sweep m, 9 images." in text
+    assert "dense 1 8 125 small 1 8 ± 0.25 125 1.25" in text
     assert len([1 for tag, _ in page.tags if tag == "polyline"]) == 4
 
 
@@ -212,25 +216,38 @@ def test_the_ten_most_changed() -> None:
     assert facts.dense_interval([r for r in records if r.label == 1 or r.error])[1] == pytest.approx(1.0)
 
 
+ABOUT = {"command": "sweep", "model": "m", "n": 1200, "data": "digits", "environment": encode(HERE)}
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("document", "said"),
     [
         (None, "cannot be read"),
-        ("{", "holds no rows"),
-        ("[]", "holds no rows"),
-        ('{"rows": 3}', "holds no rows"),
-        ('{"rows": []}', "0 of 0 rows"),
-        ('{"rows": [{"flops": {}}, {"x": 1}]}', "1 of 2 rows have flops"),
+        ("{", "is not a report"),
+        ([], "is not a report"),
+        ({"rows": 3}, "is not a report"),
+        ({"rows": [3]}, "is not a report"),
+        ({"rows": [{"flops": {"paper": 1}}]}, "is not a report"),
+        (ABOUT | {"rows": []}, "0 of 0 rows"),
+        (ABOUT | {"rows": [{"flops": {"paper": 1}}, {"flops": {}}]}, "1 of 2 rows can be shown"),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path: Path, text: str | None, said: str) -> None:
+def test_reports_that_cannot_be_used(tmp_path: Path, document: Any, said: str) -> None:
     path = tmp_path / "rows.json"
-    if text is not None:
-        path.write_text(text)
+    if document is not None:
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
     with pytest.raises(DataError, match=said):
-        facts.read_rows(path, "sweep", ("flops",))
+        facts.read_rows(path, "sweep")
 
 
-def test_rows(tmp_path: Path) -> None:
-    (tmp_path / "rows.json").write_text(json.dumps({"rows": [{"flops": {"paper": 1}}]}))
-    assert facts.read_rows(tmp_path / "rows.json", "sweep", ("flops",)) == ({"flops": {"paper": 1}},)
+def test_reports_of_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps(ABOUT | {"rows": [{"flops": {"paper": 1}}]}))
+    machine = "A processor, 2 threads, float32, backend native"
+    assert facts.read_rows(tmp_path / "sweep.json", "sweep") == (
+        ({"flops": {"paper": 1}},),
+        f"stm sweep m, 1,200 images of digits; {machine}",
+    )
+    row = {"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0}
+    bench = {"command": "bench", "model": "m", "environment": encode(HERE), "rows": [row]}
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    assert facts.read_rows(tmp_path / "bench.json", "bench") == ((row,), f"stm bench m; {machine}")
