@@ -14,6 +14,7 @@ from stm.hub.aliases import ALIASES
 from stm.loading import load, read_checkpoint
 from stm.measure.data import EMBEDDED_MODEL
 from stm.model import ViM
+from stm.reports import OnProgress
 
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema")
 _FILE = re.compile(r".*\.(pth|pt|bin|ckpt|tar|safetensors)", re.IGNORECASE)
@@ -70,10 +71,10 @@ def find_default() -> str:
     return below[0] if below else EMBEDDED_MODEL
 
 
-def open_model(model: str, options: From) -> ViM:
+def open_model(model: str, options: From, on_progress: OnProgress | None = None) -> ViM:
     """The model that MODEL names: an alias, a folder, a checkpoint file, or a checkpoint in a Hub repository.
 
-    A name of an alias means the alias; write `./NAME` for a file or folder of that name.
+    A name of an alias means the alias; write `./NAME` for a file or folder of that name. `on_progress` is told of downloads.
 
     Raises:
         UsageError: options that do not belong to what MODEL is.
@@ -84,7 +85,7 @@ def open_model(model: str, options: From) -> ViM:
         return _embedded(options)
     if model in ALIASES:
         alias = ALIASES[model]
-        return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license)
+        return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license, on_progress)
     path = Path(model)
     if path.is_dir() or artifact.is_model(path):
         _refuse(model, options, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
@@ -97,7 +98,7 @@ def open_model(model: str, options: From) -> ViM:
                 f"{model} is neither a file or folder here nor an alias", f"the aliases are {known}; a Hub repository is user/name"
             )
         return _from_file(path, Source(file=path.name), options)
-    return _from_hub(model, options, None)
+    return _from_hub(model, options, None, on_progress)
 
 
 def _refuse(model: str, options: From, what: str, *names: str) -> None:
@@ -117,11 +118,11 @@ def _embedded(options: From) -> ViM:
     return model
 
 
-def _from_hub(repo: str, options: From, license: str | None) -> ViM:
+def _from_hub(repo: str, options: From, license: str | None, on_progress: OnProgress | None) -> ViM:
     from stm.hub.fetch import fetch, find_checkpoint  # huggingface_hub takes a while to import
 
     file = options.file or find_checkpoint(repo, revision=options.revision, token=options.token)
-    found = fetch(repo, file, revision=options.revision, token=options.token)
+    found = fetch(repo, file, revision=options.revision, token=options.token, on_progress=on_progress)
     source = Source(repo=repo, file=Path(found.file).name, revision=found.revision, license=found.license or license)
     return _from_file(found.path, source, options)
 
