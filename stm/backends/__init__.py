@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
-from stm.errors import BackendError
+from stm.errors import BackendError, UsageError
 
 ORDER = ("native", "blocked", "reference")  # `auto` takes the first that is available; reference is never needed
 
@@ -39,10 +39,11 @@ def choose(name: str = "auto", device: str = "cpu") -> Backend:
     """The backend of that name, or the best that is available on a type of device.
 
     Raises:
-        BackendError: unknown, or not available here; the reason is given.
+        UsageError: there is no such backend.
+        BackendError: it is not available here; the reason is given.
     """
     if name != "auto" and name not in ORDER:
-        raise BackendError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)}", "see: stm env")
+        raise UsageError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)}", "see: stm env")
     fallbacks: list[str] = []
     for candidate in ORDER if name == "auto" else (name,):
         available, reason = status(candidate, device)
