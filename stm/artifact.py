@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stm import __version__, atomic
-from stm.config import FORMAT, Config, FileInfo, dumps, loads
-from stm.errors import ArtifactError, UsageError
+from stm.config import AGAIN, FORMAT, Config, FileInfo, dumps, loads
+from stm.errors import ArtifactError, UsageError, check_name
 from stm.tensors import check_finite
 
 WEIGHTS, CONFIG, CARD, RESULTS = "model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml"
@@ -123,9 +123,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
         _check_written(place / WEIGHTS, name, config.files[WEIGHTS])
         return config, load_file(place / WEIGHTS)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no {WEIGHTS}", _AGAIN) from error
+        raise ArtifactError(f"{folder} has no {WEIGHTS}", AGAIN) from error
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{name} cannot be read: {error}", _AGAIN) from error
+        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
 
 
 def weights_size(tensors: Mapping[str, Tensor]) -> int:
@@ -133,10 +133,8 @@ def weights_size(tensors: Mapping[str, Tensor]) -> int:
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
-_AGAIN = "copy or download the folder again, or write it again with stm compress"
-
-
 def _place(folder: str | os.PathLike[str]) -> Path:
+    check_name(folder, ArtifactError)
     try:
         place = atomic.find(Path(folder))
         if place.is_dir():
@@ -153,7 +151,7 @@ def _read_config(place: Path, folder: str | os.PathLike[str]) -> Config:
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {CONFIG}: it is not a folder that stm wrote") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{name} cannot be read: {error}") from error
+        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
 
 
 def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
@@ -162,12 +160,12 @@ def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
             pointer = file.read(24) == b"version https://git-lfs."
-            hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else _AGAIN
+            hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else AGAIN
             raise ArtifactError(f"{name} has {size} bytes, expected the {expected.bytes} that were written", hint)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.sha256:
         told = f"{found[:12]}..., expected {expected.sha256[:12]}..."
-        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", _AGAIN)
+        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", AGAIN)
 
 
 # safetensors' own writer needs numpy, reports a full disk as text out of Rust, and leaves the hash to a second pass over the

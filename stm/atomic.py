@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from stm.errors import ArtifactError, StmError, UsageError
+from stm.errors import ArtifactError, StmError, UsageError, check_name
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -41,6 +41,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
         ArtifactError: the disk is full.
     """
     given = Path(folder)
+    check_name(given, UsageError)
     try:
         if given.is_symlink():
             raise UsageError(f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to")

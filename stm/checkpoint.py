@@ -117,16 +117,16 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
     if key is None and held:
         raise CheckpointError(f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema")
     state = document if key is None else held[key]
-    for prefix in _WRAPPERS:
+    for prefix in _WRAPPERS * 2:  # either may be around the other
         if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     if not state:
         raise CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
     for name, value in state.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
-            raise CheckpointError(
-                f"{where}: {name!r} is a {type(value).__name__}, expected a tensor", f"it holds {listed(map(repr, state))}"
-            )
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
+            kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
+            what = f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
+            raise CheckpointError(f"{where}: {name!r} {what}", f"it holds {listed(map(repr, state))}")
     ignored: tuple[str, ...] = ()
     if not ema and any(name in held for name in _AVERAGES):
         ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from stm.errors import CheckpointError
+from stm.errors import CheckpointError, check_name
 
 _AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
@@ -81,6 +81,7 @@ def sha256(path: Path) -> str:
 
 
 def _head(path: Path) -> bytes:
+    check_name(path, CheckpointError)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected a checkpoint file", "check the path; ls shows what is there")
     if path.is_dir():
@@ -145,7 +146,7 @@ def _load_pickle(path: Path, *, mmap: bool) -> Any:
         pair for pair in _ALLOWED if pair not in known
     ]  # leaving the context would take the caller's own entries with it
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except (OSError, MemoryError):

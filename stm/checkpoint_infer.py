@@ -66,7 +66,7 @@ class Stored:
         values = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
         name, size, ratio = (values.get(key) for key in ("model", "input_size", "eval_crop_ratio"))
         name = name.lower() if isinstance(name, str) else ""
-        stride = re.search(r"stride(\d+)", name)
+        stride = re.search(r"stride(\d{1,4})(?!\d)", name)
         middle = re.search(r"mid(dle)?_?cls_?tok", name)
         head = re.search(r"cls_?tok", name) or name.startswith("videomamba")
         return cls(
@@ -74,7 +74,7 @@ class Stored:
             stride=int(stride[1]) if stride else None,
             class_token="middle" if middle else "head" if head else None,
             divide_out="div2" in name if middle or head else None,
-            crop_ratio=ratio if isinstance(ratio, float) and 0 < ratio <= 1 else cls.crop_ratio,
+            crop_ratio=float(ratio) if isinstance(ratio, float | int) and 0.1 <= ratio <= 1 else cls.crop_ratio,
         )
 
 

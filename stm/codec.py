@@ -6,8 +6,10 @@ One codec for `config.json` and for the reports that commands print.
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
+from collections import Counter
 from typing import Any
 
 
@@ -45,7 +47,7 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         return {key: decode(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is int and type(value) is int:
         return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # an int may be larger than any float
         return float(value)
     raise ValueError(f"{path} is {brief(value)}, expected {_kind_name(kind)}")
 
@@ -88,7 +90,6 @@ def _finite(text: str) -> float:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError(f"a key is written twice: {brief(sorted(key for key, _ in pairs))}")
-    return out
+    if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
+        raise ValueError(f"a key is written twice: {brief(twice)}")
+    return dict(pairs)

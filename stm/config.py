@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 from stm.codec import brief, decode, encode, parse
@@ -28,11 +29,21 @@ MODES = ("dynamic", "static")
 ORDERS = ("staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
 METHODS = ("stm", "paper")
+AGAIN = "copy or download the folder again, or write it again with stm compress"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+
+
+def _within(of: Any, low: float, high: float, *names: str) -> None:
+    """Refuse a number of `of`, or one of an interval, that is outside of low to high; None is none."""
+    for name in names:
+        value = getattr(of, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise ValueError(f"{name} is {value}, expected {'at least ' + str(low) if high == math.inf else f'{low} to {high}'}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +177,9 @@ class Calibration:
     n: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        _within(self, 1, math.inf, "n")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -202,8 +216,14 @@ class Recipe:
         _one_of("method", self.method, METHODS)
         _one_of("schedule", self.schedule, ORDERS)
         _one_of("sides", self.sides, SIDES)
-        if sum(budget is not None for budget in (self.rate, self.saving, self.stages)) != 1:
-            raise ValueError(f"rate {self.rate}, saving {self.saving}, stages {self.stages}: expected exactly one")
+        asked = [name for name in ("rate", "saving", "stages") if getattr(self, name) is not None]
+        if len(asked) != 1:
+            raise ValueError(f"it asks for {' and '.join(asked) or 'nothing'}, expected exactly one of rate, saving and stages")
+        _within(self, 0, 1, "rate", "saving")
+        _within(self, 1, math.inf, "tokens_per_side")
+        _within(self, 0, math.inf, "seed")
+        if self.tokens_per_side is not None and self.schedule == "staged":
+            raise ValueError(f"tokens_per_side is {self.tokens_per_side}, expected null: the schedule is staged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +235,10 @@ class Source:
     revision: str | None = None
     sha256: str | None = None
     license: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file != PurePosixPath(self.file).name:
+            raise ValueError(f"file is {self.file!r}, expected a name without a folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +260,12 @@ class Measured:
     mcnemar_p: float | None = None
     seed: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _within(self, 1, math.inf, "n")
+        _within(self, 0, math.inf, "failed", "seed", "kl")
+        _within(self, 0, 1, "top1", "top1_ci", "top5", "top5_ci", "agreement", "dense_top1", "mcnemar_p")
+        _within(self, -1, 1, "drop", "drop_ci")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +308,8 @@ class Config:
         self.schedule.check_depth(self.model.depth)
         if self.schedule.steps and self.protection is None:
             raise ValueError("the schedule merges, but protection is null")
+        if self.preprocessing.crop != self.model.image_size:
+            raise ValueError(f"preprocessing.crop is {self.preprocessing.crop}, expected the image_size {self.model.image_size}")
         if len(self.preprocessing.mean) != self.model.in_chans:
             raise ValueError(f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}")
 
@@ -330,7 +362,7 @@ def loads(text: str, where: str = "config.json") -> Config:
     try:
         document = parse(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not valid JSON: {error}") from error
+        raise ArtifactError(f"{where} is not valid JSON: {error}", AGAIN) from error
     return from_json(document, where)
 
 
@@ -344,17 +376,21 @@ def from_json(document: Any, where: str = "config.json") -> Config:
     try:
         document["schedule"], per_block = _decode_schedule(document.get("schedule"))
         config: Config = decode(Config, document, "")
+        if config.recipe is not None and config.recipe.removed_share != config.schedule.removed_share:
+            share = config.schedule.removed_share
+            raise ValueError(f"recipe.removed_share is {config.recipe.removed_share}, but the schedule removes {share}")
         if len(per_block["tokens_per_block"]) != config.model.depth:
             raise ValueError(f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth} blocks")
         again = to_json(config)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where}: {error}") from error
+        raise ArtifactError(f"{where}: {error}", AGAIN) from error
     for key, value in written.items():
         if value != again[key]:
-            raise ArtifactError(f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}")
+            raise ArtifactError(f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}", AGAIN)
     for key, value in per_block.items():
         if value != again["schedule"][key]:
-            raise ArtifactError(f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {brief(again['schedule'][key])}")
+            expected = brief(again["schedule"][key])
+            raise ArtifactError(f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", AGAIN)
     return config
 
 

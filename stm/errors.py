@@ -4,6 +4,7 @@ A message is one sentence that names the file, tensor or value and what was expe
 `exit_code` is what the command line returns for it.
 """
 
+import os
 from collections.abc import Iterable
 
 SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
@@ -55,6 +56,14 @@ class HubError(StmError):
 
 class BackendError(StmError):
     """A backend that was asked for by name is not available."""
+
+
+def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
+    """Refuse a name that is not Unicode, as a file's may be on Linux: JSON, cards and safetensors cannot hold it."""
+    try:
+        os.fspath(name).encode()
+    except UnicodeEncodeError as cause:
+        raise error(f"{name} is not a name in UTF-8, expected one that can be written down", "rename it") from cause
 
 
 def listed(names: Iterable[str]) -> str:

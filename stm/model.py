@@ -7,13 +7,14 @@ of a mixer are a leading axis K of its parameters, forward first; nothing is eve
 import copy
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stm.backends import Backend, choose
+from stm.backends import Backend, choose, status
 from stm.config import Config, ModelConfig, dense_schedule
 from stm.plan import Plan, State, StaticPlan, Taps
 from stm.scan import gated, step_sizes
@@ -39,12 +40,12 @@ class ViM(nn.Module):
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
         super().__init__()
         self.config = config
-        self.backend = backend or choose()
+        backend = backend or choose()
         model = config.model
         self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.d_model))
         self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
-        self.layers = nn.ModuleList(Block(model, self.backend) for _ in range(model.depth))
+        self.layers = nn.ModuleList(Block(model, backend) for _ in range(model.depth))
         self.norm_f = nn.RMSNorm(model.d_model, eps=model.norm_eps)
         self.head = Linear(model.d_model, config.num_classes)
         self.plan: Plan | None = None
@@ -56,6 +57,11 @@ class ViM(nn.Module):
     def blocks(self) -> list["Block"]:
         """`layers`, by their type."""
         return cast("list[Block]", list(self.layers))
+
+    @property
+    def backend(self) -> Backend:
+        """Who computes the blocks: all have the same one."""
+        return self.blocks[0].backend
 
     @property
     def schedule(self) -> Schedule:
@@ -134,6 +140,16 @@ class ViM(nn.Module):
         from stm.serving import optimize  # it imports this module
 
         return optimize(self, batch_size)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ViM":
+        """What `to`, `cuda` and the like do. On a device that the backend is not for another is chosen, and its fallbacks say so."""
+        nn.Module._apply(self, fn, recurse)
+        device = self.cls_token.device.type
+        if not status(self.backend.name, device)[0]:
+            chosen = choose(device=device)
+            for block in self.blocks:
+                block.backend = block.mixer.backend = chosen
+        return self
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write a self-contained folder: `model.safetensors`, `config.json` and a model card. `stm.load` reads it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ from stm.loading import save
 from stm.measure import flops
 from stm.measure.data import from_files, iterate, open_samples
 from stm.measure.environment import environment_of, here, processor_name
-from stm.measure.evaluate import assess
+from stm.measure.evaluate import assess, logits_of
 from stm.measure.records import check_path
 from stm.model import ViM
-from stm.recipe import Wish, as_recorded, check_calibration, check_source, default_name
+from stm.recipe import Wish, as_recorded, check_made, check_source, default_name
 from stm.reports import (
     BackendStatus,
     CompressReport,
@@ -87,16 +88,17 @@ def compress(
     """
     source = From(**{name: options.pop(name) for name in list(options) if name in From.__dataclass_fields__})
     wish, again = Wish(**options), None
+    to_measure = data is not None or limit is not None or max_drop is not None
     if recipe is not None:
         if wish != Wish():
             given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
             raise UsageError(f"{given} was given beside a recipe, which already says it", "give one of the two")
         again = read_recipe(recipe, source)
-        wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again)
-        eval = eval and bool(again.measured)
-    if not eval and (data is not None or limit is not None or max_drop is not None):
+        wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again, recipe)
+        eval = eval and (bool(again.measured) or to_measure)
+    if not eval and to_measure:
         raise UsageError("data, limit and max drop belong to the comparison with the dense model, which is switched off")
-    if calibration is not None and data is not None and Path(calibration).resolve() == Path(data).resolve():
+    if calibration is not None and data is not None and os.path.realpath(calibration) == os.path.realpath(data):
         raise UsageError(f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on")
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish))
     artifact.check_output(output, force=force)
@@ -104,7 +106,7 @@ def compress(
     if to is not None:
         hub_push.check(to)
 
-    dense = open_model(model, source)
+    dense = open_model(model, source, on_progress)
     seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
     if limit is None and again is not None and again.measured:
         limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
@@ -113,7 +115,7 @@ def compress(
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed, source.token, on_progress)
     small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
-        check_calibration(small.config, again, recipe)
+        check_made(small.config, again, recipe)
     figures = None
     if eval and not dry_run:
         samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
@@ -141,7 +143,7 @@ def compress(
     pushed = None
     if to is not None and not dry_run and (gate is None or gate.passed):
         pushed = hub_push.push(output, small.config, to, on_progress)
-    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, gate), push=pushed)
+    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, gate, again), push=pushed)
 
 
 def evaluate(
@@ -168,7 +170,7 @@ def evaluate(
     if records is not None:
         check_path(records)
     options = From(**source)
-    vim = open_model(named, options)
+    vim = open_model(named, options, on_progress)
     samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
     own = vim if options.dtype is None else open_model(named, dataclasses.replace(options, dtype=None))
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
@@ -188,7 +190,7 @@ def evaluate(
 
 def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) -> InfoReport:
     """`stm info`: what a model is, what it costs and where it came from; arguments as for `evaluate`."""
-    vim = open_model(model, From(**source))
+    vim = open_model(model, From(**source), on_progress)
     config = vim.config
     return InfoReport(
         command="info",
@@ -205,25 +207,31 @@ def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) ->
 
 
 def predict(
-    model: str, images: Sequence[str | Path], *, workers: int = 0, on_progress: OnProgress | None = None, **source: Any
+    model: str,
+    images: Sequence[str | Path],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_progress: OnProgress | None = None,
+    **source: Any,
 ) -> PredictReport:
     """`stm predict`: the five most likely classes of each image; arguments as for `evaluate`.
 
     Raises:
         DataError: no image could be read. One among others that cannot is named in its prediction.
     """
-    vim = open_model(model, From(**source))
+    vim = open_model(model, From(**source), on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(images), []
-    for batch in iterate(samples, vim.config.preprocessing, batch_size=32, workers=workers):
-        with torch.inference_mode():
-            top = vim(batch.images.to(vim.cls_token.device)).softmax(-1).topk(min(5, len(labels))) if batch.indices else None
+    for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
         found = {index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()}
-        for row, index in enumerate(batch.indices):
-            assert top is not None
-            guesses = zip(top.indices[row].tolist(), top.values[row].tolist(), strict=True)
-            best = tuple(Guess(index=label, label=labels[label], probability=p) for label, p in guesses)
-            found[index] = Prediction(file=samples.samples[index].file, top5=best)
+        if batch.indices:
+            files = [samples.samples[index].file for index in batch.indices]
+            with torch.inference_mode():
+                values, classes = logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
+            for index, file, best in zip(batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True):
+                guesses = (Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True))
+                found[index] = Prediction(file=file, top5=tuple(guesses))
         predictions += [found[index] for index in sorted(found)]
         if on_progress is not None:
             on_progress(Progress("predict", len(predictions), len(samples), "images"))
@@ -268,7 +276,9 @@ def _calibration_images(
     return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name)
 
 
-def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None) -> CompressReport:
+def _compress_report(
+    small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None, again: Config | None
+) -> CompressReport:
     config = small.config
     assert config.recipe is not None and config.protection is not None
     notes, reasons = notes_of(config), {}
@@ -278,6 +288,8 @@ def _compress_report(small: ViM, model: str, output: Path, dry_run: bool, figure
         reasons = {"gate": "no max drop was given"}
     if figures is not None and figures.top1 is None:
         notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {model_of(str(output))} --data DIR",)
+    if again is not None and figures is not None and again.measured and figures.data != again.measured[0].data:
+        notes += (f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR chooses",)
     return CompressReport(
         command="compress",
         model=model,

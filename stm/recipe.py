@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from stm.artifact import CONFIG
 from stm.bnnm import DEFAULT_RATE
-from stm.config import Config
+from stm.codec import decode
+from stm.config import AGAIN, Config
 from stm.errors import ArtifactError, UsageError
 from stm.resolve import CHECKPOINT_OPTIONS, From
 
@@ -69,10 +71,18 @@ def default_name(name: str, wish: Wish) -> str:
     return f"{name}-{method}{_percent(DEFAULT_RATE if wish.rate is None else wish.rate)}"
 
 
-def as_recorded(source: From, again: Config) -> From:
-    """The source's options, with those that the recipe's source was read with where none are given."""
-    asked = again.extra.get("asked", {})
-    recorded = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
+def as_recorded(source: From, again: Config, recipe: str | Path) -> From:
+    """The source's options, with those that the recipe's source was read with where none are given.
+
+    Raises:
+        ArtifactError: one that is recorded is not of its kind; `extra` is free JSON.
+    """
+    kinds = get_type_hints(From)
+    try:
+        asked = decode(dict[str, Any], again.extra.get("asked", {}), "extra.asked")
+        recorded = {name: decode(kinds[name], asked[name], f"extra.asked.{name}") for name in CHECKPOINT_OPTIONS if name in asked}
+    except ValueError as error:
+        raise ArtifactError(f"{Path(recipe) / CONFIG}: {error}", AGAIN) from error
     known = {name: value for name, value in (recorded | {"dtype": again.dtype}).items() if value is not None and not source.given(name)}
     return dataclasses.replace(source, **known)
 
@@ -87,7 +97,13 @@ def check_source(dense: Config, again: Config, model: str, recipe: str | Path | 
         )
 
 
-def check_calibration(made: Config, again: Config, recipe: str | Path | None) -> None:
+def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
+    """Refuse what is not the recipe's: other calibration images, or another schedule than its folder holds."""
+    if (made.schedule, made.protection) != (again.schedule, again.protection):
+        raise ArtifactError(
+            f"{recipe} does not hold what its own recipe makes: it was edited, or made by another version of stm ({again.stm_version})",
+            "compress with the options of your choice instead",
+        )
     found, recorded = (config.recipe.calibration if config.recipe else None for config in (made, again))
     if found == recorded:
         return

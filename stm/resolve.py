@@ -21,6 +21,7 @@ from stm.labels import imagenet
 from stm.loading import download, is_repo, load, load_embedded, read_checkpoint, ready
 from stm.measure.data import is_embedded
 from stm.model import ViM
+from stm.reports import OnProgress
 
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched
@@ -87,10 +88,10 @@ def find_default() -> str:
     return model_of(below[0]) if below else EMBEDDED_MODEL
 
 
-def open_model(model: str, options: From) -> ViM:
+def open_model(model: str, options: From, on_progress: OnProgress | None = None) -> ViM:
     """The model that MODEL names: an alias, a folder, a checkpoint file, a Hub repository with either, or a link to one.
 
-    A name of an alias means the alias; write `./NAME` for a file or folder of that name.
+    A name of an alias means the alias; write `./NAME` for a file or folder of that name. `on_progress` is told of downloads.
 
     Raises:
         UsageError: options that do not belong to what MODEL is.
@@ -101,14 +102,14 @@ def open_model(model: str, options: From) -> ViM:
         return load_embedded(device=options.device, dtype=options.dtype, backend=options.backend)
     if model in ALIASES:
         alias = ALIASES[model]
-        return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license)
+        return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license, on_progress)
     if is_link(model):
         link = read_link(model)
         for name in ("file", "revision"):
             if getattr(link, name) is not None:
                 _refuse(model, options, f"a link that says its {name}", name)
         file, revision = link.file or options.file, link.revision or options.revision
-        return _from_hub(link.repo, dataclasses.replace(options, file=file, revision=revision), None)
+        return _from_hub(link.repo, dataclasses.replace(options, file=file, revision=revision), None, on_progress)
     path = Path(model)
     if path.is_dir() or artifact.is_model(path):
         _refuse(model, options, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
@@ -121,7 +122,7 @@ def open_model(model: str, options: From) -> ViM:
                 f"{model} is neither a file or folder here nor an alias", f"the aliases are {known}; a Hub repository is user/name"
             )
         return _from_file(path, Source(file=path.name), options)
-    return _from_hub(model, options, None)
+    return _from_hub(model, options, None, on_progress)
 
 
 def draw_model(model: str, options: From) -> ViM:
@@ -167,18 +168,18 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
             raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
 
 
-def _from_hub(repo: str, options: From, license: str | None) -> ViM:
+def _from_hub(repo: str, options: From, license: str | None, on_progress: OnProgress | None) -> ViM:
     from stm.hub.fetch import about, fetch, list_files, only_checkpoint  # huggingface_hub takes a while to import
 
     file, revision, token = options.file, options.revision, options.token
     if file is None:
         names = list_files(repo, revision=revision, token=token)
         if {artifact.CONFIG, artifact.WEIGHTS} <= set(names):
-            config = download(repo, revision=revision, token=token)
+            config = download(repo, revision=revision, token=token, on_progress=on_progress)
             if artifact.is_model(config.path.parent):
                 return _from_hub_folder(config, options)
         file = only_checkpoint(repo, names)
-    found = fetch(repo, file, revision=revision, token=token)
+    found = fetch(repo, file, revision=revision, token=token, on_progress=on_progress)
     card = about(repo, found.revision, token=token)
     source = Source(repo=repo, file=file, revision=found.revision, license=card.license or license)
     model = _from_file(found.path, source, options)

@@ -15,6 +15,7 @@ from stm.errors import StmError
 from stm_cli._output import error
 
 DEBUG = "STM_DEBUG"
+_ALLOCATOR = "DefaultCPUAllocator: "  # in what torch says where a processor's memory is out
 
 
 class Failure(NamedTuple):
@@ -32,11 +33,20 @@ def _usage(caught: typer.TyperException) -> Failure:
 
 
 def _memory(caught: BaseException) -> Failure:
-    return Failure(1, f"out of memory: {_line(caught)}", "a smaller --batch-size needs less")
+    return Failure(1, f"out of memory: {_line(caught).rpartition(_ALLOCATOR)[2]}", "a smaller --batch-size needs less")
+
+
+def _system(caught: OSError) -> Failure:
+    """What no part of stm expected of the system; without a file's name it is what was printed that could not be written."""
+    why = caught.strerror or _line(caught)
+    if caught.filename is None:
+        return Failure(1, f"the output cannot be written: {why}", "see where it goes, and whether there is room")
+    return Failure(1, f"{os.fsdecode(caught.filename)} cannot be used: {why}", "see whether it is there and may be read or written")
 
 
 def _other(caught: Exception) -> Failure:
-    if type(caught).__name__ == "OutOfMemoryError":  # torch's: by name, because importing torch takes seconds
+    # torch's: by name, because importing torch takes seconds; on a processor it is a RuntimeError
+    if type(caught).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(caught):
         return _memory(caught)
     return Failure(1, f"stm failed unexpectedly: {type(caught).__name__}: {_line(caught)}", f"set {DEBUG}=1 to see the traceback")
 
@@ -53,6 +63,7 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (typer.Abort, lambda _: Failure(130)),
     (KeyboardInterrupt, lambda _: Failure(130)),
     (BrokenPipeError, lambda _: Failure(1)),
+    (OSError, _system),
     (MemoryError, _memory),
     (Exception, _other),
 )

@@ -1,6 +1,7 @@
 """The root command: what `stm` can do, in the order in which a user meets it."""
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from typer.main import get_command
 
 import stm
+from stm.errors import UsageError
 from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
 from stm_cli._options import examples
 
@@ -39,11 +41,17 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder does not exist any more", "change to one that does") from None
 
 
 def main() -> None:
     """What the console script runs: `stm` alone shows the help, and every failure passes the one table of `_errors`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail

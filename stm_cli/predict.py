@@ -16,6 +16,7 @@ EXAMPLES = ("stm predict vim-digits-stm40 photo.jpg", "stm predict vim-s photo.j
 def run(
     model: o.Model,
     images: o.Images,
+    batch_size: o.BatchSize = 32,
     file: o.File = None,
     revision: o.Revision = None,
     token: o.Token = None,
@@ -37,6 +38,7 @@ def run(
         report = pipeline.predict(
             model,
             images,
+            batch_size=batch_size,
             file=file,
             revision=revision,
             token=token,

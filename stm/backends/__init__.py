@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, cast
 
-from stm.errors import BackendError
+from stm.errors import BackendError, UsageError
 
 ORDER = ("triton", "mamba_ssm", "native", "blocked", "reference")  # `auto` takes the first that is available; reference is never needed
 MADE_FOR = {"triton": "cuda", "mamba_ssm": "cuda", "kernels": "cuda", "native": "cpu"}  # types of device; the others run on any
@@ -49,10 +49,11 @@ def choose(name: str = "auto", device: str = "cpu") -> Backend:
     """The backend of that name, or the best that is available on a type of device.
 
     Raises:
-        BackendError: unknown, or not available here; the reason is given.
+        UsageError: there is no such backend.
+        BackendError: it is not available here; the reason is given.
     """
     if name not in ("auto", *ORDER) and name.partition("@")[0] != "kernels":
-        raise BackendError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)} or kernels@COMMIT", "see: stm env")
+        raise UsageError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)} or kernels@COMMIT", "see: stm env")
     fallbacks: list[str] = []
     for candidate in [each for each in ORDER if MADE_FOR.get(each, device) == device] if name == "auto" else [name]:
         available, reason = status(candidate, device)

@@ -139,6 +139,10 @@ def _bad_name(error: Any, request: Request) -> Told:
     return f"{request.repo!r} is no name of a repo on the Hub", "a repo is OWNER/NAME"
 
 
+def _not_text(error: Any, request: Request) -> Told:
+    return f"{request} is not a name in UTF-8", "type it again: names on the Hub are plain text"
+
+
 def _system(error: Any, request: Request) -> Told:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
@@ -162,6 +166,7 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Told]], ...] = (
     ("ConnectionError", _unreachable),
     ("TimeoutError", _unreachable),
     ("HFValidationError", _bad_name),
+    ("UnicodeEncodeError", _not_text),
     ("OSError", _system),
 )
 

@@ -16,7 +16,7 @@ from stm.errors import UsageError
 from stm.findings import CompareRow
 from stm.measure import flops
 from stm.measure.data import SampleSet, iterate, workers_for
-from stm.measure.evaluate import Run, evaluating, timed_forward
+from stm.measure.evaluate import Run, evaluating, logits_of
 from stm.measure.records import Record, records_of
 from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import compared, summarize
@@ -131,8 +131,8 @@ def race(
                 records = dict(broken)
                 if batch.indices:
                     if not timings[number]:
-                        timed_forward(entrant.model, batch.images[:1], files, entrant.method)  # once, untimed
-                    logits, seconds = timed_forward(entrant.model, batch.images, files, entrant.method)
+                        logits_of(entrant.model, batch.images[:1], files, entrant.method)  # once, untimed
+                    logits, seconds = logits_of(entrant.model, batch.images, files, entrant.method)
                     dense_logits = logits if dense_logits is None else dense_logits
                     records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
                     timings[number].append((len(batch.indices), seconds))

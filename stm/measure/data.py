@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config, Preprocess
-from stm.errors import DataError, UsageError
+from stm.errors import DataError, UsageError, check_name
 from stm.measure.decode import decode_all
 from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample
 from stm.measure.layouts import labelled_folder, unlabelled_folder
@@ -113,8 +113,10 @@ def open_samples(
     folder = Path(spec)
     if not folder.is_dir():
         raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images")
+    name = Path(os.path.abspath(folder)).name
+    check_name(name, DataError)  # it is recorded; those of images need not be text
     samples = labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
-    return SampleSet(Path(os.path.abspath(folder)).name, tuple(samples)).take(limit, seed)
+    return SampleSet(name, tuple(samples)).take(limit, seed)
 
 
 def as_samples(data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True) -> SampleSet:

@@ -180,13 +180,13 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
     if batch.indices:
         files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
         # The larger one first: what it frees holds all that the smaller one needs.
-        dense_logits = None if reference is None else timed_forward(reference, batch.images, files, "the dense model")[0]
-        logits, seconds = timed_forward(model, batch.images, files, "the model")
+        dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
+        logits, seconds = logits_of(model, batch.images, files, "the model")
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
     return [records[place] for place in sorted(records)], seconds
 
 
-def timed_forward(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
+def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
     """Logits (B, classes) on the CPU, finite, and the seconds until they were there."""
     images = images.to(next(model.parameters()).device)
     start = perf_counter()

@@ -1,12 +1,13 @@
 """Folders of images, and where their labels come from."""
 
 import csv
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-
-import scipy.io
 
 from stm.errors import DataError
 from stm.labels import class_indices
@@ -166,21 +167,28 @@ def _from_kaggle(table: Path) -> dict[str, str]:
     return {image: (prediction.split() or [""])[0] for image, prediction in rows.values()}
 
 
+# In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its _mio5_utils).
+_READ_META = """
+import json, sys, scipy.io
+synsets = scipy.io.loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
+print(json.dumps({int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}))
+"""
+
+
 def _from_kit(ground_truth: Path) -> dict[str, str]:
     """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet ids."""
     meta = ground_truth.with_name("meta.mat")
-    try:
-        synsets = scipy.io.loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
-        wnid_of = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
-    except Exception as error:  # a damaged file makes scipy raise ValueError, TypeError, zlib.error, UnboundLocalError and more
-        raise DataError(f"{meta} is not the development kit's table of classes: {error}") from error
+    run = subprocess.run([sys.executable, "-c", _READ_META, meta], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if run.returncode:
+        raise DataError(f"{meta} is not the development kit's table of classes", "unpack the kit again")
+    wnid_of = {int(number): wnid for number, wnid in json.loads(run.stdout).items()}
     try:
         numbers = ground_truth.read_text(encoding="ascii", errors="replace").split()
     except OSError as error:
         raise DataError(f"{ground_truth} cannot be read: {error.strerror}") from error
     wnids = {}
     for line, text in enumerate(numbers, start=1):
-        if not text.isdecimal() or int(text) not in wnid_of:
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) not in wnid_of:
             raise DataError(f"{ground_truth} line {line}: {text!r} is not an ILSVRC2012_ID of {meta.name}")
         wnids[f"ILSVRC2012_val_{line:08}"] = wnid_of[int(text)]
     return wnids

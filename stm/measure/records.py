@@ -7,8 +7,10 @@ uninterrupted one would, and so writes the same bytes.
 """
 
 import csv
+import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm.codec import brief, decode, encode
+from stm.codec import brief, decode, encode, parse
 from stm.config import Preprocess, to_json
 from stm.errors import DataError, UsageError
 from stm.model import ViM
@@ -125,15 +127,19 @@ def check_path(path: str | Path) -> Path:
     """Refuse a records file that could not be written, before any work is done.
 
     Raises:
-        UsageError: the path is a folder, or its folder does not exist or cannot be written.
+        UsageError: the path is a folder or a device, or its folder does not exist or cannot be written.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, expected the name of a CSV file for the records")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written: permission denied", "choose another file for the records")
+    path, another = Path(path), "choose another file for the records"
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, expected a CSV file for the records", another)
+        if not path.parent.is_dir():
+            raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+        path.with_name(path.name + ".json.part").exists()  # the longest name that will be needed
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UsageError(f"{path} cannot be written: permission denied", another)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", another) from error
     return path
 
 
@@ -198,8 +204,8 @@ class RecordFile:
         """Write down what a new file is for; refuse one that is for another run, and say what differs."""
         if self._beside.exists():
             try:
-                there: Identity = decode(Identity, json.loads(self._beside.read_bytes()), "")
-            except (OSError, ValueError) as error:
+                there: Identity = decode(Identity, parse(self._beside.read_text(encoding="utf-8")), "")
+            except (OSError, ValueError, RecursionError) as error:
                 raise DataError(f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint) from error
             if differences := _differences(encode(there), encode(identity)):
                 raise DataError(f"{self.path} holds the records of another run: {'; '.join(differences)}", self._hint)
@@ -261,10 +267,16 @@ def _record(row: list[str]) -> Record:
         top5=tuple(map(int, top5.split())),
         dense_pred=_maybe(int, dense_pred),
         dense_top5=tuple(map(int, dense_top5.split())),
-        margin=_maybe(float, margin),
-        kl=_maybe(float, kl),
+        margin=_maybe(_finite, margin),
+        kl=_maybe(_finite, kl),
         error=error or None,
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
 
 def _maybe(kind: Any, text: str) -> Any:
@@ -282,5 +294,6 @@ def _cell(value: Any) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
-    hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
-    return DataError(f"{path} cannot be written: {error.strerror}", hint)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    go_on = "make room on the disk, then run the same command again: it goes on where this one stopped"
+    return DataError(f"{path} cannot be written: {error.strerror}", go_on if full else "choose another file for the records")

@@ -172,7 +172,7 @@ BAD = {
     "max drop without labels": (("--max-drop", "1"), 2, "max drop needs labels"),
     "max drop without eval": (("--max-drop", "1", "--no-eval"), 2, "max drop"),
     "data that is not there": (("--data", "nowhere"), 1, "nowhere"),
-    "backend": (("--backend", "wish"), 1, "wish"),
+    "backend": (("--backend", "wish"), 2, "wish"),
     "device": (("--device", "wish"), 2, "wish"),
     "file of a file": (("--file", "x"), 2, "--file was given"),
     "out is a parent": (("--out", ".."), 2, ".."),

@@ -33,6 +33,16 @@ class OutOfMemoryError(RuntimeError):
         (typer.BadParameter("x is odd"), 2, "Error: Invalid value: x is odd\nHint: stm --help shows what it takes\n"),
         (typer.Abort(), 130, ""),
         (KeyboardInterrupt(), 130, ""),
+        (
+            OSError(36, "File name too long", "x.pth"),
+            1,
+            "Error: x.pth cannot be used: File name too long\nHint: see whether it is there and may be read or written\n",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore"),
+            1,
+            "Error: out of memory: can't allocate memory: you tried to allocate 9 bytes.\nHint: a smaller --batch-size needs less\n",
+        ),
         (MemoryError("9 GB"), 1, "Error: out of memory: 9 GB\nHint: a smaller --batch-size needs less\n"),
         (OutOfMemoryError("CUDA"), 1, "Error: out of memory: CUDA\nHint: a smaller --batch-size needs less\n"),
         (KeyError("a"), 1, "Error: stm failed unexpectedly: KeyError: 'a'\nHint: set STM_DEBUG=1 to see the traceback\n"),
@@ -93,6 +103,15 @@ def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
     os.close(write)
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        process = run("sys.exit(guard(lambda: print('x')))", stdout=full)
+        first, *rest = process.communicate(timeout=60)[1].splitlines()
+    assert first == "Error: the output cannot be written: No space left on device"
+    assert process.returncode == 1 and len(rest) == 1
 
 
 def test_ctrl_c_is_130_without_a_traceback() -> None:

@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import types
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def forms(state: State, tmp_path: Path) -> dict[str, Path]:
         "legacy": save(tmp_path / "legacy.pth", {"model": state}, _use_new_zipfile_serialization=False),
         "module": save(tmp_path / "module.pth", {"model": {f"module.{key}": value for key, value in state.items()}}),
         "compiled": save(tmp_path / "compiled.pth", {f"module._orig_mod.{key}": value for key, value in state.items()}),
+        "compiled outside": save(tmp_path / "outside.pth", {f"_orig_mod.module.{key}": value for key, value in state.items()}),
         "timm": save(tmp_path / "timm.pth", {"state_dict": collections.OrderedDict(state), "arch": "vim"}),
         "parameters": save(tmp_path / "parameters.pth", {key: torch.nn.Parameter(value) for key, value in state.items()}),
         "strided": save(
@@ -246,9 +248,23 @@ def test_arguments_win_over_what_the_file_says(state: State, tmp_path: Path) -> 
 
 def test_the_stored_crop_ratio_counts(state: State, tmp_path: Path) -> None:
     assert read(with_args(state, tmp_path / "x.pth", eval_crop_ratio=0.5)).preprocessing.resize == 128
-    assert read(with_args(state, tmp_path / "x.pth", eval_crop_ratio="?")).preprocessing.resize == 73
+    assert read(with_args(state, tmp_path / "x.pth", eval_crop_ratio=1)).preprocessing.resize == 64
+    for nonsense in ("?", 5e-324, float("nan"), -1.0):
+        assert read(with_args(state, tmp_path / "x.pth", eval_crop_ratio=nonsense)).preprocessing.resize == 73
     # vim/datasets.py takes images of up to 32 pixels as they are
     assert read(with_args(state, tmp_path / "x.pth", input_size=28)).preprocessing == Preprocess(resize=28, crop=28)
+
+
+def test_a_stride_that_no_number_holds_is_none(state: State, tmp_path: Path) -> None:
+    assert read(with_args(state, tmp_path / "x.pth", model="vim_stride" + "9" * 5000)).model.stride == 16
+
+
+def test_what_torch_remarks_about_a_file_is_not_shown(state: State, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        state["head.bias"] = torch.quantize_per_tensor(state["head.bias"], 0.1, 0, torch.qint8)
+        path = save(tmp_path / "x.pth", state)
+    refused(path, "head.bias is qint8", image_size=64)  # a warning would be an error here
 
 
 def test_the_usual_image_size_where_it_can_be(state: State, tmp_path: Path) -> None:
@@ -504,7 +520,8 @@ def test_other_zip_files(state: State, tmp_path: Path) -> None:
         ({"model": {}}, ["holds no tensors under 'model'"]),
         ({"epoch": 3}, ["'epoch' is a int, expected a tensor"]),
         ({"model": {"cls_token": [1.0]}}, ["'cls_token' is a list, expected a tensor"]),
-        ({"model": {3: torch.zeros(1)}}, ["3 is a Tensor"]),
+        ({"model": {3: torch.zeros(1)}}, ["3 is the name of a tensor, expected text"]),
+        ({"model": {"x": torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)}}, ["'x' is a nested tensor"]),
     ],
 )
 def test_pickles_without_a_state_dict(tmp_path: Path, content: Any, words: list[str]) -> None:

@@ -90,22 +90,23 @@ protections = st.builds(
     initial_state=st.booleans(),
 ) | st.builds(Protection, weights=st.just("hsp"), mode=st.sampled_from(MODES), normalized=st.booleans(), step_scale=st.floats(0, 4))
 
-budgets = (
-    shares.map(lambda rate: {"rate": rate})
-    | shares.map(lambda saving: {"saving": saving})
-    | st.lists(counts, max_size=3).map(lambda stages: {"stages": tuple(stages)})
-)
-recipes = st.builds(
-    lambda budget, **rest: Recipe(**budget, **rest),
-    budgets,
-    method=st.sampled_from(METHODS),
-    removed_share=shares,
-    schedule=st.sampled_from(ORDERS),
-    sides=st.sampled_from(SIDES),
-    tokens_per_side=st.none() | counts,
-    calibration=st.none() | st.builds(Calibration, data=words, n=counts, sha256=words),
-    seed=st.integers(0, 2**64),
-)
+
+@st.composite
+def recipes(draw: st.DrawFn, removed_share: float) -> Recipe:
+    order = draw(st.sampled_from(ORDERS))
+    budgets = {"rate": shares, "saving": shares, "stages": st.lists(counts, max_size=3).map(tuple)}
+    asked = draw(st.sampled_from(sorted(budgets)))
+    return Recipe(
+        method=draw(st.sampled_from(METHODS)),
+        **{asked: draw(budgets[asked])},
+        removed_share=removed_share,
+        schedule=order,
+        sides=draw(st.sampled_from(SIDES)),
+        tokens_per_side=None if order == "staged" else draw(st.none() | counts),
+        calibration=draw(st.none() | st.builds(Calibration, data=words, n=counts, sha256=words)),
+        seed=draw(st.integers(0, 2**64)),
+    )
+
 
 measured = st.builds(
     Measured,
@@ -116,7 +117,7 @@ measured = st.builds(
     top1_ci=st.none() | intervals,
     top5=st.none() | shares,
     drop_ci=st.none() | intervals,
-    kl=st.none() | finite,
+    kl=st.none() | st.floats(0, allow_infinity=False),
     mcnemar_p=st.none() | shares,
     reasons=st.dictionaries(words, words, max_size=2),
 )
@@ -126,16 +127,18 @@ measured = st.builds(
 def configs(draw: st.DrawFn) -> Config:
     model = draw(models())
     classes = draw(st.integers(1, 4))
+    schedule = draw(schedules(model))
+    names = st.none() | words
     return Config(
         model=model,
         num_classes=classes,
-        schedule=draw(schedules(model)),
+        schedule=schedule,
         preprocessing=draw(preprocessings(model)),
         label_names=draw(st.none() | st.tuples(*[words] * classes)),
         dtype=draw(st.sampled_from(DTYPES)),
         protection=draw(protections),
-        recipe=draw(st.none() | recipes),
-        source=draw(st.builds(Source, **dict.fromkeys(("repo", "file", "revision", "sha256", "license"), st.none() | words))),
+        recipe=draw(st.none() | recipes(schedule.removed_share)),
+        source=draw(st.builds(Source, repo=names, file=st.none() | st.just("vim.pth"), revision=names, sha256=names, license=names)),
         measured=tuple(draw(st.lists(measured, max_size=2))),
         files=draw(st.dictionaries(words, st.builds(FileInfo, sha256=words, bytes=st.integers(0)), max_size=2)),
         stm_version=draw(words),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm.bnnm import gradual, plan_schedule, staged
-from stm.config import Config, ModelConfig, Protection, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
 from stm.measure.flops import count, honest, paper, parameters
 from stm.plan import Plan, StaticPlan
 from stm.schedule import Schedule
@@ -123,7 +123,7 @@ def test_count_reports_shares_of_the_dense_model() -> None:
 def test_the_span_conv_and_the_scoring_count_only_honestly() -> None:
     schedule = staged(50, 24, (2, 4))
     plain, span, dynamic = (
-        count(Config(model=MINI, num_classes=10, schedule=schedule, protection=protection))
+        count(Config(model=MINI, num_classes=10, schedule=schedule, preprocessing=Preprocess.official(7), protection=protection))
         for protection in (PROTECTIONS[1], PROTECTIONS[0], PROTECTIONS[2])
     )
     assert plain.paper == span.paper == dynamic.paper

@@ -10,6 +10,7 @@ from PIL import Image
 from stm.config import Preprocess
 from stm.errors import DataError
 from stm.labels import imagenet
+from stm.measure import layouts
 from stm.measure.data import iterate
 from stm.measure.images import ImageFile, Sample
 from tests.pictures import PREP, labelled, labels_of, opened, picture
@@ -218,6 +219,7 @@ def test_imagenet_without_labels_or_with_others_is_refused(tmp_path):
         ("cut", "4\n", "meta.mat is not the development kit's table of classes"),
         ("keep", "4\n17\n", "ground_truth.txt line 2: '17' is not an ILSVRC2012_ID of meta.mat"),
         ("keep", "four\n", "ground_truth.txt line 1: 'four' is not an ILSVRC2012_ID"),
+        ("keep", "9" * 5000 + "\n", "is not an ILSVRC2012_ID"),
         ("keep", "4\n", "has no label for ILSVRC2012_val_00000002.JPEG"),
         ("keep", "4\n1001\n", "'n00001740' is not a class"),
     ],
@@ -233,6 +235,14 @@ def test_a_development_kit_that_says_something_else_is_refused(tmp_path, meta, g
     with pytest.raises(DataError) as refused:
         opened(validation_images(tmp_path / "val", [1, 2]), 1000)
     assert sentence in refused.value.message
+
+
+def test_a_table_of_classes_on_which_scipy_dies_is_one_sentence(tmp_path, monkeypatch):
+    """Some damaged files end the process inside scipy.io.loadmat (scipy 1.17: SIGSEGV for a flipped byte of an uncompressed one)."""
+    development_kit(tmp_path / "data", KIT, [4, 4])
+    monkeypatch.setattr(layouts, "_READ_META", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(DataError, match=r"meta\.mat is not the development kit's table of classes"):
+        opened(validation_images(tmp_path / "val", [1, 2]), 1000)
 
 
 # Real images

@@ -254,7 +254,7 @@ class Small(torch.nn.Linear):
 
 def test_fingerprint_sees_all_that_decides_the_logits_and_nothing_else() -> None:
     shape = ModelConfig(image_size=4, patch=2, stride=2, d_model=4, depth=2, dt_rank=1)
-    config = Config(model=shape, num_classes=2, schedule=dense_schedule(shape))
+    config = Config(model=shape, num_classes=2, schedule=dense_schedule(shape), preprocessing=Preprocess.official(4))
     first = fingerprint(Small(config))
     assert first == fingerprint(Small(replace(config, stm_version="9", extra={"note": "same"})))
     assert first == fingerprint(Small(config).double().float())
