@@ -228,7 +228,10 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from. `file` is a base name, or the name in the repo; `revision` a resolved commit; `license` its own."""
+    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its own.
+
+    A repository's file in a folder has its whole name in `extra.path`.
+    """
 
     repo: str | None = None
     file: str | None = None

@@ -5,8 +5,8 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from stm import artifact
 from stm.assets import EMBEDDED_MODEL
@@ -181,10 +181,12 @@ def _from_hub(repo: str, options: From, license: str | None, on_progress: OnProg
         file = only_checkpoint(repo, names)
     found = fetch(repo, file, revision=revision, token=token, on_progress=on_progress)
     card = about(repo, found.revision, token=token)
-    source = Source(repo=repo, file=file, revision=found.revision, license=card.license or license)
+    source = Source(repo=repo, file=PurePosixPath(file).name, revision=found.revision, license=card.license or license)
     model = _from_file(found.path, source, options)
+    extra: dict[str, Any] = {"path": file} if file != source.file else {}
     if card.datasets:
-        model.config = dataclasses.replace(model.config, extra=model.config.extra | {"datasets": list(card.datasets)})
+        extra["datasets"] = list(card.datasets)
+    model.config = dataclasses.replace(model.config, extra=model.config.extra | extra)
     return model
 
 

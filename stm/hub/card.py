@@ -144,7 +144,7 @@ def recipe_command(config: Config) -> list[str] | None:
     asked = config.extra.get("asked")
     asked = asked if isinstance(asked, dict) else {}
     options: dict[str, Any] = {
-        "--file": source.file if source.repo else None,
+        "--file": config.extra.get("path", source.file) if source.repo else None,
         "--revision": source.revision if source.repo else None,
         "--image-size": asked.get("image_size"),
         "--class-token": asked.get("class_token"),

@@ -32,7 +32,7 @@ def source(run: Run) -> dict[str, str]:
 def test_every_way_to_name_a_checkpoint(hub: Hub, repo: Repo, stm: Stm) -> None:
     commit = repo.refs["main"]
     found = source(stm("info", "owner/vim", "--json"))
-    assert (found["repo"], found["file"], found["revision"], found["license"]) == ("owner/vim", "weights/vim.pth", commit, "mit")
+    assert (found["repo"], found["file"], found["revision"], found["license"]) == ("owner/vim", "vim.pth", commit, "mit")
     for words in (
         ("owner/vim", "--file", "weights/vim.pth"),
         ("owner/vim", "--revision", commit),

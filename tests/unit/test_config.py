@@ -161,7 +161,6 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("protection.mode", "dynamic", "only hsp weights can be dynamic"),
         ("protection.step_scale", 5, "step_scale is 5.0, expected a number from 0 to 4"),
         ("recipe.sides", "top", "sides is 'top'"),
-        ("recipe.saving", 0.2, "rate 0.4, saving 0.2, stages None: expected exactly one"),
         ("recipe.stages", [1.5], r"recipe.stages\[0\] is 1.5, expected an integer"),
         ("measured.0.top1_ci", [0.1], r"measured\[0\].top1_ci is \[0.1\], expected a list"),
         ("measured.0.reasons.kl", 1, r"measured\[0\].reasons.kl is 1, expected a string"),
