@@ -1,6 +1,7 @@
 """What the command line refuses by itself, and its help. None of these runs imports torch."""
 
 import inspect
+import os
 import shlex
 
 import pytest
@@ -105,3 +106,12 @@ def test_every_example_can_be_pasted(example: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_is_long(command: str) -> None:
     assert len(inspect.getsource(COMMANDS[command]).splitlines()) < 200
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "passive"), ("active", "active")])
+def test_waiting_threads_sleep_unless_asked_otherwise(here, monkeypatch: pytest.MonkeyPatch, set_to: str | None, expected: str) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if set_to is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", set_to)
+    assert here("--version").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == expected
