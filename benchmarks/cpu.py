@@ -1,6 +1,6 @@
 """Every speed figure that a processor can show, as ratios within one run.
 
-    python benchmarks/cpu.py                       # one thread, all figures: some ten minutes on an idle machine
+    python benchmarks/cpu.py                       # one thread, all figures
     python benchmarks/cpu.py --threads 2 --only gemms,gain
     python benchmarks/cpu.py --cpu-time            # on a machine that is busy: this thread's processor time; one thread only
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from stm.errors import UsageError
 from stm.model import ViM
 
-AT_ONCE = 8  # images on a processor: of ViM-S, 32 at once take 1.15 times as long, the kernel's time for new pages; 1 takes 1.05 times
+AT_ONCE = (
+    8  # images on a processor: of ViM-S an image takes 1.06 times as long alone, and 1.18 times among 32 (memory that is new each time)
+)
 _WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
 
 Run = Callable[[Tensor], Tensor]
