@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def compress(
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
-        dry_run: write nothing, compare nothing.
+        dry_run: check everything, but write nothing and compare nothing.
         options: the fields of `Wish` and of `stm.resolve.From`.
 
     Raises:
@@ -103,6 +104,9 @@ def compress(
     seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
     if again is not None:
         check_source(dense.config, again, model, recipe)
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed) if eval else None
+    if max_drop is not None and samples is not None and not samples.labelled:
+        raise UsageError(f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out")
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed)
     wanted = {name: value for name, value in vars(wish).items() if name not in ("method", "sides")}
     small = bake(
@@ -117,12 +121,7 @@ def compress(
     if again is not None:
         check_made(small.config, again, recipe)
     figures = None
-    if eval and not dry_run:
-        samples = open_samples(data, config=dense.config, limit=limit, seed=seed)
-        if max_drop is not None and not samples.labelled:
-            raise UsageError(
-                f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out"
-            )
+    if samples is not None and not dry_run:
         figures = assess(
             small,
             samples,
@@ -275,7 +274,9 @@ def _compress_report(
     assert config.recipe is not None
     notes = notes_of(config)
     if figures is not None and figures.top1 is None:
-        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {output} --data DIR",)
+        notes += (
+            f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {shlex.quote(str(output))} --data DIR",
+        )
     if again is not None and figures is not None and again.measured and figures.data != again.measured[0].data:
         notes += (f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR chooses",)
     return CompressReport(

@@ -67,9 +67,10 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Measured):
-    """One evaluation with its speed, which a folder does not record."""
+    """One evaluation with what a folder does not record: its speed, and why the first of the images that failed could not be read."""
 
     images_per_second: float | None = None
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stm.reports import OnProgress, Progress, Report
+from stm.reports import Evaluation, OnProgress, Progress, Report
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -58,6 +58,13 @@ class Output:
         """Something that a person should know beside the report."""
         if not self.quiet:
             _labelled("Note: ", "bold", text)
+
+    def unreadable(self, evaluation: Evaluation) -> None:
+        """The images that failed, by name: a report only counts them."""
+        for sentence in evaluation.unreadable:
+            self.note(sentence)
+        if more := evaluation.failed - len(evaluation.unreadable):
+            self.note(f"{more} more could not be read: --records writes down which")
 
     def next(self, *commands: tuple[str, ...]) -> None:
         """The commands that a person may want now, with the real names, ready to be pasted."""

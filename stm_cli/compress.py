@@ -106,6 +106,8 @@ def run(
     output.report(report, lambda: screen(report), "" if failed else report.output)
     for note in (*report.environment.fallbacks, *report.notes):
         output.note(note)
+    if report.eval is not None:
+        output.unreadable(report.eval)
     if report.gate is not None and failed:
         raise GateError(
             f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing was written",

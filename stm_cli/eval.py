@@ -1,5 +1,7 @@
 """`stm eval`: how good a model is, and how near to the dense one it came from."""
 
+import shlex
+
 from rich.console import Group, RenderableType
 
 from stm.reports import EvalReport
@@ -64,6 +66,11 @@ def run(
     output.report(report, lambda: screen(report), value(report))
     for note in report.environment.fallbacks:
         output.note(note)
+    output.unreadable(report)
+    if report.top1 is None:
+        output.note(
+            f"accuracy was not measured, as {report.data} has no labels; measure it: stm eval {shlex.quote(report.model)} --data DIR"
+        )
     output.next(("stm", "info", report.model))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stm.config import Config
-from stm.errors import StmError, UsageError
+from stm.errors import SHOWN, StmError, UsageError
 from stm.measure.data import Batch, SampleSet, as_samples, iterate, workers_for
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
@@ -116,6 +116,7 @@ def assess(
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
     found = run(model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, on_progress=on_progress)
     measured = vars(summarize(found.records, data=samples.name, seed=seed))
+    measured |= {"unreadable": tuple(record.error for record in found.records if record.error is not None)[:SHOWN]}
     if found.images:
         return Evaluation(**measured, images_per_second=found.images / found.seconds)
     reason = {"images_per_second": f"every image was already in {records}"}

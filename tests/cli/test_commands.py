@@ -93,6 +93,30 @@ def test_predict(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     assert json.loads(mixed.out)["predictions"][1]["top5"] == []
 
 
+def test_broken_images_are_named_and_counted(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    shutil.copytree(labelled, tmp_path / "images")
+    with open(tmp_path / "images" / "labels.csv", "a") as table:
+        for number in range(9):
+            (tmp_path / "images" / f"broken {number}.png").write_text("no image")
+            table.write(f"broken {number}.png,1\n")
+    for command in (("compress", mini, "--out", "x"), ("eval", mini)):
+        run = here(*command, "--data", "images", "--json")
+        report = json.loads(run.out)
+        found = report.get("eval", report)
+        assert (run.code, found["n"], found["failed"], len(found["unreadable"])) == (0, 12, 9, 8)
+        assert "Note: broken 0.png: not an image that can be read\n" in run.err
+        assert "Note: 1 more could not be read: --records writes down which\n" in run.err
+    assert "broken" not in (tmp_path / "x" / "config.json").read_text()
+
+
+def test_without_labels_the_output_says_how_to_measure(here, mini: Path) -> None:
+    assert here("compress", mini, "--limit", "2", "--out", "small").code == 0
+    run = here("eval", "small", "--limit", "2")
+    assert run.code == 0 and "agreement" in run.out
+    said = "accuracy was not measured, as photograph-crops has no labels; measure it: stm eval small --data DIR"
+    assert f"Note: {said}\n" in run.err
+
+
 def test_env(here) -> None:
     run = here("env", "--json")
     report = json.loads(run.out)
@@ -145,8 +169,10 @@ BAD = {
     "step scale": (("--step-scale", "nan"), 2, "step_scale is nan"),
     "calibration of nothing": (("--calibration", "x", "--method", "paper"), 1, "x"),
     "max drop without labels": (("--max-drop", "1"), 2, "max drop needs labels"),
+    "max drop without labels, dry": (("--max-drop", "1", "--dry-run"), 2, "max drop needs labels"),
     "max drop without eval": (("--max-drop", "1", "--no-eval"), 2, "max drop"),
     "data that is not there": (("--data", "nowhere"), 1, "nowhere"),
+    "data that is not there, dry": (("--data", "nowhere", "--dry-run"), 1, "nowhere"),
     "backend": (("--backend", "wish"), 2, "wish"),
     "device": (("--device", "wish"), 2, "wish"),
     "file of a file": (("--file", "x"), 2, "--file was given"),
