@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def compress(
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
-        dry_run: write nothing, compare nothing.
+        dry_run: check everything, but write nothing and compare nothing.
         push_to: a Hub repository that the folder is pushed to; who is logged in is asked before anything is done.
         options: the fields of `Wish` and of `stm.resolve.From`.
 
@@ -112,17 +113,17 @@ def compress(
         limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
     if again is not None:
         check_source(dense.config, again, model, recipe)
+    samples = None
+    if eval:
+        samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
+    if max_drop is not None and samples is not None and not samples.labelled:
+        raise UsageError(f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out")
     images = None if calibration is None else _calibration_images(calibration, dense.config, seed, source.token, on_progress)
     small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
         check_made(small.config, again, recipe)
     figures = None
-    if eval and not dry_run:
-        samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
-        if max_drop is not None and not samples.labelled:
-            raise UsageError(
-                f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out"
-            )
+    if samples is not None and not dry_run:
         figures = assess(
             small,
             samples,
@@ -287,7 +288,8 @@ def _compress_report(
     elif gate is None:
         reasons = {"gate": "no max drop was given"}
     if figures is not None and figures.top1 is None:
-        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {model_of(str(output))} --data DIR",)
+        where = shlex.quote(model_of(str(output)))
+        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR",)
     if again is not None and figures is not None and again.measured and figures.data != again.measured[0].data:
         notes += (f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR chooses",)
     return CompressReport(

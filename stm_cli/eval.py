@@ -1,5 +1,7 @@
 """`stm eval`: how good a model is, and how near to the dense one it came from."""
 
+import shlex
+
 from rich.console import Group, RenderableType
 
 from stm.reports import EvalReport
@@ -68,7 +70,9 @@ def run(
     for note in (*found, *report.environment.fallbacks, *broken_notes(report)):
         output.note(note)
     if report.top1 is None:
-        output.note(f"accuracy was not measured, as {report.data} has no labels; a folder of labelled images has: --data DIR")
+        output.note(
+            f"accuracy was not measured, as {report.data} has no labels; measure it: stm eval {shlex.quote(report.model)} --data DIR"
+        )
     output.next(("stm", "info", report.model))
 
 

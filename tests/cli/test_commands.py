@@ -98,6 +98,14 @@ def test_predict(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     assert json.loads(mixed.out)["predictions"][1]["top5"] == []
 
 
+def test_without_labels_the_output_says_how_to_measure(here, mini: Path) -> None:
+    assert here("compress", mini, "--limit", "2", "--out", "small").code == 0
+    run = here("eval", "small", "--limit", "2")
+    assert run.code == 0 and "agreement" in run.out
+    said = "accuracy was not measured, as photograph-crops has no labels; measure it: stm eval small --data DIR"
+    assert f"Note: {said}\n" in run.err
+
+
 def test_env(here) -> None:
     run = here("env", "--json")
     report = json.loads(run.out)
@@ -170,8 +178,10 @@ BAD = {
     "step scale": (("--step-scale", "nan"), 2, "step_scale is nan"),
     "calibration of nothing": (("--calibration", "x", "--method", "paper"), 1, "x"),
     "max drop without labels": (("--max-drop", "1"), 2, "max drop needs labels"),
+    "max drop without labels, dry": (("--max-drop", "1", "--dry-run"), 2, "max drop needs labels"),
     "max drop without eval": (("--max-drop", "1", "--no-eval"), 2, "max drop"),
     "data that is not there": (("--data", "nowhere"), 1, "nowhere"),
+    "data that is not there, dry": (("--data", "nowhere", "--dry-run"), 1, "nowhere"),
     "backend": (("--backend", "wish"), 2, "wish"),
     "device": (("--device", "wish"), 2, "wish"),
     "file of a file": (("--file", "x"), 2, "--file was given"),
