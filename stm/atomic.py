@@ -225,6 +225,7 @@ def _discard(folder: Path, names: tuple[str, ...]) -> None:
     tries again.
     """
     with suppress(OSError):
+        folder.chmod(0o700)  # a read-only one keeps its files
         for name in names:
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

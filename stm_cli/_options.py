@@ -66,8 +66,8 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """An option with its panel in the help; without a metavar it is a flag."""
-    return typer.Option(name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, **more)
+    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's to say."""
+    return typer.Option(name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more)
 
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
@@ -83,7 +83,7 @@ OptionalModel = Annotated[
         metavar="MODEL", help=f"{_MODEL} Without it: the folder here, else the only one below, else vim-digits.", show_default=False
     ),
 ]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", readable=False)]
 
 Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
 Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
