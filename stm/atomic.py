@@ -236,6 +236,7 @@ def _discard(folder: Path, names: tuple[str, ...]) -> None:
     tries again.
     """
     with suppress(OSError):
+        folder.chmod(0o700)  # a read-only one keeps its files
         for name in names:
             (folder / name).unlink(missing_ok=True)
         for inner in {(folder / name).parent for name in names} - {folder}:

@@ -92,8 +92,8 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """An option with its panel in the help; without a metavar it is a flag."""
-    return typer.Option(name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, **more)
+    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's to say."""
+    return typer.Option(name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more)
 
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
@@ -110,7 +110,7 @@ OptionalModel = Annotated[
         metavar="MODEL", help=f"{_MODEL} Without it: the folder here, else the only one below, else vim-digits.", show_default=False
     ),
 ]
-Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")]
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", readable=False)]
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
 FolderOrRepo = Annotated[

@@ -185,6 +185,13 @@ def test_an_identity_that_was_edited(here, mini: Path, tmp_path: Path, labelled:
     sentence(here(*evaluate), 1, "r.csv.json does not say what r.csv was measured on: ")
 
 
+def test_whether_a_path_can_be_read_is_not_a_matter_of_options(here, mini: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image that may not be read is a broken one, and such data exits 1: the option parser must not refuse them first."""
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    assert here("predict", mini, labelled / "image 0.png").code == 0
+    assert here("eval", mini, "--data", labelled, "--records", "r.csv").code == 0
+
+
 def test_weights_whose_logits_are_not_finite(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(mini, weights_only=False)
     checkpoint["model"]["head.weight"] = checkpoint["model"]["head.weight"].sign() * 3e38

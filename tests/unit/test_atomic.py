@@ -186,6 +186,15 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         atomic.check(tmp_path / "locked" / "out", NAMES, force=False)
 
 
+def test_a_read_only_folder_that_is_replaced_leaves_nothing(tmp_path: Path, exchange: str) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("the superuser may delete anywhere")
+    put(tmp_path / "out", "old").chmod(0o555)
+    replace(tmp_path / "out", "new", force=True)
+    assert content(tmp_path / "out") == whole("new")
+    assert not list(tmp_path.glob(".out.*"))
+
+
 def test_a_full_disk_is_not_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
