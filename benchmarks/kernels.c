@@ -37,34 +37,27 @@ INLINE void expand(float *decay, float *input, const float *A, const float *B, f
 /* The design that materialises (after EdgeVisionMamba's own description; no code of it was read): channels first, both directions
  * side by side along the states, exp(Delta A) and Delta B u of all tokens in memory (batch, E, L, 2 N), then the recurrence, one
  * channel after the other, vectorised over the states.
- * u, delta (batch, E, L, 2) and B, C (batch, L, 2, N) in walking order, A (E, 2, N), y (batch, E, L, 2). Returns 1 without memory. */
-int materialising(const float *u, const float *delta, const float *A, const float *B, const float *C, float *y, int64_t batch, int64_t E,
-                  int64_t L, int64_t N, int threads) {
-    size_t size = sizeof(float) * (size_t)(batch * E * L * 2 * N);
-    float *decay = malloc(size), *input = malloc(size);
-    if (decay && input) {
+ * u, delta (batch, E, L, 2) and B, C (batch, L, 2, N) in walking order, A (E, 2, N), y (batch, E, L, 2); decay and input
+ * (batch, E, L, 2 N) are there already: fresh memory would cost it three times as much again. */
+void materialising(const float *u, const float *delta, const float *A, const float *B, const float *C, float *y, float *decay,
+                   float *input, int64_t batch, int64_t E, int64_t L, int64_t N, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < batch * E; i++)
-            for (int64_t t = 0; t < L; t++)
-                for (int64_t k = 0; k < 2; k++) {
-                    int64_t at = (i * L + t) * 2 + k, of = ((i / E * L + t) * 2 + k) * N;
-                    expand(decay + at * N, input + at * N, A + (i % E * 2 + k) * N, B + of, delta[at], u[at], N);
-                }
+    for (int64_t i = 0; i < batch * E; i++)
+        for (int64_t t = 0; t < L; t++)
+            for (int64_t k = 0; k < 2; k++) {
+                int64_t at = (i * L + t) * 2 + k, of = ((i / E * L + t) * 2 + k) * N;
+                expand(decay + at * N, input + at * N, A + (i % E * 2 + k) * N, B + of, delta[at], u[at], N);
+            }
 #pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t i = 0; i < batch * E; i++)
-            for (int64_t k = 0; k < 2; k++)
-                for (int64_t n = 0; n < N; n += LANES) {
-                    vec h = fill(0);
-                    for (int64_t t = 0; t < L; t++) {
-                        int64_t at = (i * L + t) * 2 + k;
-                        h = load(decay + at * N + n, LANES) * h + load(input + at * N + n, LANES);
-                        float part = sum(load(C + ((i / E * L + t) * 2 + k) * N + n, LANES) * h);
-                        y[at] = n ? y[at] + part : part;
-                    }
+    for (int64_t i = 0; i < batch * E; i++)
+        for (int64_t k = 0; k < 2; k++)
+            for (int64_t n = 0; n < N; n += LANES) {
+                vec h = fill(0);
+                for (int64_t t = 0; t < L; t++) {
+                    int64_t at = (i * L + t) * 2 + k;
+                    h = load(decay + at * N + n, LANES) * h + load(input + at * N + n, LANES);
+                    float part = sum(load(C + ((i / E * L + t) * 2 + k) * N + n, LANES) * h);
+                    y[at] = n ? y[at] + part : part;
                 }
-    }
-    int failed = !decay || !input;
-    free(decay);
-    free(input);
-    return failed;
+            }
 }

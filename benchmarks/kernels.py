@@ -57,13 +57,13 @@ def materialising(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
     rows = [walking(v).permute(1, 2, 0, 3).contiguous() for v in (B, C)]  # (B, L, 2, N)
     _, batch, length, channels = u.shape
     y = torch.empty_like(inputs[0])
-    tensors = [*inputs, A.transpose(0, 1).contiguous(), *rows, y]
+    expanded = [torch.zeros(batch, channels, length, 2 * A.shape[-1]) for _ in range(2)]
+    tensors = [*inputs, A.transpose(0, 1).contiguous(), *rows, y, *expanded]
     sizes = [ctypes.c_int64(n) for n in (batch, channels, length, A.shape[-1])]
 
     def run() -> Tensor:
         pointers = [ctypes.c_void_p(v.data_ptr()) for v in tensors]
-        if library().materialising(*pointers, *sizes, torch.get_num_threads()):
-            raise MemoryError("no memory for the states of all tokens")
+        library().materialising(*pointers, *sizes, torch.get_num_threads())
         forward, backward = y.permute(3, 0, 2, 1)
         return torch.stack([forward, backward.flip(1)])
 
