@@ -25,6 +25,7 @@ from stm.measure.data import from_files, iterate, open_samples
 from stm.measure.environment import environment_of, here, processor_name
 from stm.measure.evaluate import assess, logits_of
 from stm.measure.records import check_path
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.recipe import Wish, as_recorded, check_made, check_source, default_name
 from stm.reports import (
@@ -156,6 +157,7 @@ def evaluate(
     batch_size: int = 32,
     seed: int = 0,
     workers: int | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
     **source: Any,
 ) -> EvalReport:
@@ -165,14 +167,15 @@ def evaluate(
 
     Args:
         model: a MODEL as `stm.resolve.open_model` takes it; None: see `stm.resolve.find_default`.
+        world: the processes that share the images and return the same report; the first one has the records' file.
         source: how to read it, the fields of `stm.resolve.From`.
     """
     named = find_default() if model is None else model
-    if records is not None:
+    if records is not None and world.first:
         check_path(records)
     options = From(**source)
     vim = open_model(named, options, on_progress)
-    samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
+    samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
     own = vim if options.dtype is None else open_model(named, dataclasses.replace(options, dtype=None))
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
@@ -184,9 +187,10 @@ def evaluate(
         seed=seed,
         records=records,
         workers=workers,
+        world=world,
         on_progress=on_progress,
     )
-    return EvalReport(command="eval", model=named, environment=environment_of(vim), **vars(figures))
+    return EvalReport(command="eval", model=named, environment=environment_of(vim, world), **vars(figures))
 
 
 def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) -> InfoReport:

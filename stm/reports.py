@@ -29,7 +29,10 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are sentences."""
+    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are sentences.
+
+    `threads` are each process's; a speed is that of all `processes` together.
+    """
 
     stm: str
     torch: str
@@ -39,13 +42,15 @@ class Environment:
     backend: str
     fallbacks: tuple[str, ...] = ()
     threads: int
+    processes: int = 1
 
     @property
     def in_words(self) -> str:
         """All that matters for a figure, in one line."""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
-        return f"{on}, {threads}, {self.dtype}, backend {self.backend}"
+        each = "" if self.processes == 1 else f"{self.processes} processes, each "
+        return f"{on}, {each}{threads}, {self.dtype}, backend {self.backend}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from stm.measure.data import open_samples
 from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
 from stm.measure.sweep import Grid, measure_cells, planned
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.reports import Evaluation, OnProgress
 from stm.resolve import From, name_of, open_model
@@ -38,6 +39,7 @@ def compare(
     batch_size: int = 32,
     seed: int = 0,
     workers: int | None = None,
+    world: World = ALONE,
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
@@ -51,6 +53,7 @@ def compare(
         methods, saving, rate, at: see `stm.measure.compare.entrants`.
         also: other dense MODELs: smaller siblings, which a compressed model should beat.
         seed: chooses images, and draws what random pruning removes.
+        world: the processes that share the images and return the same report; the first one writes.
         out: a folder for the table and its figure.
         force: replace a folder that holds nothing but these.
         source: how to read the models, the fields of `stm.resolve.From`.
@@ -59,19 +62,19 @@ def compare(
         UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
         StmError: what reading and measuring raise; matplotlib is not installed and a figure is wanted.
     """
-    if out is not None:
+    if out is not None and world.first:
         plots.require()
         atomic.check(out, COMPARED, force=force)
     options = From(**source)
     dense = open_model(model, options)
     entered = entrants(dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options), seed=seed)
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
-    runs = race(entered, samples, batch_size=batch_size, workers=workers, on_progress=on_progress).runs
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
+    runs = race(entered, samples, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress).runs
     table = rows(entered, runs, data=samples.name, seed=seed)
     report = CompareReport(
         command="compare",
         model=model,
-        environment=environment_of(dense),
+        environment=environment_of(dense, world),
         data=samples.name,
         n=table[0].n,
         seed=seed,
@@ -84,7 +87,7 @@ def compare(
         output=None if out is None else str(out),
         files=() if out is None else COMPARED,
     )
-    if out is not None:
+    if out is not None and world.first:
         with atomic.replacing(out, COMPARED, force=force) as folder, plots.style():
             title = f"{model} on {report.n:,} images of {samples.name}, {report.target:.1%} of the operations saved"
             plots.save(plots_compare.compared(table, title), folder, "compare")
@@ -102,6 +105,7 @@ def sweep(
     batch_size: int = 32,
     seed: int = 0,
     workers: int | None = None,
+    world: World = ALONE,
     out: str | Path | None = None,
     on_progress: OnProgress | None = None,
     **options: Any,
@@ -109,7 +113,7 @@ def sweep(
     """`stm sweep`: Table 3 and the Pareto curve. Every finished cell is stored at once; the same command continues a killed run.
 
     Args:
-        model, data, also, batch_size, workers, seed: as for `compare`.
+        model, data, also, batch_size, workers, world, seed: as for `compare`.
         limit: the most images; None: all.
         out: the folder of the cells, the table and the figure, named after the model by default.
         options: the fields of `stm.measure.sweep.Grid` (None: its default) and of `stm.resolve.From`.
@@ -121,13 +125,14 @@ def sweep(
     """
     plots.require()
     output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
-    check_folder(output, SWEPT)
+    if world.first:
+        check_folder(output, SWEPT)
     axes = {name: value for name in Grid.__dataclass_fields__ if (value := options.pop(name, None)) is not None}
     grid, source = Grid(**axes), From(**options)
     dense, siblings = open_model(model, source), _siblings(also, source)
     plan = list(planned(dense, grid, siblings, seed))
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
-    environment = environment_of(dense)
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress)
+    environment = environment_of(dense, world)
     identity = SweepIdentity(
         model=fingerprint(dense),
         data=samples.fingerprint,
@@ -137,11 +142,11 @@ def sweep(
         batch_size=batch_size,
         environment=encode(environment),
     )
-    file = CellFile(output, identity, SWEPT)
+    file = CellFile(output, identity, SWEPT) if world.first else None
     keys = [each.key for each in plan if each.model is not None]
-    resumed = sum(key in file.done for key in keys)
-    measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, on_progress=on_progress)
-    table = tuple(file.done[key] for key in keys)
+    resumed = 0 if file is None else sum(key in file.done for key in keys)
+    done = measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress)
+    table = tuple(done[key] for key in keys)
     report = SweepReport(
         command="sweep",
         model=model,
@@ -156,11 +161,12 @@ def sweep(
         output=str(output),
         files=SWEPT,
     )
-    write_whole(output / "sweep.csv", as_csv(table))
-    write_whole(output / "sweep.json", report.to_json() + "\n")
-    with plots.style():
-        title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
-        plots.save(plots_pareto.swept(table, title), output, "sweep")
+    if world.first:
+        write_whole(output / "sweep.csv", as_csv(table))
+        write_whole(output / "sweep.json", report.to_json() + "\n")
+        with plots.style():
+            title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
+            plots.save(plots_pareto.swept(table, title), output, "sweep")
     return report
 
 

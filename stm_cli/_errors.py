@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import typer
 
 from stm.errors import StmError
+from stm.measure.world import here
 from stm_cli._output import error
 
 DEBUG = "STM_DEBUG"
@@ -92,6 +93,8 @@ def guard(command: Callable[[], Any]) -> int:
         if isinstance(caught, BrokenPipeError):
             # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(caught, typer.TyperException) and not here().first:
+            return failure.code  # the first process says the same
         if failure.message:
             error(failure.message, failure.hint)
         return failure.code

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from stm.measure.world import here
 from stm.reports import OnProgress, Progress, Report
 from stm_cli._format import size
 
@@ -40,11 +41,12 @@ class Output:
 
     Args:
         json: print the report as one JSON document.
-        quiet: print its one essential value, if there is one; no progress, notes or hints.
+        quiet: print its one essential value, if there is one; no progress, notes or hints. Of several processes all but the first
+            are quiet.
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        self.json, self.quiet = json, quiet
+        self.json, self.quiet = json, quiet or not here().first
 
     def report(self, report: Report, screen: Callable[[], RenderableType], value: str) -> None:
         """Print a report to stdout, in the one form that was asked for."""

@@ -45,9 +45,10 @@ def run(
 ) -> None:
     """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
     from stm import tables
+    from stm.measure.world import joined
 
     output = Output(json=json, quiet=quiet)
-    with output.progress() as on_progress:
+    with output.progress() as on_progress, joined() as world:
         report = tables.compare(
             model,
             saving=saving,
@@ -72,6 +73,7 @@ def run(
             dtype=dtype,
             backend=backend,
             workers=workers,
+            world=world,
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), report.output or "")

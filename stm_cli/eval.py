@@ -42,9 +42,10 @@ def run(
 ) -> None:
     """Measure top-1 and top-5 with intervals, and agreement with the dense model."""
     from stm import pipeline
+    from stm.measure.world import joined
 
     output = Output(json=json, quiet=quiet)
-    with output.progress() as on_progress:
+    with output.progress() as on_progress, joined() as world:
         report = pipeline.evaluate(
             model,
             data=data,
@@ -63,6 +64,7 @@ def run(
             dtype=dtype,
             backend=backend,
             workers=workers,
+            world=world,
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), value(report))

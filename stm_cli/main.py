@@ -10,6 +10,7 @@ from typer.main import get_command
 
 import stm
 from stm.errors import UsageError
+from stm.measure.world import here
 from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
 from stm_cli._options import examples
 
@@ -29,6 +30,9 @@ for module in (plan, compress, eval, info, predict, bench, compare, sweep, expla
     app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
 
 
+SHARED = ("eval", "compare", "sweep")  # what several processes do together
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"stm {stm.__version__}")
@@ -37,6 +41,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Show the version and exit.")
     ] = False,
@@ -45,6 +50,12 @@ def root(
         os.getcwd()
     except FileNotFoundError:
         raise UsageError("the current folder does not exist any more", "change to one that does") from None
+    world = here()
+    if world.size > 1 and context.invoked_subcommand not in SHARED:
+        if not world.first:
+            raise typer.Exit(UsageError.exit_code)
+        message = f"stm {context.invoked_subcommand} runs in one process, and this is one of {world.size}"
+        raise UsageError(message, f"run it without torchrun; several processes share {', '.join(SHARED)}")
 
 
 def main() -> None:
@@ -58,4 +69,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
+    if not here().first:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first alone prints
     sys.exit(_errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False)))

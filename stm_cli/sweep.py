@@ -56,9 +56,10 @@ def run(
 ) -> None:
     """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
     from stm import tables
+    from stm.measure.world import joined
 
     output = Output(json=json, quiet=quiet)
-    with output.progress() as on_progress:
+    with output.progress() as on_progress, joined() as world:
         report = tables.sweep(
             model,
             method=method,
@@ -87,6 +88,7 @@ def run(
             dtype=dtype,
             backend=backend,
             workers=workers,
+            world=world,
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), report.output)

@@ -15,11 +15,12 @@ from stm.bake import bake
 from stm.errors import UsageError
 from stm.findings import CompareRow
 from stm.measure import flops
-from stm.measure.data import SampleSet, iterate, workers_for
-from stm.measure.evaluate import Run, evaluating, logits_of
+from stm.measure.data import Batch, SampleSet, batches_of, iterate, workers_for
+from stm.measure.evaluate import Run, Timing, evaluating, logits_of, same_work, timed
 from stm.measure.records import Record, records_of
 from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import compared, summarize
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.peers import DEFAULT, METHODS
 from stm.plan import Plan
@@ -44,7 +45,7 @@ class Entrant:
 
 
 class Race(NamedTuple):
-    """The records and the time of each entrant, and the dense model's logits, a tensor a batch."""
+    """The records and the time of each entrant, and the dense model's logits, a tensor a batch of this process."""
 
     runs: list[Run]
     logits: list[Tensor]
@@ -107,44 +108,60 @@ def race(
     batch_size: int = 32,
     workers: int | None = None,
     reference: Sequence[Tensor] | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Race:
     """Run the entrants over a sample set.
 
     Args:
-        reference: the dense model's logits, a tensor a batch; None: the first entrant is the dense model.
+        reference: the dense model's logits, a tensor a batch of this process; None: the first entrant is the dense model.
+        world: the processes that share the batches; all of them find the same runs.
     """
+    same_work(world, entered[0].model, samples)
     found: list[list[Record]] = [[] for _ in entered]
-    timings: list[list[tuple[int, float]]] = [[] for _ in entered]
+    timings: list[list[list[Timing]]] = [[[] for _ in range(world.size)] for _ in entered]
     report = on_progress or (lambda progress: None)
     prep, chosen = entered[0].model.config.preprocessing, samples.samples
-    workers = workers_for(samples) if workers is None else workers
+    workers = workers_for(samples, world) if workers is None else workers
     total = len(samples) * len(entered)
     report(Progress("compare", 0, total, "images"))
     kept: list[Tensor] = []
+    warm, done = False, 0
     with torch.inference_mode(), evaluating(*(entrant.model for entrant in entered)):
-        for batch in iterate(samples, prep, batch_size=batch_size, workers=workers):
-            broken = {place: Record(file=chosen[place].file, label=chosen[place].label, error=e) for place, e in batch.errors.items()}
-            files, labels = [chosen[i].file for i in batch.indices], [chosen[i].label for i in batch.indices]
-            dense_logits = reference[len(kept)] if reference is not None else None
-            for number, entrant in enumerate(entered):
-                records = dict(broken)
-                if batch.indices:
-                    if not timings[number]:
-                        logits_of(entrant.model, batch.images[:1], files, entrant.method)  # once, untimed
-                    logits, seconds = logits_of(entrant.model, batch.images, files, entrant.method)
+        batches = iterate(samples, prep, batch_size=batch_size, workers=workers, world=world)
+        for batch in world.in_rounds(batches, batches_of(len(samples), batch_size)):
+            scored: list[tuple[list[Record], Timing]] = []
+            if batch is not None:
+                dense_logits = reference[len(kept)] if reference is not None else None
+                for entrant in entered:
+                    if batch.indices and not warm:
+                        logits_of(entrant.model, batch.images[:1], [chosen[batch.indices[0]].file], entrant.method)  # once, untimed
+                    records, timing, logits = _score(entrant, samples, batch, dense_logits)
                     dense_logits = logits if dense_logits is None else dense_logits
-                    records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
-                    timings[number].append((len(batch.indices), seconds))
-                found[number] += [records[place] for place in sorted(records)]
-                report(Progress("compare", sum(map(len, found)), total, "images"))
-            kept.append(torch.empty(0) if dense_logits is None else dense_logits)
-    timed = [timing[1:] or timing for timing in timings]  # the first batch warms caches up
-    runs = [
-        Run(records, sum(images for images, _ in timing), sum(seconds for _, seconds in timing))
-        for records, timing in zip(found, timed, strict=True)
-    ]
+                    scored.append((records, timing))
+                    done += world.size * len(records)
+                    report(Progress("compare", min(done, total), total, "images"))
+                warm = warm or bool(batch.indices)
+                kept.append(torch.empty(0) if dense_logits is None else dense_logits)
+            for rank, theirs in enumerate(world.gather(scored)):
+                for number, (records, timing) in enumerate(theirs):
+                    found[number] += records
+                    if timing[0]:
+                        timings[number][rank].append(timing)
+    runs = [Run(records, *timed(timing)) for records, timing in zip(found, timings, strict=True)]
     return Race(runs, kept)
+
+
+def _score(entrant: Entrant, samples: SampleSet, batch: Batch, dense_logits: Tensor | None) -> tuple[list[Record], Timing, Tensor | None]:
+    """An entrant's records of a batch in the set's order, its time, and its logits (B, classes): the dense ones where none are given."""
+    chosen = samples.samples
+    records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
+    logits, seconds = None, 0.0
+    if batch.indices:
+        files, labels = [chosen[i].file for i in batch.indices], [chosen[i].label for i in batch.indices]
+        logits, seconds = logits_of(entrant.model, batch.images, files, entrant.method)
+        records |= zip(batch.indices, records_of(files, labels, logits, logits if dense_logits is None else dense_logits), strict=True)
+    return [records[place] for place in sorted(records)], (len(batch.indices), seconds), logits
 
 
 def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:

@@ -5,7 +5,7 @@ import json
 import operator
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from stm.measure.decode import decode_all
 from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
+from stm.measure.world import ALONE, World
 from stm.reports import OnProgress
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
@@ -83,6 +84,7 @@ def open_samples(
     seed: int = 0,
     need_labels: bool = True,
     token: str | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
     """The sample set that a user names.
@@ -95,6 +97,7 @@ def open_samples(
         limit, seed: see `SampleSet.take`.
         need_labels: without, every image in the folder or below it is taken and none has a label.
         token, on_progress: of a download.
+        world: the processes that all open this set.
 
     Raises:
         DataError: the folder does not exist or cannot be read, or its labels are missing or not the model's classes.
@@ -221,20 +224,33 @@ class Batch(NamedTuple):
     errors: dict[int, str]
 
 
-def workers_for(samples: SampleSet) -> int:
-    """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is in memory."""
+def workers_for(samples: SampleSet, world: World = ALONE) -> int:
+    """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is in memory.
+
+    Args:
+        world: the processes that share the machine, and each want some.
+    """
     if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile | ParquetImage):
         return 0
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(1, processors // world.local_size))
 
 
-def iterate(samples: SampleSet, prep: Preprocess, *, batch_size: int, workers: int = 0, start: int = 0) -> Iterator[Batch]:
+def batches_of(images: int, batch_size: int) -> int:
+    """How many batches so many images are."""
+    return -(-images // batch_size)
+
+
+def iterate(
+    samples: SampleSet, prep: Preprocess, *, batch_size: int, workers: int = 0, start: int = 0, world: World = ALONE
+) -> Iterator[Batch]:
     """The set in batches of `batch_size`, in order; the last may be smaller. The same whatever the workers.
 
     Args:
         workers: processes that decode; 0 decodes in this one. They are started afresh (`spawn`), so that a script that
             asks for some needs its `if __name__ == "__main__":`.
         start: the place of the first image.
+        world: of the processes that share the batches; this one gets those that are its own.
 
     Raises:
         UsageError: a batch size below 1 or workers below 0.
@@ -244,10 +260,10 @@ def iterate(samples: SampleSet, prep: Preprocess, *, batch_size: int, workers: i
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if workers < 0:
         raise UsageError(f"workers is {workers}, expected 0 or more")
-    return _batches(samples, prep, range(start, len(samples), batch_size), batch_size, workers)
+    return _batches(samples, prep, world.mine(range(start, len(samples), batch_size)), batch_size, workers)
 
 
-def _batches(samples: SampleSet, prep: Preprocess, starts: range, batch_size: int, workers: int) -> Iterator[Batch]:
+def _batches(samples: SampleSet, prep: Preprocess, starts: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
     chunks = [samples.samples[first : first + batch_size] for first in starts]
     if chunks and isinstance(chunks[0][0].source, Tensor):
         for first, chunk in zip(starts, chunks, strict=True):

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import torch
 
 from stm import __version__, backends
 from stm.device import pick
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.reports import Environment
 
 
-def environment_of(model: ViM) -> Environment:
-    """The environment that a ViM runs in: its device, dtype and backend, and every fallback that it met."""
+def environment_of(model: ViM, world: World = ALONE) -> Environment:
+    """The environment that a ViM runs in: its device, dtype and backend, the fallbacks that it met, the processes that share the work."""
     device, backend = next(model.parameters()).device, model.backend
-    return environment(device, dtype=model.config.dtype, backend=backend.name, fallbacks=backend.fallbacks)
+    found = environment(device, dtype=model.config.dtype, backend=backend.name, fallbacks=backend.fallbacks)
+    return replace(found, processes=world.size)
 
 
 def environment(device: str | torch.device, *, dtype: str, backend: str, fallbacks: tuple[str, ...] = ()) -> Environment:

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from stm.config import Config
 from stm.errors import SHOWN, StmError, UsageError
-from stm.measure.data import Batch, SampleSet, as_samples, iterate, workers_for
+from stm.measure.data import Batch, SampleSet, as_samples, batches_of, iterate, workers_for
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
 from stm.measure.stats import summarize
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.reports import EvalReport, Evaluation, OnProgress, Progress
 from stm.serving import AT_ONCE
+
+Timing = tuple[int, float]  # images, and the seconds that the model took for them
 
 
 class Run(NamedTuple):
@@ -30,7 +33,7 @@ class Run(NamedTuple):
 
     Args:
         records: one an image, in the set's order.
-        images, seconds: the images whose forward was timed, and how long the model took for them.
+        images, seconds: the images whose forward was timed, and how long the model took for them; see `timed`.
     """
 
     records: list[Record]
@@ -95,15 +98,21 @@ def assess(
     seed: int = 0,
     records: str | Path | None = None,
     workers: int | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """The figures of `evaluate`, for a set from which `limit` and `seed` have already drawn."""
+    """The figures of `evaluate`, for a set from which `limit` and `seed` have already drawn.
+
+    Args:
+        world: the processes that all call this, and share the work. The first one has the records' file.
+    """
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if reference is not None:
         _check_pair(model.config, reference.config)
+    same_work(world, model, samples)
     file = None
-    if records is not None:
+    if records is not None and world.first:
         check_path(records)
         identity = Identity(
             model=fingerprint(model),
@@ -114,7 +123,9 @@ def assess(
             seed=seed,
         )
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
-    found = run(model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, on_progress=on_progress)
+    found = run(
+        model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, world=world, on_progress=on_progress
+    )
     measured = vars(summarize(found.records, data=samples.name, seed=seed))
     broken = tuple(record.error for record in found.records if record.error is not None)[:SHOWN]
     if found.images:
@@ -131,39 +142,53 @@ def run(
     batch_size: int = 32,
     workers: int | None = None,
     file: RecordFile | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Run:
     """The records of a sample set, and the time that the model's forward took.
 
-    Only the model is timed: not decoding, not copying images to the device, not the dense model; and not the first
-    batch, which warms caches up, if there is another.
+    Only the model is timed: not decoding, not copying images to the device, not the dense model.
 
     Args:
-        file: where the records go, batch by batch; those that are in it already are not computed again.
+        file: where the records go, batch by batch; those that are in it already are not computed again. The first process's.
+        world: the processes that share the batches; all of them find the same.
     """
-    records = list(file.done) if file is not None else []
-    timings: list[tuple[int, float]] = []
+    records = world.share(list(file.done) if file is not None else [])
+    timings: list[list[Timing]] = [[] for _ in range(world.size)]
     report = on_progress or (lambda progress: None)
     report(Progress("evaluate", len(records), len(samples), "images"))
     batches = iterate(
         samples,
         model.config.preprocessing,
         batch_size=batch_size,
-        workers=workers_for(samples) if workers is None else workers,
+        workers=workers_for(samples, world) if workers is None else workers,
         start=len(records),
+        world=world,
     )
     with torch.inference_mode(), evaluating(model, reference):
-        for batch in batches:
-            done, seconds = _score(model, reference, samples, batch)
-            if batch.indices:
-                timings.append((len(batch.indices), seconds))
-            if file is not None:
-                file.append(done)
-            records += done
+        for batch in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
+            scored = None if batch is None else _score(model, reference, samples, batch)
             del batch  # its images would be in memory beside those of the next
-            report(Progress("evaluate", len(records), len(samples), "images"))
-    timed = timings[1:] or timings
-    return Run(records, sum(images for images, _ in timed), sum(seconds for _, seconds in timed))
+            for theirs, (done, timing) in zip(timings, filter(None, world.gather(scored)), strict=False):
+                if timing[0]:
+                    theirs.append(timing)
+                if file is not None:
+                    file.append(done)
+                records += done
+                report(Progress("evaluate", len(records), len(samples), "images"))
+    return Run(records, *timed(timings))
+
+
+def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
+    """What processes did beside each other: all images, and the seconds of the one that took longest.
+
+    Of each, the first batch, which warms caches up, does not count if there is another.
+
+    Args:
+        timings: of each process, its batches.
+    """
+    warm = [each[1:] or each for each in timings]
+    return sum(images for each in warm for images, _ in each), max(sum(seconds for _, seconds in each) for each in warm)
 
 
 def forward(model: ViM, images: Tensor) -> Tensor:
@@ -172,8 +197,8 @@ def forward(model: ViM, images: Tensor) -> Tensor:
     return torch.cat([model(part) for part in parts])
 
 
-def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], float]:
-    """A batch's records in the set's order, and the model's seconds."""
+def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], Timing]:
+    """A batch's records in the set's order, and the model's time."""
     chosen = samples.samples
     records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
     seconds = 0.0
@@ -183,7 +208,7 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
         dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
         logits, seconds = logits_of(model, batch.images, files, "the model")
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
-    return [records[place] for place in sorted(records)], seconds
+    return [records[place] for place in sorted(records)], (len(batch.indices), seconds)
 
 
 def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
@@ -211,6 +236,12 @@ def evaluating(*models: ViM | None) -> Iterator[None]:
     finally:
         for model in training:
             model.train()
+
+
+def same_work(world: World, model: ViM, samples: SampleSet) -> None:
+    """Refuse (DataError) to share work among processes that have other models or other images."""
+    if world.size > 1:
+        world.agree(model=fingerprint(model), sample_set=samples.fingerprint)
 
 
 def _check_pair(config: Config, reference: Config) -> None:

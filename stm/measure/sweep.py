@@ -21,6 +21,7 @@ from stm.measure.data import SampleSet
 from stm.measure.records import fingerprint
 from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import summarize
+from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.peers import METHODS
 from stm.plan import Plan
@@ -191,28 +192,42 @@ def _planned(cell: Cell, model: ViM, plan: Plan, counted: Flops, **known: Any) -
 def measure_cells(
     plan: Sequence[Planned],
     samples: SampleSet,
-    file: CellFile,
+    file: CellFile | None,
     *,
     batch_size: int,
     workers: int | None,
+    world: World = ALONE,
     on_progress: OnProgress | None,
-) -> None:
-    """Measure what the file does not hold yet, cell by cell, and store each. The dense model, the first of the plan, runs once."""
-    todo = [each for each in plan if each.model is not None and each.key not in file.done]
+) -> dict[str, SweepRow]:
+    """Measure what the file does not hold yet, cell by cell, and store each. The dense model, the first of the plan, runs once.
+
+    Args:
+        file: the first process's; None in the others.
+        world: the processes that share the batches of each cell.
+
+    Returns:
+        The cells by key, those of earlier runs included.
+    """
+    done = world.share(dict(file.done) if file is not None else {})
+    todo = [each for each in plan if each.model is not None and each.key not in done]
     report = on_progress or (lambda progress: None)
     total = sum(each.model is not None for each in plan)
     report(Progress("sweep", total - len(todo), total, "cells"))
     if not todo:
-        return
-    reference, measured = race([_entrant(plan[0])], samples, batch_size=batch_size, workers=workers), {}
+        return done
+    reference, measured = race([_entrant(plan[0])], samples, batch_size=batch_size, workers=workers, world=world), {}
     measured[plan[0].key] = reference.runs[0]
     for number, each in enumerate(todo, start=total - len(todo) + 1):
         run = measured.get(each.key)
         if run is None:
-            run = race([_entrant(each)], samples, batch_size=batch_size, workers=workers, reference=reference.logits).runs[0]
+            logits = reference.logits
+            run = race([_entrant(each)], samples, batch_size=batch_size, workers=workers, reference=logits, world=world).runs[0]
         figures = vars(summarize(run.records, data=samples.name, seed=0))
-        file.append(each.key, SweepRow(**figures | each.known, images_per_second=run.images / run.seconds if run.images else None))
+        done[each.key] = SweepRow(**figures | each.known, images_per_second=run.images / run.seconds if run.images else None)
+        if file is not None:
+            file.append(each.key, done[each.key])
         report(Progress("sweep", number, total, "cells"))
+    return done
 
 
 def _entrant(planned: Planned) -> Entrant:
