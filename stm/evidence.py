@@ -75,7 +75,7 @@ def explain(
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in METHODS:
         raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(METHODS)}")
-    small = _compressed(open_model(model, source), model, wish, seed)
+    small = _compressed(open_model(model, source, on_progress), model, wish, seed)
     title = _title(small)
     if peer is not None:
         small, title = _as_peer(small, peer, seed)
@@ -151,7 +151,7 @@ def report(
     found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
     found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep")
     options = From(**source)
-    model = open_model(named, options)
+    model = open_model(named, options, on_progress)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
     samples = open_samples(data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)

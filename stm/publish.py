@@ -90,7 +90,7 @@ def export(
         checkpoint_write.check(output, force=force)
     else:
         artifact.check_output(output, force=force)
-    vim = open_model(model, From(**source))
+    vim = open_model(model, From(**source), on_progress)
     dense = vim.with_plan(None)
     tensors = dense.state_dict()
     if official:

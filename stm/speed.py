@@ -56,7 +56,7 @@ def bench(
     if against is not None and against not in AGAINST:
         raise UsageError(f"against is {against!r}, expected one of {', '.join(AGAINST)}")
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source)
+        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
         dense, small = _pair(vim, wish, model)
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
@@ -125,7 +125,7 @@ def plan(
     if random_weights and (data is not None or limit is not None):
         raise UsageError("images were given, and random weights agree with nothing", "leave out --random-weights, or --data and --limit")
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source)
+        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
         if vim.plan is not None:
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         samples = None

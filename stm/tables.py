@@ -66,8 +66,8 @@ def compare(
         plots.require()
         atomic.check(out, COMPARED, force=force)
     options = From(**source)
-    dense = open_model(model, options)
-    entered = entrants(dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options), seed=seed)
+    dense = open_model(model, options, on_progress)
+    entered = entrants(dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options, on_progress), seed=seed)
     samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
     runs = race(entered, samples, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress).runs
     table = rows(entered, runs, data=samples.name, seed=seed)
@@ -129,7 +129,7 @@ def sweep(
         check_folder(output, SWEPT)
     axes = {name: value for name in Grid.__dataclass_fields__ if (value := options.pop(name, None)) is not None}
     grid, source = Grid(**axes), From(**options)
-    dense, siblings = open_model(model, source), _siblings(also, source)
+    dense, siblings = open_model(model, source, on_progress), _siblings(also, source, on_progress)
     plan = list(planned(dense, grid, siblings, seed))
     samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress)
     environment = environment_of(dense, world)
@@ -170,10 +170,10 @@ def sweep(
     return report
 
 
-def _siblings(names: Sequence[str], options: From) -> dict[str, ViM]:
+def _siblings(names: Sequence[str], options: From, on_progress: OnProgress | None) -> dict[str, ViM]:
     """Other dense models, on the same device and in the same dtype."""
     same = From(token=options.token, device=options.device, dtype=options.dtype, backend=options.backend)
-    return {name: open_model(name, same) for name in names}
+    return {name: open_model(name, same, on_progress) for name in names}
 
 
 def as_csv(table: Iterable[Evaluation]) -> str:

@@ -29,7 +29,7 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "tokens_per_side": (("--tokens-per-side", "1,2"), (1, 2)),
     "peers": (("--peers", "hsa,mtr"), ("hsa", "mtr")),
     "also": (("--also", "vim-ti"), ("vim-ti",)),
-    "data": (("--data", "d"), Path("d")),
+    "data": (("--data", "d"), "d"),
     "limit": (("--limit", "7"), 7),
     "batch_size": (("--batch-size", "8"), 8),
     "seed": (("--seed", "3"), 3),
