@@ -25,10 +25,17 @@ typedef struct {
     float *A, *D, *h0; /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
 } scan_grads;
 
+/* The rows of a tensor in walking order: token t is at first + t * step. Absent: NULL. */
+typedef struct {
+    float *first;
+    int64_t step;
+} rows;
+
 /* One direction of a work item. */
 typedef struct {
     const scan_args *args;
     int64_t k, b, first, n_vecs; /* first channel, vectors in use */
+    rows u, dt, B_rows, C_rows, z, gap, scale;
     vec *rate, *state;           /* [vector][state]: A log2(e); h */
     float *B, *C;                /* [state][token of the block] */
 } walk;
@@ -40,7 +47,13 @@ typedef struct {
 
 static int64_t row(const walk *w, int64_t t) { return w->args->reverse[w->k] ? w->args->L - 1 - t : t; }
 
-static float *at(view v, const walk *w, int64_t t) { return v.data + w->k * v.k + w->b * v.b + row(w, t) * v.l; }
+static rows along(view v, const walk *w) {
+    if (!v.data) return (rows){0};
+    float *first = v.data + w->k * v.k + w->b * v.b + row(w, 0) * v.l;
+    return (rows){first, w->args->reverse[w->k] ? -v.l : v.l};
+}
+
+INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -63,6 +76,8 @@ static void scatter(float *to, const vec *from, const walk *w, int64_t c) {
 
 static void begin(walk *w) {
     const scan_args *a = w->args;
+    w->u = along(a->u, w), w->dt = along(a->dt, w), w->z = along(a->z, w), w->gap = along(a->gap, w);
+    w->B_rows = along(a->B, w), w->C_rows = along(a->C, w), w->scale = along(a->scale, w);
     for (int64_t v = 0; v < w->n_vecs; v++) {
         int64_t c = w->first + v * LANES;
         gather(w->rate + v * a->N, a->A, w, c, 1.44269504f);
@@ -75,7 +90,7 @@ static void begin(walk *w) {
 
 static void transpose_block(const walk *w, int64_t t0, int64_t count) {
     for (int64_t t = 0; t < count; t++) {
-        const float *B = at(w->args->B, w, t0 + t), *C = at(w->args->C, w, t0 + t);
+        const float *B = at(w->B_rows, t0 + t), *C = at(w->C_rows, t0 + t);
         for (int64_t n = 0; n < w->args->N; n++) {
             w->B[n * STEPS + t] = B[n];
             w->C[n * STEPS + t] = C[n];
@@ -88,17 +103,24 @@ static vec bias(const walk *w, int64_t c) {
     return a->bias ? load(a->bias + w->k * a->E + c, lanes(a->E, c)) : fill(0);
 }
 
-static void load_block(block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
-    const scan_args *a = w->args;
-    int n = lanes(a->E, c);
+/* `n` is the constant LANES where it can be. */
+INLINE void load_lanes(int n, block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
     vec shift = bias(w, c);
     for (int64_t t = 0; t < count; t++) {
-        x->u[t] = load(at(a->u, w, t0 + t) + c, n);
-        x->delta[t] = softplus(load(at(a->dt, w, t0 + t) + c, n) + shift);
-        if (a->scale.data) x->delta[t] *= *at(a->scale, w, t0 + t);
-        x->elapsed[t] = a->gap.data ? x->delta[t] + load(at(a->gap, w, t0 + t) + c, n) : x->delta[t];
+        x->u[t] = load(at(w->u, t0 + t) + c, n);
+        x->delta[t] = softplus(load(at(w->dt, t0 + t) + c, n) + shift);
+        if (w->scale.first) x->delta[t] *= *at(w->scale, t0 + t);
+        x->elapsed[t] = w->gap.first ? x->delta[t] + load(at(w->gap, t0 + t) + c, n) : x->delta[t];
         x->input[t] = x->delta[t] * x->u[t];
     }
+}
+
+static void load_block(block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
+    int n = lanes(w->args->E, c);
+    if (n == LANES && count == STEPS)
+        load_lanes(LANES, x, w, c, t0, STEPS);
+    else
+        load_lanes(n, x, w, c, t0, count);
 }
 
 /* `count` tokens of all states: y += C h. `count` is a constant wherever this is inlined. */
@@ -124,38 +146,46 @@ static void advance_block(vec *y, const block *x, int64_t count, const walk *w, 
     for (; t < count; t++) advance(1, y, x, t, w, rate, state);
 }
 
-static void put_block(const vec *y, view out, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
-    const scan_args *a = w->args;
-    int n = lanes(w->args->E, c), add = out.k == 0 && w->k > 0;
+INLINE void put_lanes(int n, const vec *y, rows out, int add, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
     for (int64_t t = 0; t < count; t++) {
-        float *to = at(out, w, t0 + t) + c;
+        float *to = at(out, t0 + t) + c;
         vec v = add ? y[t] + load(to, n) : y[t];
         if (gate) {
-            vec z = load(at(a->z, w, t0 + t) + c, n);
+            vec z = load(at(w->z, t0 + t) + c, n);
             v *= z * sigmoid(z);
         }
         store(to, v, n);
     }
 }
 
-static void expect_block(const walk *w, view out, int gate, int64_t t0, int64_t count) {
-    const scan_args *a = w->args;
+/* `add` to what is there. */
+static void put_block(const vec *y, rows out, int add, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
+    int n = lanes(w->args->E, c);
+    if (n == LANES && count == STEPS)
+        put_lanes(LANES, y, out, add, w, c, t0, STEPS, gate);
+    else
+        put_lanes(n, y, out, add, w, c, t0, count, gate);
+}
+
+static void expect_block(const walk *w, rows out, int add, int gate, int64_t t0, int64_t count) {
     for (int64_t t = t0; t < t0 + count; t++) {
-        expect(at(a->u, w, t) + w->first, w->n_vecs);
-        expect(at(a->dt, w, t) + w->first, w->n_vecs);
-        if (gate) expect(at(a->z, w, t) + w->first, w->n_vecs);
-        if (out.data && out.k == 0 && w->k > 0) expect(at(out, w, t) + w->first, w->n_vecs);
+        expect(at(w->u, t) + w->first, w->n_vecs);
+        expect(at(w->dt, t) + w->first, w->n_vecs);
+        if (gate) expect(at(w->z, t) + w->first, w->n_vecs);
+        if (add) expect(at(out, t) + w->first, w->n_vecs);
     }
 }
 
 /* Walks a direction to its end; keeps the states before each block in `kept` [block][vector][state] if asked. */
-static void forward(walk *w, view out, int gate, vec *kept) {
+static void forward(walk *w, view to, int gate, vec *kept) {
     const scan_args *a = w->args;
     begin(w);
+    rows out = along(to, w);
+    int add = out.first && to.k == 0 && w->k > 0;
     for (int64_t t0 = 0; t0 < a->L; t0 += STEPS) {
         int64_t count = least(STEPS, a->L - t0), states = w->n_vecs * a->N;
         if (kept) memcpy(kept + t0 / STEPS * states, w->state, sizeof(vec) * (size_t)states);
-        expect_block(w, out, gate, t0 + count, least(STEPS, a->L - t0 - count));
+        expect_block(w, out, add, gate, t0 + count, least(STEPS, a->L - t0 - count));
         transpose_block(w, t0, count);
         for (int64_t v = 0; v < w->n_vecs; v++) {
             int64_t c = w->first + v * LANES;
@@ -164,7 +194,7 @@ static void forward(walk *w, view out, int gate, vec *kept) {
             load_block(&x, w, c, t0, count);
             for (int64_t t = 0; t < count; t++) y[t] = D * x.u[t];
             advance_block(y, &x, count, w, w->rate + v * a->N, w->state + v * a->N);
-            if (out.data) put_block(y, out, w, c, t0, count, gate);
+            if (out.first) put_block(y, out, add, w, c, t0, count, gate);
         }
     }
 }
@@ -209,6 +239,7 @@ typedef struct {
     vec *state, *A; /* [vector][state]: gradients of h, from the tokens after the one in hand, and of A */
     vec *B, *C;     /* [state][token of the block]: gradients, not yet summed over the lanes */
     vec D[VECS];
+    rows out, u, dt, gap; /* of the gradients */
 } tape;
 
 /* What flows back into one vector of channels of a block. */
@@ -244,33 +275,33 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
     UNROLL for (int64_t t = 0; t < count; t++) g->input[t] = input[t], g->elapsed[t] = elapsed[t];
 }
 
-static void load_flow(flow *g, view out, const walk *w, int64_t c, int64_t t0, int64_t count) {
+static void load_flow(flow *g, rows out, const walk *w, int64_t c, int64_t t0, int64_t count) {
     int n = lanes(w->args->E, c);
     for (int64_t t = 0; t < count; t++) {
-        g->y[t] = load(at(out, w, t0 + t) + c, n);
-        if (w->args->z.data) {
-            vec z = load(at(w->args->z, w, t0 + t) + c, n);
+        g->y[t] = load(at(out, t0 + t) + c, n);
+        if (w->z.first) {
+            vec z = load(at(w->z, t0 + t) + c, n);
             g->y[t] *= z * sigmoid(z);
         }
     }
 }
 
 /* From the gradients of input and elapsed to those of u, dt, gap and scale. */
-static void put_flow(const flow *g, const block *x, const scan_grads *to, const walk *w, int64_t c, int64_t t0, int64_t count,
+static void put_flow(const flow *g, const block *x, const tape *to, const walk *w, int64_t c, int64_t t0, int64_t count,
                      float *g_scale) {
     const scan_args *a = w->args;
     int n = lanes(w->args->E, c);
     vec D = load(a->D + w->k * a->E + c, n), shift = bias(w, c);
     for (int64_t t = 0; t < count; t++) {
         vec elapsed = 0.693147181f * g->elapsed[t], delta = elapsed + g->input[t] * x->u[t];
-        vec dt = load(at(a->dt, w, t0 + t) + c, n) + shift;
-        if (a->scale.data) {
+        vec dt = load(at(w->dt, t0 + t) + c, n) + shift;
+        if (w->scale.first) {
             if (g_scale) g_scale[row(w, t0 + t)] += sum(delta * softplus(dt));
-            delta *= *at(a->scale, w, t0 + t);
+            delta *= *at(w->scale, t0 + t);
         }
-        store(at(to->u, w, t0 + t) + c, D * g->y[t] + g->input[t] * x->delta[t], n);
-        store(at(to->dt, w, t0 + t) + c, delta * sigmoid(dt), n);
-        if (to->gap.data) store(at(to->gap, w, t0 + t) + c, elapsed, n);
+        store(at(to->u, t0 + t) + c, D * g->y[t] + g->input[t] * x->delta[t], n);
+        store(at(to->dt, t0 + t) + c, delta * sigmoid(dt), n);
+        if (to->gap.first) store(at(to->gap, t0 + t) + c, elapsed, n);
     }
 }
 
@@ -280,6 +311,7 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
     float *g_scale = g->scale ? g->scale + part * a->L : NULL;
     view y = g->z; /* holds the outputs, summed over the directions, until `backward_gate` */
     forward(w, y, 0, p->kept);
+    p->out = along(g->out, w), p->u = along(g->u, w), p->dt = along(g->dt, w), p->gap = along(g->gap, w);
     memset(p->state, 0, sizeof(vec) * (size_t)states);
     memset(p->A, 0, sizeof(vec) * (size_t)states);
     memset(p->D, 0, sizeof p->D);
@@ -294,12 +326,12 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
             block x;
             flow f;
             load_block(&x, w, c, t0, count);
-            load_flow(&f, g->out, w, c, t0, count);
+            load_flow(&f, p->out, w, c, t0, count);
             if (count == STEPS)
                 retreat(STEPS, &f, &x, w, p, v, p->kept + t0 / STEPS * states);
             else
                 retreat(count, &f, &x, w, p, v, p->kept + t0 / STEPS * states);
-            put_flow(&f, &x, g, w, c, t0, count, g_scale);
+            put_flow(&f, &x, p, w, c, t0, count, g_scale);
             for (int64_t t = 0; t < count; t++) p->D[v] += f.y[t] * x.u[t];
         }
         for (int64_t t = 0; t < count; t++)
@@ -319,13 +351,14 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
 /* The gradient of z where the outputs stand. */
 static void backward_gate(walk *w, const scan_grads *g) {
     w->k = 0;
+    rows out = along(g->out, w), g_z = along(g->z, w), gate = along(w->args->z, w);
     for (int64_t t = 0; t < w->args->L; t++)
         for (int64_t v = 0; v < w->n_vecs; v++) {
             int64_t c = w->first + v * LANES;
             int n = lanes(w->args->E, c);
-            float *to = at(g->z, w, t) + c;
-            vec z = load(at(w->args->z, w, t) + c, n), s = sigmoid(z);
-            store(to, load(at(g->out, w, t) + c, n) * load(to, n) * s * (1 + z * (1 - s)), n);
+            float *to = at(g_z, t) + c;
+            vec z = load(at(gate, t) + c, n), s = sigmoid(z);
+            store(to, load(at(out, t) + c, n) * load(to, n) * s * (1 + z * (1 - s)), n);
         }
 }
 
