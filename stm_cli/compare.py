@@ -93,7 +93,7 @@ def screen(report: CompareReport) -> RenderableType:
         f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)} of the honest operations",
         "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is computed. "
         "drop: points from dense. p: McNemar's test against stm.",
-        f"{environment_text(report.environment)}",
+        f"measured on {environment_text(report.environment)}",
     )
     return Group(table, "", *about)
 

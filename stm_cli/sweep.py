@@ -113,7 +113,8 @@ def screen(report: SweepReport) -> RenderableType:
             name = row.method if row.method == "dense" else f"{row.method}, dense"
             parts.append(f"{name}: {_quality(row)}, {operations(row.flops.paper)} in the paper's convention")
     parts.append("A cell: top-1 (agreement with dense where there are no labels), FLOPs in the paper's convention, honest saving.")
-    parts.append(f"{report.model} on {report.n:,} images of {report.data}; {environment_text(report.environment)}")
+    parts.append(f"{report.model} on {report.n:,} images of {report.data}")
+    parts.append(f"measured on {environment_text(report.environment)}")
     return Group(*parts)
 
 
