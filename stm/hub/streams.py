@@ -69,7 +69,10 @@ def open_stream(
     def look(shard: Path | HubFile) -> list[Sample]:
         nonlocal seen
         read = parquet_samples if shard.name.endswith(".parquet") else tar_samples
-        found = read(shard, _called(shard), config, need_labels)
+        try:
+            found = read(shard, _called(shard), config, need_labels)
+        except OSError as error:
+            raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
         seen = min(seen + world.size, len(shards))
         if on_progress is not None:
             on_progress(Progress("look through", seen, len(shards), "files"))

@@ -105,7 +105,7 @@ class TarImage:
 
 
 def _mark(path: "Path | HubFile") -> str:
-    return str(path.stat().st_size) if isinstance(path, Path) else path.mark()
+    return ImageFile(path).mark() if isinstance(path, Path) else path.mark()
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,6 @@ from stm.errors import DataError, HubError
 from stm.hub.ranges import HubFile
 from stm.hub.streams import open_stream
 from stm.measure.images import ParquetImage, TarImage
-from stm.measure.world import World
 from tests.hub.conftest import MINI, Stm, clean_environment
 from tests.hub.server import Fault, Hub, Repo
 from tests.hub.test_samples import CONFIG, PICTURES, parquet, picture
@@ -178,11 +177,3 @@ def test_a_token_is_not_shown() -> None:
 def test_the_error_of_a_line_comes_out_of_a_process_that_decodes() -> None:
     error = pickle.loads(pickle.dumps(HubError("said", "next")))
     assert (error.message, error.hint) == ("said", "next")
-
-
-def test_shares_of_the_work_come_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = list("abcdefg")
-    parts = [World(rank, 3).mine(items) for rank in range(3)]
-    monkeypatch.setattr(World, "gather", lambda self, value: [[letter.upper() for letter in part] for part in parts])
-    assert World(1, 3).spread(str.upper, items) == list("ABCDEFG")
-    assert [list(World(rank, 3).in_rounds(iter(parts[rank]), 7)) for rank in (0, 2)] == [["a", "d", "g"], ["c", "f", None]]
