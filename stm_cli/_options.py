@@ -189,7 +189,10 @@ SpanConv = Annotated[
 ]
 CalibrationImages = Annotated[str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")]
 
-_DATA = "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or hf:USER/SET[:SPLIT]."
+_DATA = (
+    "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or hf:USER/SET[:SPLIT]; "
+    "read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
+)
 Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Records = Annotated[Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")]
 Sweep = Annotated[Path | None, _option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]

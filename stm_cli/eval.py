@@ -14,6 +14,7 @@ EXAMPLES = (
     "stm eval vim-digits-stm40 --json",
     "stm eval vim-s-stm40 --data my_images/ --records predictions.csv",
     "stm eval vim-ti --data imagenet/val --limit 1000",
+    "torchrun --nproc-per-node 8 -m stm_cli eval vim-s-stm40 --data stream:hf:USER/SET:validation --records predictions.csv",
 )
 
 FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}

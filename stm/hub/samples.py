@@ -18,6 +18,7 @@ from stm.errors import DataError, UsageError, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, told
 from stm.hub.fetch import check_hash, fetch, list_files
+from stm.hub.ranges import HubFile
 from stm.hub.unpack import unpack
 from stm.labels import class_indices, imagenet
 from stm.measure.data import SampleSet
@@ -26,7 +27,7 @@ from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.reports import OnProgress
 
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
-_LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_NAMES = ("label", "labels", "class", "target")
 
 
 def open_hub_set(
@@ -71,27 +72,32 @@ def _from_archive(name: SetName, config: Config, need_labels: bool, token: str |
 
 
 def _from_parquet(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
-    try:
-        import pyarrow.parquet  # noqa: F401 - asked for before anything is downloaded
-    except ImportError as error:
-        raise DataError(f"hf:{name.repo} is kept in parquet, and reading it needs pyarrow", "pip install stm-vim[data]") from error
+    need_pyarrow(f"hf:{name.repo}")
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
-    split, shards = _shards(asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split)
+    split, shards = choose_shards(asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split)
     revision, samples = name.revision, list[Sample]()
     for shard in shards:
         found = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
         revision = found.revision  # one commit for all
-        samples += _rows(found.path, shard, config, need_labels)
+        samples += parquet_samples(found.path, shard, config, need_labels)
     if not samples:
         raise DataError(f"{asked}:{split} holds no images")
     return SampleSet(f"hf:{name.repo}@{revision}:{split}", tuple(samples))
 
 
-def _shards(name: str, files: Sequence[str], split: str | None) -> tuple[str, list[str]]:
+def need_pyarrow(name: str) -> None:
+    """Refuse (DataError) a set in parquet where it could not be read, before anything is downloaded."""
+    try:
+        import pyarrow.parquet  # noqa: F401 - an extra
+    except ImportError as error:
+        raise DataError(f"{name} is kept in parquet, and reading it needs pyarrow", "pip install stm-vim[data]") from error
+
+
+def choose_shards(name: str, files: Sequence[str], split: str | None, ending: str = ".parquet") -> tuple[str, list[str]]:
     """The split that is meant and its files, by the names that the Hub's sets have."""
     splits: dict[str, list[str]] = defaultdict(list)
     for file in files:
-        if file.endswith(".parquet"):
+        if file.endswith(ending):
             splits[_split_of(file)].append(file)
     if not splits:
         bare = name.partition("@")[0]
@@ -114,27 +120,32 @@ def _shards(name: str, files: Sequence[str], split: str | None) -> tuple[str, li
 
 def _split_of(file: str) -> str:
     """`data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test"; else it is "train"."""
-    *folders, base = file.removesuffix(".parquet").split("/")
+    *folders, base = file.removesuffix(".parquet").removesuffix(".tar").split("/")
     if numbered := re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?", base):
         return numbered[1]
     words = [base, *re.split(r"[^A-Za-z]+", base), *reversed(folders)]
     return next((word for word in words if word in _SPLITS), "train")
 
 
-def _rows(path: Path, shard: str, config: Config, need_labels: bool) -> list[Sample]:
+def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_labels: bool) -> list[Sample]:
+    """The images of a parquet file, of which the column of labels is read.
+
+    Raises:
+        DataError: it cannot be read, or holds no images and labels that fit the model.
+    """
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
     samples: list[Sample] = []
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
             features = _features(file.schema_arrow)
             image = _image_column(file.schema_arrow, features, shard)
             label, names = _label_column(file.schema_arrow, features, shard) if need_labels else (None, None)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 values = [None] * rows if label is None else file.read_row_group(group, columns=[label]).column(0).to_pylist()
-                labels = values if label is None else _indices(values, names, config, f"{shard}, {label}")
+                labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
                 for row, index in enumerate(labels):
                     samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
     except ArrowException as error:
@@ -170,7 +181,7 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
 def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of the classes where they are known."""
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
-    called = [name for name in schema.names if name in _LABEL_NAMES]
+    called = [name for name in schema.names if name in LABEL_NAMES]
     found = classes if len(classes) == 1 else [name for name in called if name in classes] or called
     if len(found) != 1:
         raise DataError(f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label")
@@ -178,7 +189,7 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
     return found[0], [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def _indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
+def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
     """The model's class of each label: a name, or a number that stands for one of `names`, or else is the index itself."""
     classes = config.num_classes
     if values and all(isinstance(value, str) for value in values):

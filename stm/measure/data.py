@@ -20,7 +20,7 @@ from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config, Preprocess
 from stm.errors import DataError, UsageError, check_name
 from stm.measure.decode import decode_all
-from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample
+from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample, TarImage
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
 from stm.measure.world import ALONE, World
@@ -90,9 +90,9 @@ def open_samples(
     """The sample set that a user names.
 
     Args:
-        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.hub.samples`), or None for what comes with the
-            package: the held-out digits for vim-digits and what was made of it, unlabelled crops of three photographs for any
-            other model.
+        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.hub.samples`), shards that are read in place
+            (`stm.hub.streams`), or None for what comes with the package: the held-out digits for vim-digits and what was made of it,
+            unlabelled crops of three photographs for any other model.
         config: of the model that will see it.
         limit, seed: see `SampleSet.take`.
         need_labels: without, every image in the folder or below it is taken and none has a label.
@@ -107,7 +107,11 @@ def open_samples(
     if spec is None:
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
     from stm.hub.aliases import is_set_name  # below this module
+    from stm.hub.streams import is_stream, open_stream
 
+    if is_stream(str(spec)):
+        found = open_stream(str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress)
+        return found.take(limit, seed)
     if is_set_name(str(spec)):
         from stm.hub.samples import open_hub_set
 
@@ -230,7 +234,7 @@ def workers_for(samples: SampleSet, world: World = ALONE) -> int:
     Args:
         world: the processes that share the machine, and each want some.
     """
-    if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile | ParquetImage):
+    if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile | ParquetImage | TarImage):
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, max(1, processors // world.local_size))

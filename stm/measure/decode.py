@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
-from stm.errors import DataError
+from stm.errors import DataError, HubError
 from stm.measure.images import Openable, Sample, fit
 
 Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says why the image could not be read
@@ -40,6 +40,8 @@ def _decode(sample: Sample, prep: Preprocess) -> Decoded:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with sample.source.open() as image:
                 return fit(image, prep).tobytes()
+    except HubError:  # the line is at fault, not the image: the run stops, and goes on from its records
+        raise
     except Exception as error:  # a broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more
         return f"{sample.file}: {_reason(error)}"
 

@@ -16,6 +16,8 @@ from stm.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stm.hub.ranges import HubFile
+
 MODES = {1: "L", 3: "RGB"}  # by channels of the model
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
 
@@ -70,7 +72,7 @@ class Pixels:
 class ParquetImage:
     """An encoded image in a parquet file: the column of its bytes, its row group, and its row in that."""
 
-    path: Path
+    path: "Path | HubFile"
     column: str
     group: int
     row: int
@@ -82,20 +84,50 @@ class ParquetImage:
         return Image.open(io.BytesIO(data))
 
     def mark(self) -> str:
-        return f"{self.path.stat().st_size} {self.group} {self.row}"
+        return f"{_mark(self.path)} {self.group} {self.row}"
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """An encoded image in a tar file: where its bytes begin, and how many there are."""
+
+    path: "Path | HubFile"
+    offset: int
+    size: int
+
+    def open(self) -> Image.Image:
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            return Image.open(io.BytesIO(stream.read(self.size)))
+
+    def mark(self) -> str:
+        return f"{_mark(self.path)} {self.offset} {self.size}"
+
+
+def _mark(path: "Path | HubFile") -> str:
+    return ImageFile(path).mark() if isinstance(path, Path) else path.mark()
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: Path, column: str, group: int) -> Any:
+def _row_group(path: "Path | HubFile", column: str, group: int) -> Any:
     """A column of a row group. Images are read in order, so that each is read once."""
     from pyarrow.parquet import ParquetFile  # an extra
 
-    with ParquetFile(path) as file:
+    with path.open("rb") as stream, ParquetFile(stream, metadata=_footer(path), pre_buffer=True) as file:
         array = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
     return array.field(column.rpartition(".")[2]) if "." in column else array
 
 
-Openable = ImageFile | Crop | Pixels | ParquetImage
+@lru_cache(maxsize=8)
+def _footer(path: "Path | HubFile") -> Any:
+    """Where the columns of each row group are."""
+    from pyarrow.parquet import read_metadata  # an extra
+
+    with path.open("rb") as stream:
+        return read_metadata(stream)
+
+
+Openable = ImageFile | Crop | Pixels | ParquetImage | TarImage
 
 
 @dataclass(frozen=True)
@@ -149,7 +181,7 @@ def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
     Raises:
         DataError: an image that `fit` refuses, or one that is a tensor and never was a picture.
     """
-    if not isinstance(sample.source, ImageFile | Crop | Pixels):
+    if not isinstance(sample.source, Openable):
         raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
     times = 1 if prep.interpolation == "none" else -(-side // prep.crop)
     with sample.source.open() as image:

@@ -11,10 +11,10 @@ one that waits for a kernel of NCCL does not.
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,12 +107,13 @@ class World:
 
 
 ALONE = World()
+PATIENCE = timedelta(days=1)  # a process that died is noticed at once: this is for one that is slow
 
 
 def here() -> World:
     """What the environment says, by the names that torchrun and torch's env:// use."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    if not (rank.isdigit() and size.isdigit() and "MASTER_ADDR" in os.environ and int(rank) < int(size)):
+    if not (rank.isdigit() and size.isdigit() and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and int(rank) < int(size)):
         return ALONE
     local = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", size)
     return World(int(rank), int(size), *map(int, local))
@@ -132,30 +133,53 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
+    import torch.distributed as dist
+
+    before = signal.signal(signal.SIGTERM, _terminate)
+    store: Store | None = None
+    try:
+        store = _meet()
+        _connect(world, store)
+        yield world
+        signal.signal(signal.SIGTERM, before)
+    except (Exception, _Terminated) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not come between this and the sentence
+        if store is not None and not _speaks(store):
+            raise _Silent(getattr(error, "exit_code", StmError.exit_code)) from error
+        if isinstance(error, _Terminated):
+            raise _died() from error
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet() -> "Store":
+    """What all processes can write to and read."""
+    from torch.distributed.rendezvous import rendezvous
+
+    with _telling("the processes of this run cannot meet"):
+        return next(rendezvous("env://"))[0]
+
+
+def _connect(world: World, store: "Store") -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
-    store: Store | None = None
-    with _ending_on_sigterm():
-        try:
-            try:
-                with _noticing_deaths():
-                    store = next(rendezvous("env://"))[0]
-                    if torch.cuda.is_available():
-                        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-                    dist.init_process_group(store=PrefixStore("stm", store), rank=world.rank, world_size=world.size)
-                yield world
-            except _Terminated as ended:
-                raise _died() from ended
-        except Exception as error:
-            if store is not None and not _speaks(store):
-                raise _Silent(getattr(error, "exit_code", StmError.exit_code)) from error
-            raise
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    with _telling("the processes of this run cannot connect"):
+        dist.init_process_group(store=PrefixStore("stm", store), rank=world.rank, world_size=world.size, timeout=PATIENCE)
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        why = (str(error).splitlines() or ["no reason given"])[0]
+        raise StmError(f"{what}: {why}", "see the address and the port that torchrun was given") from error
 
 
 class _Silent(StmError):
@@ -170,21 +194,9 @@ class _Terminated(BaseException):
     """SIGTERM came. Not an Exception: an image that was being decoded must not count as broken."""
 
 
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """torchrun sends SIGTERM to those that are left when a process dies."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    raise _Terminated
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 from stm.measure.records import HEADER
 from tests.cli.conftest import ROOT, Run, Stm
 
+pytestmark = pytest.mark.slow
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -62,7 +63,7 @@ def test_two_processes_find_what_one_does(here: Stm, start: Start, tmp_path: Pat
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_a_process_ends_all_and_one_goes_on_where_they_were(here: Stm, start: Start, tmp_path: Path, victim: int) -> None:
-    common = ("eval", "vim-digits", "--batch-size", "2", "--records")
+    common = ("eval", "vim-digits", "--limit", "120", "--batch-size", "2", "--records")
     started = start(*common, "records.csv")
     path = tmp_path / "records.csv"
     while not (path.exists() and path.read_bytes().count(b"\n") > 4):

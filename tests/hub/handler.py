@@ -27,7 +27,7 @@ class _Refused(Exception):
 
 
 def _is_lfs(file: str, size: int) -> bool:
-    return size > LFS_SIZE or file.endswith((".safetensors", ".pth", ".parquet", ".gz"))
+    return size > LFS_SIZE or file.endswith((".safetensors", ".pth", ".parquet", ".gz", ".tar"))
 
 
 def _oid(file: str, body: bytes) -> str:
@@ -138,9 +138,9 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
         def _body(self, body: bytes, headers: Mapping[str, str]) -> None:
             if self.fault and self.fault.flip:
                 body = bytes([body[0] ^ 255]) + body[1:]
-            if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", "")):
-                start = int(wanted[1])
-                self._answer(206, body[start:], {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"})
+            if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", "")):
+                start, stop = int(wanted[1]), min(int(wanted[2] or len(body) - 1), len(body) - 1) + 1
+                self._answer(206, body[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"})
             else:
                 self._answer(200, body, {**headers, "Accept-Ranges": "bytes"})
 

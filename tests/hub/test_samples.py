@@ -14,7 +14,7 @@ from PIL import Image
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import DataError, UsageError
 from stm.hub.aliases import ARCHIVES, read_set_name
-from stm.hub.samples import _indices, _shards, _split_of
+from stm.hub.samples import _split_of, choose_shards, label_indices
 from stm.hub.unpack import Limits, unpack
 from tests.hub.conftest import MINI, Stm
 from tests.hub.server import Fault, Hub, Repo
@@ -275,13 +275,13 @@ def test_labels_to_classes() -> None:
     named = Config(
         model=MODEL, num_classes=3, schedule=dense_schedule(MODEL), preprocessing=CONFIG.preprocessing, label_names=("cat", "dog", "cow")
     )
-    assert _indices([2, 0], None, CONFIG, "x") == [2, 0]
-    assert _indices([2, 0], ["a", "b", "c"], CONFIG, "x") == [2, 0], "nobody knows better"
-    assert _indices([2, 0], ["dog", "cow", "cat"], named, "x") == [0, 1]
-    assert _indices([1, 0], ["Dog", "cat"], named, "x") == [0, 1], "a part of the classes"
-    assert _indices(["dog", "cat"], None, named, "x") == [1, 0]
+    assert label_indices([2, 0], None, CONFIG, "x") == [2, 0]
+    assert label_indices([2, 0], ["a", "b", "c"], CONFIG, "x") == [2, 0], "nobody knows better"
+    assert label_indices([2, 0], ["dog", "cow", "cat"], named, "x") == [0, 1]
+    assert label_indices([1, 0], ["Dog", "cat"], named, "x") == [0, 1], "a part of the classes"
+    assert label_indices(["dog", "cat"], None, named, "x") == [1, 0]
     with pytest.raises(DataError, match=r"'horse' is not a class of the model"):
-        _indices([0], ["dog", "cow", "horse"], named, "x")
-    assert _shards("hf:a/b", ["default/test/0000.parquet", "default/test/0001.parquet"], None)[0] == "test"
+        label_indices([0], ["dog", "cow", "horse"], named, "x")
+    assert choose_shards("hf:a/b", ["default/test/0000.parquet", "default/test/0001.parquet"], None)[0] == "test"
     with pytest.raises(UsageError):
-        _shards("hf:a/b", ["train.parquet", "test.parquet"], None)
+        choose_shards("hf:a/b", ["train.parquet", "test.parquet"], None)

@@ -1,0 +1,88 @@
+"""Files of the Hub that are read where they are: ranges of bytes over HTTP, and nothing on disk."""
+
+import io
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
+
+from stm.errors import HubError
+from stm.hub.errors import Request, told
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a dataset's repo at a commit. It opens as a `Path` does.
+
+    Args:
+        size: in bytes.
+        token: of the Hub; in no repr.
+    """
+
+    repo: str
+    commit: str
+    file: str
+    size: int
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.file.rpartition("/")[2]
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """For reading; every read is one request for exactly its bytes."""
+        return cast(BinaryIO, _Ranges(self))
+
+    def ahead(self, size: int = 4 << 20) -> BinaryIO:
+        """For reading from the beginning to the end, so many bytes a request."""
+        return cast(BinaryIO, io.BufferedReader(_Ranges(self), size))
+
+    def mark(self) -> str:
+        """What tells two contents apart: the commit does."""
+        return f"{self.repo}@{self.commit}/{self.file}"
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`.
+
+        Raises:
+            HubError: they cannot be had. huggingface_hub has then tried several times.
+        """
+        request = Request(self.repo, self.file, self.commit, kind="dataset")
+        with told(request):
+            from huggingface_hub import constants, hf_hub_url
+            from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+            url = hf_hub_url(self.repo, self.file, repo_type="dataset", revision=self.commit)
+            headers = build_hf_headers(token=self.token) | {"Range": f"bytes={start}-{stop - 1}"}
+            answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+            hf_raise_for_status(answer)
+        if answer.status_code != 206 or len(answer.content) != stop - start:
+            raise HubError(f"{request} did not come in the range that was asked for", "download it instead: without stream:")
+        return answer.content
+
+
+class _Ranges(io.RawIOBase):
+    """What pyarrow and tarfile take for a file."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]  # of the kinds of buffers, memoryview is what io gives
+        stop = min(self._at + len(buffer), self._file.size)
+        if stop <= self._at:
+            return 0
+        data = self._file.read(self._at, stop)
+        buffer[: len(data)] = data
+        self._at = stop
+        return len(data)
