@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stm import __version__, atomic
-from stm.config import AGAIN, FORMAT, Config, FileInfo, dumps, loads
+from stm.config import AGAIN, Config, FileInfo
+from stm.config_file import FORMAT, dumps, loads
 from stm.errors import ArtifactError, UsageError, check_name
 from stm.tensors import check_finite
 

@@ -1,25 +1,17 @@
-"""What a model folder says about itself: the types behind `config.json` and their strict codec.
+"""What a model folder says about itself: the types behind `config.json`, which stm/config_file.py writes and reads.
 
-Every key is known, every value is checked, and unknown keys and versions are refused: a config that loads means what it
-says. Integers (the schedule among them) live here, floats that the model computes with live in `model.safetensors`.
-Values that can be derived are written for readers and must match when they are read back. Nothing here is a path, a
-clock time or a speed, so that two runs write the same bytes.
+Every value is checked when it is made: a config that is there means what it says. Integers (the schedule among them) live
+here, floats that the model computes with live in `model.safetensors`. Nothing here is a path, a clock time or a speed, so
+that two runs write the same bytes.
 """
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from stm.codec import brief, decode, encode, parse
-from stm.errors import ArtifactError
-from stm.schedule import Schedule, Step
+from stm.schedule import Schedule
 
-SCHEMA_VERSION = 1
-FORMAT = "stm"
-ARCHITECTURE = "vim"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -316,114 +308,12 @@ class Config:
         if len(self.preprocessing.mean) != self.model.in_chans:
             raise ValueError(f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}")
 
+    def said(self, key: str) -> tuple[str, ...]:
+        """The texts of a list in `extra`, which may hold anything: `notes` on what was assumed when the source was read, `datasets`."""
+        value = self.extra.get(key)
+        return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+
 
 def dense_schedule(model: ModelConfig) -> Schedule:
     """The schedule of a model that merges nothing."""
     return Schedule(model.tokens, model.cls)
-
-
-def to_json(config: Config) -> dict[str, Any]:
-    """The document that `config.json` holds."""
-    schedule, model, prep = config.schedule, config.model, config.preprocessing
-    document = encode({f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "schedule"})
-    document["schedule"] = {
-        "tokens": schedule.tokens,
-        "class_token": schedule.cls,
-        "steps": [{"after": step.after, "absorb": [list(pair) for pair in step.absorb]} for step in schedule.steps],
-        "tokens_per_block": list(schedule.tokens_per_block(model.depth)),
-        "class_token_per_block": list(schedule.cls_per_block(model.depth)),
-    }
-    return document | {
-        "schema_version": SCHEMA_VERSION,
-        "format": FORMAT,
-        "architecture": ARCHITECTURE,
-        "num_features": model.d_model,
-        "id2label": None if config.label_names is None else {str(i): name for i, name in enumerate(config.label_names)},
-        "pretrained_cfg": {
-            "input_size": [model.in_chans, prep.crop, prep.crop],
-            "interpolation": prep.interpolation,
-            "crop_pct": prep.crop / prep.resize,
-            "mean": list(prep.mean),
-            "std": list(prep.std),
-            "num_classes": config.num_classes,
-        },
-    }
-
-
-def dumps(config: Config) -> str:
-    """`config.json` as text: keys sorted, one trailing newline, the same bytes for the same config."""
-    return json.dumps(to_json(config), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def loads(text: str, where: str = "config.json") -> Config:
-    """Read `config.json`.
-
-    Raises:
-        ArtifactError: not JSON, another format or version, a key missing or unknown, a value of the wrong kind or
-            that contradicts another one.
-    """
-    try:
-        document = parse(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not valid JSON: {error}", AGAIN) from error
-    return from_json(document, where)
-
-
-def from_json(document: Any, where: str = "config.json") -> Config:
-    """The config that a document holds; see `loads`."""
-    document = dict(_migrate(document, where))
-    for key, expected in (("format", FORMAT), ("architecture", ARCHITECTURE)):
-        if document.pop(key, None) != expected:
-            raise ArtifactError(f"{where}: {key} is not {expected!r}: this is not a folder that stm wrote")
-    written = {key: document.pop(key, None) for key in ("num_features", "id2label", "pretrained_cfg")}
-    try:
-        document["schedule"], per_block = _decode_schedule(document.get("schedule"))
-        config: Config = decode(Config, document, "")
-        if config.recipe is not None and config.recipe.removed_share != config.schedule.removed_share:
-            share = config.schedule.removed_share
-            raise ValueError(f"recipe.removed_share is {config.recipe.removed_share}, but the schedule removes {share}")
-        if len(per_block["tokens_per_block"]) != config.model.depth:
-            raise ValueError(f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth} blocks")
-        again = to_json(config)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where}: {error}", AGAIN) from error
-    for key, value in written.items():
-        if value != again[key]:
-            raise ArtifactError(f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}", AGAIN)
-    for key, value in per_block.items():
-        if value != again["schedule"][key]:
-            expected = brief(again["schedule"][key])
-            raise ArtifactError(f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", AGAIN)
-    return config
-
-
-def _migrate(document: Any, where: str) -> dict[str, Any]:
-    """The document as the current version writes it. Older versions pass through one pure function each, in order."""
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{where}: expected an object, got {brief(document)}")
-    version = document.get("schema_version")
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{where}: schema_version is {brief(version)}, this stm reads 1 to {SCHEMA_VERSION}",
-            "a newer stm may read it: pip install --upgrade stm-vim",
-        )
-    return {key: value for key, value in document.items() if key != "schema_version"}
-
-
-def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
-    """The schedule and its derived lists, which the caller compares."""
-
-    @dataclass(frozen=True)
-    class Written:
-        tokens: int
-        class_token: int
-        steps: tuple[Step, ...]
-        tokens_per_block: tuple[int, ...]
-        class_token_per_block: tuple[int, ...]
-
-    written: Any = decode(Written, value, "schedule")
-    try:
-        schedule = Schedule(written.tokens, written.class_token, written.steps)
-    except ValueError as error:
-        raise ValueError(f"schedule: {error}") from error
-    return schedule, {key: list(getattr(written, key)) for key in ("tokens_per_block", "class_token_per_block")}

@@ -24,7 +24,6 @@ from stm.model import ViM
 from stm.page import facts
 from stm.page.render import render
 from stm.peers import METHODS
-from stm.pipeline import notes_of
 from stm.plan import Plan
 from stm.recipe import Wish
 from stm.reports import OnProgress
@@ -182,7 +181,7 @@ def report(
         bench=found_bench,
         sweep=found_sweep,
         missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
-        notes=notes_of(model.config),
+        notes=model.config.said("notes"),
     )
     page = render(model.config, findings).encode()
     _write_page(output, page)

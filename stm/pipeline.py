@@ -14,7 +14,8 @@ import torch
 from stm import artifact, backends
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
 from stm.bnnm import plan_schedule
-from stm.config import Config, Recipe, to_json
+from stm.config import Config, Recipe
+from stm.config_file import to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
@@ -207,7 +208,7 @@ def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) ->
         parameters=flops.parameters(config.model, config.num_classes),
         source=config.source,
         measured=config.measured,
-        notes=notes_of(config),
+        notes=config.said("notes"),
     )
 
 
@@ -262,12 +263,6 @@ def environment() -> EnvReport:
     )
 
 
-def notes_of(config: Config) -> tuple[str, ...]:
-    """The sentences about what was assumed when the source was read."""
-    notes = config.extra.get("notes", [])
-    return tuple(note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
-
-
 def _calibration_images(
     data: str | Path, config: Config, seed: int, token: str | None, on_progress: OnProgress | None
 ) -> CalibrationImages:
@@ -286,7 +281,7 @@ def _compress_report(
 ) -> CompressReport:
     config = small.config
     assert config.recipe is not None and config.protection is not None
-    notes, reasons = notes_of(config), {}
+    notes, reasons = config.said("notes"), {}
     if figures is None:
         reasons = dict.fromkeys(("eval", "gate"), "a dry run compares nothing" if dry_run else "the comparison was switched off")
     elif gate is None:

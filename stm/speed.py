@@ -14,7 +14,6 @@ from stm.measure.data import open_samples
 from stm.measure.environment import environment_of
 from stm.measure.timing import threads as on_threads
 from stm.model import DTYPES, ViM
-from stm.pipeline import notes_of
 from stm.recipe import Wish
 from stm.reports import OnProgress
 from stm.resolve import From, draw_model, open_model
@@ -86,7 +85,7 @@ def bench(
         flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
         wall_clock_gain=None if ours is None else ours.gain,
         gemm_ms=theirs.gemm_ms,
-        notes=notes_of(vim.config),
+        notes=vim.config.said("notes"),
         reasons=_reasons(ours is None, any(row.peak_bytes is None for row in rows)),
     )
 
@@ -156,7 +155,7 @@ def plan(
         n=0 if samples is None else len(samples),
         batch_size=batch_size,
         rows=rows,
-        notes=notes_of(vim.config),
+        notes=vim.config.said("notes"),
         reasons=reasons,
     )
 

@@ -94,6 +94,7 @@ def _below(report: BenchReport) -> list[Row]:
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         ("on", f"{environment_text(report.environment)}, torch {report.environment.torch}"),
         ("ms/image", f"the median of {report.rows[0].rounds} rounds, +- half the distance between the quartiles"),
+        ("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"),
         ("products", f"{report.gemm_ms:.2f} ms an image: the dense model's matrix products alone"),
     ]
     if report.wall_clock_gain is not None and report.flops_gain is not None:

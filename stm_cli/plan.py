@@ -80,9 +80,10 @@ def screen(report: PlanReport) -> RenderableType:
     for row in rows:
         assert row.tokens_per_block is not None and row.flops is not None and row.ms_per_image is not None and row.gain is not None
         kept = ("-" if row.agreement is None else percent(row.agreement), "-" if row.kl is None else f"{row.kl:.4f}")
-        cells = (f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}", operations(row.flops.paper), f"{row.ms_per_image:.2f}")
+        cells = (f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}", operations(row.flops.honest), f"{row.ms_per_image:.2f}")
         table.add_row(*map(Text, (percent(row.rate, 0) if row.rate else "dense", *cells, f"{row.gain:.2f}x", *kept)))
     below = [("on", environment_text(report.environment))]
+    below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
     if report.data is not None:
         below.append(("agreement", f"with the dense model's top-1, on {report.n} images of {report.data}: a hint, not an accuracy"))
     commands = [Text(row.compress) for row in rows if row.compress is not None]

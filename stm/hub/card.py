@@ -61,8 +61,8 @@ def card(
             images_per_second=images_per_second,
             environment=environment,
             version=__version__,
-            notes=_strings(config.extra.get("notes")),
-            datasets=_strings(config.extra.get("datasets")),
+            notes=config.said("notes"),
+            datasets=config.said("datasets"),
             steps=_steps(config),
             staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
             saving=config.schedule.saving(config.model.depth),
@@ -174,11 +174,6 @@ def _budget(recipe: Recipe) -> dict[str, Any]:
     if recipe.stages is not None:
         return {"--stages": ",".join(map(str, recipe.stages))}
     return {"--rate": recipe.rate} if recipe.rate is not None else {"--saving": recipe.saving}
-
-
-def _strings(value: Any) -> list[str]:
-    """A list of `extra`, which may hold anything."""
-    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _steps(config: Config) -> list[dict[str, int]]:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from stm.codec import brief, decode, encode, parse
-from stm.config import Preprocess, to_json
+from stm.config import Preprocess
+from stm.config_file import to_json
 from stm.errors import DataError, UsageError
 from stm.model import ViM
 

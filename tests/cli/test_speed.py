@@ -179,6 +179,8 @@ def test_the_screen_of_bench(capsys, monkeypatch) -> None:
         "tokens    █████████████▄▄▄▄▄▄▄▄▄▄▄  197 x 13, 99 x 11",
         "on        A CPU, 2 threads, float32, backend native, torch 2.13.0",
         "ms/image  the median of 10 rounds, +- half the distance between the quartiles",
+        "FLOPs     multiply-accumulates, all that is computed; stm info also has the",
+        "          paper's count",
         "products  10.00 ms an image: the dense model's matrix products alone",
     ]
 
@@ -203,9 +205,11 @@ def test_the_screen_of_plan(capsys, monkeypatch) -> None:
     assert lines_of(capsys, monkeypatch, plan, report) == [
         "m",
         " rate      tokens    FLOPs  ms/image   gain  agreement      KL",
-        "dense  197 to 197  1.449 G     60.00  1.00x     100.0%  0.0000",
-        "  40%   197 to 99  1.449 G     60.00  1.25x      87.5%  0.0123",
+        "dense  197 to 197  1.777 G     60.00  1.00x     100.0%  0.0000",
+        "  40%   197 to 99  1.777 G     60.00  1.25x      87.5%  0.0123",
         "on         A CPU, 2 threads, float32, backend native",
+        "FLOPs      multiply-accumulates, all that is computed; stm info also has the",
+        "           paper's count",
         "agreement  with the dense model's top-1, on 8 images of photograph-crops: a",
         "           hint, not an accuracy",
         "stm compress m --rate 0.4",

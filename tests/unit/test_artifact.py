@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from stm import __version__, artifact
-from stm.config import Config, FileInfo, ModelConfig, Preprocess, Source, dense_schedule, dumps
+from stm.config import Config, FileInfo, ModelConfig, Preprocess, Source, dense_schedule
+from stm.config_file import dumps
 from stm.errors import ArtifactError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

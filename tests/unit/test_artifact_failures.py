@@ -139,7 +139,7 @@ import resource, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from stm import artifact
-from stm.config import loads
+from stm.config_file import loads
 from stm.errors import ArtifactError
 
 out, limit = Path(sys.argv[1]), int(sys.argv[3])

@@ -11,22 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stm.config import (
-    Calibration,
-    Config,
-    FileInfo,
-    Measured,
-    ModelConfig,
-    Preprocess,
-    Protection,
-    Recipe,
-    Source,
-    dense_schedule,
-    dumps,
-    from_json,
-    loads,
-    to_json,
-)
+from stm.config import Calibration, Config, FileInfo, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
 from stm.schedule import Schedule, Step
 

@@ -20,9 +20,8 @@ from stm.config import (
     Protection,
     Recipe,
     Source,
-    dumps,
-    loads,
 )
+from stm.config_file import dumps, loads
 from stm.schedule import Schedule, Step
 
 counts = st.integers(1, 9)
