@@ -145,8 +145,11 @@ class ViM(nn.Module):
         """What `to`, `cuda` and the like do. On a device that the backend is not for another is chosen, and its fallbacks say so."""
         nn.Module._apply(self, fn, recurse)
         device = self.cls_token.device.type
-        if not status(self.backend.name, device)[0]:
+        fits, reason = status(self.backend.name, device)
+        if not fits:
             chosen = choose(device=device)
+            left = f"{self.backend.name} was left for {chosen.name}: {reason}"
+            chosen = dataclasses.replace(chosen, fallbacks=(left, *chosen.fallbacks))
             for block in self.blocks:
                 block.backend = block.mixer.backend = chosen
         return self

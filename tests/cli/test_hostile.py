@@ -163,8 +163,10 @@ def test_records_go_into_a_plain_file(here, mini: Path) -> None:
     ("column", "value", "said"),
     [
         ("pred", "x", "record 1 cannot be read: invalid literal"),
-        ("kl", "nan", "record 1 cannot be read: nan is not a finite number"),
-        ("margin", "inf", "record 1 cannot be read: inf is not a finite number"),
+        ("kl", "nan", "record 1 cannot be read: nan is not a difference of logits"),
+        ("kl", "-0.5", "record 1 cannot be read: -0.5 is not a difference of logits"),
+        ("kl", "1e308", "record 1 cannot be read: 1e308 is not a difference of logits"),
+        ("margin", "inf", "record 1 cannot be read: inf is not a difference of logits"),
     ],
 )
 def test_records_that_were_edited(here, small: Path, tmp_path: Path, labelled: Path, column: str, value: str, said: str) -> None:

@@ -43,4 +43,4 @@ def test_a_model_that_is_moved_gets_a_backend_for_the_place() -> None:
     torch.nn.Sequential(model).to("meta")
     assert {model.backend, dense.backend, *(block.mixer.backend for block in model.blocks)} == {model.backend}
     assert model.backend.name == "blocked"
-    assert environment_of(model).fallbacks == ("native is not available: it is for processors, not for meta",)
+    assert environment_of(model).fallbacks == ("native was left for blocked: it is for processors, not for meta",)
