@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +22,11 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """`start("eval", "vim-digits", processes=2)`: torchrun in an empty folder, one thread a process."""
+    """`start("eval", "vim-digits")`: torchrun in an empty folder, two processes of one thread, or so many and where `launch` says."""
 
-    def start(*args: str | Path, processes: int = 2) -> subprocess.Popen[str]:
+    def start(*args: str | Path, launch: tuple[str, ...] = ("--standalone", "--nproc-per-node=2")) -> subprocess.Popen[str]:
         fixed = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "stm_cli"]
+        command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "stm_cli"]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([*command, *map(str, args)], text=True, cwd=tmp_path, env=os.environ | fixed, **pipes)
 
@@ -59,6 +60,21 @@ def test_two_processes_find_what_one_does(here: Stm, start: Start, tmp_path: Pat
     assert (tmp_path / "one.csv.json").read_bytes() == (tmp_path / "two.csv.json").read_bytes()
     assert json.loads(two.out)["n"] == 75 and json.loads(two.out)["environment"]["processes"] == 2
     assert of_machine(one.out) == of_machine(two.out)
+
+
+def test_two_machines_find_what_one_does(here: Stm, start: Start, tmp_path: Path) -> None:
+    """Two torchruns of a process each, as on two machines, which meet at an address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"--rdzv-endpoint=127.0.0.1:{free.getsockname()[1]}"
+    launch = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", where, "--rdzv-id=1")
+    common = ("eval", "vim-digits", "--limit", "30", "--batch-size", "8", "--json", "--records")
+    started = [start(*common, "two.csv", launch=launch) for _ in range(2)]
+    ended = [end(each) for each in started]
+    assert [run.code for run in ended] == [0, 0], ended[0].err + ended[1].err
+    (printed,) = [run.out for run in ended if run.out]
+    assert of_machine(printed) == of_machine(here(*common, "one.csv").out)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
 @pytest.mark.parametrize("victim", [0, 1])
