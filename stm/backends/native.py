@@ -6,10 +6,11 @@ operators hide them from torch.compile and torch.export, which see one node each
 """
 
 import ctypes
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float) -> list[T
     _check("weight", weight, x.shape[-1:])
     out = _norm_out(x, h, weight, eps)
     total = None if h is None else out[0]
-    _call("stm_add_norm", _pack(tuple(x.shape), (x, h, total, out[-1]), (weight, (ctypes.c_double * 1)(eps))))
+    _call("stm_add_norm", _pack(tuple(x.shape), (x, h, total, out[-1]), (weight, _array("d", (eps,)))))
     return out
 
 
@@ -161,32 +162,44 @@ def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
 # The C side: the structures of native_conv.c and native_scan.c, which are words of 64 bits throughout, and the library.
 
 
+_ABSENT = (0, 0, 0, 0)
+
+
 class _Words(NamedTuple):
     """A C structure, and what its pointers point to."""
 
-    words: Any
+    words: "array[int]"
     keep: list[Any]
 
 
 def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: tuple[Any, ...]) -> _Words:
-    """A C structure: integers, then tensors with their strides, then tensors and ctypes arrays. Absent ones are null.
+    """A C structure: integers, then tensors with their strides, then tensors and arrays. Absent ones are null.
 
-    A tensor is copied where it is not laid out as C reads it.
+    A tensor is copied where it is not laid out as C reads it. This runs a few times a block, so it does nothing twice.
     """
-    words, keep = list(integers), []
+    words, keep = [*integers], []
     for v in views:  # (K, B, L, channels) or (B, L, channels): `view` in native.h
         if v is None:
-            words += 0, 0, 0, 0
-        else:
-            v = v if v.stride(-1) == 1 else v.contiguous()
-            words += v.data_ptr(), *(v.stride()[:3] if v.dim() == 4 else (0, *v.stride()[:2]))
-            keep.append(v)
+            words += _ABSENT
+            continue
+        strides = v.stride()
+        if strides[-1] != 1:
+            v = v.contiguous()
+            strides = v.stride()
+        words.append(v.data_ptr())
+        words += strides[:3] if len(strides) == 4 else (0, *strides[:2])
+        keep.append(v)
     for v in pointers:
+        if v is None:
+            words.append(0)
+            continue
         if isinstance(v, Tensor):
             v = v.contiguous()
-        words.append(0 if v is None else v.data_ptr() if isinstance(v, Tensor) else ctypes.addressof(v))
+            words.append(v.data_ptr())
+        else:
+            words.append(v.buffer_info()[0])
         keep.append(v)
-    return _Words((ctypes.c_int64 * len(words))(*words), keep)
+    return _Words(array("q", words), keep)
 
 
 def _conv_args(
@@ -200,8 +213,8 @@ def _conv_args(
         raise UsageError(f"a convolution of width {width}, expected 1 to {WIDEST}")
     if sizes is not None and (len(sizes) != length or min(sizes, default=1) < 1):
         raise UsageError(f"expected {length} sizes of at least 1, got {list(sizes)}")
-    repeats = None if sizes is None else _int64s(tuple(sizes))
-    return _pack((directions, batch, length, channels, width), (x, out), (_bytes(tuple(reverse)), repeats, w, b))
+    repeats = None if sizes is None else _array("q", tuple(sizes))
+    return _pack((directions, batch, length, channels, width), (x, out), (_array("B", tuple(reverse)), repeats, w, b))
 
 
 def _scan_args(
@@ -236,7 +249,7 @@ def _scan_args(
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
     return _pack(
-        (directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_bytes(tuple(reverse)), A, D, dt_bias, h0)
+        (directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_array("B", tuple(reverse)), A, D, dt_bias, h0)
     )
 
 
@@ -246,14 +259,9 @@ def _check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
         raise UsageError(f"{name} is {tuple(v.shape)} {v.dtype}, expected {tuple(shape)} torch.float32")
 
 
-@lru_cache
-def _bytes(values: tuple[bool, ...]) -> Any:
-    return (ctypes.c_uint8 * len(values))(*values)
-
-
-@lru_cache
-def _int64s(values: tuple[int, ...]) -> Any:
-    return (ctypes.c_int64 * len(values))(*values)
+@lru_cache(maxsize=256)
+def _array(kind: str, values: tuple[float, ...]) -> Any:
+    return array(kind, values)
 
 
 @cache
@@ -274,6 +282,14 @@ def _library() -> tuple[ctypes.CDLL, str]:
         ) from None
 
 
+@lru_cache
+def _function(library: ctypes.CDLL, name: str, structures: int) -> Callable[..., int]:
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_void_p] * structures + [ctypes.c_int]
+    return cast("Callable[..., int]", function)
+
+
 def _call(name: str, *structures: _Words) -> None:
-    if getattr(_library()[0], name)(*(s.words for s in structures), torch.get_num_threads()):
+    function = _function(_library()[0], name, len(structures))
+    if function(*(s.words.buffer_info()[0] for s in structures), torch.get_num_threads()):
         raise MemoryError(f"{name}: no memory for the scan's scratch")
