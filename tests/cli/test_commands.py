@@ -127,7 +127,7 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
         report = json.loads(run.out)
         assert common <= report.keys() and report["command"] == command
         assert run.out == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads"}
+        assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads", "processes"}
     keys = {"output", "source", "recipe", "protection", "schedule", "flops", "parameters", "bytes", "eval", "gate"}
     report = json.loads(runs["compress"].out)
     assert keys <= report.keys()
