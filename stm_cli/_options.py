@@ -1,11 +1,14 @@
-"""Every option type, once: a command's signature is a list of these names.
+"""Every option type, once: a command's signature is a list of these names, and of the groups at the end.
 
 Numbers and choices have parsers of their own, so that a bad value is named in the message. What a value means, and
 whether it can be had for this model, is the library's to say.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -258,3 +261,52 @@ Device = Annotated[str, _option("--device", MACHINE, "auto, cpu, cuda, cuda:1, m
 Dtype = Annotated[str | None, _choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
 Backend = Annotated[str, _option("--backend", MACHINE, "A name that stm env lists. Default: auto.", "NAME")]
 Workers = Annotated[int | None, _option("--workers", MACHINE, "Processes that decode images.", "N", parser=_whole(0))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model comes from, and what its file cannot tell."""
+
+    file: File = None
+    revision: Revision = None
+    token: Token = None
+    image_size: ImageSize = None
+    class_token: ClassToken = None
+    no_divide_out: NoDivideOut = False
+    ema: Ema = False
+
+    def options(self) -> dict[str, Any]:
+        """As the library calls them."""
+        given = dict(vars(self))
+        return given | {"divide_out": False if given.pop("no_divide_out") else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a model runs on."""
+
+    device: Device = "auto"
+    dtype: Dtype = None
+    backend: Backend = "auto"
+
+
+def grouped(run: Callable[..., None]) -> Callable[..., None]:
+    """A command some of whose parameters are groups: for typer, which reads signatures, each is the options that it holds."""
+    signature = inspect.signature(run)
+    groups: dict[str, Any] = {}
+    flat: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            for option in fields(parameter.annotation):
+                flat.append(inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type))
+        else:
+            flat.append(parameter)
+
+    @wraps(run)
+    def command(*args: Any, **options: Any) -> None:
+        made = {name: group(**{option.name: options.pop(option.name) for option in fields(group)}) for name, group in groups.items()}
+        run(*args, **options, **made)
+
+    command.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # inspect's own protocol
+    return command

@@ -17,8 +17,10 @@ EXAMPLES = (
 )
 
 
+@o.grouped
 def run(
     model: o.Model,
+    *,
     batch_sizes: o.BatchSizes = (1,),
     threads: o.Threads = None,
     rounds: o.Rounds = None,
@@ -30,16 +32,8 @@ def run(
     stages: o.Stages = None,
     method: o.Method = None,
     schedule: o.Schedule = None,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    source: o.Source,
+    machine: o.Machine,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -61,16 +55,8 @@ def run(
             stages=stages,
             method=method,
             schedule=schedule,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **source.options(),
+            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), "" if report.wall_clock_gain is None else f"{report.wall_clock_gain:.4f}")

@@ -22,8 +22,10 @@ EXAMPLES = (
 )
 
 
+@o.grouped
 def run(
     model: o.Model,
+    *,
     rate: o.Rate = None,
     saving: o.Saving = None,
     stages: o.Stages = None,
@@ -48,16 +50,8 @@ def run(
     force: o.Force = False,
     dry_run: o.DryRun = False,
     push_to: o.PushTo = None,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    source: o.Source,
+    machine: o.Machine,
     workers: o.Workers = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -93,16 +87,8 @@ def run(
             force=force,
             dry_run=dry_run,
             push_to=push_to,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **source.options(),
+            **vars(machine),
             workers=workers,
             on_progress=on_progress,
         )

@@ -16,9 +16,11 @@ EXAMPLES = (
 _RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
 
 
+@o.grouped
 def run(
     model: o.Model,
     images: o.SomeImages = None,
+    *,
     rate: o.Rate = None,
     saving: o.Saving = None,
     stages: o.Stages = None,
@@ -30,16 +32,8 @@ def run(
     seed: o.Seed = 0,
     out: o.Out = None,
     force: o.Force = False,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    source: o.Source,
+    machine: o.Machine,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -62,16 +56,8 @@ def run(
             seed=seed,
             out=out,
             force=force,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **source.options(),
+            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), report.output)

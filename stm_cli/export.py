@@ -10,18 +10,14 @@ from stm_cli._output import Output
 EXAMPLES = ("stm export my-vim --format official", "stm export vim_finetuned.pth --format folder --out my-vim")
 
 
+@o.grouped
 def run(
     model: o.Model,
+    *,
     format: o.ExportFormat = "official",
     out: o.OutFile = None,
     force: o.ForceFile = False,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
+    source: o.Source,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -35,13 +31,7 @@ def run(
             format=format,
             out=out,
             force=force,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
+            **source.options(),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), report.output)

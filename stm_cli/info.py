@@ -12,15 +12,11 @@ from stm_cli._output import Output
 EXAMPLES = ("stm info vim-digits-stm40", "stm info vim-s", "stm info someone/their-vim --file weights.pth --json")
 
 
+@o.grouped
 def run(
     model: o.Model,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
+    *,
+    source: o.Source,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -31,13 +27,7 @@ def run(
     with output.progress() as on_progress:
         report = pipeline.info(
             model,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
+            **source.options(),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), str(report.flops.paper))

@@ -12,8 +12,10 @@ from stm_cli._output import Output
 EXAMPLES = ("stm plan vim-digits", "stm plan vim-ti --data my_images/", "stm plan vim-s --random-weights --threads 1")
 
 
+@o.grouped
 def run(
     model: o.Model,
+    *,
     method: o.Method = None,
     schedule: o.Schedule = None,
     data: o.Pictures = None,
@@ -23,16 +25,8 @@ def run(
     threads: o.Threads = None,
     rounds: o.Rounds = None,
     random_weights: o.RandomWeights = False,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    source: o.Source,
+    machine: o.Machine,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -52,16 +46,8 @@ def run(
             threads=threads,
             rounds=rounds,
             random_weights=random_weights,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **source.options(),
+            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), value(report))

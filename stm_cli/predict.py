@@ -13,20 +13,14 @@ from stm_cli._output import Output
 EXAMPLES = ("stm predict vim-digits-stm40 photo.jpg", "stm predict vim-s photo.jpg more.png --json")
 
 
+@o.grouped
 def run(
     model: o.Model,
     images: o.Images,
+    *,
     batch_size: o.BatchSize = 32,
-    file: o.File = None,
-    revision: o.Revision = None,
-    token: o.Token = None,
-    image_size: o.ImageSize = None,
-    class_token: o.ClassToken = None,
-    no_divide_out: o.NoDivideOut = False,
-    ema: o.Ema = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    source: o.Source,
+    machine: o.Machine,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -39,16 +33,8 @@ def run(
             model,
             images,
             batch_size=batch_size,
-            file=file,
-            revision=revision,
-            token=token,
-            image_size=image_size,
-            class_token=class_token,
-            divide_out=False if no_divide_out else None,
-            ema=ema,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **source.options(),
+            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), value(report))

@@ -14,8 +14,10 @@ EXAMPLES = (
 )
 
 
+@o.grouped
 def run(
     folder: o.FolderOrRepo,
+    *,
     data: o.Data = None,
     records: o.Records = None,
     limit: o.Limit = None,
@@ -27,9 +29,7 @@ def run(
     force: o.ForcePage = False,
     revision: o.Revision = None,
     token: o.Token = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = None,
-    backend: o.Backend = "auto",
+    machine: o.Machine,
     workers: o.Workers = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -52,9 +52,7 @@ def run(
             force=force,
             revision=revision,
             token=token,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            **vars(machine),
             workers=workers,
             on_progress=on_progress,
         )

@@ -98,8 +98,11 @@ def test_completion_stays_on(here) -> None:
 
 @pytest.mark.parametrize("example", [each for module in COMMANDS.values() for each in module.EXAMPLES])
 def test_every_example_can_be_pasted(example: str) -> None:
-    program, name, *args = shlex.split(example)
-    assert program == "stm"
+    program, *args = shlex.split(example)
+    if program == "torchrun":
+        program, *args = args[args.index("-m") + 1 :]
+    name, *args = args
+    assert program in ("stm", "stm_cli")
     get_command(app).commands[name].make_context(name, args)  # raises where it does not parse
 
 
