@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stm import scan as reference
-from stm.config import Config, ModelConfig, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.initialize import initialize
 from stm.model import ViM
@@ -245,7 +245,8 @@ def test_a_model_computes_the_same() -> None:
     import stm
 
     model = ModelConfig(image_size=8, patch=2, stride=2, in_chans=3, d_model=4, depth=3, d_state=2, dt_rank=1)
-    expected = initialize(ViM(Config(model=model, num_classes=3, schedule=dense_schedule(model))), seed=0)
+    config = Config(model=model, num_classes=3, schedule=dense_schedule(model), preprocessing=Preprocess.official(8))
+    expected = initialize(ViM(config), seed=0)
     images = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     chosen = Backend("triton", backend.conv_silu, backend.scan, backend.add_norm)
     for small in (expected, stm.compress(expected, stages=(1,))):
