@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stm import backends
 from stm.bnnm import gradual, staged
-from stm.config import Config, ModelConfig, Protection, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
 from stm.initialize import initialize
 from stm.measure.flops import count, honest, paper
 from stm.model import ViM
@@ -39,7 +39,7 @@ def vim() -> ViM:
     available, reason = backends.status("native")
     if not available:
         pytest.skip(f"counts the operators of the native backend: {reason}")
-    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL))
+    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size))
     return initialize(ViM(config, backends.choose("native"))).requires_grad_(False).eval()
 
 
@@ -118,7 +118,7 @@ def test_rmeetos_scoring_in_the_papers_column() -> None:
 
 
 def test_a_peer_that_removes_nothing_costs_nothing() -> None:
-    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL))
+    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size))
     for method in METHODS.values():
         assert count(config, method.make(MODEL, {}, 0)) == count(config)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stm.config import Config, ModelConfig, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.initialize import initialize
 from stm.model import ViM
@@ -30,7 +30,7 @@ UNORDERED = {"storm"} | {"evit-score-order", "tome", "tome-decreasing", "famba-v
 
 @pytest.fixture(scope="module")
 def vim() -> ViM:
-    model = ViM(Config(model=MODEL, num_classes=5, schedule=dense_schedule(MODEL)))
+    model = ViM(Config(model=MODEL, num_classes=5, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size)))
     initialize(model, seed=0)
     return model.requires_grad_(False).eval()
 
@@ -148,7 +148,7 @@ def test_the_last_block_reads_only_what_it_must(name: str, vim: ViM, images: Ten
 @pytest.mark.parametrize(("size", "depth", "class_token"), [(14, 12, "middle"), (10, 5, "head"), (6, 3, "middle")])
 def test_other_shapes_run(name: str, size: int, depth: int, class_token: str) -> None:
     shape = ModelConfig(image_size=size, patch=2, stride=2, d_model=8, depth=depth, d_state=4, dt_rank=1, class_token=class_token)
-    model = ViM(Config(model=shape, num_classes=5, schedule=dense_schedule(shape)))
+    model = ViM(Config(model=shape, num_classes=5, schedule=dense_schedule(shape), preprocessing=Preprocess.official(shape.image_size)))
     initialize(model, seed=0)
     method = METHODS[name]
     budgets = list(method.kind.budgets(shape, method.places(depth)))

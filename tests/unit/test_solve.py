@@ -52,7 +52,9 @@ def test_what_cannot_be_had_is_the_nearest_and_says_so() -> None:
     assert not solved.near and 0.3 < solved.flops.honest_saving < 0.595
     one = ModelConfig(image_size=4, patch=2, stride=2, d_model=4, depth=1, dt_rank=1)
     with pytest.raises(UsageError, match="rmeeto finds nothing to remove from 5 tokens in 1 blocks"):
-        solve_peer(Config(model=one, num_classes=2, schedule=dense_schedule(one)), "rmeeto", 0.2)
+        solve_peer(
+            Config(model=one, num_classes=2, schedule=dense_schedule(one), preprocessing=Preprocess.official(one.image_size)), "rmeeto", 0.2
+        )
 
 
 @pytest.fixture(scope="module")
