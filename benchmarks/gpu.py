@@ -25,7 +25,7 @@ from torch import Tensor
 
 import stm
 from stm import backends
-from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.config import Config, ModelConfig, dense_schedule
 from stm.initialize import initialize
 from stm.measure.environment import environment
 from stm.model import ViM
@@ -83,7 +83,7 @@ class Clock:
 
 def vim(d_model: int, dtype: str, backend: str, device: torch.device) -> ViM:
     shape = ModelConfig(d_model=d_model, depth=24, dt_rank=-(-d_model // 16))
-    config = Config(model=shape, num_classes=1000, schedule=dense_schedule(shape), preprocessing=Preprocess.official(shape.image_size))
+    config = Config(model=shape, num_classes=1000, schedule=dense_schedule(shape))
     model = initialize(ViM(config, backends.choose(backend, device.type)), seed=0)
     return model.cast(dtype).requires_grad_(False).to(device).eval()
 
@@ -246,9 +246,7 @@ def training(clock: Clock, names: list[str], d_model: int, batch: int) -> list[d
         runs: dict[str, Run] = {}
         for name in names:
             shape = ModelConfig(d_model=d_model, depth=4, dt_rank=-(-d_model // 16))
-            config = Config(
-                model=shape, num_classes=1000, schedule=dense_schedule(shape), preprocessing=Preprocess.official(shape.image_size)
-            )
+            config = Config(model=shape, num_classes=1000, schedule=dense_schedule(shape))
             model = initialize(ViM(config, backends.choose(name, clock.device.type))).cast(dtype).to(clock.device)
             images = torch.randn(batch, 3, 224, 224, device=clock.device)
 

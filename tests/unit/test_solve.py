@@ -20,7 +20,7 @@ SHAPES = {
 
 def config_of(name: str) -> Config:
     shape = SHAPES[name]
-    prep = Preprocess(mean=(0.5,) * shape.in_chans, std=(0.5,) * shape.in_chans)
+    prep = Preprocess(crop=shape.image_size, mean=(0.5,) * shape.in_chans, std=(0.5,) * shape.in_chans)
     return Config(model=shape, num_classes=10, schedule=dense_schedule(shape), preprocessing=prep)
 
 
@@ -51,10 +51,9 @@ def test_what_cannot_be_had_is_the_nearest_and_says_so() -> None:
     solved = solve_peer(config_of("digits"), "utr", 0.6)
     assert not solved.near and 0.3 < solved.flops.honest_saving < 0.595
     one = ModelConfig(image_size=4, patch=2, stride=2, d_model=4, depth=1, dt_rank=1)
+    config = Config(model=one, num_classes=2, schedule=dense_schedule(one), preprocessing=Preprocess.official(4))
     with pytest.raises(UsageError, match="rmeeto finds nothing to remove from 5 tokens in 1 blocks"):
-        solve_peer(
-            Config(model=one, num_classes=2, schedule=dense_schedule(one), preprocessing=Preprocess.official(one.image_size)), "rmeeto", 0.2
-        )
+        solve_peer(config, "rmeeto", 0.2)
 
 
 @pytest.fixture(scope="module")
