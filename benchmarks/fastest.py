@@ -14,6 +14,7 @@ whether its whole interval is inside is said beside it.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
                     continue
                 found = [kl_divergence(logits, forward(small, batch)) for logits, batch in zip(reference, batches, strict=True)]
                 candidate = Candidate(stages, small, saving, torch.cat(found).mean().item())
+                print(f"{candidate}: saves {saving:.1%}, KL {candidate.kl:.4f}", file=sys.stderr, flush=True)
                 yield candidate
                 if candidate.kl > max(CEILINGS):
                     break
@@ -152,11 +154,13 @@ def main() -> None:
     for candidate, figures, each in zip(chosen, measured, timed, strict=True):
         print(row(candidate, figures, each))
     print(f"\nDense: {measured[0].dense_top1:.2%}.")
-    speed = {str(candidate): min(figure.ratio for figure in each) for candidate, each in zip(chosen, timed, strict=True)}
     for what, bound in (("by the estimate", lambda m: m.drop), ("with its whole interval", lambda m: m.drop_ci[1])):
-        within = [str(candidate) for candidate, m in zip(chosen, measured, strict=True) if 100 * bound(m) <= options.points]
-        best = max(within, key=speed.__getitem__, default=None)
-        found = "none of these" if best is None else f"{best}, {speed[best]:.2f}x at the slower batch size"
+        within = [figures for figures, m in zip(timed, measured, strict=True) if 100 * bound(m) <= options.points]
+        found = "none of these"
+        if within:
+            best = max(within, key=lambda figures: min(figure.ratio for figure in figures))
+            speed = " and ".join(f"{figure.ratio:.2f}x at B = {batch}" for figure, batch in zip(best, BATCHES, strict=True))
+            found = f"{best[0].what}, {speed}"
         print(f"Fastest within {options.points:g} points {what}: {found}.")
 
 
