@@ -30,3 +30,13 @@ def test_its_commands_take_the_options_that_it_gives_them() -> None:
         _, name, *words = shlex.split(line, comments=True)
         command = get_command(app).commands[name]
         command.make_context(name, words)  # raises for what it does not know
+
+
+def test_the_commands_that_fill_the_papers_rows_can_be_typed() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
+    commands = re.findall(r"`stm (\w+) ([^`]+)`", text)
+    assert len(commands) >= 15
+    proxy = re.search(r"`PROXY` below is `([^`]+)`", text)
+    assert proxy is not None
+    for name, words in commands:
+        get_command(app).commands[name].make_context(name, shlex.split(words.replace("PROXY", proxy[1])))
