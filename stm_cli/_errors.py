@@ -94,7 +94,7 @@ def guard(command: Callable[[], Any]) -> int:
             # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(caught, typer.TyperException) and not here().first:
-            return failure.code  # the first process says the same
+            return 0  # the first process says the same, if torchrun does not end it because another one failed before
         if failure.message:
             error(failure.message, failure.hint)
         return failure.code

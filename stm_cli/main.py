@@ -53,7 +53,7 @@ def root(
     world = here()
     if world.size > 1 and context.invoked_subcommand not in SHARED:
         if not world.first:
-            raise typer.Exit(UsageError.exit_code)
+            raise typer.Exit  # the first process fails for all
         message = f"stm {context.invoked_subcommand} runs in one process, and this is one of {world.size}"
         raise UsageError(message, f"run it without torchrun; several processes share {', '.join(SHARED)}")
 
