@@ -16,8 +16,10 @@ INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
 
+# Three processes of one thread on two processors: many tests wait for a server, a kill or a process of their own.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

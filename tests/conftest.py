@@ -17,7 +17,23 @@ settings.load_profile("stm")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU, slowly
 
+PARITY = "error against a golden output"  # the key of what `tell` of tests/golden leaves with a test
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The largest error of every golden file. It travels with the tests' reports, so that several processes may run them."""
+    largest: dict[str, tuple[float, str]] = {}
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        for key, value in getattr(report, "user_properties", ()):
+            if key == PARITY:
+                file, error, where = value
+                largest[file] = max((error, where), largest.get(file, (0.0, "")))
+    if largest:
+        terminalreporter.section("largest errors against the golden outputs, of at most 1e-4")
+        for file, (error, where) in sorted(largest.items()):
+            terminalreporter.write_line(f"{error:.2e}  {file} ({where})")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The golden models, and how near is near: max|a - b| / max|b|. The largest error of every file is told when all tests have run."""
+"""The golden models, and how near is near: max|a - b| / max|b|. The largest error of every file is shown when all tests have run."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,25 +9,17 @@ import torch
 from torch import Tensor
 
 import stm
+from tests.conftest import PARITY
 
-_LARGEST: dict[str, tuple[float, str]] = {}
 
-
-@pytest.fixture(scope="session")
-def tell() -> Callable[[str, float, str], None]:
-    """`tell("vim_mini, native", 3e-7, "logits")`: an error against a golden file, and where in it."""
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]:
+    """`tell("vim_mini, native", 3e-7, "logits")`: an error against a golden file, and where in it; tests/conftest.py shows it."""
 
     def keep(file: str, error: float, where: str) -> None:
-        _LARGEST[file] = max((error, where), _LARGEST.get(file, (0.0, "")))
+        request.node.user_properties.append((PARITY, (file, error, where)))
 
     return keep
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _LARGEST:
-        terminalreporter.section("largest errors against the golden outputs, of at most 1e-4")
-        for file, (error, where) in sorted(_LARGEST.items()):
-            terminalreporter.write_line(f"{error:.2e}  {file} ({where})")
 
 
 @pytest.fixture(scope="session")
