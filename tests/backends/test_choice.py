@@ -5,7 +5,7 @@ import torch
 
 from stm import backends
 from stm.backends import mamba_ssm
-from stm.errors import BackendError
+from stm.errors import BackendError, UsageError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,7 +37,7 @@ def test_a_backend_for_another_device_is_refused_with_the_reason() -> None:
     for name in ("triton", "mamba_ssm", f"kernels@{COMMIT}"):
         with pytest.raises(BackendError, match="it is for CUDA devices, not for cpu"):
             backends.choose(name)
-    with pytest.raises(BackendError, match="unknown backend 'tritan', expected auto, triton, mamba_ssm"):
+    with pytest.raises(UsageError, match="unknown backend 'tritan', expected auto, triton, mamba_ssm"):
         backends.choose("tritan")
 
 

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import stm_cli.sweep
 from stm import tables
@@ -47,6 +49,15 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "workers": (("--workers", "2"), 2),
 }
 QUICK = ("--image-size", "64", "--rates", "0.2,0.4", "--sides", "both,left", "--peers", "rmeeto", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the processes that are started have: how sums round depends on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_every_option_is_here() -> None:
