@@ -22,6 +22,11 @@ PARITY = "error against a golden output"  # the key of what `tell` of tests/gold
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: of several processes none is then left alone with one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The largest error of every golden file. It travels with the tests' reports, so that several processes may run them."""
     largest: dict[str, tuple[float, str]] = {}
