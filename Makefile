@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-# Threads that wait sleep, as the command `stm` lets them: on a machine that others use too, those that spin take the processors.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait soon sleep, as the command `stm` lets them: on a machine that others use too, those that spin take the processors.
+export GOMP_SPINCOUNT ?= 2000
 
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])

@@ -111,10 +111,14 @@ def test_no_command_is_long(command: str) -> None:
     assert len(inspect.getsource(COMMANDS[command]).splitlines()) < 200
 
 
-@pytest.mark.parametrize(("set_to", "expected"), [(None, "passive"), ("active", "active")])
-def test_waiting_threads_sleep_unless_asked_otherwise(here, monkeypatch: pytest.MonkeyPatch, set_to: str | None, expected: str) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if set_to is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", set_to)
+@pytest.mark.parametrize(("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_waiting_threads_spin_briefly_unless_asked_otherwise(
+    here, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     assert here("--version").code == 0
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
