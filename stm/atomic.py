@@ -99,6 +99,19 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     _discard(temporary, names)
 
 
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is gone if that fails."""
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
 def find(folder: Path) -> Path:
     """Where to read a folder: its own place, or the old one's where a run was killed between two renames."""
     if not folder.exists():

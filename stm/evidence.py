@@ -25,7 +25,7 @@ from stm.page import facts
 from stm.page.render import render
 from stm.peers import METHODS
 from stm.plan import Plan
-from stm.recipe import Wish
+from stm.recipe import Wish, split
 from stm.reports import OnProgress
 from stm.resolve import From, name_of, open_model
 
@@ -68,8 +68,7 @@ def explain(
     plots.require()
     if len(images) > explanation.MOST_IMAGES:
         raise UsageError(f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own")
-    source = From(**{name: options.pop(name) for name in list(options) if name in From.__dataclass_fields__})
-    wish = Wish(**options)
+    source, wish = split(options)
     output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in METHODS:
@@ -212,12 +211,10 @@ def _check_page(path: Path, force: bool) -> Path:
 
 def _write_page(path: Path, page: bytes) -> None:
     """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_bytes(page)
-        draft.replace(path)
+        with atomic.drafted(path) as draft:
+            draft.write_bytes(page)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error
 
 

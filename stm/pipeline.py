@@ -1,5 +1,6 @@
 """What the commands do: find the model, do the one thing, report. Everything is checked that can be before anything is loaded."""
 
+import copy
 import dataclasses
 import importlib.metadata
 import os
@@ -20,7 +21,7 @@ from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
 from stm.hub.push import To
-from stm.loading import save
+from stm.loading import ready, save
 from stm.measure import flops
 from stm.measure.data import from_files, iterate, open_samples
 from stm.measure.environment import environment_of, here, processor_name
@@ -28,7 +29,7 @@ from stm.measure.evaluate import assess, logits_of
 from stm.measure.records import check_path
 from stm.measure.world import ALONE, World
 from stm.model import ViM
-from stm.recipe import Wish, as_recorded, check_made, check_source, default_name
+from stm.recipe import Wish, as_recorded, check_made, check_source, default_name, split
 from stm.reports import (
     BackendStatus,
     CompressReport,
@@ -89,8 +90,7 @@ def compress(
         UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
         StmError: what reading, measuring or writing raises; nothing is left behind.
     """
-    source = From(**{name: options.pop(name) for name in list(options) if name in From.__dataclass_fields__})
-    wish, again = Wish(**options), None
+    (source, wish), again = split(options), None
     to_measure = data is not None or limit is not None or max_drop is not None
     if recipe is not None:
         if wish != Wish():
@@ -175,9 +175,9 @@ def evaluate(
     if records is not None and world.first:
         check_path(records)
     options = From(**source)
-    vim = open_model(named, options, on_progress)
+    own = open_model(named, dataclasses.replace(options, dtype=None), on_progress)
+    vim = own if options.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, options.dtype)
     samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
-    own = vim if options.dtype is None else open_model(named, dataclasses.replace(options, dtype=None))
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,

@@ -61,6 +61,12 @@ class Wish:
         return vars(self) | {"method": self.method or "stm", "sides": self.sides or "both"}
 
 
+def split(options: dict[str, Any]) -> tuple[From, Wish]:
+    """The options of a command that takes a MODEL and says what to make of it: the fields of `From`, and those of `Wish`."""
+    source = {name: value for name, value in options.items() if name in From.__dataclass_fields__}
+    return From(**source), Wish(**{name: value for name, value in options.items() if name not in source})
+
+
 def default_name(name: str, wish: Wish) -> str:
     """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages `-b10-16`."""
     method = wish.method or "stm"

@@ -14,7 +14,7 @@ from stm.measure.data import open_samples
 from stm.measure.environment import environment_of
 from stm.measure.timing import threads as on_threads
 from stm.model import DTYPES, ViM
-from stm.recipe import Wish
+from stm.recipe import Wish, split
 from stm.reports import OnProgress
 from stm.resolve import From, draw_model, open_model
 
@@ -51,7 +51,7 @@ def bench(
         UsageError: options that cannot be, or a wish for a model that is compressed already.
         StmError: what reading raises.
     """
-    source, wish = _split(options)
+    source, wish = split(options)
     if against is not None and against not in AGAINST:
         raise UsageError(f"against is {against!r}, expected one of {', '.join(AGAINST)}")
     with on_threads(threads):
@@ -116,7 +116,7 @@ def plan(
         UsageError: options that cannot be, or a model that is compressed already.
         StmError: what reading raises.
     """
-    source, wish = _split(options)
+    source, wish = split(options)
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if wish.rate is not None or wish.saving is not None or wish.stages is not None:
@@ -158,11 +158,6 @@ def plan(
         notes=vim.config.said("notes"),
         reasons=reasons,
     )
-
-
-def _split(options: dict[str, Any]) -> tuple[From, Wish]:
-    source = {name: value for name, value in options.items() if name in From.__dataclass_fields__}
-    return From(**source), Wish(**{name: value for name, value in options.items() if name not in source})
 
 
 def _pair(vim: ViM, wish: Wish, model: str) -> tuple[ViM, ViM | None]:

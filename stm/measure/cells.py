@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stm import atomic
 from stm.codec import decode, encode, parse
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
@@ -114,6 +115,5 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that is there with all of its text, or as it was before."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    with atomic.drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -16,8 +16,8 @@ from stm.errors import UsageError
 from stm.findings import CompareRow
 from stm.measure import flops
 from stm.measure.data import Batch, SampleSet, batches_of, iterate, workers_for
-from stm.measure.evaluate import Run, Timing, evaluating, logits_of, same_work, timed
-from stm.measure.records import Record, records_of
+from stm.measure.evaluate import Run, Timing, evaluating, logits_of, recorded, same_work, timed
+from stm.measure.records import Record
 from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import compared, summarize
 from stm.measure.world import ALONE, World
@@ -154,14 +154,12 @@ def race(
 
 def _score(entrant: Entrant, samples: SampleSet, batch: Batch, dense_logits: Tensor | None) -> tuple[list[Record], Timing, Tensor | None]:
     """An entrant's records of a batch in the set's order, its time, and its logits (B, classes): the dense ones where none are given."""
-    chosen = samples.samples
-    records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
     logits, seconds = None, 0.0
     if batch.indices:
-        files, labels = [chosen[i].file for i in batch.indices], [chosen[i].label for i in batch.indices]
+        files = [samples.samples[place].file for place in batch.indices]
         logits, seconds = logits_of(entrant.model, batch.images, files, entrant.method)
-        records |= zip(batch.indices, records_of(files, labels, logits, logits if dense_logits is None else dense_logits), strict=True)
-    return [records[place] for place in sorted(records)], (len(batch.indices), seconds), logits
+    records = recorded(samples, batch, logits, logits if dense_logits is None else dense_logits)
+    return records, (len(batch.indices), seconds), logits
 
 
 def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:

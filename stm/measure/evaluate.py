@@ -199,16 +199,23 @@ def forward(model: ViM, images: Tensor) -> Tensor:
 
 def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], Timing]:
     """A batch's records in the set's order, and the model's time."""
-    chosen = samples.samples
-    records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
-    seconds = 0.0
+    logits, dense_logits, seconds = None, None, 0.0
     if batch.indices:
-        files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
+        files = [samples.samples[place].file for place in batch.indices]
         # The larger one first: what it frees holds all that the smaller one needs.
         dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
         logits, seconds = logits_of(model, batch.images, files, "the model")
+    return recorded(samples, batch, logits, dense_logits), (len(batch.indices), seconds)
+
+
+def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logits: Tensor | None) -> list[Record]:
+    """A batch's records in the set's order, the images that could not be read among them; logits (b, classes), None where none could."""
+    chosen = samples.samples
+    records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
+    if logits is not None:
+        files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
-    return [records[place] for place in sorted(records)], (len(batch.indices), seconds)
+    return [records[place] for place in sorted(records)]
 
 
 def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:

@@ -13,8 +13,8 @@ from stm.errors import UsageError
 from stm.findings import PlanRow
 from stm.measure import flops
 from stm.measure.data import SampleSet, iterate
-from stm.measure.evaluate import forward
-from stm.measure.records import Record, records_of
+from stm.measure.evaluate import forward, recorded
+from stm.measure.records import Record
 from stm.measure.stats import summarize
 from stm.measure.timing import interleave, ratio, spread, waiting
 from stm.model import ViM
@@ -82,19 +82,14 @@ def _kept(models: Sequence[ViM], samples: SampleSet | None, on_progress: OnProgr
     records: list[list[Record]] = [[] for _ in models]
     done = 0
     for batch in iterate(samples, models[0].config.preprocessing, batch_size=32):
-        chosen = [samples.samples[index] for index in batch.indices]
-        files, labels = [sample.file for sample in chosen], [None] * len(chosen)
-        logits: list[Tensor] = []
-        for model in models if chosen else ():
-            logits.append(forward(model, batch.images.to(model.cls_token.device)).cpu())
-            done += len(chosen)
+        logits: list[Tensor | None] = [None] * len(models)
+        for number, model in enumerate(models if batch.indices else ()):
+            logits[number] = forward(model, batch.images.to(model.cls_token.device)).cpu()
+            done += len(batch.indices)
             if on_progress is not None:
                 on_progress(Progress("agreement", done, len(samples) * len(models), "forwards"))
-        for found, values in zip(records, logits, strict=False):
-            found += records_of(files, labels, values, logits[0])
-        for index, error in batch.errors.items():
-            for found in records:
-                found.append(Record(file=samples.samples[index].file, error=error))
+        for found, values in zip(records, logits, strict=True):
+            found += recorded(samples, batch, values, logits[0])
     measured = [summarize(found, data=samples.name) for found in records]
     return [(each.agreement, each.kl) for each in measured]
 

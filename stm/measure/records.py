@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stm import atomic
 from stm.codec import brief, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
@@ -212,12 +213,10 @@ class RecordFile:
         elif self.path.exists() and self.path.stat().st_size:
             raise DataError(f"{self.path} exists, but {self._beside}, which says what it was measured on, does not", self._hint)
         else:
-            draft = self._beside.with_name(self._beside.name + ".part")
             try:
-                draft.write_text(json.dumps(encode(identity), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-                draft.replace(self._beside)
+                with atomic.drafted(self._beside) as draft:
+                    draft.write_text(json.dumps(encode(identity), indent=2, sort_keys=True) + "\n", encoding="utf-8")
             except OSError as error:
-                draft.unlink(missing_ok=True)
                 raise _cannot_write(self._beside, error) from error
 
 

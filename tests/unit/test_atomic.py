@@ -335,3 +335,16 @@ def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
     put(tmp_path / ".out.stm-tmp-89ef4567", "half")
     assert atomic.find(tmp_path / "out") == tmp_path / "out"
     assert atomic.find(tmp_path / "no" / "out") == tmp_path / "no" / "out"
+
+
+def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    drafted = atomic.drafted(path)
+    drafted.__enter__().write_text("ne")
+    assert drafted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None) is False
+    assert path.read_text() == "old" and [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+    with atomic.drafted(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and [each.name for each in tmp_path.iterdir()] == ["file.txt"]
