@@ -115,7 +115,9 @@ def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
 
 
 def test_ctrl_c_is_130_without_a_traceback() -> None:
-    process = run("import time\nsys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
+    # A shell's background jobs ignore Ctrl-C, and so do their children: this one listens wherever the tests were started.
+    program = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = run(program + "sys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == ""
