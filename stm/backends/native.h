@@ -30,8 +30,8 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 enum {
-    SPAN = 64,           /* channels of a work item: rows of 256 bytes, which stay in the cache while time is walked */
-    VECS = SPAN / LANES, /* vectors of a work item */
+    SPAN = 64,           /* channels of a narrow work item: rows of 256 bytes, which stay in the cache while time is walked */
+    VECS = SPAN / LANES, /* vectors of it */
 };
 
 /* A tensor (K, B, L, channels) with its strides in floats; the last stride is 1. Absent: data is NULL. */
@@ -54,6 +54,17 @@ INLINE void store(float *p, vec v, int count) {
         *(loose *)p = v;
     else
         memcpy(p, &v, 4 * (size_t)count);
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* The channels of a wide work item, `most` at most: long rows are read faster, but each thread needs as many items as the others. */
+INLINE int64_t wide_span(int64_t batch, int64_t E, int64_t most, int64_t threads) {
+    int64_t spans = ceiling(E, most < SPAN ? SPAN : most);
+    while (batch * spans % threads && batch * spans < 8 * threads && spans * SPAN < E) spans++;
+    return ceiling(ceiling(E, LANES), spans) * LANES;
 }
 
 /* How many channels of E a vector from channel c on holds. */
@@ -79,27 +90,38 @@ INLINE vec larger(vec x, vec y) { return _mm512_max_ps(y, x); } /* NaN in x stay
 INLINE vec larger(vec x, vec y) { return choose(x < y, y, x); }
 #endif
 
-/* 2^x: 2^k by the exponent's bits and 2^f, |f| <= 1/2, by a polynomial that is exact at 0 and minimax in relative error of
- * (2^f - 1) / f (4.3e-7), so that slow decays, f near 0, keep their full precision over long walks. */
-INLINE vec exp2v(vec x) {
+/* 2^x. What is left of x after rounding goes through a polynomial that is exact at 0 and minimax in relative error of
+ * (2^f - 1) / f, so that slow decays, f near 0, keep their full precision over long walks. */
 #if defined(__AVX512F__)
-    vec k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = x - k;
+static const float sixteenths[16] __attribute__((aligned(64))) = {
+    0x1.000000p+0f, 0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f, 0x1.306fe0p+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
+    0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f, 0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f,
+}; /* 2^(j/16) */
+
+/* Rounded to sixteenths, whose fraction is looked up; |f| <= 1/32, error 1.1e-7. The sums are kept from fusing with the product that
+ * x may be: they have ports of their own. */
+INLINE vec exp2v(vec x) {
+    vec magic = fill(0x1.8p19f), shifted = _mm512_add_round_ps(x, magic, _MM_FROUND_CUR_DIRECTION); /* sixteenths in its lowest bits */
+    vec k = _mm512_sub_round_ps(shifted, magic, _MM_FROUND_CUR_DIRECTION), f = _mm512_sub_round_ps(x, k, _MM_FROUND_CUR_DIRECTION);
+    vec root = _mm512_permutexvar_ps((__m512i)shifted, *(const vec *)sixteenths);
+    vec p = 0.0555041087f * f + 0.240233551f;
+    p = p * f + 0.693147181f;
+    return _mm512_scalef_ps(p * f * root + root, k);
+}
 #else
+/* Rounded to integers; |f| <= 1/2, error 4.3e-7. */
+INLINE vec exp2v(vec x) {
     x = larger(x, fill(-127)); /* 2^-127 is made 0, and 2^128 infinity, by the exponent's bits */
     x = choose(x > fill(128), fill(128), x);
     vec shifted = x + 0x1.8p23f, k = shifted - 0x1.8p23f, f = x - k; /* k in the lowest bits of shifted */
-#endif
     vec p = 0.00133335386f * f + 0.00966624542f;
     p = p * f + 0.0555050021f;
     p = p * f + 0.240223513f;
     p = p * f + 0.693147144f;
     p = p * f + 1;
-#if defined(__AVX512F__)
-    return _mm512_scalef_ps(p, k);
-#else
     return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
-#endif
 }
+#endif
 
 INLINE vec expv(vec x) { return exp2v(1.44269504f * x); }
 

@@ -6,7 +6,7 @@
  */
 #include "native.h"
 
-enum { WIDEST = 16, NONE = -1, AHEAD = 8 };
+enum { WIDEST = 16, NONE = -1, AHEAD = 8, MOST = 256 /* channels of a span */, MOST_VECS = MOST / LANES };
 
 typedef struct {
     int64_t K, batch, L, E, W;
@@ -22,22 +22,32 @@ typedef struct {
     float *w, *b; /* (batch, K, E, W), (batch, K, E) */
 } conv_grads;
 
-/* The taps of a direction and SPAN channels. */
+/* A work item: an image and a span of channels. */
 typedef struct {
-    vec tap[WIDEST][VECS];       /* of the token t before */
-    vec first[WIDEST + 1][VECS]; /* the sum of the first m taps */
-    vec bias[VECS];
+    int64_t b, first;
+    int64_t whole; /* whole vectors of channels */
+    int rest;      /* channels of another one */
+} item;
+
+/* The taps of a direction and an item. */
+typedef struct {
+    vec tap[WIDEST][MOST_VECS];       /* of the token t before */
+    vec first[WIDEST + 1][MOST_VECS]; /* the sum of the first m taps */
+    vec bias[MOST_VECS];
 } taps;
 
-static const float zeros[SPAN];
+static const float zeros[MOST];
 
-static void load_taps(taps *to, const conv_args *a, int64_t k, int64_t first, int64_t n_vecs) {
-    memset(to, 0, sizeof *to);
-    for (int64_t v = 0; v < n_vecs; v++) {
-        int64_t c = first + v * LANES;
+static int64_t n_vecs(const item *i) { return i->whole + (i->rest > 0); }
+
+static void load_taps(taps *to, const conv_args *a, int64_t k, const item *i) {
+    for (int64_t v = 0; v < n_vecs(i); v++) {
+        int64_t c = i->first + v * LANES;
         to->bias[v] = load(a->b + k * a->E + c, lanes(a->E, c));
+        to->first[0][v] = fill(0);
         for (int64_t t = 0; t < a->W; t++) {
-            for (int i = 0; i < lanes(a->E, c); i++) to->tap[t][v][i] = a->w[(k * a->E + c + i) * a->W + a->W - 1 - t];
+            to->tap[t][v] = fill(0);
+            for (int j = 0; j < lanes(a->E, c); j++) to->tap[t][v][j] = a->w[(k * a->E + c + j) * a->W + a->W - 1 - t];
             to->first[t + 1][v] = to->first[t][v] + to->tap[t][v];
         }
     }
@@ -61,70 +71,76 @@ INLINE void remember(int64_t W, int64_t *past, int64_t row, int64_t size) {
     }
 }
 
+/* What an item has of a row of v. */
+INLINE float *row_of(view v, int64_t k, int64_t row, const item *i) { return v.data + k * v.k + i->b * v.b + row * v.l + i->first; }
+
+/* A vector of the outputs at a token that is repeated `size` times. `n` is the constant LANES where it can be. */
+INLINE void put(int n, int64_t W, int64_t size, const taps *p, int64_t v, const float *x, const float *const *past, float *out) {
+    vec now = load(x + v * LANES, n), total = {0};
+    for (int64_t m = 1; m <= size && m <= W; m++) {
+        vec y = evaluate(W, m, p, v, now, past, n);
+        total += weight(W, m, size) * y * sigmoid(y);
+    }
+    store(out + v * LANES, size == 1 ? total : total / (float)size, n);
+}
+
+INLINE void put_row(int64_t W, int64_t size, const taps *p, const item *i, const float *x, const float *const *past, float *out) {
+    for (int64_t v = 0; v < i->whole; v++) put(LANES, W, size, p, v, x, past, out);
+    if (i->rest) put(i->rest, W, size, p, i->whole, x, past, out);
+}
+
 /* The plain convolution of up to two directions, in one pass over the rows. */
-INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int64_t n_k, int64_t b, int64_t first, int64_t n_vecs) {
+INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int64_t n_k, const item *i) {
     for (int64_t row = 0; row < a->L; row++) {
-        const float *x = a->x.data + b * a->x.b + row * a->x.l + first;
-        expect(x + (row + AHEAD < a->L ? AHEAD : 0) * a->x.l, n_vecs);
+        const float *x = row_of(a->x, 0, row, i);
+        expect(x + (row + AHEAD < a->L ? AHEAD : 0) * a->x.l, n_vecs(i));
         for (int64_t j = 0; j < n_k; j++) {
             int back = a->reverse[k0 + j];
             int64_t before = back ? a->L - 1 - row : row, step = back ? a->x.l : -a->x.l;
-            float *out = a->out.data + (k0 + j) * a->out.k + b * a->out.b + row * a->out.l + first;
             const float *past[WIDEST];
-            for (int64_t i = 0; i < W - 1; i++) past[i] = i < before ? x + (i + 1) * step : zeros;
-            for (int64_t v = 0; v < n_vecs; v++) {
-                int n = lanes(a->E, first + v * LANES);
-                vec y = evaluate(W, 1, p + j, v, load(x + v * LANES, n), past, n);
-                store(out + v * LANES, y * sigmoid(y), n);
-            }
+            for (int64_t t = 0; t < W - 1; t++) past[t] = t < before ? x + (t + 1) * step : zeros;
+            put_row(W, 1, p + j, i, x, past, row_of(a->out, k0 + j, row, i));
         }
     }
 }
 
 /* The span convolution of a direction, in walking order. */
-INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, int64_t b, int64_t first, int64_t n_vecs) {
+INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, const item *i) {
     int64_t rows[WIDEST];
-    for (int64_t i = 0; i < W; i++) rows[i] = NONE;
+    for (int64_t t = 0; t < W; t++) rows[t] = NONE;
     for (int64_t t = 0; t < a->L; t++) {
         int64_t row = a->reverse[k] ? a->L - 1 - t : t, size = a->sizes ? a->sizes[row] : 1;
-        const float *x = a->x.data + b * a->x.b + row * a->x.l + first;
-        float *out = a->out.data + k * a->out.k + b * a->out.b + row * a->out.l + first;
+        const float *x = row_of(a->x, 0, row, i);
+        float *out = row_of(a->out, k, row, i);
         const float *past[WIDEST];
-        for (int64_t i = 0; i < W - 1; i++) past[i] = rows[i] == NONE ? zeros : x + (rows[i] - row) * a->x.l;
-        for (int64_t v = 0; v < n_vecs; v++) {
-            int n = lanes(a->E, first + v * LANES);
-            vec now = load(x + v * LANES, n), total = {0};
-            for (int64_t m = 1; m <= size && m <= W; m++) {
-                vec y = evaluate(W, m, p, v, now, past, n);
-                total += weight(W, m, size) * y * sigmoid(y);
-            }
-            store(out + v * LANES, size == 1 ? total : total / (float)size, n);
-        }
+        for (int64_t t = 0; t < W - 1; t++) past[t] = rows[t] == NONE ? zeros : x + (rows[t] - row) * a->x.l;
+        if (size == 1)
+            put_row(W, 1, p, i, x, past, out);
+        else
+            put_row(W, size, p, i, x, past, out);
         remember(W, rows, row, size);
     }
 }
 
-INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, int64_t b, int64_t first,
-                     int64_t n_vecs) {
+INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, const item *span) {
     int64_t rows[WIDEST];
-    float outside[SPAN] = {0}; /* what flows to before the first token */
-    vec g_tap[WIDEST][VECS], g_bias[VECS];
+    float outside[MOST] = {0}; /* what flows to before the first token */
+    vec g_tap[WIDEST][MOST_VECS], g_bias[MOST_VECS];
     memset(g_tap, 0, sizeof g_tap);
     memset(g_bias, 0, sizeof g_bias);
     for (int64_t i = 0; i < W; i++) rows[i] = NONE;
     for (int64_t t = 0; t < a->L; t++) {
         int64_t row = a->reverse[k] ? a->L - 1 - t : t, size = a->sizes ? a->sizes[row] : 1;
-        const float *x = a->x.data + b * a->x.b + row * a->x.l + first;
-        const float *g_out = g->out.data + k * g->out.k + b * g->out.b + row * g->out.l + first;
-        float *g_x = g->x.data + b * g->x.b + row * g->x.l + first;
+        const float *x = row_of(a->x, 0, row, span), *g_out = row_of(g->out, k, row, span);
+        float *g_x = row_of(g->x, 0, row, span);
         const float *past[WIDEST];
         float *g_past[WIDEST];
         for (int64_t i = 0; i < W - 1; i++) {
             past[i] = rows[i] == NONE ? zeros : x + (rows[i] - row) * a->x.l;
             g_past[i] = rows[i] == NONE ? outside : g_x + (rows[i] - row) * g->x.l;
         }
-        for (int64_t v = 0; v < n_vecs; v++) {
-            int n = lanes(a->E, first + v * LANES);
+        for (int64_t v = 0; v < n_vecs(span); v++) {
+            int n = lanes(a->E, span->first + v * LANES);
             vec now = load(x + v * LANES, n), g_y = load(g_out + v * LANES, n) / (float)size;
             for (int64_t m = 1; m <= size && m <= W; m++) {
                 vec y = evaluate(W, m, p, v, now, past, n), s = sigmoid(y);
@@ -141,50 +157,50 @@ INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const t
         }
         remember(W, rows, row, size);
     }
-    for (int64_t v = 0; v < n_vecs; v++) {
-        int64_t c = first + v * LANES, to = (b * a->K + k) * a->E + c;
+    for (int64_t v = 0; v < n_vecs(span); v++) {
+        int64_t c = span->first + v * LANES, to = (span->b * a->K + k) * a->E + c;
         store(g->b + to, g_bias[v], lanes(a->E, c));
         for (int64_t i = 0; i < W; i++)
             for (int j = 0; j < lanes(a->E, c); j++) g->w[(to + j) * W + W - 1 - i] = g_tap[i][v][j];
     }
 }
 
-static void run_plain(const conv_args *a, int64_t b, int64_t first, int64_t n_vecs) {
+static void run_plain(const conv_args *a, const item *i) {
     for (int64_t k = 0; k < a->K; k += 2) {
         int64_t n_k = a->K - k < 2 ? 1 : 2;
         taps p[2];
-        for (int64_t j = 0; j < n_k; j++) load_taps(p + j, a, k + j, first, n_vecs);
+        for (int64_t j = 0; j < n_k; j++) load_taps(p + j, a, k + j, i);
         if (a->W == 4)
-            plain(4, a, p, k, n_k, b, first, n_vecs);
+            plain(4, a, p, k, n_k, i);
         else
-            plain(a->W, a, p, k, n_k, b, first, n_vecs);
+            plain(a->W, a, p, k, n_k, i);
     }
 }
 
-static void run_walks(const conv_args *a, const conv_grads *g, int64_t b, int64_t first, int64_t n_vecs) {
+static void run_walks(const conv_args *a, const conv_grads *g, const item *i) {
     for (int64_t k = 0; k < a->K; k++) {
         taps p;
-        load_taps(&p, a, k, first, n_vecs);
+        load_taps(&p, a, k, i);
         if (g)
-            backward(a->W, a, g, &p, k, b, first, n_vecs);
+            backward(a->W, a, g, &p, k, i);
         else if (a->W == 4)
-            forward(4, a, &p, k, b, first, n_vecs);
+            forward(4, a, &p, k, i);
         else
-            forward(a->W, a, &p, k, b, first, n_vecs);
+            forward(a->W, a, &p, k, i);
     }
 }
 
 /* Forward, or backward where there are gradients. */
 static int run(const conv_args *a, const conv_grads *g, int threads) {
-    int64_t spans = (a->E + SPAN - 1) / SPAN;
+    int64_t span = wide_span(a->batch, a->E, MOST, threads), spans = ceiling(a->E, span);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < a->batch * spans; i++) {
-        int64_t b = i / spans, first = i % spans * SPAN, left = a->E - first;
-        int64_t n_vecs = ((left < SPAN ? left : SPAN) + LANES - 1) / LANES;
+    for (int64_t n = 0; n < a->batch * spans; n++) {
+        int64_t first = n % spans * span, channels = least(span, a->E - first);
+        item i = {.b = n / spans, .first = first, .whole = channels / LANES, .rest = (int)(channels % LANES)};
         if (g || a->sizes)
-            run_walks(a, g, b, first, n_vecs);
+            run_walks(a, g, &i);
         else
-            run_plain(a, b, first, n_vecs);
+            run_plain(a, &i);
     }
     return 0;
 }

@@ -1,13 +1,13 @@
 /* The selective scan of all directions, forward and backward. Definitions and shapes: stm/scan.py.
  *
- * A work item is an image and SPAN channels; it walks each direction in blocks of STEPS tokens. Within a block the loop over
- * the states is outside the loop over the tokens: what the block's outputs add up to stays in registers, any number of
+ * A work item is an image and a span of channels; it walks each direction in blocks of STEPS tokens. Within a block the loop
+ * over the states is outside the loop over the tokens: what the block's outputs add up to stays in registers, any number of
  * states will do, and a state passes through memory once a block. Nothing of size (B, L, E, N) exists: the backward pass
- * recomputes states from those that it kept between the blocks.
+ * recomputes states from those that it kept between the blocks, and takes narrow spans, since it keeps them all.
  */
 #include "native.h"
 
-enum { STEPS = 8 };
+enum { STEPS = 8, STATES = 32768 /* of a span at most, in floats: with the rates a quarter of a megabyte, a part of the L2 cache */ };
 
 typedef struct {
     int64_t K, batch, L, E, N;
@@ -34,7 +34,7 @@ typedef struct {
 /* One direction of a work item. */
 typedef struct {
     const scan_args *args;
-    int64_t k, b, first, n_vecs; /* first channel, vectors in use */
+    int64_t k, b, first, n_vecs; /* first channel, vectors of the span */
     rows u, dt, B_rows, C_rows, z, gap, scale;
     vec *rate, *state;           /* [vector][state]: A log2(e); h */
     float *B, *C;                /* [state][token of the block] */
@@ -54,8 +54,6 @@ static rows along(view v, const walk *w) {
 }
 
 INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* to[state] = the channels from c of from (K, E, N). */
 static void gather(vec *to, const float *from, const walk *w, int64_t c, float factor) {
@@ -199,33 +197,31 @@ static void forward(walk *w, view to, int gate, vec *kept) {
     }
 }
 
-static walk start(const scan_args *a, int64_t item, vec *scratch) {
-    int64_t spans = (a->E + SPAN - 1) / SPAN, first = item % spans * SPAN;
-    walk w = {.args = a, .b = item / spans, .first = first};
-    w.n_vecs = (least(SPAN, a->E - first) + LANES - 1) / LANES;
+static walk start(const scan_args *a, int64_t item, int64_t span, vec *scratch) {
+    int64_t spans = ceiling(a->E, span), first = item % spans * span;
+    walk w = {.args = a, .b = item / spans, .first = first, .n_vecs = ceiling(least(span, a->E - first), LANES)};
     w.rate = scratch;
-    w.state = w.rate + VECS * a->N;
-    w.B = (float *)(w.state + VECS * a->N);
+    w.state = w.rate + w.n_vecs * a->N;
+    w.B = (float *)(w.state + w.n_vecs * a->N);
     w.C = w.B + a->N * STEPS;
     return w;
 }
 
 /* Vectors of scratch that `start` uses. */
-static int64_t start_size(const scan_args *a) { return 2 * VECS * a->N + 2 * a->N * STEPS / LANES; }
-
-static int64_t items(const scan_args *a) { return a->batch * ((a->E + SPAN - 1) / SPAN); }
+static int64_t start_size(const scan_args *a, int64_t span) { return 2 * ceiling(span, LANES) * a->N + 2 * a->N * STEPS / LANES; }
 
 /* 0, or 1 where there is no memory. */
 int stm_scan(const scan_args *a, int threads) {
     int failed = 0;
+    int64_t span = wide_span(a->batch, a->E, least(STATES / a->N, a->E), threads), items = a->batch * ceiling(a->E, span);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a) + 63) / 64 * 64);
+        vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a, span) + 63) / 64 * 64);
         failed = !scratch;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < items(a); i++) {
+        for (int64_t i = 0; i < items; i++) {
             if (failed) continue;
-            walk w = start(a, i, scratch);
+            walk w = start(a, i, span, scratch);
             for (w.k = 0; w.k < a->K; w.k++) forward(&w, a->out, a->z.data && w.k == a->K - 1, NULL);
         }
         free(scratch);
@@ -365,17 +361,17 @@ static void backward_gate(walk *w, const scan_grads *g) {
 /* 0, or 1 where there is no memory. */
 int stm_scan_backward(const scan_args *a, const scan_grads *g, int threads) {
     int failed = 0;
-    int64_t blocks = (a->L + STEPS - 1) / STEPS, states = VECS * a->N;
-    size_t size = sizeof(vec) * (size_t)(start_size(a) + (blocks + 2) * states + 2 * a->N * STEPS);
+    int64_t blocks = ceiling(a->L, STEPS), states = VECS * a->N, items = a->batch * ceiling(a->E, SPAN);
+    size_t size = sizeof(vec) * (size_t)(start_size(a, SPAN) + (blocks + 2) * states + 2 * a->N * STEPS);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         vec *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
         failed = !scratch;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < items(a); i++) {
+        for (int64_t i = 0; i < items; i++) {
             if (failed) continue;
-            walk w = start(a, i, scratch);
-            tape p = {.kept = scratch + start_size(a)};
+            walk w = start(a, i, SPAN, scratch);
+            tape p = {.kept = scratch + start_size(a, SPAN)};
             p.state = p.kept + blocks * states;
             p.A = p.state + states;
             p.B = p.A + states;
