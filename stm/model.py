@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stm.backends import Backend, choose, status
 from stm.config import Config, ModelConfig, dense_schedule
 from stm.plan import Plan, State, StaticPlan, Taps
-from stm.scan import gated, step_sizes
+from stm.scan import gated, projected, step_sizes
 from stm.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -295,6 +295,8 @@ class Block(nn.Module):
 class Mixer(nn.Module):
     """The bidirectional selective state-space mixer. Parameters of the two directions are stacked, forward first."""
 
+    kept_rates: Tensor | None = None  # `rates`, where A_log does not change any more
+
     def __init__(self, model: ModelConfig, backend: Backend) -> None:
         super().__init__()
         self.backend = backend
@@ -315,10 +317,12 @@ class Mixer(nn.Module):
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E)
         x = self.backend.conv_silu(x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.span)  # (K, B, L, E)
         dt, B, C = self._select(x, slice(None))
-        A = -self.A_log.exp()
-        split = "y" in wants
+        A, dt_weight, split = self.rates(), cast("Tensor | None", self.dt_proj_weight), "y" in wants
+        if "delta" in wants:
+            dt, dt_weight = projected(dt, dt_weight), None
         y = self.backend.scan(
             *(x, dt, A, B, C, self.D, z, REVERSE),
+            dt_weight=dt_weight,
             dt_bias=self.dt_proj_bias,
             scale=state.scale,
             gap=state.gap,
@@ -344,7 +348,7 @@ class Mixer(nn.Module):
         c = state.cls
         to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D)
         inputs, z = F.linear(u, to_x), F.linear(at(u, c), to_z)  # (B, L, E), (B, E)
-        at_c = []
+        A, at_c = self.rates(), []
         for k in range(len(REVERSE)):
             one = slice(k, k + 1)
             seen, here = _seen(k, c)
@@ -352,7 +356,8 @@ class Mixer(nn.Module):
             x = self.backend.conv_silu(inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span)
             dt, B, C = self._select(x, one)
             y = self.backend.scan(
-                *(x, dt, -self.A_log[one].exp(), B, C, self.D[one], None, REVERSE[one]),
+                *(x, dt, A[one], B, C, self.D[one], None, REVERSE[one]),
+                dt_weight=self.dt_proj_weight[one],
                 dt_bias=self.dt_proj_bias[one],
                 scale=None if state.scale is None else state.scale[..., seen],
                 gap=None if state.gap is None else state.gap[one, :, seen],
@@ -369,9 +374,12 @@ class Mixer(nn.Module):
         for name in ("x_proj_weight", "dt_proj_weight"):
             setattr(self, name, nn.Parameter(getattr(self, name).to(dtype)))
 
+    def rates(self) -> Tensor:
+        """A (K, E, N), negative."""
+        return -self.A_log.exp() if self.kept_rates is None else self.kept_rates
+
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Delta before bias and softplus (K, B, L, E), B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
-        shape = x.shape[1:3]
-        dt, B, C = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT).split(self.splits, -1)  # (K, B L, R | N | N)
-        dt = torch.bmm(dt, self.dt_proj_weight[k].mT)  # (K, B L, E)
-        return dt.unflatten(1, shape), B.unflatten(1, shape), C.unflatten(1, shape)
+        """dt (K, B, L, R) that makes Delta, B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
+        selected = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT)  # (K, B L, R + N + N)
+        dt, B, C = selected.unflatten(1, x.shape[1:3]).split(self.splits, -1)
+        return dt, B, C

@@ -20,6 +20,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_weight: Tensor | None = None,
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
@@ -30,12 +31,13 @@ def scan(
 
     Args:
         u: (K, B, L, E), the convolved input of each direction.
-        dt: (K, B, L, E), Delta before its softplus.
+        dt: (K, B, L, E), Delta before its softplus; or (K, B, L, R), which `dt_weight` makes it of.
         A: (K, E, N), negative.
         B, C: (K, B, L, N).
         D: (K, E).
         z: (B, L, E), the gate, or None for none.
         reverse: for each direction, whether it walks from the last token to the first.
+        dt_weight: (K, E, R), where dt is not yet multiplied by it.
         dt_bias: (K, E), added to dt, where dt does not include it.
         scale: (L,) or (B, L): Delta is multiplied by it.
         gap: (K, B, L, E): elapsed Delta of removed tokens: it decays the state before a token and injects nothing.
@@ -45,7 +47,7 @@ def scan(
     Returns:
         (B, L, E), the sum over the directions times SiLU(z); with `split` (K, B, L, E).
     """
-    delta = step_sizes(dt, scale, dt_bias)  # (K, B, L, E)
+    delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     directions = []
     for k, backward in enumerate(reverse):
@@ -101,6 +103,11 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
     if h is not None:
         x = x + h
     return x, F.rms_norm(x, weight.shape, weight, eps).to(dtype)
+
+
+def projected(dt: Tensor, weight: Tensor | None) -> Tensor:
+    """dt (K, B, L, E): the product of dt (K, B, L, R) and its weight (K, E, R), where there is one."""
+    return dt if weight is None else torch.bmm(dt.flatten(1, 2), weight.mT).unflatten(1, dt.shape[1:3])
 
 
 def step_sizes(dt: Tensor, scale: Tensor | None, dt_bias: Tensor | None = None) -> Tensor:

@@ -1,8 +1,9 @@
 """A model ready to serve: the same function, arranged for one batch size on the machine it is on.
 
-On a processor the matrix products of the blocks take packed weights (oneDNN's layout), and a batch passes in portions whose
-activations the allocator keeps. On a CUDA device the whole forward is recorded once as a CUDA graph and replayed. What is
-packed or recorded lives only in what `optimize` returns; what it could not do is in its notes.
+On a processor the matrix products of the blocks take packed weights (oneDNN's layout), what does not depend on the images is
+computed once, and the allocator of the process is told to keep what a forward frees. On a CUDA device the whole forward is recorded
+once as a CUDA graph and replayed. What is packed or recorded lives only in what `optimize` returns; what it could not do is in its
+notes.
 """
 
 import copy
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stm.allocator import keep_freed
 from stm.errors import UsageError
 from stm.model import ViM
 
@@ -63,6 +65,7 @@ def optimize(model: ViM, batch_size: int) -> Served:
         return Served(model, _recorded(model, batch_size), batch_size, exact=True)
     if device.type != "cpu":
         return Served(model, model, batch_size, notes=(f"nothing is known to help on {device.type}",))
+    keep_freed()
     portion = min(batch_size, AT_ONCE)
     packed, reason = _packed(model, portion)
     return Served(packed, packed, portion, notes=() if reason is None else (f"weights are not packed: {reason}",))
@@ -113,7 +116,9 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
                 return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
                 return model, f"they give another result (relative difference {worst:.1e})"
-        layers.append(_with(block, mixer=_with(block.mixer, **layers_of)))
+        mixer = _with(block.mixer, **layers_of)
+        mixer.kept_rates = block.mixer.rates().detach()
+        layers.append(_with(block, mixer=mixer))
     other._modules["layers"] = nn.ModuleList([*layers, model.blocks[-1]])
     return other, None
 

@@ -9,6 +9,7 @@ import typer
 from typer.main import get_command
 
 import stm
+from stm.allocator import keep_freed
 from stm.errors import UsageError
 from stm.measure.world import here
 from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
@@ -67,6 +68,7 @@ def main() -> None:
     # those that work. A few microseconds cost nothing there, and save waking up on a quiet one. It is read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    keep_freed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm.backends.conv import conv_silu
 from stm.backends.operators import operator
-from stm.scan import add_norm, gated, step_sizes
+from stm.scan import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "scan"]
 
@@ -28,6 +28,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_weight: Tensor | None = None,
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
@@ -35,7 +36,7 @@ def scan(
     split: bool = False,
 ) -> Tensor:
     """As `stm.scan.scan`."""
-    delta = step_sizes(dt, scale, dt_bias)  # (K, B, L, E)
+    delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
     y: Tensor = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))

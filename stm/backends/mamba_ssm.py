@@ -20,7 +20,7 @@ from torch import Tensor
 from stm.backends import conv
 from stm.backends.operators import operator
 from stm.errors import BackendError
-from stm.scan import add_norm, gated, step_sizes
+from stm.scan import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
 
@@ -78,6 +78,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_weight: Tensor | None = None,
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
@@ -90,6 +91,7 @@ def scan(
     A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much smaller.
     h0: tokens before the first, one for each state, that inject it.
     """
+    dt = projected(dt, dt_weight)
     softplus = scale is None and gap is None and h0 is None
     delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
     if gap is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stm.backends.operators import operator
 from stm.errors import BackendError, UsageError
+from stm.scan import projected
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
@@ -49,14 +50,15 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_weight: Tensor | None = None,
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.scan.scan`. A slice of a wider tensor's channels is not copied."""
-    optional = (None if v is None else v.float() for v in (None if split else z, dt_bias, scale, gap, h0))
+    """As `stm.scan.scan`. A slice of a wider tensor's channels is not copied, and dt's product with its weight is never in memory."""
+    optional = (None if v is None else v.float() for v in (None if split else z, dt_weight, dt_bias, scale, gap, h0))
     out: Tensor = _scan(u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split)
     return out.to(u.dtype)
 
@@ -72,7 +74,7 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
 _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
-    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+    "Tensor? z, Tensor? dt_weight, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
 )
 _NORM = "Tensor x, Tensor? h, Tensor weight, float eps"
 
@@ -108,18 +110,23 @@ def _conv(*inputs: Any) -> Tensor:
 
 @operator(f"native_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients, device="CPU")
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, _ = inputs
+    u, low, A, B, C, D, z, dt_weight, dt_bias, scale, gap, h0, reverse = inputs
+    dt = projected(low, dt_weight)
     batch, spans = u.shape[1], -(-u.shape[3] // SPAN)
     g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
     g_A, g_D, g_h0 = (_empty(v, batch) for v in (A, D, h0))
     g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u[..., 0]))
     grads = _pack((), (grad, g_u, g_dt, g_z, g_gap), (g_B, g_C, g_scale, g_A, g_D, g_h0))
-    _call("stm_scan_backward", _scan_args(*inputs), grads)
+    _call("stm_scan_backward", _scan_args(u, dt, A, B, C, D, z, None, dt_bias, scale, gap, h0, reverse), grads)
     if g_scale is not None:  # (spans, K, B, L)
         g_scale = g_scale.sum((0, 1) if scale.dim() == 2 else (0, 1, 2))
     g_A, g_B, g_C, g_D, g_h0 = (None if v is None else v.sum(0) for v in (g_A, g_B, g_C, g_D, g_h0))
     g_bias = None if dt_bias is None or g_dt is None else g_dt.sum((1, 2))
-    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_bias, g_scale, g_gap, g_h0) if v is not None]
+    g_weight = None
+    if dt_weight is not None and g_dt is not None:
+        rows = g_dt.flatten(1, 2)  # (K, B L, E)
+        g_dt, g_weight = rows.bmm(dt_weight).view(low.shape), rows.mT.bmm(low.flatten(1, 2))
+    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_weight, g_bias, g_scale, g_gap, g_h0) if v is not None]
 
 
 @operator(f"native_scan({_SCAN}, bool split) -> Tensor", fake=_scan_out, device="CPU", backward=_scan_backward, constants=1)
@@ -225,6 +232,7 @@ def _scan_args(
     C: Tensor,
     D: Tensor,
     z: Tensor | None,
+    dt_weight: Tensor | None,
     dt_bias: Tensor | None,
     scale: Tensor | None,
     gap: Tensor | None,
@@ -234,9 +242,10 @@ def _scan_args(
     out: Tensor | None = None,
 ) -> _Words:
     directions, batch, length, channels = u.shape
-    states = A.shape[-1]
+    states, rank = A.shape[-1], 0 if dt_weight is None else dt_weight.shape[-1]
     _check("u", u, (len(reverse), batch, length, channels))
-    _check("dt", dt, u.shape)
+    _check("dt", dt, u.shape if dt_weight is None else (*u.shape[:-1], rank))
+    _check("dt_weight", dt_weight, (directions, channels, rank))
     _check("A", A, (directions, channels, states))
     _check("B", B, (directions, batch, length, states))
     _check("C", C, B.shape)
@@ -249,7 +258,9 @@ def _scan_args(
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
     return _pack(
-        (directions, batch, length, channels, states), (u, dt, B, C, z, gap, scale, out), (_array("B", tuple(reverse)), A, D, dt_bias, h0)
+        (directions, batch, length, channels, states, rank),
+        (u, dt, B, C, z, gap, scale, out),
+        (_array("B", tuple(reverse)), A, D, h0, dt_weight, dt_bias),
     )
 
 

@@ -7,14 +7,15 @@
  */
 #include "native.h"
 
-enum { STEPS = 8, STATES = 32768 /* of a span at most, in floats: with the rates a quarter of a megabyte, a part of the L2 cache */ };
+enum { STEPS = 8, KEPT = 65536 /* floats that a span keeps while it walks, at most: a quarter of a megabyte, a part of the L2 cache */ };
 
 typedef struct {
-    int64_t K, batch, L, E, N;
-    view u, dt, B, C, z, gap, scale; /* scale: one channel */
+    int64_t K, batch, L, E, N, R;
+    view u, dt, B, C, z, gap, scale; /* dt: R channels where it has a weight; scale: one channel */
     view out;                        /* k = 0: the directions are added and gated */
     const uint8_t *reverse;          /* (K) */
-    const float *A, *D, *bias, *h0;  /* (K, E, N), (K, E), of dt (K, E) or NULL, (K, E, N) or NULL */
+    const float *A, *D, *h0;         /* (K, E, N), (K, E), (K, E, N) or NULL */
+    const float *weight, *bias;      /* of dt: (K, E, R) or NULL, (K, E) or NULL */
 } scan_args;
 
 typedef struct {
@@ -36,8 +37,8 @@ typedef struct {
     const scan_args *args;
     int64_t k, b, first, n_vecs; /* first channel, vectors of the span */
     rows u, dt, B_rows, C_rows, z, gap, scale;
-    vec *rate, *state;           /* [vector][state]: A log2(e); h */
-    float *B, *C;                /* [state][token of the block] */
+    vec *rate, *state, *weight;  /* [vector][state]: A log2(e); h; [vector][channel of dt] */
+    float *B, *C, *dt_columns;   /* [state or channel of dt][token of the block] */
 } walk;
 
 /* What one vector of channels needs of a block, in walking order. */
@@ -56,8 +57,7 @@ static rows along(view v, const walk *w) {
 INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
 
 /* to[state] = the channels from c of from (K, E, N). */
-static void gather(vec *to, const float *from, const walk *w, int64_t c, float factor) {
-    int64_t N = w->args->N;
+static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t c, float factor) {
     for (int64_t n = 0; n < N; n++) {
         vec v = {0};
         for (int i = 0; i < lanes(w->args->E, c); i++) v[i] = factor * from[(w->k * w->args->E + c + i) * N + n];
@@ -76,11 +76,13 @@ static void begin(walk *w) {
     const scan_args *a = w->args;
     w->u = along(a->u, w), w->dt = along(a->dt, w), w->z = along(a->z, w), w->gap = along(a->gap, w);
     w->B_rows = along(a->B, w), w->C_rows = along(a->C, w), w->scale = along(a->scale, w);
+    memset(w->dt_columns, 0, sizeof(float) * (size_t)(a->R * STEPS));
     for (int64_t v = 0; v < w->n_vecs; v++) {
         int64_t c = w->first + v * LANES;
-        gather(w->rate + v * a->N, a->A, w, c, 1.44269504f);
+        gather(w->rate + v * a->N, a->A, a->N, w, c, 1.44269504f);
+        if (a->weight) gather(w->weight + v * a->R, a->weight, a->R, w, c, 1);
         if (a->h0)
-            gather(w->state + v * a->N, a->h0, w, c, 1);
+            gather(w->state + v * a->N, a->h0, a->N, w, c, 1);
         else
             memset(w->state + v * a->N, 0, sizeof(vec) * (size_t)a->N);
     }
@@ -93,6 +95,10 @@ static void transpose_block(const walk *w, int64_t t0, int64_t count) {
             w->B[n * STEPS + t] = B[n];
             w->C[n * STEPS + t] = C[n];
         }
+        if (w->args->weight) {
+            const float *dt = at(w->dt, t0 + t);
+            for (int64_t r = 0; r < w->args->R; r++) w->dt_columns[r * STEPS + t] = dt[r];
+        }
     }
 }
 
@@ -101,24 +107,43 @@ static vec bias(const walk *w, int64_t c) {
     return a->bias ? load(a->bias + w->k * a->E + c, lanes(a->E, c)) : fill(0);
 }
 
-/* `n` is the constant LANES where it can be. */
-INLINE void load_lanes(int n, block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
+/* Delta before its softplus: dt, or its product with the weight, and the bias. `n` and `count` are constants where they can be. */
+INLINE void load_dt(int n, vec *dt, const walk *w, int64_t v, int64_t t0, int64_t count) {
+    int64_t c = w->first + v * LANES;
     vec shift = bias(w, c);
+    if (!w->args->weight) {
+        for (int64_t t = 0; t < count; t++) dt[t] = load(at(w->dt, t0 + t) + c, n) + shift;
+        return;
+    }
+    vec total[STEPS]; /* of all columns: those of no token are left from the block before */
+    UNROLL for (int t = 0; t < STEPS; t++) total[t] = shift;
+    for (int64_t r = 0; r < w->args->R; r++) {
+        vec weight = w->weight[v * w->args->R + r];
+        const float *column = w->dt_columns + r * STEPS;
+        UNROLL for (int t = 0; t < STEPS; t++) total[t] += column[t] * weight;
+    }
+    UNROLL for (int t = 0; t < STEPS; t++) dt[t] = total[t];
+}
+
+INLINE void load_lanes(int n, block *x, const walk *w, int64_t v, int64_t t0, int64_t count) {
+    int64_t c = w->first + v * LANES;
+    vec dt[STEPS];
+    load_dt(n, dt, w, v, t0, count);
     for (int64_t t = 0; t < count; t++) {
         x->u[t] = load(at(w->u, t0 + t) + c, n);
-        x->delta[t] = softplus(load(at(w->dt, t0 + t) + c, n) + shift);
+        x->delta[t] = softplus(dt[t]);
         if (w->scale.first) x->delta[t] *= *at(w->scale, t0 + t);
         x->elapsed[t] = w->gap.first ? x->delta[t] + load(at(w->gap, t0 + t) + c, n) : x->delta[t];
         x->input[t] = x->delta[t] * x->u[t];
     }
 }
 
-static void load_block(block *x, const walk *w, int64_t c, int64_t t0, int64_t count) {
-    int n = lanes(w->args->E, c);
+static void load_block(block *x, const walk *w, int64_t v, int64_t t0, int64_t count) {
+    int n = lanes(w->args->E, w->first + v * LANES);
     if (n == LANES && count == STEPS)
-        load_lanes(LANES, x, w, c, t0, STEPS);
+        load_lanes(LANES, x, w, v, t0, STEPS);
     else
-        load_lanes(n, x, w, c, t0, count);
+        load_lanes(n, x, w, v, t0, count);
 }
 
 /* `count` tokens of all states: y += C h. `count` is a constant wherever this is inlined. */
@@ -168,7 +193,7 @@ static void put_block(const vec *y, rows out, int add, const walk *w, int64_t c,
 static void expect_block(const walk *w, rows out, int add, int gate, int64_t t0, int64_t count) {
     for (int64_t t = t0; t < t0 + count; t++) {
         expect(at(w->u, t) + w->first, w->n_vecs);
-        expect(at(w->dt, t) + w->first, w->n_vecs);
+        if (!w->args->weight) expect(at(w->dt, t) + w->first, w->n_vecs);
         if (gate) expect(at(w->z, t) + w->first, w->n_vecs);
         if (add) expect(at(out, t) + w->first, w->n_vecs);
     }
@@ -189,7 +214,7 @@ static void forward(walk *w, view to, int gate, vec *kept) {
             int64_t c = w->first + v * LANES;
             block x;
             vec y[STEPS], D = load(a->D + w->k * a->E + c, lanes(w->args->E, c));
-            load_block(&x, w, c, t0, count);
+            load_block(&x, w, v, t0, count);
             for (int64_t t = 0; t < count; t++) y[t] = D * x.u[t];
             advance_block(y, &x, count, w, w->rate + v * a->N, w->state + v * a->N);
             if (out.first) put_block(y, out, add, w, c, t0, count, gate);
@@ -202,18 +227,23 @@ static walk start(const scan_args *a, int64_t item, int64_t span, vec *scratch) 
     walk w = {.args = a, .b = item / spans, .first = first, .n_vecs = ceiling(least(span, a->E - first), LANES)};
     w.rate = scratch;
     w.state = w.rate + w.n_vecs * a->N;
-    w.B = (float *)(w.state + w.n_vecs * a->N);
+    w.weight = w.state + w.n_vecs * a->N;
+    w.B = (float *)(w.weight + w.n_vecs * a->R);
     w.C = w.B + a->N * STEPS;
+    w.dt_columns = w.C + a->N * STEPS;
     return w;
 }
 
 /* Vectors of scratch that `start` uses. */
-static int64_t start_size(const scan_args *a, int64_t span) { return 2 * ceiling(span, LANES) * a->N + 2 * a->N * STEPS / LANES; }
+static int64_t start_size(const scan_args *a, int64_t span) {
+    int64_t columns = 2 * a->N + a->R;
+    return ceiling(span, LANES) * columns + ceiling(columns * STEPS, LANES);
+}
 
 /* 0, or 1 where there is no memory. */
 int stm_scan(const scan_args *a, int threads) {
     int failed = 0;
-    int64_t span = wide_span(a->batch, a->E, least(STATES / a->N, a->E), threads), items = a->batch * ceiling(a->E, span);
+    int64_t span = wide_span(a->batch, a->E, least(KEPT / (2 * a->N + a->R), a->E), threads), items = a->batch * ceiling(a->E, span);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a, span) + 63) / 64 * 64);
@@ -321,7 +351,7 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
             int64_t c = w->first + v * LANES;
             block x;
             flow f;
-            load_block(&x, w, c, t0, count);
+            load_block(&x, w, v, t0, count);
             load_flow(&f, p->out, w, c, t0, count);
             if (count == STEPS)
                 retreat(STEPS, &f, &x, w, p, v, p->kept + t0 / STEPS * states);

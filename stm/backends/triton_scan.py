@@ -14,6 +14,7 @@ from torch import Tensor
 from stm.backends.operators import operator
 from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
 from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
+from stm.scan import projected
 
 STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
 PROGRAMS = 1024  # fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
@@ -30,6 +31,7 @@ def scan(
     z: Tensor | None,
     reverse: tuple[bool, ...],
     *,
+    dt_weight: Tensor | None = None,
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
@@ -37,6 +39,7 @@ def scan(
     split: bool = False,
 ) -> Tensor:
     """As `stm.scan.scan`."""
+    dt = projected(dt, dt_weight)
     out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
     return out
 

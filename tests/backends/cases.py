@@ -25,6 +25,8 @@ def inputs(K: int = 2, batch: int = 2, L: int = 19, E: int = 24, N: int = 16, **
         "z": normal(batch, L, E),
         "reverse": BOTH[:K],
     }
+    if optional.get("dt_weight"):
+        made |= {"dt": normal(K, batch, L, 3), "dt_weight": normal(K, E, 3)}
     if optional.get("dt_bias"):
         made["dt_bias"] = normal(K, E)
     if optional.get("scale"):

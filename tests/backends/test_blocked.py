@@ -24,13 +24,13 @@ def test_scan(L: int, E: int, N: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("reverse", [(False,), (True,), (True, False)])
 def test_scan_with_bias_scale_gap_and_h0_of_any_directions(reverse: tuple[bool, ...]) -> None:
-    values = inputs(K=len(reverse), dt_bias=True, scale=True, gap=True, h0=True) | {"reverse": reverse}
+    values = inputs(K=len(reverse), dt_weight=True, dt_bias=True, scale=True, gap=True, h0=True) | {"reverse": reverse}
     check(blocked.scan(**values), reference.scan(**double(values)))
 
 
 def test_gradients_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "LONGEST", 7)  # several blocks, the last a short one
-    values = double(inputs(dt_bias=True, scale=True, gap=True, h0=True))
+    values = double(inputs(dt_weight=True, dt_bias=True, scale=True, gap=True, h0=True))
     found, expected = gradients(blocked.scan, values), gradients(reference.scan, values)
     for name in expected:
         check(found[name], expected[name], 1e-10)

@@ -35,7 +35,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("reverse", [BOTH, (True, False), (False,), (True,)])
 @pytest.mark.parametrize(
     "optional",
-    [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}],
+    [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}],
     ids=lambda names: "+".join(sorted(names)),
 )
 def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
@@ -45,7 +45,7 @@ def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("optional", [set(), {"dt_bias"}, {"dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"])
+@pytest.mark.parametrize("optional", [set(), {"dt_bias"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"])
 def test_gradients_of_the_scan(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     found, expected = gradients(mamba_ssm.scan, values), gradients(reference.scan, double(values))

@@ -19,6 +19,10 @@ AVAILABLE, REASON = native.status()
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
 
 
+OPTIONAL: list[set[str]] = [{"dt_weight"}, {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}]
+each_option = pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(sorted(names)))
+
+
 def libraries() -> list[Any]:
     """Every build that this processor can run: each has its own vectors and its own exp2."""
     if not AVAILABLE:
@@ -58,10 +62,8 @@ def test_scan_of_any_directions(reverse: tuple[bool, ...]) -> None:
     check_scan(inputs(K=len(reverse)) | {"reverse": reverse})
 
 
-@pytest.mark.parametrize(
-    "optional", [{"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names))
-)
-def test_scan_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
+@each_option
+def test_scan_with_options(optional: set[str]) -> None:
     values = inputs(**dict.fromkeys(optional, True))
     check_scan(values)
     check_scan(values | {"z": None})
@@ -199,10 +201,8 @@ def test_gradients_of_the_scan(L: int, E: int, N: int) -> None:
     check_gradients(inputs(L=L, E=E, N=N))
 
 
-@pytest.mark.parametrize(
-    "optional", [{"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}], ids=lambda names: "+".join(sorted(names))
-)
-def test_gradients_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
+@each_option
+def test_gradients_with_options(optional: set[str]) -> None:
     values = inputs(**dict.fromkeys(optional, True))
     check_gradients(values)
     check_gradients(values | {"z": None})
@@ -269,9 +269,9 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
     x, w, b = (v.requires_grad_() for v in conv_inputs())
     torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), None))
     torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), list(SIZES[3] or ())))
-    for optional in ({}, dict.fromkeys(("dt_bias", "scale", "gap", "h0"), True)):
-        values = inputs(**optional)
-        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")]
+    for optional in (set(), OPTIONAL[-1]):
+        values = inputs(**dict.fromkeys(optional, True))
+        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_weight", "dt_bias", "scale", "gap", "h0")]
         leaves = [None if v is None else v.requires_grad_() for v in tensors]
         torch.library.opcheck(torch.ops.stm.native_scan, (*leaves, list(BOTH), False))
     for tensors in (norm_inputs(24), norm_inputs(24, pending=False)):
@@ -287,10 +287,11 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
         ("z", lambda v: v[:, 1:]),
         ("A", lambda v: v[:1]),
         ("D", lambda v: v[:, 1:]),
+        ("dt_weight", lambda v: v[:, 1:]),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(name: str, change: Callable[[Tensor], Tensor]) -> None:
-    values = inputs()
+    values = inputs(dt_weight=name == "dt_weight")
     with pytest.raises(UsageError, match=rf"^{name} is \("):
         native.scan(**values | {name: change(values[name])})
 

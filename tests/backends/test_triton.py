@@ -26,7 +26,7 @@ from stm.backends import Backend, triton_conv, triton_scan  # noqa: E402
 from stm.backends import triton as backend  # noqa: E402
 
 SPANS = (1, 2, 4, 7, 1, 3)
-OPTIONAL: list[set[str]] = [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_bias", "scale", "gap", "h0"}]
+OPTIONAL: list[set[str]] = [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}]
 
 
 def there(values: dict[str, Any]) -> dict[str, Any]:

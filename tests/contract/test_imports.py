@@ -25,6 +25,7 @@ RUNTIME = (
     "backends",
     "plan",
     "model",
+    "allocator",
     "serving",
 )
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")

@@ -29,7 +29,14 @@ RECORDED: list[dict[str, Tensor]] = []
 
 
 def recording_scan(u, dt, A, B, C, D, z, reverse, **more):
-    RECORDED.append({"u": u, "delta": reference.step_sizes(dt, more.get("scale"), more.get("dt_bias")), "A": A, "B": B})
+    RECORDED.append(
+        {
+            "u": u,
+            "delta": reference.step_sizes(reference.projected(dt, more.get("dt_weight")), more.get("scale"), more.get("dt_bias")),
+            "A": A,
+            "B": B,
+        }
+    )
     return reference.scan(u, dt, A, B, C, D, z, reverse, **more)
 
 
