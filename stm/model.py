@@ -295,8 +295,6 @@ class Block(nn.Module):
 class Mixer(nn.Module):
     """The bidirectional selective state-space mixer. Parameters of the two directions are stacked, forward first."""
 
-    kept_rates: Tensor | None = None  # `rates`, where A_log does not change any more
-
     def __init__(self, model: ModelConfig, backend: Backend) -> None:
         super().__init__()
         self.backend = backend
@@ -376,7 +374,7 @@ class Mixer(nn.Module):
 
     def rates(self) -> Tensor:
         """A (K, E, N), negative."""
-        return -self.A_log.exp() if self.kept_rates is None else self.kept_rates
+        return -self.A_log.exp()
 
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
         """dt (K, B, L, R) that makes Delta, B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""

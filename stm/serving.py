@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stm.allocator import keep_freed
 from stm.errors import UsageError
 from stm.model import ViM
+from stm.prepared import PreparedBlock, Workspace
 
 AT_ONCE = (
     8  # images on a processor: of ViM-S an image takes 1.06 times as long alone, and 1.18 times among 32 (memory that is new each time)
@@ -68,7 +69,8 @@ def optimize(model: ViM, batch_size: int) -> Served:
     keep_freed()
     portion = min(batch_size, AT_ONCE)
     packed, reason = _packed(model, portion)
-    return Served(packed, packed, portion, notes=() if reason is None else (f"weights are not packed: {reason}",))
+    arranged = _prepared(packed)
+    return Served(arranged, arranged, portion, notes=() if reason is None else (f"weights are not packed: {reason}",))
 
 
 class PackedLinear(nn.Module):
@@ -116,11 +118,19 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
                 return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
                 return model, f"they give another result (relative difference {worst:.1e})"
-        mixer = _with(block.mixer, **layers_of)
-        mixer.kept_rates = block.mixer.rates().detach()
-        layers.append(_with(block, mixer=mixer))
+        layers.append(_with(block, mixer=_with(block.mixer, **layers_of)))
     other._modules["layers"] = nn.ModuleList([*layers, model.blocks[-1]])
     return other, None
+
+
+def _prepared(model: ViM) -> ViM:
+    """The model with prepared blocks where they run in C and float32, all but the last, which runs on one token."""
+    if model.backend.name != "native" or model.config.dtype != "float32":
+        return model
+    other, workspace = model.with_plan(model.plan, model.config), Workspace()
+    prepared = [PreparedBlock(block, workspace) for block in model.blocks[:-1]]
+    other._modules["layers"] = nn.ModuleList([*prepared, model.blocks[-1]])
+    return other
 
 
 def _difference(linear: nn.Module, packed: nn.Module) -> float:

@@ -26,6 +26,7 @@ RUNTIME = (
     "plan",
     "model",
     "allocator",
+    "prepared",
     "serving",
 )
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
