@@ -6,7 +6,8 @@
 1. Chosen: one to four stages at equal gaps, on the calibration images, by KL to the dense model; no label is looked at. For each
    ceiling on KL the schedule under it that saves the most operations goes on.
 2. Confirmed: those, and none else, on images that chose nothing, each beside the dense model on the same images.
-3. Timed: those in one run in turns with the dense model; ratios within a round, the median and the quartiles of the rounds.
+3. Timed: what `optimize` makes of those, in one run in turns with the dense model; ratios within a round, the median and the quartiles
+   of the rounds.
 
 Several schedules are confirmed and the fastest that holds is named, so that an estimate just inside half a point is also luck;
 whether its whole interval is inside is said beside it.
@@ -90,9 +91,10 @@ def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def time(dense: ViM, chosen: Sequence[Candidate], batch: int, rounds: int, clock: Callable[[], float]) -> list[Figure]:
-    """Dense over each."""
+    """Dense over each, both ready to serve."""
     x = images(batch, dense.config.model.image_size)
-    calls = {"dense": partial(dense, x)} | {str(candidate): partial(candidate.model, x) for candidate in chosen}
+    models = {"dense": dense} | {str(candidate): candidate.model for candidate in chosen}
+    calls = {name: partial(model.optimize(batch_size=batch), x) for name, model in models.items()}
     with torch.inference_mode():
         found = interleave(calls, rounds, clock=clock)
     return [Figure.of(str(candidate), "", found["dense"], found[str(candidate)]) for candidate in chosen]

@@ -261,7 +261,7 @@ class Patches(nn.Conv2d):
         pass
 
 
-def _seen(direction: int, c: int | Tensor) -> tuple[slice, int | Tensor]:
+def seen_by(direction: int, c: int | Tensor) -> tuple[slice, int | Tensor]:
     """The tokens that a direction passes up to the class token at c, and c's place among them."""
     if not isinstance(c, int):
         return slice(None), c
@@ -349,7 +349,7 @@ class Mixer(nn.Module):
         A, at_c = self.rates(), []
         for k in range(len(REVERSE)):
             one = slice(k, k + 1)
-            seen, here = _seen(k, c)
+            seen, here = seen_by(k, c)
             span = None if state.span is None else state.span[seen]
             x = self.backend.conv_silu(inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span)
             dt, B, C = self._select(x, one)

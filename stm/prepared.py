@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stm.backends import Backend
 from stm.backends.native import Prepared
-from stm.model import REVERSE, Block
+from stm.model import REVERSE, Block, at, seen_by
 from stm.plan import State, Taps
+from stm.scan import gated
 
 NO_TAPS = Taps()
 
@@ -50,16 +53,40 @@ class Workspace:
             D = block.norm.weight.shape[0]
             sizes = ((batch, length, D), (batch, length, D), (K, batch, length, E), (K, batch * length, columns), (batch, length, E))
             kept[shape] = Buffers(*(torch.empty(size) for size in sizes))
-        return kept[shape]
+        found: Buffers = kept[shape]
+        return found
+
+
+class _Walk(NamedTuple):
+    """The calls between in_proj and the outputs, of directions that see the same tokens."""
+
+    seen: slice
+    inputs: Tensor  # (K B L, E) or (K, B L, E), what x_proj multiplies
+    to_selected: Tensor  # its weight
+    selected: Tensor
+    conv: Prepared
+    scan: Prepared
+    y: Tensor
+
+    def __call__(self, x: Tensor, z: Tensor | None, scale: Tensor | None) -> None:
+        """Fill y from x and z (B, L, E) and scale (L,) or (B, L), which lie in memory as those that this was laid out for."""
+        self.conv.point("x", x)
+        self.conv()
+        torch.matmul(self.inputs, self.to_selected, out=self.selected)
+        if z is not None:
+            self.scan.point("z", z)
+        if scale is not None:
+            self.scan.point("scale", scale)
+        self.scan()
 
 
 class _Calls(NamedTuple):
     """A block's calls for one shape."""
 
-    buffers: Buffers
     norm: Prepared
-    conv: Prepared
-    scan: Prepared
+    x: Tensor  # the sum, where there is something to add
+    u: Tensor
+    walks: tuple[_Walk, ...]
 
 
 class PreparedBlock(nn.Module):
@@ -72,48 +99,95 @@ class PreparedBlock(nn.Module):
 
     def __init__(self, block: Block, workspace: Workspace) -> None:
         super().__init__()
-        self.block, self._workspace, self._calls = block, workspace, _OfThread()
+        self.block, self._workspace, self._kept = block, workspace, _OfThread()
         mixer = block.mixer
         self._rates = mixer.rates().detach()
         self._to_selected = mixer.x_proj_weight.detach().mT  # (K, E, R + 2 N)
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
 
+    @property
+    def backend(self) -> Backend:
+        """The block's."""
+        return self.block.backend
+
     def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
         """As `Block`."""
-        x, h, scale = state.x, state.h, state.scale
-        if wants or state.gap is not None or state.h0 is not None or not x.is_contiguous() or (h is not None and not h.is_contiguous()):
+        if wants or _is_rare(state):
             out: tuple[State, Taps] = self.block(state, wants)
             return out
-        shape = (x.shape, h is None, state.span, None if scale is None else scale.stride())
-        calls = self._calls.by_shape.get(shape)
-        if calls is None:
-            calls = self._calls.by_shape[shape] = self._lay_out(state)
-        (total, u, inputs, selected, y), norm, conv, scan = calls
-        norm.point("x", x)
-        if h is not None:
-            norm.point("h", h)
-            x = total
-        norm()
-        xz = self._in_proj(u)  # (B, L, 2 E)
-        conv.point("x", xz)
-        conv()
-        torch.bmm(inputs.flatten(1, 2), self._to_selected, out=selected)
-        scan.point("z", xz.narrow(-1, y.shape[-1], 1))
-        if scale is not None:
-            scan.point("scale", scale)
-        scan()
-        return state._replace(x=x, h=self._out_proj(y)), NO_TAPS
+        calls = self._calls(state, self._lay_out)
+        x = self._norm(calls, state)
+        (walk,) = calls.walks
+        xz = self._in_proj(calls.u)  # (B, L, 2 E)
+        walk(xz, xz.narrow(-1, walk.y.shape[-1], 1), state.scale)
+        return state._replace(x=x, h=self._out_proj(walk.y)), NO_TAPS
 
-    def _lay_out(self, state: State) -> _Calls:
-        mixer, (batch, length, _) = self.block.mixer, state.x.shape
-        buffers = self._workspace.of(self.block, batch, length)
+    def read(self, state: State) -> State:
+        """As `Block`."""
+        c = state.cls
+        if not isinstance(c, int) or _is_rare(state):
+            return self.block.read(state)
+        calls = self._calls(state, self._lay_out_reading, c)
+        x = self._norm(calls, state)
+        to_x, to_z = self.block.mixer.in_proj.weight.chunk(2)  # (E, D)
+        inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, E)
+        at_c = []
+        for k, walk in enumerate(calls.walks):
+            walk(inputs[:, walk.seen], None, None if state.scale is None else state.scale[..., walk.seen])
+            at_c.append(at(walk.y[0], seen_by(k, c)[1]))  # (B, E)
+        return State(at(x, c)[:, None], self._out_proj(gated(torch.stack(at_c), z))[:, None])
+
+    def _calls(self, state: State, lay_out: Callable[[State, Buffers], tuple[_Walk, ...]], *place: int) -> _Calls:
+        """Those for the shape of a state, and of the class token's place where that matters."""
+        scale = None if state.scale is None else state.scale.stride()
+        shape = (place, state.x.shape, state.h is None, state.span, scale)
+        calls: _Calls | None = self._kept.by_shape.get(shape)
+        if calls is None:
+            buffers = self._workspace.of(self.block, *state.x.shape[:2])
+            total, norm = None if state.h is None else buffers.x, self.block.norm
+            prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, total, buffers.u)
+            calls = self._kept.by_shape[shape] = _Calls(prepared, buffers.x, buffers.u, lay_out(state, buffers))
+        return calls
+
+    def _norm(self, calls: _Calls, state: State) -> Tensor:
+        """Fill u; the residual stream."""
+        calls.norm.point("x", state.x)
+        if state.h is not None:
+            calls.norm.point("h", state.h)
+        calls.norm()
+        return state.x if state.h is None else calls.x
+
+    def _lay_out(self, state: State, buffers: Buffers) -> tuple[_Walk, ...]:
         x, z = self._in_proj(buffers.u).chunk(2, -1)  # (B, L, E), for their strides
-        dt, B, C = buffers.selected.unflatten(1, (batch, length)).split(mixer.splits, -1)
-        total = None if state.h is None else buffers.x
-        norm = Prepared.add_norm(state.x, state.h, self.block.norm.weight, self.block.norm.eps, total, buffers.u)
-        conv = Prepared.conv_silu(x, mixer.conv1d_weight, mixer.conv1d_bias, REVERSE, state.span, out=buffers.inputs)
-        weights = (mixer.dt_proj_weight, mixer.dt_proj_bias)
-        rest = (state.scale, None, None, REVERSE)
-        scan = Prepared.scan(buffers.inputs, dt, self._rates, B, C, mixer.D, z, *weights, *rest, out=buffers.y)
-        return _Calls(buffers, norm, conv, scan)
+        return (self._walk(slice(None), slice(None), state, x, z, buffers.inputs, buffers.selected, buffers.y),)
+
+    def _lay_out_reading(self, state: State, buffers: Buffers) -> tuple[_Walk, ...]:
+        """Each direction up to the class token."""
+        batch, walks, x = state.x.shape[0], [], torch.empty_like(buffers.y)
+        for k in range(len(REVERSE)):
+            seen, _ = seen_by(k, state.cls)
+            part = x[:, seen]  # (B, l, E)
+            selected = buffers.selected.new_empty(1, batch * part.shape[1], buffers.selected.shape[-1])
+            walks.append(
+                self._walk(slice(k, k + 1), seen, state, part, None, torch.empty_like(part)[None], selected, torch.empty_like(part)[None])
+            )
+        return tuple(walks)
+
+    def _walk(
+        self, of: slice, seen: slice, state: State, x: Tensor, z: Tensor | None, inputs: Tensor, selected: Tensor, y: Tensor
+    ) -> _Walk:
+        """The directions `of` over the tokens that they see: x and z (B, l, E) for their strides, inputs (K, B, l, E) and so on to fill."""
+        mixer, reverse = self.block.mixer, REVERSE[of]
+        span, scale = None if state.span is None else state.span[seen], None if state.scale is None else state.scale[..., seen]
+        dt, B, C = selected.unflatten(1, inputs.shape[1:3]).split(mixer.splits, -1)
+        conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, span, out=inputs)
+        weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
+        scan = Prepared.scan(inputs, dt, self._rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y)
+        return _Walk(seen, inputs.flatten(1, 2), self._to_selected[of], selected, conv, scan, y)
+
+
+def _is_rare(state: State) -> bool:
+    """Whether a state has what nothing is laid out for."""
+    x, h = state.x, state.h
+    return state.gap is not None or state.h0 is not None or not x.is_contiguous() or not (h is None or h.is_contiguous())

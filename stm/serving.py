@@ -52,6 +52,10 @@ class Served(nn.Module):
             raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))}) with B at least 1")
         return torch.cat([self._portion(part) for part in images.split(self.portion)])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Served":
+        """What `to`, `half` and the like do: what is packed, recorded or laid out cannot follow."""
+        raise UsageError("what optimize returns stays where and as it is", "move or cast the model, and optimize that")
+
     def _portion(self, images: Tensor) -> Tensor:
         missing = self.portion - images.shape[0] if self.exact else 0
         return self.run(F.pad(images, (0,) * 7 + (missing,)))[: images.shape[0]] if missing else self.run(images)
@@ -124,12 +128,11 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
 
 
 def _prepared(model: ViM) -> ViM:
-    """The model with prepared blocks where they run in C and float32, all but the last, which runs on one token."""
+    """The model with prepared blocks, where they run in C and float32."""
     if model.backend.name != "native" or model.config.dtype != "float32":
         return model
     other, workspace = model.with_plan(model.plan, model.config), Workspace()
-    prepared = [PreparedBlock(block, workspace) for block in model.blocks[:-1]]
-    other._modules["layers"] = nn.ModuleList([*prepared, model.blocks[-1]])
+    other._modules["layers"] = nn.ModuleList(PreparedBlock(block, workspace) for block in model.blocks)
     return other
 
 

@@ -316,8 +316,9 @@ class Prepared:
 
     def __init__(self, name: str, arguments: _Words, **views: int) -> None:
         self._function = _function(_library()[0], name, 1)
-        self._arguments, self._views = arguments, views
-        self._words, self._address = arguments.words, arguments.words.buffer_info()[0]
+        self._words, self._address, self._views = arguments.words, arguments.words.buffer_info()[0], views
+        # Not the parameters themselves, which change their memory when a model is moved or cast.
+        self._alive = [v.detach() if isinstance(v, Tensor) else v for v in arguments.keep]
 
     @classmethod
     def add_norm(cls, *tensors: Any) -> "Prepared":

@@ -44,10 +44,11 @@ static void load_taps(taps *to, const conv_args *a, int64_t k, const item *i) {
     for (int64_t v = 0; v < n_vecs(i); v++) {
         int64_t c = i->first + v * LANES;
         to->bias[v] = load(a->b + k * a->E + c, lanes(a->E, c));
+        int n = lanes(a->E, c);
         to->first[0][v] = fill(0);
         for (int64_t t = 0; t < a->W; t++) {
-            to->tap[t][v] = fill(0);
-            for (int j = 0; j < lanes(a->E, c); j++) to->tap[t][v][j] = a->w[(k * a->E + c + j) * a->W + a->W - 1 - t];
+            float *tap = (float *)&to->tap[t][v];
+            for (int j = 0; j < LANES; j++) tap[j] = j < n ? a->w[(k * a->E + c + j) * a->W + a->W - 1 - t] : 0;
             to->first[t + 1][v] = to->first[t][v] + to->tap[t][v];
         }
     }

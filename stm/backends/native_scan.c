@@ -56,12 +56,14 @@ static rows along(view v, const walk *w) {
 
 INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
 
-/* to[state] = the channels from c of from (K, E, N). */
+/* to[state] = the channels from c of from (K, E, N), and zeros in the lanes of none. */
 static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t c, float factor) {
-    for (int64_t n = 0; n < N; n++) {
-        vec v = {0};
-        for (int i = 0; i < lanes(w->args->E, c); i++) v[i] = factor * from[(w->k * w->args->E + c + i) * N + n];
-        to[n] = v;
+    float *column = (float *)to;
+    int n = lanes(w->args->E, c);
+    if (n < LANES) memset(to, 0, sizeof(vec) * (size_t)N);
+    for (int i = 0; i < n; i++) {
+        const float *row = from + (w->k * w->args->E + c + i) * N;
+        for (int64_t j = 0; j < N; j++) column[j * LANES + i] = factor * row[j];
     }
 }
 

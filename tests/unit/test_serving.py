@@ -1,6 +1,8 @@
 """`optimize`: the same logits as the model's; what it packs or records, and what it says where it cannot."""
 
+import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import stm
-from stm import serving
+from stm import backends, serving
+from stm.backends.native import Prepared
 from stm.errors import UsageError
+from stm.peers import METHODS
+from stm.prepared import PreparedBlock
 from stm.serving import PackedLinear, Served
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -159,3 +164,103 @@ def test_what_cannot_be_is_refused(dense: stm.ViM) -> None:
     for shape in ((3, 64, 64), (1, 3, 64, 32), (0, 3, 64, 64)):
         with pytest.raises(UsageError, match="expected \\(B, 3, 64, 64\\)"):
             served(torch.zeros(shape))
+
+
+# What `optimize` prepares for the native backend (stm/prepared.py) is the packed model's forward, to the bit.
+native = pytest.mark.skipif(not backends.status("native")[0], reason="needs the native backend")
+
+
+def plain(served: Served) -> stm.ViM:
+    """The same packed model with its own blocks."""
+    other = served.model.with_plan(served.model.plan, served.model.config)
+    other._modules["layers"] = nn.ModuleList(layer.block for layer in served.model.layers if isinstance(layer, PreparedBlock))
+    assert len(other.layers) == other.config.model.depth
+    return other
+
+
+def methods(dense: stm.ViM) -> dict[str, stm.ViM]:
+    """Plans with spans, step scales and first states (not prepared), and peers that look at data, want taps or leave gaps."""
+    baked = {method: stm.compress(dense, rate=0.4, method=method) for method in ("stm", "paper")}
+    hsp = stm.compress(dense, rate=0.4, method="paper", weights="hsp", hsp="static")
+    shape = dense.config.model
+    peers = {}
+    for name in ("rmeeto", "hsa", "evit", "mtr", "random"):
+        method = METHODS[name]
+        budgets = list(method.kind.budgets(shape, method.places(shape.depth)))
+        peers[name] = dense.with_plan(method.make(shape, budgets[len(budgets) // 2], 0), dense.config)
+    return {"dense": dense, **baked, "hsp": hsp, **peers}
+
+
+@native
+def test_prepared_blocks_are_the_plain_ones_to_the_bit(dense: stm.ViM, images: Tensor) -> None:
+    for name, model in methods(dense).items():
+        served = model.optimize(batch_size=4)
+        expected = plain(served)
+        for count in (4, 1, 3, 4):  # shapes take turns
+            for part in (images[:count], images[-count:]):
+                with torch.inference_mode():
+                    assert torch.equal(served(part), expected(part)), name
+
+
+@native
+def test_prepared_blocks_leave_what_they_are_given_alone(dense: stm.ViM, images: Tensor) -> None:
+    model = dense.optimize(batch_size=4).model
+    with torch.inference_mode():
+        state = model.embed(images[:4])
+        before = state.x.clone()
+        first = model.classify(model.run(state))
+        assert torch.equal(state.x, before)
+        assert torch.equal(model.classify(model.run(state)), first)
+        full, expected = model.run(state, full=True), dense.run(state, full=True)
+        torch.testing.assert_close(full.stream, expected.stream, rtol=1e-4, atol=1e-4)
+
+
+@native
+def test_threads_have_buffers_of_their_own(images: Tensor) -> None:
+    served = stm.compress(stm.load("vim-digits"), rate=0.4).optimize(batch_size=2)
+    shape = served.model.config.model
+    g = torch.Generator().manual_seed(0)
+    batches = list(torch.randn(8, 2, shape.in_chans, shape.image_size, shape.image_size, generator=g))
+    expected = [served(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, alone in zip(pool.map(served, batches), expected, strict=True):
+                assert torch.equal(found, alone)
+
+
+@native
+def test_only_shapes_are_kept(dense: stm.ViM, images: Tensor) -> None:
+    """A plan that places the class token anew for each image must not leave something behind for each."""
+    for name, model in methods(dense).items():
+        served = model.optimize(batch_size=2)
+        served(images[:2])
+        prepared = [layer for layer in served.model.layers if isinstance(layer, PreparedBlock)]
+        kept = [len(layer._kept.by_shape) for layer in prepared]
+        for n in range(5):
+            served(images[n : n + 2])
+        assert [len(layer._kept.by_shape) for layer in prepared] == kept, name
+
+
+def test_what_is_served_stays_where_it_is(images: Tensor) -> None:
+    """It cannot follow a move or a cast; and where the model that it was made of is cast, its own memory stays."""
+    model = stm.load_checkpoint(MINI, device="cpu")
+    served = model.optimize(batch_size=2)
+    expected = served(images[:2])
+    assert served.model.backend == model.backend
+    with pytest.raises(UsageError, match="stays where and as it is"):
+        served.to(torch.float64)
+    assert torch.equal(served(images[:2]), expected)
+
+
+@native
+def test_what_was_laid_out_outlives_the_parameters(dense: stm.ViM) -> None:
+    block = copy.deepcopy(dense.blocks[0])
+    x = torch.randn(1, 5, dense.config.model.d_model)
+    out = torch.empty_like(x)
+    norm = Prepared.add_norm(x, None, block.norm.weight, 1e-5, None, out)
+    norm()
+    expected = out.clone()
+    block.to(torch.float64)  # its float32 memory is free now, but for what was kept
+    junk = [torch.full_like(x[0, 0], torch.nan) for _ in range(100)]
+    norm()
+    assert torch.equal(out, expected) and len(junk) == 100
