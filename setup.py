@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_conv", "_norm")]
+SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_conv", "_norm", "_product")]
 LEVELS = {"": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}

@@ -129,7 +129,8 @@ class ViM(nn.Module):
     def optimize(self, *, batch_size: int) -> "Served":
         """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA device.
 
-        It shares the parameters; later changes to them do not reach what is packed. It takes batches of any size, best of this one.
+        It shares the parameters, which must not change any more: what is packed would not. It takes batches of any size, best of this
+        one, cannot be moved or cast, and on a processor has glibc keep up to 256 MB of freed memory (`stm.allocator`).
 
         Args:
             batch_size: images that usually come together.

@@ -1,8 +1,8 @@
 """A block of the native backend for inference, with everything that does not depend on the images laid out once.
 
-The function is that of `Block`, to the bit, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. Of ViM-Ti's
-time for one image a sixth is Python between these; here it is pointers that move. Buffers and calls are kept for each shape and
-thread. What is rare (taps, gaps, first states) goes through the plain block.
+The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. Of ViM-Ti's time for one
+image a sixth is Python between these; here it is pointers that move. x_proj, which has few columns, is a product of our own. Buffers
+and calls are kept for each shape and thread. What is rare (taps, gaps, first states) goes through the plain block.
 """
 
 import threading
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend
-from stm.backends.native import Prepared
+from stm.backends.native import Prepared, for_product
 from stm.model import REVERSE, Block, at, seen_by
 from stm.plan import State, Taps
 from stm.scan import gated
@@ -28,7 +28,7 @@ class Buffers(NamedTuple):
     x: Tensor  # (B, L, D), the residual stream
     u: Tensor  # (B, L, D), its norm
     inputs: Tensor  # (K, B, L, E), of the scan
-    selected: Tensor  # (K, B L, R + 2 N): dt, B and C
+    selected: Tensor  # (K, B L, R + 2 N and some): dt, B and C
     y: Tensor  # (B, L, E)
 
 
@@ -45,13 +45,12 @@ class Workspace:
     def __init__(self) -> None:
         self._kept = _OfThread()
 
-    def of(self, block: Block, batch: int, length: int) -> Buffers:
-        """Those for so many images and tokens."""
+    def of(self, D: int, to_selected: Tensor, batch: int, length: int) -> Buffers:
+        """Those for so many images and tokens, of a model of width D and a weight (K, E, width) of x_proj."""
         kept, shape = self._kept.by_shape, (batch, length)
         if shape not in kept:
-            K, columns, E = block.mixer.x_proj_weight.shape
-            D = block.norm.weight.shape[0]
-            sizes = ((batch, length, D), (batch, length, D), (K, batch, length, E), (K, batch * length, columns), (batch, length, E))
+            K, E, width = to_selected.shape
+            sizes = ((batch, length, D), (batch, length, D), (K, batch, length, E), (K, batch * length, width), (batch, length, E))
             kept[shape] = Buffers(*(torch.empty(size) for size in sizes))
         found: Buffers = kept[shape]
         return found
@@ -61,10 +60,8 @@ class _Walk(NamedTuple):
     """The calls between in_proj and the outputs, of directions that see the same tokens."""
 
     seen: slice
-    inputs: Tensor  # (K B L, E) or (K, B L, E), what x_proj multiplies
-    to_selected: Tensor  # its weight
-    selected: Tensor
     conv: Prepared
+    select: Prepared  # x_proj
     scan: Prepared
     y: Tensor
 
@@ -72,7 +69,7 @@ class _Walk(NamedTuple):
         """Fill y from x and z (B, L, E) and scale (L,) or (B, L), which lie in memory as those that this was laid out for."""
         self.conv.point("x", x)
         self.conv()
-        torch.matmul(self.inputs, self.to_selected, out=self.selected)
+        self.select()
         if z is not None:
             self.scan.point("z", z)
         if scale is not None:
@@ -102,7 +99,7 @@ class PreparedBlock(nn.Module):
         self.block, self._workspace, self._kept = block, workspace, _OfThread()
         mixer = block.mixer
         self._rates = mixer.rates().detach()
-        self._to_selected = mixer.x_proj_weight.detach().mT  # (K, E, R + 2 N)
+        self._to_selected = for_product(mixer.x_proj_weight.detach())
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
 
@@ -144,7 +141,7 @@ class PreparedBlock(nn.Module):
         shape = (place, state.x.shape, state.h is None, state.span, scale)
         calls: _Calls | None = self._kept.by_shape.get(shape)
         if calls is None:
-            buffers = self._workspace.of(self.block, *state.x.shape[:2])
+            buffers = self._workspace.of(state.x.shape[2], self._to_selected, *state.x.shape[:2])
             total, norm = None if state.h is None else buffers.x, self.block.norm
             prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, total, buffers.u)
             calls = self._kept.by_shape[shape] = _Calls(prepared, buffers.x, buffers.u, lay_out(state, buffers))
@@ -180,11 +177,12 @@ class PreparedBlock(nn.Module):
         """The directions `of` over the tokens that they see: x and z (B, l, E) for their strides, inputs (K, B, l, E) and so on to fill."""
         mixer, reverse = self.block.mixer, REVERSE[of]
         span, scale = None if state.span is None else state.span[seen], None if state.scale is None else state.scale[..., seen]
-        dt, B, C = selected.unflatten(1, inputs.shape[1:3]).split(mixer.splits, -1)
+        select = Prepared.product(inputs.flatten(1, 2), self._to_selected[of], selected)
+        dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, inputs.shape[1:3]).split(mixer.splits, -1)
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, span, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
         scan = Prepared.scan(inputs, dt, self._rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y)
-        return _Walk(seen, inputs.flatten(1, 2), self._to_selected[of], selected, conv, scan, y)
+        return _Walk(seen, conv, select, scan, y)
 
 
 def _is_rare(state: State) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stm.backends.operators import operator
@@ -23,6 +24,7 @@ __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
 LEVELS = {4: ("-v4", "C with AVX-512"), 3: ("-v3", "C with AVX2"), 0: ("", "portable C")}  # stm_level() of native.c, best first
 SPAN = 64  # channels that a thread takes at a time, as in native.h: there are E / SPAN partial sums of some gradients
+WIDEST_VECTOR = 16  # floats, as LANES in native.h
 WIDEST = 16  # taps of the convolution, as in native_conv.c
 
 
@@ -335,6 +337,18 @@ class Prepared:
         """`scan`, all arguments in the operator's order. z and scale may move."""
         return cls("stm_scan", _scan_args(*tensors, out=out), z=22, scale=30)
 
+    @classmethod
+    def product(cls, x: Tensor, weight: Tensor, out: Tensor) -> "Prepared":
+        """x (K, rows, E) by a weight of `for_product`; out (K, rows, width), all of them contiguous."""
+        (K, rows, E), width = x.shape, weight.shape[-1]
+        for name, v, shape in (("x", x, x.shape), ("weight", weight, (K, E, width)), ("out", out, (K, rows, width))):
+            _check(name, v, shape)
+            if not v.is_contiguous() or width % WIDEST_VECTOR:
+                raise UsageError(
+                    f"{name} has strides {v.stride()}, expected it contiguous and the width {width} a multiple of {WIDEST_VECTOR}"
+                )
+        return cls("stm_product", _pack((K, rows, E, width), (), (x, weight, out)))
+
     def point(self, name: str, to: Tensor) -> None:
         """Use another tensor of the same shape and strides, which has to live until the run."""
         self._words[self._views[name]] = to.data_ptr()
@@ -342,6 +356,11 @@ class Prepared:
     def __call__(self) -> None:
         if self._function(self._address, torch.get_num_threads()):
             raise MemoryError("no memory for the scratch of the native library")
+
+
+def for_product(weight: Tensor) -> Tensor:
+    """A weight (K, columns, E) as `Prepared.product` takes it: (K, E, width), zeros beyond the columns, the width some whole vectors."""
+    return F.pad(weight.mT, (0, -weight.shape[1] % WIDEST_VECTOR)).contiguous()
 
 
 def _call(name: str, *structures: _Words) -> None:

@@ -192,15 +192,6 @@ static void put_block(const vec *y, rows out, int add, const walk *w, int64_t c,
         put_lanes(n, y, out, add, w, c, t0, count, gate);
 }
 
-static void expect_block(const walk *w, rows out, int add, int gate, int64_t t0, int64_t count) {
-    for (int64_t t = t0; t < t0 + count; t++) {
-        expect(at(w->u, t) + w->first, w->n_vecs);
-        if (!w->args->weight) expect(at(w->dt, t) + w->first, w->n_vecs);
-        if (gate) expect(at(w->z, t) + w->first, w->n_vecs);
-        if (add) expect(at(out, t) + w->first, w->n_vecs);
-    }
-}
-
 /* Walks a direction to its end; keeps the states before each block in `kept` [block][vector][state] if asked. */
 static void forward(walk *w, view to, int gate, vec *kept) {
     const scan_args *a = w->args;
@@ -210,7 +201,6 @@ static void forward(walk *w, view to, int gate, vec *kept) {
     for (int64_t t0 = 0; t0 < a->L; t0 += STEPS) {
         int64_t count = least(STEPS, a->L - t0), states = w->n_vecs * a->N;
         if (kept) memcpy(kept + t0 / STEPS * states, w->state, sizeof(vec) * (size_t)states);
-        expect_block(w, out, add, gate, t0 + count, least(STEPS, a->L - t0 - count));
         transpose_block(w, t0, count);
         for (int64_t v = 0; v < w->n_vecs; v++) {
             int64_t c = w->first + v * LANES;

