@@ -1,0 +1,59 @@
+"""The base of all is `vim_mini.pth`, which the official trainer's code wrote (hustvl/Vim: `model`, `optimizer`, `args` and so on)."""
+
+import collections
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stm.checkpoint import read
+from stm.errors import CheckpointError
+
+MINI = Path(__file__).parents[2] / "golden" / "dense-mini" / "vim_mini.pth"
+STRIDE8 = MINI.with_name("vim_mini_stride8.pth")
+OFFICIAL = "vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
+State = dict[str, Tensor]
+
+
+def save(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def refused(path: Path, *words: str, **options: Any) -> CheckpointError:
+    """Reading fails with one sentence that has all these words, the file's name among them."""
+    with pytest.raises(CheckpointError) as caught:
+        read(path, **options)
+    message = caught.value.message
+    assert str(path) in message
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert caught.value.exit_code == 1
+    return caught.value
+
+
+def forms(state: State, tmp_path: Path) -> dict[str, Path]:
+    bare = save(tmp_path / "bare.pth", state)
+    with zipfile.ZipFile(bare) as stored, zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in stored.namelist():
+            deflated.writestr(name, stored.read(name))
+    save_file(state, tmp_path / "model.safetensors")
+    return {
+        "bare": bare,
+        "deflated": tmp_path / "deflated.pth",
+        "safetensors": tmp_path / "model.safetensors",
+        "legacy": save(tmp_path / "legacy.pth", {"model": state}, _use_new_zipfile_serialization=False),
+        "module": save(tmp_path / "module.pth", {"model": {f"module.{key}": value for key, value in state.items()}}),
+        "compiled": save(tmp_path / "compiled.pth", {f"module._orig_mod.{key}": value for key, value in state.items()}),
+        "compiled outside": save(tmp_path / "outside.pth", {f"_orig_mod.module.{key}": value for key, value in state.items()}),
+        "timm": save(tmp_path / "timm.pth", {"state_dict": collections.OrderedDict(state), "arch": "vim"}),
+        "parameters": save(tmp_path / "parameters.pth", {key: torch.nn.Parameter(value) for key, value in state.items()}),
+        "strided": save(
+            tmp_path / "strided.pth", {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in state.items()}
+        ),
+        "no suffix": save(tmp_path / "checkpoint", state),
+    }
