@@ -22,16 +22,6 @@ from stm.scan import gated
 NO_TAPS = Taps()
 
 
-class Buffers(NamedTuple):
-    """What the blocks of a model hand on, for one shape; all of them write to the same."""
-
-    x: Tensor  # (B, L, D), the residual stream
-    u: Tensor  # (B, L, D), its norm
-    inputs: Tensor  # (K, B, L, E), of the scan
-    selected: Tensor  # (K, B L, R + 2 N and some): dt, B and C
-    y: Tensor  # (B, L, E)
-
-
 class _OfThread(threading.local):
     """Values by shape, of each thread its own: a module may serve several."""
 
@@ -40,38 +30,35 @@ class _OfThread(threading.local):
 
 
 class Workspace:
-    """The buffers of a model."""
+    """The buffers that the blocks of a model share."""
 
     def __init__(self) -> None:
         self._kept = _OfThread()
 
-    def of(self, D: int, to_selected: Tensor, batch: int, length: int) -> Buffers:
-        """Those for so many images and tokens, of a model of width D and a weight (K, E, width) of x_proj."""
-        kept, shape = self._kept.by_shape, (batch, length)
-        if shape not in kept:
-            K, E, width = to_selected.shape
-            sizes = ((batch, length, D), (batch, length, D), (K, batch, length, E), (K, batch * length, width), (batch, length, E))
-            kept[shape] = Buffers(*(torch.empty(size) for size in sizes))
-        found: Buffers = kept[shape]
-        return found
+    def take(self, name: str, *size: int) -> Tensor:
+        """The thread's buffer of that name and size, the same whenever it is taken."""
+        kept = self._kept.by_shape
+        if (name, size) not in kept:
+            kept[name, size] = torch.empty(size)
+        buffer: Tensor = kept[name, size]
+        return buffer
 
 
 class _Walk(NamedTuple):
-    """The calls between in_proj and the outputs, of directions that see the same tokens."""
+    """The calls between in_proj and the outputs, of some images and of directions that see the same tokens."""
 
-    seen: slice
+    first: int  # the bytes before the first image, in what in_proj gives
     conv: Prepared
     select: Prepared  # x_proj
     scan: Prepared
-    y: Tensor
 
-    def __call__(self, x: Tensor, z: Tensor | None, scale: Tensor | None) -> None:
-        """Fill y from x and z (B, L, E) and scale (L,) or (B, L), which lie in memory as those that this was laid out for."""
-        self.conv.point("x", x)
+    def __call__(self, x: Tensor, scale: Tensor | None, z: Tensor | None = None, gate: int = 0) -> None:
+        """From x and z, the latter behind `gate` bytes, and scale, which lie in memory as those that this was laid out for."""
+        self.conv.point("x", x, self.first)
         self.conv()
         self.select()
         if z is not None:
-            self.scan.point("z", z)
+            self.scan.point("z", z, self.first + gate)
         if scale is not None:
             self.scan.point("scale", scale)
         self.scan()
@@ -81,9 +68,10 @@ class _Calls(NamedTuple):
     """A block's calls for one shape."""
 
     norm: Prepared
-    x: Tensor  # the sum, where there is something to add
-    u: Tensor
+    x: Tensor  # (B, L, D), the sum, where there is something to add
+    u: Tensor  # (B, L, D), its norm
     walks: tuple[_Walk, ...]
+    y: tuple[Tensor, ...]  # what they fill: (B, L, E), or (B, l, E) for each direction
 
 
 class PreparedBlock(nn.Module):
@@ -99,7 +87,7 @@ class PreparedBlock(nn.Module):
         self.block, self._workspace, self._kept = block, workspace, _OfThread()
         mixer = block.mixer
         self._rates = mixer.rates().detach()
-        self._to_selected = for_product(mixer.x_proj_weight.detach())
+        self._to_selected = for_product(mixer.x_proj_weight.detach())  # (K, E, R + 2 N and some)
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
 
@@ -115,10 +103,11 @@ class PreparedBlock(nn.Module):
             return out
         calls = self._calls(state, self._lay_out)
         x = self._norm(calls, state)
-        (walk,) = calls.walks
-        xz = self._in_proj(calls.u)  # (B, L, 2 E)
-        walk(xz, xz.narrow(-1, walk.y.shape[-1], 1), state.scale)
-        return state._replace(x=x, h=self._out_proj(walk.y)), NO_TAPS
+        (y,) = calls.y
+        xz, gate = self._in_proj(calls.u), y.shape[-1] * y.element_size()  # (B, L, 2 E)
+        for walk in calls.walks:
+            walk(xz, state.scale, xz, gate)
+        return state._replace(x=x, h=self._out_proj(y)), NO_TAPS
 
     def read(self, state: State) -> State:
         """As `Block`."""
@@ -130,21 +119,22 @@ class PreparedBlock(nn.Module):
         to_x, to_z = self.block.mixer.in_proj.weight.chunk(2)  # (E, D)
         inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, E)
         at_c = []
-        for k, walk in enumerate(calls.walks):
-            walk(inputs[:, walk.seen], None, None if state.scale is None else state.scale[..., walk.seen])
-            at_c.append(at(walk.y[0], seen_by(k, c)[1]))  # (B, E)
+        for k, (walk, y) in enumerate(zip(calls.walks, calls.y, strict=True)):
+            seen, here = seen_by(k, c)
+            walk(inputs[:, seen], None if state.scale is None else state.scale[..., seen])
+            at_c.append(at(y, here))  # (B, E)
         return State(at(x, c)[:, None], self._out_proj(gated(torch.stack(at_c), z))[:, None])
 
-    def _calls(self, state: State, lay_out: Callable[[State, Buffers], tuple[_Walk, ...]], *place: int) -> _Calls:
+    def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *place: int) -> _Calls:
         """Those for the shape of a state, and of the class token's place where that matters."""
         scale = None if state.scale is None else state.scale.stride()
         shape = (place, state.x.shape, state.h is None, state.span, scale)
         calls: _Calls | None = self._kept.by_shape.get(shape)
         if calls is None:
-            buffers = self._workspace.of(state.x.shape[2], self._to_selected, *state.x.shape[:2])
-            total, norm = None if state.h is None else buffers.x, self.block.norm
-            prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, total, buffers.u)
-            calls = self._kept.by_shape[shape] = _Calls(prepared, buffers.x, buffers.u, lay_out(state, buffers))
+            x, u = (self._workspace.take(name, *state.x.shape) for name in ("x", "u"))
+            norm = self.block.norm
+            prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, None if state.h is None else x, u)
+            calls = self._kept.by_shape[shape] = _Calls(prepared, x, u, *lay_out(state, u))
         return calls
 
     def _norm(self, calls: _Calls, state: State) -> Tensor:
@@ -155,37 +145,43 @@ class PreparedBlock(nn.Module):
         calls.norm()
         return state.x if state.h is None else calls.x
 
-    def _lay_out(self, state: State, buffers: Buffers) -> tuple[_Walk, ...]:
-        x, z = self._in_proj(buffers.u).chunk(2, -1)  # (B, L, E), for their strides
-        return (self._walk(slice(None), slice(None), state, x, z, buffers.inputs, buffers.selected, buffers.y),)
+    def _lay_out(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor]]:
+        """As many images at a time as there are threads: what one of them hands on is still in the cache."""
+        x, z = self._in_proj(u).chunk(2, -1)  # (B, L, E), for their strides
+        y = self._workspace.take("y", *x.shape)
+        groups = zip(*(v.split(torch.get_num_threads()) for v in (x, z, y)), strict=True)
+        first, walks = 0, []
+        for x_of, z_of, y_of in groups:
+            walks.append(self._walk(first, slice(None), slice(None), state, x_of, z_of, y_of))
+            first += x_of.shape[0] * x_of.stride(0) * x_of.element_size()
+        return tuple(walks), (y,)
 
-    def _lay_out_reading(self, state: State, buffers: Buffers) -> tuple[_Walk, ...]:
+    def _lay_out_reading(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor, ...]]:
         """Each direction up to the class token."""
-        batch, walks, x = state.x.shape[0], [], torch.empty_like(buffers.y)
-        for k in range(len(REVERSE)):
-            seen, _ = seen_by(k, state.cls)
-            part = x[:, seen]  # (B, l, E)
-            selected = buffers.selected.new_empty(1, batch * part.shape[1], buffers.selected.shape[-1])
-            walks.append(
-                self._walk(slice(k, k + 1), seen, state, part, None, torch.empty_like(part)[None], selected, torch.empty_like(part)[None])
-            )
-        return tuple(walks)
+        x = u.new_empty(*u.shape[:2], self._to_selected.shape[1])  # (B, L, E), for its strides
+        seen = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
+        y = [torch.empty_like(x[:, part]).contiguous() for part in seen]
+        walks = (self._walk(0, slice(k, k + 1), part, state, x[:, part], None, y[k][None]) for k, part in enumerate(seen))
+        return tuple(walks), tuple(y)
 
-    def _walk(
-        self, of: slice, seen: slice, state: State, x: Tensor, z: Tensor | None, inputs: Tensor, selected: Tensor, y: Tensor
-    ) -> _Walk:
-        """The directions `of` over the tokens that they see: x and z (B, l, E) for their strides, inputs (K, B, l, E) and so on to fill."""
-        mixer, reverse = self.block.mixer, REVERSE[of]
+    def _walk(self, first: int, of: slice, seen: slice, state: State, x: Tensor, z: Tensor | None, y: Tensor) -> _Walk:
+        """The directions `of` over the tokens that they see, from x and z (b, l, E), which are here for their strides, to y."""
+        mixer, reverse, weight = self.block.mixer, REVERSE[of], self._to_selected[of]
         span, scale = None if state.span is None else state.span[seen], None if state.scale is None else state.scale[..., seen]
-        select = Prepared.product(inputs.flatten(1, 2), self._to_selected[of], selected)
-        dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, inputs.shape[1:3]).split(mixer.splits, -1)
+        (batch, length, E), (K, _, width) = x.shape, weight.shape
+        inputs = self._workspace.take("inputs", K, batch, length, E)
+        selected = self._workspace.take("selected", K, batch * length, width)
+        select = Prepared.product(inputs.flatten(1, 2), weight, selected)
+        dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, (batch, length)).split(mixer.splits, -1)
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, span, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
         scan = Prepared.scan(inputs, dt, self._rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y)
-        return _Walk(seen, conv, select, scan, y)
+        return _Walk(first, conv, select, scan)
 
 
 def _is_rare(state: State) -> bool:
-    """Whether a state has what nothing is laid out for."""
-    x, h = state.x, state.h
-    return state.gap is not None or state.h0 is not None or not x.is_contiguous() or not (h is None or h.is_contiguous())
+    """Whether a state has what nothing is laid out for: gaps, first states, scales of each image, rows that are apart."""
+    x, h, scale = state.x, state.h, state.scale
+    if state.gap is not None or state.h0 is not None or (scale is not None and scale.dim() > 1):
+        return True
+    return not x.is_contiguous() or not (h is None or h.is_contiguous())

@@ -349,9 +349,9 @@ class Prepared:
                 )
         return cls("stm_product", _pack((K, rows, E, width), (), (x, weight, out)))
 
-    def point(self, name: str, to: Tensor) -> None:
-        """Use another tensor of the same shape and strides, which has to live until the run."""
-        self._words[self._views[name]] = to.data_ptr()
+    def point(self, name: str, to: Tensor, offset: int = 0) -> None:
+        """Use another tensor of the same shape and strides, which begins so many bytes after `to`, and has to live until the run."""
+        self._words[self._views[name]] = to.data_ptr() + offset
 
     def __call__(self) -> None:
         if self._function(self._address, torch.get_num_threads()):
