@@ -5,6 +5,7 @@ image a sixth is Python between these; here it is pointers that move. x_proj, wh
 and calls are kept for each shape and thread. What is rare (taps, gaps, first states) goes through the plain block.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,25 +24,25 @@ NO_TAPS = Taps()
 
 
 class _OfThread(threading.local):
-    """Values by shape, of each thread its own: a module may serve several."""
+    """Values by their keys, of each thread its own: a module may serve several."""
 
     def __init__(self) -> None:
-        self.by_shape: dict[Any, Any] = {}
+        self.kept: dict[Any, Any] = {}
 
 
 class Workspace:
     """The buffers that the blocks of a model share."""
 
     def __init__(self) -> None:
-        self._kept = _OfThread()
+        self._thread = _OfThread()
 
     def take(self, name: str, *size: int) -> Tensor:
-        """The thread's buffer of that name and size, the same whenever it is taken."""
-        kept = self._kept.by_shape
-        if (name, size) not in kept:
-            kept[name, size] = torch.empty(size)
-        buffer: Tensor = kept[name, size]
-        return buffer
+        """A tensor of that size in the thread's memory of that name, which all sizes share, unless one of them needs more of it."""
+        kept, count = self._thread.kept, math.prod(size)
+        if name not in kept or kept[name].numel() < count:
+            kept[name] = torch.empty(count)
+        memory: Tensor = kept[name]
+        return memory[:count].view(size)
 
 
 class _Walk(NamedTuple):
@@ -75,7 +76,7 @@ class _Calls(NamedTuple):
 
 
 class PreparedBlock(nn.Module):
-    """A block in float32 whose parameters do not change any more. Its outputs last until the thread's next block of that shape.
+    """A block in float32 whose parameters do not change any more. Its outputs last until the thread's next block.
 
     Args:
         block: the plain one; its projections are used as they are.
@@ -84,7 +85,7 @@ class PreparedBlock(nn.Module):
 
     def __init__(self, block: Block, workspace: Workspace) -> None:
         super().__init__()
-        self.block, self._workspace, self._kept = block, workspace, _OfThread()
+        self.block, self._workspace, self._thread = block, workspace, _OfThread()
         mixer = block.mixer
         self._rates = mixer.rates().detach()
         self._to_selected = for_product(mixer.x_proj_weight.detach())  # (K, E, R + 2 N and some)
@@ -129,12 +130,12 @@ class PreparedBlock(nn.Module):
         """Those for the shape of a state, and of the class token's place where that matters."""
         scale = None if state.scale is None else state.scale.stride()
         shape = (place, state.x.shape, state.h is None, state.span, scale)
-        calls: _Calls | None = self._kept.by_shape.get(shape)
+        calls: _Calls | None = self._thread.kept.get(shape)
         if calls is None:
             x, u = (self._workspace.take(name, *state.x.shape) for name in ("x", "u"))
             norm = self.block.norm
             prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, None if state.h is None else x, u)
-            calls = self._kept.by_shape[shape] = _Calls(prepared, x, u, *lay_out(state, u))
+            calls = self._thread.kept[shape] = _Calls(prepared, x, u, *lay_out(state, u))
         return calls
 
     def _norm(self, calls: _Calls, state: State) -> Tensor:

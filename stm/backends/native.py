@@ -175,7 +175,7 @@ class _Words(NamedTuple):
     """A C structure, and what its pointers point to."""
 
     words: "array[int]"
-    keep: list[Any]
+    keep: dict[int, Any]  # by the word
 
 
 def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: tuple[Any, ...]) -> _Words:
@@ -183,7 +183,7 @@ def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers:
 
     A tensor is copied where it is not laid out as C reads it. This runs a few times a block, so it does nothing twice.
     """
-    words, keep = [*integers], []
+    words, keep = [*integers], {}
     for v in views:  # (K, B, L, channels) or (B, L, channels): `view` in native.h
         if v is None:
             words += _ABSENT
@@ -192,19 +192,17 @@ def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers:
         if strides[-1] != 1:
             v = v.contiguous()
             strides = v.stride()
+        keep[len(words)] = v
         words.append(v.data_ptr())
         words += strides[:3] if len(strides) == 4 else (0, *strides[:2])
-        keep.append(v)
     for v in pointers:
         if v is None:
             words.append(0)
             continue
         if isinstance(v, Tensor):
             v = v.contiguous()
-            words.append(v.data_ptr())
-        else:
-            words.append(v.buffer_info()[0])
-        keep.append(v)
+        keep[len(words)] = v
+        words.append(v.data_ptr() if isinstance(v, Tensor) else v.buffer_info()[0])
     return _Words(array("q", words), keep)
 
 
@@ -319,8 +317,9 @@ class Prepared:
     def __init__(self, name: str, arguments: _Words, **views: int) -> None:
         self._function = _function(_library()[0], name, 1)
         self._words, self._address, self._views = arguments.words, arguments.words.buffer_info()[0], views
-        # Not the parameters themselves, which change their memory when a model is moved or cast.
-        self._alive = [v.detach() if isinstance(v, Tensor) else v for v in arguments.keep]
+        # Detached: a parameter changes its memory when its model is moved or cast. What moves is here for its strides only.
+        fixed = (v for word, v in arguments.keep.items() if word not in views.values())
+        self._alive = [v.detach() if isinstance(v, Tensor) else v for v in fixed]
 
     @classmethod
     def add_norm(cls, *tensors: Any) -> "Prepared":

@@ -1,6 +1,7 @@
 """What a forward holds: counted allocations, against sums by hand; and what must never be built."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ def test_a_model_that_merges_late_holds_no_more(backend: str, images: Tensor) ->
     """The blocks before the first stage are the dense model's, and so is their peak."""
     dense = model(backend)
     assert peak(stm.compress(dense, rate=0.2), images) <= peak(dense, images)
+
+
+def test_so_it_is_with_the_buffers_that_optimize_keeps(images: Tensor) -> None:
+    """Counted in a first run, which takes them: all lengths share them, and images pass through the scan one after the other."""
+    dense = model("auto")
+
+    def first(vim: stm.ViM) -> int:
+        found = peak_bytes(partial(vim.optimize(batch_size=8), images), CPU)
+        assert found is not None
+        return found
+
+    assert first(stm.compress(dense, stages=[1])) < first(dense)
+    assert first(stm.compress(dense, rate=0.2)) <= first(dense)
+    if dense.backend.name == "native":
+        assert first(dense) < peak(dense, images)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -237,10 +237,10 @@ def test_only_shapes_are_kept(dense: stm.ViM, images: Tensor) -> None:
         served = model.optimize(batch_size=2)
         served(images[:2])
         prepared = [layer for layer in served.model.layers if isinstance(layer, PreparedBlock)]
-        kept = [len(layer._kept.by_shape) for layer in prepared]
+        kept = [len(layer._thread.kept) for layer in prepared]
         for n in range(5):
             served(images[n : n + 2])
-        assert [len(layer._kept.by_shape) for layer in prepared] == kept, name
+        assert [len(layer._thread.kept) for layer in prepared] == kept, name
 
 
 def test_what_is_served_stays_where_it_is(images: Tensor) -> None:
