@@ -19,9 +19,7 @@ from stm.errors import UsageError
 from stm.model import ViM
 from stm.prepared import PreparedBlock, Workspace
 
-AT_ONCE = (
-    8  # images on a processor: of ViM-S an image takes 1.06 times as long alone, and 1.18 times among 32 (memory that is new each time)
-)
+AT_ONCE = 8  # images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory that is new each time)
 _WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
 
 Run = Callable[[Tensor], Tensor]
@@ -101,7 +99,7 @@ class PackedLinear(nn.Module):
 def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
     """The model with packed projections in all blocks but the last, which runs on one token; or as it is, and why.
 
-    x_proj and dt_proj stay: they are small, and packing slows some of their shapes.
+    x_proj and dt_proj stay: they are small, packing slows some of their shapes, and prepared blocks have something better.
     """
     dtype = model.config.dtype
     if not torch.backends.mkldnn.is_available():
