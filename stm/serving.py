@@ -19,7 +19,7 @@ from stm.errors import UsageError
 from stm.model import ViM
 from stm.prepared import PreparedBlock, Workspace
 
-AT_ONCE = 8  # images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory that is new each time)
+AT_ONCE = 8  # images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory new each time)
 _WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
 
 Run = Callable[[Tensor], Tensor]
