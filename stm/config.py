@@ -220,7 +220,8 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its own.
+    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its own, as the
+    header of the repository's model card states it.
 
     A repository's file in a folder has its whole name in `extra.path`.
     """

@@ -12,6 +12,7 @@ from typing import Any
 from stm.codec import brief, decode, encode, parse
 from stm.config import AGAIN, Config
 from stm.errors import ArtifactError
+from stm.install import install_command
 from stm.schedule import Schedule, Step
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,7 @@ def _migrate(document: Any, where: str) -> dict[str, Any]:
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(
             f"{where}: schema_version is {brief(version)}, this stm reads 1 to {SCHEMA_VERSION}",
-            "a newer stm may read it: pip install --upgrade stm-vim",
+            f"a newer version of stm may read it: {install_command()}",
         )
     return {key: value for key, value in document.items() if key != "schema_version"}
 

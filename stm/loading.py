@@ -189,7 +189,9 @@ def download(repo: str, *, revision: str | None = None, token: str | None = None
     try:
         from stm.hub.fetch import fetch  # the runtime does without
     except ImportError as error:
-        raise HubError(f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub", "pip install stm-vim") from error
+        raise HubError(
+            f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub", "pip install huggingface_hub"
+        ) from error
     config = fetch(repo, artifact.CONFIG, revision=revision, token=token, on_progress=on_progress)
     if artifact.is_model(config.path.parent):
         fetch(repo, artifact.WEIGHTS, revision=config.revision, token=token, on_progress=on_progress)

@@ -144,7 +144,7 @@ def source_text(source: Source) -> str:
         source.file,
         source.revision and f"revision {source.revision[:12]}",
         source.sha256 and f"sha256 {source.sha256[:12]}",
-        source.license and f"license {source.license}",
+        source.license and f"license {source.license}" + (" by the model card's header, read its text too" if source.repo else ""),
     ]
     return ", ".join(part for part in parts if part) or "not recorded"
 

@@ -24,7 +24,7 @@ from stm.scan import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
 
-INSTALL = 'MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "stm-vim[cuda]"'
+INSTALL = 'MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "mamba-ssm>=2.3.2.post1" "causal-conv1d>=1.5"'
 REPO = "kernels-community/mamba-ssm"
 INSTALL_HUB = "pip install kernels einops transformers"  # the repository's package imports the last two
 

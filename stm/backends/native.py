@@ -292,7 +292,7 @@ def _library() -> tuple[ctypes.CDLL, str]:
         return ctypes.CDLL(str(folder / f"libstm{name}.so")), description
     except OSError as error:
         raise BackendError(
-            f"the native library cannot be loaded: {error}", "install stm-vim where there is a C compiler (gcc or clang)"
+            f"the native library cannot be loaded: {error}", "install stm again where there is a C compiler (gcc or clang)"
         ) from None
 
 

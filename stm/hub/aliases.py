@@ -15,7 +15,7 @@ class Alias:
         d_model: D, the residual width; all have 24 blocks and a state of 16.
         image_size, patch, stride: of its input, in pixels.
         tokens: that enter the first block, class token included.
-        license: SPDX, by the repo's card.
+        license: SPDX, by the header of the repo's card; the card's text may say more.
     """
 
     repo: str

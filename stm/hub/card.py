@@ -16,6 +16,7 @@ from stm import __version__
 from stm.config import Config, Measured, Recipe
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
+from stm.install import install_command
 from stm.reports import Environment, Flops
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
@@ -108,7 +109,7 @@ def eval_results(config: Config) -> str | None:
 def _use(config: Config, name: str) -> str:
     """How to load it, between marks by which `retarget` finds it again."""
     word = f"./{name}" if name.startswith("-") else name  # else it would be an option
-    return f"{_BEGIN}\n{_render(USE, config, name=name, word=word)}{_END}"
+    return f"{_BEGIN}\n{_render(USE, config, name=name, word=word, install=install_command())}{_END}"
 
 
 def _sealed(body: str) -> str:

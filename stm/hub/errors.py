@@ -50,7 +50,7 @@ def told(request: Request) -> Iterator[None]:
         raise
     except ModuleNotFoundError as error:  # the runtime does without
         missing = (error.name or "huggingface_hub").partition(".")[0]
-        raise HubError(f"the Hub needs {missing}, which is not installed", "pip install stm-vim brings all that it needs") from error
+        raise HubError(f"the Hub needs {missing}, which is not installed", f"pip install {missing}") from error
     except ImportError as error:
         raise HubError(f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub") from error
     except Exception as error:

@@ -90,7 +90,7 @@ def need_pyarrow(name: str) -> None:
     try:
         import pyarrow.parquet  # noqa: F401 - an extra
     except ImportError as error:
-        raise DataError(f"{name} is kept in parquet, and reading it needs pyarrow", "pip install stm-vim[data]") from error
+        raise DataError(f"{name} is kept in parquet, and reading it needs pyarrow", "pip install pyarrow") from error
 
 
 def choose_shards(name: str, files: Sequence[str], split: str | None, ending: str = ".parquet") -> tuple[str, list[str]]:

@@ -57,7 +57,7 @@ def require() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise StmError("figures need matplotlib, which is not installed", 'pip install "stm-vim[plots]"') from error
+        raise StmError("figures need matplotlib, which is not installed", "pip install matplotlib") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from stm import __version__
 from stm.config import Config, Recipe
 from stm.errors import ArtifactError
 from stm.hub.card import recipe_command
+from stm.install import install_command
 from stm.measure import flops
 from stm.page import charts, facts
 from stm.page.charts import Interval, Point
@@ -38,6 +39,7 @@ def render(config: Config, found: Findings) -> str:
     by_flops, by_time = facts.points(found.sweep.rows if found.sweep else (), figure)
     return templates.get_template("page.html.j2").render(
         version=__version__,
+        install=install_command(),
         config=config,
         found=found,
         evaluation=evaluation,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top to bottom, as in docs/design.md section 1: each imports only from above itself. A folder is one entry.
 RUNTIME = (
     "errors",
+    "install",
     "codec",
     "schedule",
     "config",

@@ -25,6 +25,7 @@ from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, P
 from stm.errors import ArtifactError
 from stm.hub.card import _python, _text, _yaml, card, eval_results, is_untouched, recipe_command, retarget
 from stm.initialize import initialize
+from stm.install import install_command
 from stm.model import ViM
 from stm.reports import Environment, Flops
 from stm.schedule import Schedule, Step
@@ -69,6 +70,8 @@ def test_the_front_matter() -> None:
     assert (found.library_name, found.pipeline_tag, found.license) == ("stm", "image-classification", "apache-2.0")
     assert found.base_model == "someone/their-vim"
     assert "token-merging" in found.tags
+    where = "- License of the weights: apache-2.0, by the header of the model card of someone/their-vim. Read the text of that card too"
+    assert where in written(SMALL), "a card's text may say more than its header: one of hustvl/Vim also says non-commercial"
     results = [(each.dataset_name, each.metric_type, each.metric_name, each.metric_value) for each in found.eval_results]
     assert results == [("digits", "accuracy", "top-1", 0.97), ("digits", "accuracy", "top-5", 0.999)], "only what has labels"
 
@@ -227,7 +230,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "teal").save(tmp_path / "photo.jpg")
     (example,) = re.findall(r"```sh\n(pip .*?)```", (tmp_path / NAMES[0] / "README.md").read_text(), re.DOTALL)
     install, *commands = example.splitlines()
-    assert install == "pip install stm-vim"
+    assert install == install_command()
     root = str(Path(__file__).resolve().parents[2])
     script = "\n".join(["set -e", f'stm() {{ "{sys.executable}" -m stm_cli "$@"; }}', *commands])
     run = subprocess.run(

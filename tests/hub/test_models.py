@@ -193,5 +193,5 @@ def test_without_huggingface_hub_folders_load_and_names_say_what_to_install(fold
         "except stm.StmError as error:\n    print(error, '|', error.hint)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    expected = "the Hub needs huggingface_hub, which is not installed | pip install stm-vim brings all that it needs\n"
+    expected = "the Hub needs huggingface_hub, which is not installed | pip install huggingface_hub\n"
     assert run.stdout == expected, run.stderr

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stm.config import Calibration, Config, FileInfo, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
+from stm.install import install_command
 from stm.schedule import Schedule, Step
 
 KEYS = {
@@ -201,7 +202,7 @@ def test_what_is_not_json(text: str, says: str) -> None:
 def test_a_newer_version_says_what_to_do() -> None:
     with pytest.raises(ArtifactError) as caught:
         from_json(edited("schema_version", 9))
-    assert "pip install --upgrade stm-vim" in str(caught.value.hint)
+    assert install_command() in str(caught.value.hint)
 
 
 def test_deep_nesting_is_refused_or_kept() -> None:

@@ -118,4 +118,4 @@ def test_without_matplotlib_there_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(StmError, match="matplotlib, which is not installed") as caught:
         plots.require()
-    assert caught.value.hint == 'pip install "stm-vim[plots]"'
+    assert caught.value.hint == "pip install matplotlib"
