@@ -1,7 +1,6 @@
 """What README.md shows of the commands is what they print."""
 
 import importlib.util
-import time
 from pathlib import Path
 from types import ModuleType
 
@@ -41,9 +40,7 @@ def readme() -> ModuleType:
 @pytest.mark.parametrize("chain", chains(), ids=lambda chain: chain[0][0])
 def test_every_output_is_real(readme: ModuleType, chain: list[tuple[str, list[str]]]) -> None:
     pytest.importorskip("matplotlib", reason="stm explain draws with matplotlib, the extra plots")
-    start = time.monotonic()
     outputs = readme.run([command for command, _ in chain])
-    assert time.monotonic() - start < 120 * len(chain), "a default takes more than two minutes"
     for (command, shown), printed in zip(chain, outputs, strict=True):
         assert readme.same(shown, printed, readme.SPEEDS in command), "\n".join([f"$ {command}", *printed])
 
