@@ -53,7 +53,7 @@ class PlanRow:
     Args:
         saving: the share of the token-layers, reached.
         gain: how many times as fast as the dense model: the median over the rounds.
-        agreement, kl: with the dense model, on the report's images.
+        agreement, kl: with the dense model, on the report's images; beside each its 95% interval.
         compress: the command line that makes this model.
     """
 
@@ -65,7 +65,9 @@ class PlanRow:
     ms_iqr: float | None = None
     gain: float | None = None
     agreement: float | None = None
+    agreement_ci: tuple[float, float] | None = None
     kl: float | None = None
+    kl_ci: tuple[float, float] | None = None
     rounds: int | None = None
     compress: str | None = None
     reason: str | None = None
@@ -73,11 +75,19 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Report):
-    """`stm plan`: `n` images of `data` for the agreement, None where it was not measured."""
+    """`stm plan`: what rates cost and keep.
+
+    Args:
+        data, n: the set and the number of its images that the agreement was measured on; None and 0 if it was not measured.
+        of: the images of the set that could have been used; fewer were if the time was up.
+        seconds: the time that was given to the images; None if their number was.
+    """
 
     random_weights: bool
     data: str | None
     n: int
+    of: int
+    seconds: float | None
     batch_size: int
     rows: tuple[PlanRow, ...]
     notes: tuple[str, ...] = ()

@@ -19,7 +19,6 @@ from stm.reports import OnProgress
 from stm.resolve import From, draw_model, open_model
 
 AGAINST = ("vit",)
-FEW = 8  # images for the agreement, where nobody says how many
 
 
 def bench(
@@ -95,6 +94,7 @@ def plan(
     *,
     data: str | Path | None = None,
     limit: int | None = None,
+    seconds: float | None = None,
     batch_size: int = 1,
     seed: int = 0,
     threads: int | None = None,
@@ -108,7 +108,8 @@ def plan(
     Args:
         model: a dense MODEL, as for `bench`.
         data: a folder of images, labelled or not; None: what is embedded.
-        limit: of those, so many, drawn by the seed; None: `FEW`.
+        limit: of those, so many, drawn by the seed; None: as many as there is time for.
+        seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` says how many they are.
         batch_size: of the forwards that are timed.
         threads, rounds, random_weights, options: as for `bench`; the wish has no budget.
 
@@ -121,24 +122,29 @@ def plan(
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if wish.rate is not None or wish.saving is not None or wish.stages is not None:
         raise UsageError("a budget was given, and the plan is there to find one")
-    if random_weights and (data is not None or limit is not None):
-        raise UsageError("images were given, and random weights agree with nothing", "leave out --random-weights, or --data and --limit")
+    if random_weights and (data is not None or limit is not None or seconds is not None):
+        raise UsageError(
+            "images were given, and random weights agree with nothing", "leave out --random-weights, or --data, --limit and --seconds"
+        )
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"seconds is {seconds:g}, expected more than 0")
+    if seconds is None and limit is None:
+        seconds = rates.IMAGE_SECONDS
     with on_threads(threads):
         vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
         if vim.plan is not None:
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         samples = None
         if not random_weights:
-            samples = open_samples(
-                data, config=vim.config, limit=FEW if limit is None else limit, seed=seed, need_labels=False, token=source.token
-            )
+            samples = open_samples(data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token).shuffled(seed)
         wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
         del wanted["rate"]
         again = _words(source, wish)
-        rows = rates.table(
+        rows, n = rates.table(
             vim,
             wanted,
             samples,
+            seconds=seconds,
             batch_size=batch_size,
             rounds=rounds,
             command=lambda rate: shlex.join(["stm", "compress", model, "--rate", f"{rate:g}", *again]),
@@ -152,7 +158,9 @@ def plan(
         environment=environment,
         random_weights=random_weights,
         data=None if samples is None else samples.name,
-        n=0 if samples is None else len(samples),
+        n=n,
+        of=0 if samples is None else len(samples),
+        seconds=None if samples is None else seconds,
         batch_size=batch_size,
         rows=rows,
         notes=vim.config.said("notes"),

@@ -212,7 +212,12 @@ MaxDrop = Annotated[
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 
 Pictures = Annotated[Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")]
-Few = Annotated[int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 8.", "N", parser=_whole(1))]
+Few = Annotated[
+    int | None, _option("--limit", CHECK, "Use so many images, drawn by the seed. Default: what --seconds allow.", "N", parser=_whole(1))
+]
+Seconds = Annotated[
+    float | None, _option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number)
+]
 
 BatchSizes = Annotated[Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)]
 Timed = Annotated[int, _option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))]

@@ -1,5 +1,7 @@
 """`stm plan`: what rate to ask for."""
 
+from collections.abc import Callable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +22,7 @@ def run(
     schedule: o.Schedule = None,
     data: o.Pictures = None,
     limit: o.Few = None,
+    seconds: o.Seconds = None,
     seed: o.Seed = 0,
     timed: o.Timed = 1,
     threads: o.Threads = None,
@@ -41,6 +44,7 @@ def run(
             schedule=schedule,
             data=data,
             limit=limit,
+            seconds=seconds,
             seed=seed,
             batch_size=timed,
             threads=threads,
@@ -65,15 +69,29 @@ def screen(report: PlanReport) -> RenderableType:
     rows = [row for row in report.rows if row.reason is None]
     for row in rows:
         assert row.tokens_per_block is not None and row.flops is not None and row.ms_per_image is not None and row.gain is not None
-        kept = ("-" if row.agreement is None else percent(row.agreement), "-" if row.kl is None else f"{row.kl:.4f}")
+        kept = (_over(row.agreement, row.agreement_ci, percent), _over(row.kl, row.kl_ci, "{:.4f}".format))
         cells = (f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}", operations(row.flops.honest), f"{row.ms_per_image:.2f}")
         table.add_row(*map(Text, (percent(row.rate, 0) if row.rate else "dense", *cells, f"{row.gain:.2f}x", *kept)))
     below = [("on", environment_text(report.environment))]
     below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
     if report.data is not None:
-        below.append(("agreement", f"with the dense model's top-1, on {report.n} images of {report.data}: a hint, not an accuracy"))
+        below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; this is not accuracy"))
+        below.append(("intervals", "95%, below agreement and KL"))
     commands = [Text(row.compress) for row in rows if row.compress is not None]
     return Group(report.model, table, fields(below), *commands)
+
+
+def _over(figure: float | None, interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+    """A figure over its interval."""
+    if figure is None:
+        return "-"
+    return shown(figure) + ("" if interval is None else f"\n{shown(interval[0])} to {shown(interval[1])}")
+
+
+def _images(report: PlanReport) -> str:
+    if report.seconds is None or report.n == report.of:
+        return f"{report.n:,} images of {report.data}"
+    return f"{report.n:,} of the {report.of:,} images of {report.data}: those that {report.seconds:g} s allowed, drawn at random"
 
 
 def value(report: PlanReport) -> str:

@@ -70,10 +70,16 @@ class SampleSet:
             return self
         if limit < 1:
             raise UsageError(f"limit is {limit}, expected at least 1 image")
+        return replace(self, samples=tuple(self.samples[index] for index in sorted(self._drawn(seed)[:limit])))
+
+    def shuffled(self, seed: int = 0) -> "SampleSet":
+        """The set in random order: its first n are those that `take(n, seed)` draws."""
+        return replace(self, samples=tuple(self.samples[index] for index in self._drawn(seed)))
+
+    def _drawn(self, seed: int) -> list[int]:
         generator = random.Random(seed)
         ranks = [generator.random() for _ in self.samples]  # of Python's generator, `random` alone is the same in every version
-        chosen = sorted(sorted(range(len(self)), key=ranks.__getitem__)[:limit])
-        return replace(self, samples=tuple(self.samples[index] for index in chosen))
+        return sorted(range(len(self)), key=ranks.__getitem__)
 
 
 def open_samples(

@@ -7,11 +7,13 @@ models differ at all is McNemar's exact test.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from stm.config import Measured
 from stm.errors import DataError
@@ -29,6 +31,15 @@ def wilson(successes: int, n: int) -> Interval:
     """Wilson's 95% score interval for a proportion (Wilson 1927)."""
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return Student's 95% interval of the mean of values that are never negative, such as KL; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half = error * float(student.ppf(0.975, len(values) - 1))
+    return max(mean - half, 0.0), mean + half
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -153,6 +153,9 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
     Args:
         siblings: other dense models, by name.
         seed: draws what random pruning removes.
+
+    Raises:
+        UsageError: every cell of the grid is refused, so that there is nothing to sweep.
     """
     check_dense(dense)
     own = flops.count(dense.config)
@@ -161,10 +164,12 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
         check_sibling(dense, name, model)
         yield _planned(Cell(method=name), model, Plan(), flops.against(flops.count(model.config), own), static=True, sibling=True)
     targets: dict[float, float] = {}
+    refused: UsageError | None = None
     for cell in cells(grid):
         try:
             small = baked(dense, cell)
         except UsageError as error:
+            refused = error
             yield Planned(cell, None, {}, error.message)
             continue
         counted = flops.count(small.config)
@@ -172,6 +177,8 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
         targets.setdefault(cell.rate, counted.honest_saving)
         protection = small.config.protection
         yield _planned(cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static")
+    if refused is not None and not targets:
+        raise UsageError(f"no cell of the grid can be measured; the last one: {refused.message}", refused.hint)
     for name, (rate, target) in product(grid.peers, targets.items()):
         cell = Cell(method=name, rate=rate)
         if name == "paper":

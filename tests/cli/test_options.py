@@ -75,6 +75,7 @@ PLAN = {
     "data": Case(("--data", "OTHER")),
     "limit": Case(("--limit", "5")),
     "seed": Case(("--seed", "1"), ("--limit", "2")),
+    "seconds": Case(("--seconds", "9")),
     "timed": Case(("--batch-size", "2")),
     **{name: BENCH[name] for name in ("threads", "rounds")},
     **{name: COMPRESS[name] for name in ("method", "schedule", "no_divide_out", "ema", *SOURCES)},

@@ -1,5 +1,6 @@
 """`stm bench` and `stm plan` from end to end: what is in their reports, and that the parts of one agree."""
 
+import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -10,8 +11,11 @@ import pytest
 from stm import speed
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
-from stm.reports import Environment, Flops
-from stm.resolve import From, draw_model
+from stm.measure.data import from_files
+from stm.measure.stats import wilson
+from stm.recipe import Wish
+from stm.reports import Environment, Flops, Progress
+from stm.resolve import From, draw_model, open_model
 from stm_cli import bench, plan
 from stm_cli._output import Output
 
@@ -85,6 +89,28 @@ def test_plan_says_what_cannot_be_had(here, mini: Path, monkeypatch: pytest.Monk
     assert [row["reason"] is None for row in json.loads(run.out)["rows"]] == [True, True, False]
     shown = here("plan", mini, "--rounds", "1", "--limit", "1")
     assert "Note: rate 0.99: rate 0.99 takes more than half" in shown.err and "99%" not in shown.out
+
+
+def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) -> None:
+    """The clock is the test's: a portion of images takes 10 s, so that 15 s are up after the second one."""
+    ticks = itertools.count(0.0, 10.0)
+    vim = open_model(str(mini), From(device="cpu"))
+    wish = Wish().options() | {"calibration": None, "seed": 0, "on_progress": None}
+    del wish["rate"]
+    samples = from_files(sorted(labelled.glob("*.png")) * 5).shuffled(3)
+    seen: list[Progress] = []
+    rows, n = speed.rates.table(vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append)
+    assert len(samples) > 32 and n == 32
+    assert [(p.done, p.total) for p in seen if p.stage == "agreement"] == [(16, 24), (32, 32)], "an end in sight"
+    for row in rows[1:]:
+        assert row.agreement is not None and row.agreement_ci == wilson(round(32 * row.agreement), 32)
+        assert row.kl_ci is not None and row.kl is not None and row.kl_ci[0] <= row.kl <= row.kl_ci[1]
+
+
+def test_plan_fails_if_no_rate_can_be_reached(here, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.rates, "RATES", (0.99,))
+    run = here("plan", mini, "--rounds", "1", "--limit", "1")
+    assert run.code == 2 and run.err.startswith("Error: no rate can be planned; 0.99: rate 0.99 takes more than half")
 
 
 def test_plan_refuses_a_compressed_model(here, mini: Path) -> None:
@@ -190,7 +216,15 @@ def test_the_screen_of_plan(capsys, monkeypatch) -> None:
         rate=0, saving=0, tokens_per_block=(197, 197), flops=FLOPS, ms_per_image=60.0, ms_iqr=1, gain=1, agreement=1, kl=0, rounds=5
     )
     small = replace(
-        dense, rate=0.4, tokens_per_block=(197, 99), gain=1.25, agreement=0.875, kl=0.0123, compress="stm compress m --rate 0.4"
+        dense,
+        rate=0.4,
+        tokens_per_block=(197, 99),
+        gain=1.25,
+        agreement=0.875,
+        agreement_ci=(0.529, 0.978),
+        kl=0.0123,
+        kl_ci=(0.001, 0.0236),
+        compress="stm compress m --rate 0.4",
     )
     report = PlanReport(
         command="plan",
@@ -199,19 +233,24 @@ def test_the_screen_of_plan(capsys, monkeypatch) -> None:
         random_weights=False,
         data="photograph-crops",
         n=8,
+        of=20,
+        seconds=2.5,
         batch_size=1,
         rows=(dense, small, PlanRow(rate=0.6, reason="too much")),
     )
     assert lines_of(capsys, monkeypatch, plan, report) == [
         "m",
-        " rate      tokens    FLOPs  ms/image   gain  agreement      KL",
-        "dense  197 to 197  1.777 G     60.00  1.00x     100.0%  0.0000",
-        "  40%   197 to 99  1.777 G     60.00  1.25x      87.5%  0.0123",
+        " rate      tokens    FLOPs  ms/image   gain       agreement                KL",
+        "dense  197 to 197  1.777 G     60.00  1.00x          100.0%            0.0000",
+        "  40%   197 to 99  1.777 G     60.00  1.25x           87.5%            0.0123",
+        "                                             52.9% to 97.8%  0.0010 to 0.0236",
         "on         A CPU, 2 threads, float32, backend native",
         "FLOPs      multiply-accumulates, all that is computed; stm info also has the",
         "           paper's count",
-        "agreement  with the dense model's top-1, on 8 images of photograph-crops: a",
-        "           hint, not an accuracy",
+        "agreement  with the dense model's top-1 on 8 of the 20 images of",
+        "           photograph-crops: those that 2.5 s allowed, drawn at random; this is",
+        "           not accuracy",
+        "intervals  95%, below agreement and KL",
         "stm compress m --rate 0.4",
     ]
     assert plan.value(report) == "0\t1.0000\n0.4\t1.2500"

@@ -117,3 +117,6 @@ def test_screen_and_errors(here, mini: Path, labelled: Path) -> None:
     bad = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--convs", "wide")
     assert bad.code == 2 and "unknown conv 'wide'" in bad.err and bad.out == ""
     assert here("sweep", mini, "--rates", "a,b").code == 2
+    none = here("sweep", mini, "--data", labelled, "--rates", "40", "--out", "none")
+    assert none.code == 2 and "Error: no cell of the grid can be measured" in none.err and "0.4 is 40%" in none.err
+    assert none.out == "" and not Path("none").exists()

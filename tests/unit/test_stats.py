@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stm.errors import DataError
 from stm.measure.records import Record
-from stm.measure.stats import DENSE_FIGURES, LABEL_FIGURES, PAIRED_FIGURES, mcnemar, paired_difference, summarize, wilson
+from stm.measure.stats import DENSE_FIGURES, LABEL_FIGURES, PAIRED_FIGURES, mcnemar, mean_interval, paired_difference, summarize, wilson
 
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -27,6 +27,15 @@ def test_wilson_by_hand() -> None:
     assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+def test_the_interval_of_a_mean_by_hand() -> None:
+    # Student's t at 97.5% with 4 degrees of freedom is 2.776445 (any table); the values have mean 3 and standard error sqrt(2.5 / 5).
+    half = 2.776445 * math.sqrt(0.5)
+    assert mean_interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-5)
+    assert mean_interval([0.0, 0.0, 0.3]) == pytest.approx((0.0, 0.1 + 4.302653 * 0.1), abs=1e-5), "a KL is never below 0"
+    assert mean_interval([0.25, 0.25]) == (0.25, 0.25)
+    assert mean_interval([0.25]) is None and mean_interval([]) is None
 
 
 def test_mcnemar_by_hand() -> None:
