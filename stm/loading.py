@@ -16,7 +16,7 @@ from stm.config import AGAIN, DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model import ViM
-from stm.reports import OnProgress
+from stm.reports import OnProgress, ServedSpeed
 from stm.tensors import check_tensors
 
 if TYPE_CHECKING:
@@ -130,11 +130,19 @@ def read_checkpoint(
     return _ready(ViM(config, backends.choose(backend, place.type)), checkpoint.tensors, place, dtype)
 
 
-def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, images_per_second: float | None = None) -> Config:
+def save(
+    model: ViM,
+    folder: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    images_per_second: float | None = None,
+    served: ServedSpeed | None = None,
+) -> Config:
     """Write a model's folder, card included; see `ViM.save_pretrained`.
 
     Args:
         images_per_second: the speed that was measured here, for the card.
+        served: the speed beside the dense model, for the card.
 
     Returns:
         The config as it was written.
@@ -151,7 +159,8 @@ def save(model: ViM, folder: str | os.PathLike[str], *, force: bool = False, ima
         parameters=flops.parameters(config.model, config.num_classes),
         weights_bytes=artifact.weights_size(tensors),
         images_per_second=images_per_second,
-        environment=None if images_per_second is None else environment_of(model),
+        served=served,
+        environment=None if images_per_second is None and served is None else environment_of(model),
     )
     return artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
 

@@ -15,13 +15,14 @@ import torch
 from stm import artifact, backends
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
 from stm.bnnm import plan_schedule
-from stm.config import Config, Recipe
+from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
 from stm.device import pick
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
 from stm.hub.push import To
 from stm.loading import ready, save
+from stm.measure import bench as benching
 from stm.measure import flops
 from stm.measure.data import from_files, iterate, open_samples
 from stm.measure.environment import environment_of, here, processor_name
@@ -43,6 +44,7 @@ from stm.reports import (
     Prediction,
     PredictReport,
     Progress,
+    ServedSpeed,
 )
 from stm.resolve import From, find_default, model_of, name_of, open_model, read_recipe
 
@@ -124,7 +126,7 @@ def compress(
     small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
         check_made(small.config, again, recipe)
-    figures = None
+    figures = served = None
     if samples is not None and not dry_run:
         figures = assess(
             small,
@@ -140,13 +142,16 @@ def compress(
     gate = None
     if max_drop is not None and figures is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
-    if not dry_run and (gate is None or gate.passed):
+    accepted = not dry_run and (gate is None or gate.passed)
+    if accepted and figures is not None and small.plan is not None:
+        served = benching.served(dense, small, on_progress=on_progress)
+    if accepted:
         speed = None if figures is None else figures.images_per_second
-        small.config = save(small, output, force=force, images_per_second=speed)
+        small.config = save(small, output, force=force, images_per_second=speed, served=served)
     pushed = None
-    if to is not None and not dry_run and (gate is None or gate.passed):
+    if to is not None and accepted:
         pushed = hub_push.push(output, small.config, to, on_progress)
-    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, gate, again), push=pushed)
+    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, served, gate, again), push=pushed)
 
 
 def evaluate(
@@ -277,15 +282,27 @@ def _calibration_images(
 
 
 def _compress_report(
-    small: ViM, model: str, output: Path, dry_run: bool, figures: Evaluation | None, gate: Gate | None, again: Config | None
+    small: ViM,
+    model: str,
+    output: Path,
+    dry_run: bool,
+    figures: Evaluation | None,
+    served: ServedSpeed | None,
+    gate: Gate | None,
+    again: Config | None,
 ) -> CompressReport:
     config = small.config
     assert config.recipe is not None and config.protection is not None
     notes, reasons = config.said("notes"), {}
     if figures is None:
-        reasons = dict.fromkeys(("eval", "gate"), "a dry run compares nothing" if dry_run else "the comparison was switched off")
+        why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
+        reasons = dict.fromkeys(("eval", "served", "gate"), why)
     elif gate is None:
         reasons = {"gate": "no max drop was given"}
+    if served is None and figures is not None:
+        reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
+    if served is not None and served.gain_quartiles[0] <= 1:
+        notes += (_no_gain(served, config.protection),)
     if figures is not None and figures.top1 is None:
         where = shlex.quote(model_of(str(output)))
         notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR",)
@@ -307,10 +324,19 @@ def _compress_report(
         parameters=flops.parameters(config.model, config.num_classes),
         bytes=artifact.weights_size(small.state_dict()),
         eval=figures,
+        served=served,
         gate=gate,
         notes=notes,
         reasons=reasons,
     )
+
+
+def _no_gain(served: ServedSpeed, protection: Protection) -> str:
+    """Say that a served model gains nothing on this machine, and what to try."""
+    text = f"after optimize() it runs at {served.gain:.2f}x the dense model's speed here: "
+    if protection.mode == "dynamic":
+        return text + "its hsp weights are computed from every image; --hsp static bakes them"
+    return text + "a larger --rate or --saving gains more"
 
 
 def _asked_saving(recipe: Recipe, config: Config) -> float | None:

@@ -104,6 +104,25 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedSpeed:
+    """A compressed model beside its dense one, both after `optimize`, timed in turns on this machine.
+
+    Args:
+        batch_size: images per forward.
+        ms_per_image, dense_ms_per_image: medians over the rounds.
+        gain: how many times as fast as the dense model: the median over the rounds of the ratio within a round.
+        gain_quartiles: of those ratios.
+    """
+
+    batch_size: int
+    ms_per_image: float
+    dense_ms_per_image: float
+    gain: float
+    gain_quartiles: tuple[float, float]
+    rounds: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PushedFile:
     """A file of a push and what becomes of it there: added, changed, unchanged, kept (somebody wrote another) or deleted."""
 
@@ -151,6 +170,7 @@ class CompressReport(Report):
     parameters: int
     bytes: int
     eval: Evaluation | None = None
+    served: ServedSpeed | None = None
     gate: Gate | None = None
     push: Pushed | None = None
     notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 
 from stm.codec import encode
 from stm.errors import GateError
-from stm.reports import CompressReport
+from stm.reports import CompressReport, ServedSpeed
 from stm_cli import _options as o
 from stm_cli._format import broken_notes, fields, flops_rows, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
 from stm_cli._output import Output
@@ -128,6 +128,8 @@ def screen(report: CompressReport) -> RenderableType:
         rows += measured_rows(report.eval)
         if report.eval.images_per_second is not None:
             rows.append(speed_row(report.eval.images_per_second, report.environment))
+    if report.served is not None:
+        rows.append(("served", _served(report.served)))
     if report.push is not None:
         rows.append(("pushed", report.push.url))
     to = f"-> {report.output}"
@@ -147,6 +149,13 @@ def _asked(report: CompressReport) -> str:
     if recipe.rate is None:
         return saving
     return f"rate {recipe.rate:g}: {saving or f'{recipe.rate:.4f} of the patch tokens gone'}"
+
+
+def _served(speed: ServedSpeed) -> str:
+    low, high = speed.gain_quartiles
+    ours, dense = f"{speed.ms_per_image:.3g} ms per image", f"dense {speed.dense_ms_per_image:.3g}"
+    gain = f"{speed.gain:.2f}x (quartiles {low:.2f} to {high:.2f})"
+    return f"{ours}, {dense}: {gain}, both after optimize(), batch size {speed.batch_size}"
 
 
 def _steps(steps: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from stm.config import Config, Measured, Recipe
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
-from stm.reports import Environment, Flops
+from stm.reports import Environment, Flops, ServedSpeed
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
@@ -32,6 +32,7 @@ def card(
     parameters: int,
     weights_bytes: int,
     images_per_second: float | None = None,
+    served: ServedSpeed | None = None,
     environment: Environment | None = None,
 ) -> str:
     """The text of README.md, front matter included.
@@ -42,7 +43,8 @@ def card(
         flops: of one image.
         parameters: how many there are.
         weights_bytes: of model.safetensors.
-        images_per_second, environment: the speed that was measured and what it was measured on, if it was.
+        images_per_second, served, environment: the speeds that were measured, alone and beside the dense model, and what they were
+            measured on.
 
     Raises:
         ArtifactError: jinja2 is not installed.
@@ -60,6 +62,7 @@ def card(
             parameters=parameters,
             weights_bytes=weights_bytes,
             images_per_second=images_per_second,
+            served=served,
             environment=environment,
             version=__version__,
             notes=config.said("notes"),

@@ -16,12 +16,13 @@ from stm.errors import UsageError
 from stm.findings import BenchRow
 from stm.measure import flops, gemms
 from stm.measure.memory import peak_bytes
-from stm.measure.timing import interleave, ratio, spread, waiting
+from stm.measure.timing import interleave, quartiles, ratio, spread, waiting
 from stm.model import ViM
-from stm.reports import Flops, OnProgress, Progress
+from stm.reports import Flops, OnProgress, Progress, ServedSpeed
 from stm.serving import optimize
 
 DENSE, COMPRESSED = "dense", "compressed"
+SERVED_SECONDS = 2.0  # for the speed that `stm compress` shows
 
 
 class Variant(NamedTuple):
@@ -101,6 +102,30 @@ def measure(
                 )
             )
     return tuple(rows)
+
+
+def served(dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = None, on_progress: OnProgress | None = None) -> ServedSpeed:
+    """Time what `optimize` makes of a dense model and of the compressed one, in turns.
+
+    Args:
+        batch_size: images per forward.
+        rounds: None: what fits into `SERVED_SECONDS`.
+    """
+    shape, device = dense.config.model, dense.cls_token.device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=generator).to(device)
+    calls = {name: waiting(partial(optimize(model, batch_size), images), device) for name, model in ((DENSE, dense), (COMPRESSED, small))}
+    seconds = interleave(calls, rounds, seconds=SERVED_SECONDS, on_round=partial(_tell, on_progress, "speed"))
+    these, those = seconds[DENSE], seconds[COMPRESSED]
+    gains = [a / b for a, b in zip(these, those, strict=True)]
+    return ServedSpeed(
+        batch_size=batch_size,
+        ms_per_image=1000 * statistics.median(those) / batch_size,
+        dense_ms_per_image=1000 * statistics.median(these) / batch_size,
+        gain=statistics.median(gains),
+        gain_quartiles=quartiles(gains),
+        rounds=len(gains),
+    )
 
 
 def _as_it_is(model: nn.Module, batch_size: int) -> nn.Module:

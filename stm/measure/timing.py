@@ -58,10 +58,16 @@ def interleave(
 
 def spread(values: list[float]) -> float:
     """The distance between the quartiles; 0 for one value."""
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, high = quartiles(values)
     return high - low
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and the third quartile; twice the value if there is one."""
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def ratio(these: list[float], those: list[float]) -> float:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from stm import compress, load_checkpoint, pipeline
+from stm.config import Protection
+from stm.reports import ServedSpeed
+
 
 def error_of(run) -> str:
     """The one sentence of a run that failed, which printed nothing else but a next step."""
@@ -114,6 +118,22 @@ def test_env(here) -> None:
     assert here("env", "--quiet").out == report["environment"]["backend"] + "\n"
 
 
+def test_compress_says_what_serving_gains(here, mini: Path, labelled: Path) -> None:
+    options = ("--data", labelled, "--limit", "4", "--rate", "0.2")
+    report = json.loads(here("compress", mini, *options, "--out", "a", "--json").out)
+    served = report["served"]
+    assert served["gain_quartiles"][0] <= served["gain"] <= served["gain_quartiles"][1]
+    assert served["rounds"] >= 5 and min(served["ms_per_image"], served["dense_ms_per_image"]) > 0
+    assert "served" not in report["reasons"] and "Speed: " in Path("a/README.md").read_text()
+    none = json.loads(here("compress", mini, "--data", labelled, "--rate", "0", "--out", "b", "--json").out)
+    assert none["served"] is None and none["reasons"]["served"] == "nothing is merged"
+    small = compress(load_checkpoint(mini), method="paper", rate=0.2)
+    slow = ServedSpeed(batch_size=1, ms_per_image=9, dense_ms_per_image=6, gain=0.667, gain_quartiles=(0.66, 0.67), rounds=9)
+    assert small.config.protection is not None
+    assert pipeline._no_gain(slow, small.config.protection).endswith("; --hsp static bakes them")
+    assert "0.67x the dense model's speed here: a larger --rate" in pipeline._no_gain(slow, Protection())
+
+
 def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled: Path) -> None:
     common = {"schema_version", "command", "model", "environment"}
     runs = {
@@ -128,10 +148,10 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
         assert common <= report.keys() and report["command"] == command
         assert run.out == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads", "processes"}
-    keys = {"output", "source", "recipe", "protection", "schedule", "flops", "parameters", "bytes", "eval", "gate"}
+    keys = {"output", "source", "recipe", "protection", "schedule", "flops", "parameters", "bytes", "eval", "served", "gate"}
     report = json.loads(runs["compress"].out)
     assert keys <= report.keys()
-    assert {key for key in keys if report[key] is None} == set(report["reasons"]) == {"eval", "gate"}
+    assert {key for key in keys if report[key] is None} == set(report["reasons"]) == {"eval", "served", "gate"}
 
 
 def test_the_model_that_was_found_is_named(here, mini: Path, labelled: Path) -> None:

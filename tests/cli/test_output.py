@@ -29,6 +29,7 @@ from stm.reports import (
     Progress,
     PushedFile,
     PushReport,
+    ServedSpeed,
 )
 from stm_cli import compress, env, eval, explain, export, info, models, predict, push, report
 from stm_cli._format import broken_notes, merging_row, operations, shown_name, size, staircase, tokens
@@ -67,6 +68,7 @@ COMPRESSED = CompressReport(
     parameters=263008,
     bytes=1052032,
     eval=MEASURED,
+    served=ServedSpeed(batch_size=1, ms_per_image=45.61, dense_ms_per_image=58.14, gain=1.2746, gain_quartiles=(1.251, 1.3), rounds=19),
 )
 
 
@@ -99,6 +101,8 @@ def test_compress(capsys, monkeypatch) -> None:
         "agreement       99.1% of the images keep the dense model's top-1",
         "KL              0.0010 nats from the dense model",
         "speed           123 images/s on A CPU, 2 threads, float32, backend blocked",
+        "served          45.6 ms per image, dense 58.1: 1.27x (quartiles 1.25 to 1.30),",
+        "                both after optimize(), batch size 1",
     ]
 
 
