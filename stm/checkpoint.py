@@ -3,8 +3,8 @@
 The two directions of a mixer, `conv1d` and `conv1d_b` and so on, are stacked on a leading axis K = 2, forward first.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from stm import checkpoint_file
-from stm.checkpoint_infer import DIRECTED, Stored, infer
+from stm.checkpoint_infer import DIRECTED, infer
+from stm.checkpoint_stored import Asked, Stored
 from stm.config import ModelConfig, Preprocess
-from stm.errors import CheckpointError, listed
+from stm.errors import CheckpointError, UsageError, listed
 from stm.tensors import dtype_name
 
 _STATES = ("model", "state_dict")
@@ -32,7 +33,8 @@ class Checkpoint:
         tensors: its parameters by stm's names, float32, none of them a view of the file.
         preprocessing: from a photograph to its input.
         source_sha256: of the file's bytes.
-        notes: sentences about what was assumed or ignored.
+        notes: sentences about what was taken from names, assumed or ignored.
+        by_name: the options of `read` that give the same model under another name, where names told.
     """
 
     model: ModelConfig
@@ -41,6 +43,7 @@ class Checkpoint:
     preprocessing: Preprocess
     source_sha256: str
     notes: tuple[str, ...]
+    by_name: dict[str, Any] = field(default_factory=dict)
 
 
 def read(
@@ -50,29 +53,66 @@ def read(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+    interpolation: str | None = None,
+    repo: str | None = None,
 ) -> Checkpoint:
     """Read a ViM checkpoint: a trainer's pickle, a bare state dict or safetensors. Nothing in it is run.
 
     Args:
-        image_size, class_token, divide_out: what the tensors cannot tell; they win over what the file says of itself.
+        image_size, class_token, divide_out: what the tensors cannot tell; they win over what the file and its name say.
         ema: take the averaged weights (`model_ema`).
+        mean, std, crop_ratio, interpolation: of the preprocessing; they win over what the file says.
+        repo: of the Hub, the file's; its name may tell what the file's does not.
 
     Raises:
         CheckpointError: not a checkpoint, not a ViM that stm runs, incomplete, or not finite.
-        UsageError: an argument that the tensors contradict.
+        Question: nothing tells which of two models it is; one of CheckpointError's kind.
+        UsageError: an argument that the tensors contradict or that cannot be.
     """
     path = Path(path)
     where = str(path)
-    state, args, ignored = _state_dict(where, checkpoint_file.load(path), ema)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    model, classes, preprocessing, notes = infer(
-        where, shapes, Stored.of(args), image_size=image_size, class_token=class_token, divide_out=divide_out
+    colours = {name: _tuple(name, value) for name, value in (("mean", mean), ("std", std))}
+    asked = Asked(
+        image_size=image_size,
+        class_token=class_token,
+        divide_out=divide_out,
+        crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        **colours,
     )
+    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = infer(where, shapes, Stored.of(document, path.name, repo), asked)
     other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
-    tensors = _stack(where, state, model.depth)
+    del document  # its other tensors must not outlive this
+    tensors = _stack(where, state, found.model.depth)
+    if found.question is not None:
+        raise found.question
+    notes = found.notes
     if other:
         notes += (f"{' and '.join(other)} weights are computed with in float32",)
-    return Checkpoint(model, classes, tensors, preprocessing, checkpoint_file.sha256(path), notes + ignored)
+    return Checkpoint(
+        model=found.model,
+        num_classes=found.num_classes,
+        tensors=tensors,
+        preprocessing=found.preprocessing,
+        source_sha256=checkpoint_file.sha256(path),
+        notes=notes + ignored,
+        by_name=found.by_name,
+    )
+
+
+def _tuple(name: str, value: Any) -> tuple[float, ...] | None:
+    """One number or several as a tuple."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list | tuple) else (value,)
+    if not several or not all(type(each) in (int, float) for each in several):
+        raise UsageError(f"{name} is {value!r}, expected a number, or one per channel")
+    return tuple(map(float, several))
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +147,7 @@ def _names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
-    """The weights of a checkpoint, the trainer's arguments, and a sentence about what is left; the rest is dropped."""
+    """The weights of a checkpoint, the settings beside them (None: there is nothing), and a sentence about what is left."""
     if not isinstance(document, dict):
         raise CheckpointError(f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'")
     held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
@@ -130,7 +170,8 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
     ignored: tuple[str, ...] = ()
     if not ema and any(name in held for name in _AVERAGES):
         ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
-    return dict(state), document.get("args") if key else None, ignored
+    settings = {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held} if key else None
+    return dict(state), settings, ignored
 
 
 def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:

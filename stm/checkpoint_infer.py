@@ -1,19 +1,20 @@
-"""What a ViM checkpoint is, told from the names and shapes of its tensors and from the trainer's own arguments.
+"""What a ViM checkpoint is, told from the names and shapes of its tensors and from what is said beside them.
 
-Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What neither can tell is
-assumed to be as in the official `midclstok_div2` models, and said.
+Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What decides every number and
+nothing tells is a question, never an assumption.
 """
 
-import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from stm.checkpoint_preprocess import preprocessing
+from stm.checkpoint_stored import OWN, Asked, Said, Stored
+from stm.command import words
 from stm.config import CLASS_TOKENS, ModelConfig, Preprocess
-from stm.errors import CheckpointError, UsageError, listed
+from stm.errors import CheckpointError, Question, UsageError, listed
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -42,46 +43,30 @@ _NEEDED = (
 
 
 class Inferred(NamedTuple):
-    """The model, its number of classes, its preprocessing, and a sentence for everything that was assumed."""
+    """The model, its number of classes, its preprocessing, and a sentence for everything that was taken from elsewhere or assumed.
+
+    `by_name`: the options that give the same model under any name, where a name told. `question`: what is to be answered before the
+    model means anything, where nothing tells where the class token is or whether the directions are averaged, or where it is told both
+    ways. It is not raised here: a file that is damaged is not worth an answer.
+    """
 
     model: ModelConfig
     num_classes: int
     preprocessing: Preprocess
     notes: tuple[str, ...]
+    by_name: dict[str, Any]
+    question: Question | None
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What the trainer's own arguments say, where a file holds them; None where they say nothing."""
-
-    input_size: int | None = None
-    stride: int | None = None
-    class_token: str | None = None
-    divide_out: bool | None = None
-    crop_ratio: float = 0.875
-
-    @classmethod
-    def of(cls, args: Any) -> "Stored":
-        """From an `argparse.Namespace` or a dict. Builders' names say how the model is built: `..._stride8_..._midclstok_div2`."""
-        values = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-        name, size, ratio = (values.get(key) for key in ("model", "input_size", "eval_crop_ratio"))
-        name = name.lower() if isinstance(name, str) else ""
-        stride = re.search(r"stride(\d{1,4})(?!\d)", name)
-        middle = re.search(r"mid(dle)?_?cls_?tok", name)
-        head = re.search(r"cls_?tok", name) or name.startswith("videomamba")
-        return cls(
-            input_size=size if type(size) is int else None,
-            stride=int(stride[1]) if stride else None,
-            class_token="middle" if middle else "head" if head else None,
-            divide_out="div2" in name if middle or head else None,
-            crop_ratio=float(ratio) if isinstance(ratio, float | int) and 0.1 <= ratio <= 1 else cls.crop_ratio,
-        )
+# The two models that have these tensors, in words, and the options that say so.
+_MODELS = {
+    "a ViM as hustvl/Vim's": {"class_token": "middle", "divide_out": True},
+    "a VideoMamba": {"class_token": "head", "divide_out": False},
+}
 
 
-def infer(
-    where: str, shapes: Shapes, stored: Stored, *, image_size: int | None, class_token: str | None, divide_out: bool | None
-) -> Inferred:
-    """Tell what the model is; explicit arguments win over stored ones, and the tensors over both.
+def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
+    """Tell what the model is; what is asked wins over what is stored, and the tensors over both.
 
     Args:
         where: the file's name, for messages.
@@ -92,23 +77,31 @@ def infer(
             stored but cannot be, or that cannot be told.
         UsageError: an argument that no model takes or that the tensors contradict.
     """
-    if class_token not in (None, *CLASS_TOKENS):
-        raise UsageError(f"class_token is {class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
+    if asked.class_token not in (None, *CLASS_TOKENS):
+        raise UsageError(f"class_token is {asked.class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
     _refuse_variants(where, shapes)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     _refuse_names(where, shapes, depth)
     config, classes, grid = _dimensions(where, shapes)
-    size, stride, note = _geometry(where, config["patch"], grid, stored, image_size)
-    token = class_token or stored.class_token or "middle"
-    divide = divide_out if divide_out is not None else stored.divide_out if stored.divide_out is not None else True
+    size, stride, note = _geometry(where, config["patch"], grid, stored, asked.image_size)
+    question: Question | None = None
+    try:
+        token, divide, told = _reading(where, stored, asked)
+    except Question as open_question:
+        question, token, divide, told = open_question, "middle", True, ()
     try:
         model = ModelConfig(image_size=size, stride=stride, depth=depth, class_token=token, divide_out=divide, **config)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
     _refuse_shapes(where, shapes, official_shapes(model, classes))
-    preprocessing, normalised = _preprocessing(model, stored)
-    notes = (note, *_assumed(class_token, divide_out, stored), *normalised)
-    return Inferred(model, classes, preprocessing, notes)
+    prep, remarks = preprocessing(where, model, stored, asked)
+    by_name: dict[str, Any] = {}
+    for name, value, said in (("class_token", token, stored.class_token), ("divide_out", divide, stored.divide_out)):
+        if said and said[0].by != OWN:
+            by_name[name] = value
+    if stored.size_by_name is not None and stored.input_size is None:
+        by_name["image_size"] = size
+    return Inferred(model, classes, prep, (note, *told, *remarks), by_name, question)
 
 
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
@@ -191,17 +184,24 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
 
 
 def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
-    """Image size, stride, and where they come from: the size asked for, else the stored one, else the official one."""
+    """Image size, stride, and where they come from: the size asked for, else the stored one, a name's, or the official one."""
     fits = f"{grid} x {grid} patches of {patch} pixels"
+    edge = f"edge to edge, they make --image-size {grid * patch}"
+    own, named = stored.input_size, stored.size_by_name
     if asked is not None:
         if (stride := _stride(asked, patch, grid, stored.stride) or _stride(asked, patch, grid, None)) is None:
-            raise UsageError(f"image_size is {asked}, but {where} holds {fits}", f"edge to edge, they make --image-size {grid * patch}")
-        return asked, stride, f"image size {asked} as asked, stride {stride} as it gives {fits}"
-    if (size := stored.input_size) is not None:
-        if (stride := _stride(size, patch, grid, stored.stride)) is None:
-            said = f"input_size {size}" + (f" and stride {stored.stride}" if stored.stride else "")
+            raise UsageError(f"image_size is {asked}, but {where} holds {fits}", edge)
+        by = named.by if own is None and named is not None and named.value == asked else None  # as `_settled` says it
+        return asked, stride, f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}"
+    if own is not None:
+        if (stride := _stride(own, patch, grid, stored.stride)) is None:
+            said = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
             raise CheckpointError(f"{where}: its own arguments say {said}, but it holds {fits}", "give the right one: --image-size N")
-        return size, stride, f"image size {size} from the file's own arguments, stride {stride} as it gives {fits}"
+        return own, stride, f"image size {own} from the file's own arguments, stride {stride} as it gives {fits}"
+    if named is not None:
+        if (stride := _stride(named.value, patch, grid, stored.stride)) is None:
+            raise CheckpointError(f"{where}: by {named.by} its images have {named.value} pixels, but it holds {fits}", edge)
+        return named.value, stride, f"image size {named.value} by {named.by}, stride {stride} as it gives {fits}"
     stride = _stride(_OFFICIAL_SIZE, patch, grid, stored.stride)
     if stride is None or stride * (grid - 1) != _OFFICIAL_SIZE - patch:
         raise CheckpointError(
@@ -222,30 +222,51 @@ def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
     return whole[0] if whole else fitting[0] if len(fitting) == 1 else None
 
 
-def _assumed(class_token: str | None, divide_out: bool | None, stored: Stored) -> tuple[str, ...]:
-    """Sentences about what the tensors cannot tell: overruled, or assumed because nothing says it."""
-    assumed, notes = [], []
-    for asked, says, official, told in (
-        (class_token, stored.class_token, "the class token in the middle", f"the class token is at the {stored.class_token}"),
-        (divide_out, stored.divide_out, "the two directions averaged", f"divide_out is {stored.divide_out}"),
-    ):
-        if asked is None and says is None:
-            assumed.append(official)
-        elif asked is not None and says is not None and asked != says:
-            notes.append(f"by the file's own arguments {told}: overruled, as asked")
-    if assumed:
-        notes.append(
-            f"assumed, as in the official midclstok_div2 models: {' and '.join(assumed)}; a VideoMamba has the same tensors, "
-            "but its class token at the head and its directions added (--class-token head --no-divide-out)"
+def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple[str, ...]]:
+    """The class token's place, whether the directions are averaged, and sentences about who says so."""
+    said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
+    found: dict[str, Any] = {}
+    told: dict[str, list[str]] = {}  # who, beside the file's settings, to what
+    overruled = []
+    for name, all_said in said.items():
+        wanted = found[name] = getattr(asked, name)
+        if not all_said:
+            continue
+        first, in_words = all_said[0], _IN_WORDS[name]
+        against = next((each for each in all_said if each.value != (first.value if wanted is None else wanted)), None)
+        if against is None:
+            # What is asked and said as well is told as if it was not asked: the same bytes come of a recipe, which asks what a name said.
+            found[name] = first.value
+            if first.by != OWN:
+                told.setdefault(first.by, []).append(in_words(first.value))
+        elif wanted is None:
+            message = f"{where}: by {first.by} {in_words(first.value)}, but by {against.by} {in_words(against.value)}"
+            raise Question(message, _answers(asked))
+        else:
+            overruled.append(f"by {against.by} {in_words(against.value)}: overruled, as asked")
+    notes = [f"by {by} {' and '.join(values)}" for by, values in told.items()] + overruled
+    if found["class_token"] is None:
+        raise Question(
+            f"{where} has the tensors that a ViM and a VideoMamba share, and neither its settings nor its name tells which it is: "
+            "where its class token is and whether its directions are averaged or added",
+            _answers(asked),
         )
-    return tuple(notes)
+    if found["divide_out"] is None and found["class_token"] == "middle":
+        found["divide_out"] = True
+        notes.append("the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle")
+    if found["divide_out"] is None:
+        raise Question(f"{where}: nothing tells whether its two directions are averaged or added", _answers(asked))
+    return found["class_token"], found["divide_out"], tuple(notes)
 
 
-def _preprocessing(model: ModelConfig, stored: Stored) -> tuple[Preprocess, tuple[str, ...]]:
-    """hustvl/Vim vim/datasets.py: short side int(size / ratio), bicubic, center crop; small images are taken as they are."""
-    size, channels = model.image_size, model.in_chans
-    resize = int(size / stored.crop_ratio) if size > 32 else size
-    if channels == 3:
-        return Preprocess(resize=resize, crop=size), ()
-    unknown = Preprocess(resize=resize, crop=size, mean=(0.0,) * channels, std=(1.0,) * channels)
-    return unknown, (f"the model takes {channels} channels: their mean and standard deviation are unknown, 0 and 1 are assumed",)
+def _answers(asked: Asked) -> dict[str, list[str]]:
+    """What the model may be, and the options that say so beside those that were given."""
+    return {
+        what: words({name: value for name, value in options.items() if getattr(asked, name) is None}) for what, options in _MODELS.items()
+    }
+
+
+_IN_WORDS: dict[str, Callable[[Any], str]] = {
+    "class_token": lambda value: f"the class token is {'in the middle' if value == 'middle' else 'at the head'}",
+    "divide_out": lambda value: f"the two directions are {'averaged' if value else 'added'}",
+}

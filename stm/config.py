@@ -16,6 +16,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = ("float32", "bfloat16", "float16")
 CLASS_TOKENS = ("middle", "head")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
 MODES = ("dynamic", "static")
 ORDERS = ("staged", "border", "sweep", "even", "outward")
@@ -120,7 +121,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, ("bicubic", "bilinear", "nearest", "none"))
+        _one_of("interpolation", self.interpolation, (*INTERPOLATIONS, "none"))
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):

@@ -5,7 +5,9 @@ A message is one sentence that names the file, tensor or value and what was expe
 """
 
 import os
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
 
@@ -40,6 +42,23 @@ class GateError(StmError):
 
 class CheckpointError(StmError):
     """A checkpoint that cannot be read or is not a ViM that we run."""
+
+
+class Question(CheckpointError):
+    """What decides every number, and nothing tells.
+
+    Args:
+        answers: what it may be, and the words of the command line that say so.
+    """
+
+    def __init__(self, message: str, answers: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+        super().__init__(message, self.hinted(answers))
+        self.answers = answers
+
+    @staticmethod
+    def hinted(answers: Mapping[str, Sequence[str]], command: Sequence[str] = ()) -> str:
+        """The next step: each answer's words, after those of a command that asked."""
+        return "; ".join(f"if it is {what}: {shlex.join((*command, *words))}" for what, words in answers.items())
 
 
 class ArtifactError(StmError):

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,25 +80,44 @@ def load_checkpoint(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+    interpolation: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
 ) -> ViM:
     """A dense model from a ViM checkpoint: a trainer's pickle, a state dict or safetensors; in evaluation mode.
 
-    The shape comes from the tensors; what they cannot tell is assumed to be as in the official models, and can be given.
+    The shape comes from the tensors. What they cannot tell comes from the arguments, else from the trainer's settings in the file,
+    else from the file's name: `vim_..._midclstok`, `videomamba_..._res224to448`.
 
     Args:
         image_size: side of the input, in pixels.
-        class_token: "middle" or "head".
-        divide_out: whether the two directions are averaged.
+        class_token: "middle" (ViM) or "head" (VideoMamba).
+        divide_out: whether the two directions are averaged (ViM) or added (VideoMamba).
         ema: take the trainer's averaged weights (`model_ema`).
+        mean, std: of the images in 0 to 1: a number, or one per channel.
+        crop_ratio: of the crop's side to the resized short side, 0.1 to 1.
+        interpolation: "bicubic", "bilinear" or "nearest".
         dtype, device, backend: as for `load`.
 
     Raises:
-        CheckpointError: not a checkpoint, not a ViM that is run, or damaged.
+        CheckpointError: not a checkpoint, not a ViM that is run, or damaged; or nothing tells which of the two it is: give
+            `class_token` and `divide_out`.
+        UsageError: an argument that cannot be, or that the tensors contradict.
     """
-    asked = {"image_size": image_size, "class_token": class_token, "divide_out": divide_out, "ema": ema or None}
+    asked = {
+        "image_size": image_size,
+        "class_token": class_token,
+        "divide_out": divide_out,
+        "ema": ema or None,
+        "mean": mean,
+        "std": std,
+        "crop_ratio": crop_ratio,
+        "interpolation": interpolation,
+    }
     return read_checkpoint(path, Source(file=Path(path).name), asked, device=device, dtype=dtype, backend=backend)
 
 
@@ -111,13 +130,16 @@ def read_checkpoint(
     dtype: str = "float32",
     backend: str = "auto",
 ) -> ViM:
-    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's `extra`."""
+    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's `extra`.
+
+    What a name told is kept as if it was asked: the same file is then the same model under any name.
+    """
     from stm.checkpoint import read  # not part of the runtime
     from stm.labels import imagenet
 
     place = pick(device)
-    asked = {name: value for name, value in asked.items() if value is not None}
-    checkpoint = read(Path(path), **asked)
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items() if value is not None}
+    checkpoint = read(Path(path), **asked, repo=source.repo)
     config = Config(
         model=checkpoint.model,
         num_classes=checkpoint.num_classes,
@@ -125,7 +147,7 @@ def read_checkpoint(
         preprocessing=checkpoint.preprocessing,
         label_names=imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None,
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
-        extra={"asked": asked, "notes": list(checkpoint.notes)},
+        extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
     return _ready(ViM(config, backends.choose(backend, place.type)), checkpoint.tensors, place, dtype)
 

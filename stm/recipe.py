@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 from stm.artifact import CONFIG
 from stm.bnnm import DEFAULT_RATE
 from stm.codec import decode
+from stm.command import CHECKPOINT_OPTIONS, words
 from stm.config import AGAIN, Config
 from stm.errors import ArtifactError, UsageError
-from stm.resolve import CHECKPOINT_OPTIONS, From
+from stm.resolve import From
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,10 @@ class Wish:
             step_scale=protection.step_scale,
             span_conv=protection.span_conv,
         )
+
+    def words(self) -> list[str]:
+        """What was wished for, as the command line takes it."""
+        return words({name: value for name, value in vars(self).items() if value != getattr(Wish, name)})
 
     def options(self) -> dict[str, Any]:
         """The wish as `stm.bake.bake` takes it."""

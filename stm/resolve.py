@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stm import artifact
 from stm.assets import EMBEDDED_MODEL
 from stm.backends import choose
+from stm.command import CHECKPOINT_OPTIONS, command, flag, words
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
 from stm.device import pick
 from stm.errors import CheckpointError, UsageError
@@ -26,7 +27,6 @@ from stm.reports import OnProgress
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched
 
-CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema")
 _FILE = re.compile(r".*\.(pth|pt|bin|ckpt|tar|safetensors)", re.IGNORECASE)
 
 
@@ -36,7 +36,7 @@ class From:
 
     Args:
         file, revision, token: of a Hub repository.
-        image_size, class_token, divide_out, ema: of a checkpoint; see `stm.load_checkpoint`.
+        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see `stm.load_checkpoint`.
         device, dtype, backend: see `stm.load`.
     """
 
@@ -47,6 +47,10 @@ class From:
     class_token: str | None = None
     divide_out: bool | None = None
     ema: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
     device: str = "auto"
     dtype: str | None = None
     backend: str = "auto"
@@ -54,6 +58,10 @@ class From:
     def given(self, name: str) -> bool:
         """Whether an option was given at all."""
         return bool(getattr(self, name) != getattr(From, name))
+
+    def words(self) -> list[str]:
+        """The options that were given, as the command line takes them; a token is not repeated."""
+        return words({name: getattr(self, name) for name in From.__dataclass_fields__ if self.given(name)})
 
 
 def name_of(model: str) -> str:
@@ -84,7 +92,9 @@ def find_default() -> str:
         entry.name for entry in os.scandir(".") if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
     )
     if len(below) > 1:
-        raise UsageError(f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", f"stm eval {below[0]}")
+        raise UsageError(
+            f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", command("eval", model_of(below[0]), {})
+        )
     return model_of(below[0]) if below else EMBEDDED_MODEL
 
 
@@ -134,7 +144,7 @@ def draw_model(model: str, options: From) -> ViM:
     if model not in ALIASES:
         raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
     alias = ALIASES[model]
-    _refuse(model, options, "drawn with random weights", "file", "revision", "ema")
+    _refuse(model, options, "drawn with random weights", "file", "revision", "ema", "mean", "std", "crop_ratio", "interpolation")
     place = pick(options.device)
     try:
         shape = ModelConfig(
@@ -164,8 +174,7 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
     """No option is ignored."""
     for name in names:
         if options.given(name):
-            flag = "no-divide-out" if name == "divide_out" else name.replace("_", "-")
-            raise UsageError(f"--{flag} was given, but {model} is {what}, which does not take it")
+            raise UsageError(f"{flag(name, getattr(options, name))} was given, but {model} is {what}, which does not take it")
 
 
 def _from_hub(repo: str, options: From, license: str | None, on_progress: OnProgress | None) -> ViM:

@@ -16,7 +16,7 @@ from stm.measure.timing import threads as on_threads
 from stm.model import DTYPES, ViM
 from stm.recipe import Wish, split
 from stm.reports import OnProgress
-from stm.resolve import From, draw_model, open_model
+from stm.resolve import draw_model, open_model
 
 AGAINST = ("vit",)
 
@@ -139,7 +139,7 @@ def plan(
             samples = open_samples(data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token).shuffled(seed)
         wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
         del wanted["rate"]
-        again = _words(source, wish)
+        again = (*source.words(), *wish.words())
         rows, n = rates.table(
             vim,
             wanted,
@@ -181,18 +181,3 @@ def _pair(vim: ViM, wish: Wish, model: str) -> tuple[ViM, ViM | None]:
 def _reasons(no_small: bool, no_peak: bool) -> dict[str, str]:
     found = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
     return found | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})
-
-
-def _words(source: From, wish: Wish) -> list[str]:
-    """The options that make the same model again. A token is not repeated."""
-    given = {name: getattr(source, name) for name in From.__dataclass_fields__ if name != "token" and source.given(name)}
-    given |= {name: value for name, value in vars(wish).items() if value != getattr(Wish, name, None)}
-    words = []
-    for name, value in given.items():
-        if name == "divide_out":
-            words.append("--no-divide-out")
-        elif name == "span_conv":
-            words.append("--span-conv" if value else "--plain-conv")
-        else:
-            words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return words

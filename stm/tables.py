@@ -8,6 +8,7 @@ from typing import Any
 
 from stm import atomic
 from stm.codec import encode
+from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport, SweepReport
 from stm.measure import compare as comparison
 from stm.measure import plots, plots_compare, plots_pareto
@@ -173,7 +174,15 @@ def sweep(
 def _siblings(names: Sequence[str], options: From, on_progress: OnProgress | None) -> dict[str, ViM]:
     """Other dense models, on the same device and in the same dtype."""
     same = From(token=options.token, device=options.device, dtype=options.dtype, backend=options.backend)
-    return {name: open_model(name, same, on_progress) for name in names}
+    found = {}
+    for name in names:
+        try:
+            found[name] = open_model(name, same, on_progress)
+        except Question as error:  # the options of a checkpoint are the first model's; a folder needs none
+            answers = {what: [*words, "--format", "folder"] for what, words in error.answers.items()}
+            hint = f"make a folder of it first, and name that; {error.hinted(answers, ('stm', 'export', name))}"
+            raise CheckpointError(error.message, hint) from error
+    return found
 
 
 def as_csv(table: Iterable[Evaluation]) -> str:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import typer
 
-from stm.errors import StmError
+from stm.errors import Question, StmError
 from stm.measure.world import here
-from stm_cli._output import error
+from stm_cli._output import error, typed
 
 DEBUG = "STM_DEBUG"
 _ALLOCATOR = "DefaultCPUAllocator: "  # in what torch says where a processor's memory is out
@@ -31,6 +31,11 @@ def _usage(caught: typer.TyperException) -> Failure:
     context = getattr(caught, "ctx", None)
     command = context.command_path if context else "stm"
     return Failure(caught.exit_code, caught.format_message().rstrip("."), f"{command} --help shows what it takes")
+
+
+def _question(caught: Question) -> Failure:
+    """Each answer as a whole command, if this one can be repeated and its MODEL is what the question is about."""
+    return Failure(caught.exit_code, caught.message, caught.hinted(caught.answers, typed()) if caught.answers else caught.hint)
 
 
 def _memory(caught: BaseException) -> Failure:
@@ -59,6 +64,7 @@ def _line(caught: BaseException) -> str:
 
 
 TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
+    (Question, _question),
     (StmError, lambda caught: Failure(caught.exit_code, caught.message, caught.hint)),
     (typer.TyperException, _usage),
     (typer.Abort, lambda _: Failure(130)),

@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stm.config import CLASS_TOKENS, DTYPES, METHODS, MODES, ORDERS, SIDES, WEIGHTS
+from stm.command import words
+from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, METHODS, MODES, ORDERS, SIDES, WEIGHTS
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
 AXES = "Axes (every combination is a cell)"
@@ -258,9 +259,22 @@ Token = Annotated[str | None, _option("--token", SOURCE, "Hub token. Default: th
 ImageSize = Annotated[
     int | None, _option("--image-size", SOURCE, "Side of the input in pixels, where the file does not say.", "PIXELS", parser=_whole(1))
 ]
-ClassToken = Annotated[str | None, _choice("--class-token", SOURCE, "its place, where the file does not say.", CLASS_TOKENS)]
-NoDivideOut = Annotated[bool, _option("--no-divide-out", SOURCE, "Add the two directions instead of averaging them.")]
+ClassToken = Annotated[
+    str | None, _choice("--class-token", SOURCE, "its place, if the file does not say (ViM: middle, VideoMamba: head).", CLASS_TOKENS)
+]
+DivideOut = Annotated[
+    bool | None, _option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba).")
+]
 Ema = Annotated[bool, _option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
+Mean = Annotated[
+    Sequence[float] | None,
+    _option("--mean", SOURCE, "Of images in 0 to 1: a number, or one per channel.", "M,...", parser=_list(_number)),
+]
+Std = Annotated[Sequence[float] | None, _option("--std", SOURCE, "Their standard deviation, as --mean.", "S,...", parser=_list(_number))]
+CropRatio = Annotated[
+    float | None, _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number)
+]
+Interpolation = Annotated[str | None, _choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
 
 Device = Annotated[str, _option("--device", MACHINE, "auto, cpu, cuda, cuda:1, mps. Default: auto.", "DEVICE")]
 Dtype = Annotated[str | None, _choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
@@ -277,13 +291,20 @@ class Source:
     token: Token = None
     image_size: ImageSize = None
     class_token: ClassToken = None
-    no_divide_out: NoDivideOut = False
+    divide_out: DivideOut = None
     ema: Ema = False
+    mean: Mean = None
+    std: Std = None
+    crop_ratio: CropRatio = None
+    interpolation: Interpolation = None
 
     def options(self) -> dict[str, Any]:
         """As the library calls them."""
-        given = dict(vars(self))
-        return given | {"divide_out": False if given.pop("no_divide_out") else None}
+        return dict(vars(self))
+
+    def words(self) -> tuple[str, ...]:
+        """As they were typed, but for the token: what the next command on the same model needs."""
+        return tuple(words(vars(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +314,10 @@ class Machine:
     device: Device = "auto"
     dtype: Dtype = None
     backend: Backend = "auto"
+
+    def words(self) -> tuple[str, ...]:
+        """As they were typed."""
+        return tuple(words({name: value for name, value in vars(self).items() if value != getattr(Machine, name)}))
 
 
 def grouped(run: Callable[..., None]) -> Callable[..., None]:

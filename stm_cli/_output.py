@@ -32,6 +32,14 @@ def error(message: str, hint: str | None = None) -> None:
         _labelled("Hint: ", "bold", hint)
 
 
+def typed() -> tuple[str, ...]:
+    """The command that runs, to be repeated; nothing where it carries a token."""
+    words = sys.argv[1:]
+    if any(word.startswith("--token") and not word.startswith("--tokens-") for word in words):
+        return ()
+    return ("stm", *words)
+
+
 def _labelled(label: str, style: str, text: str) -> None:
     console(stderr=True).print(Text.assemble((label, style), text), soft_wrap=True)
 

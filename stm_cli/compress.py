@@ -1,6 +1,5 @@
 """`stm compress`: from a model to a folder that runs."""
 
-import sys
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,7 +9,7 @@ from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
 from stm_cli import _options as o
 from stm_cli._format import broken_notes, fields, flops_rows, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
-from stm_cli._output import Output
+from stm_cli._output import Output, typed
 
 EXAMPLES = (
     "stm compress vim-digits --rate 0.4",
@@ -104,7 +103,8 @@ def run(
             "a smaller --rate or --saving loses less",
         )
     if dry_run:
-        output.next(*_again())
+        again = typed()
+        output.next(*([tuple(word for word in again if word != "--dry-run")] if again else []))
     else:
         images = () if data is None else ("--data", str(data))
         output.next(("stm", "eval", report.output, *images), ("stm", "info", report.push.repo if report.push else report.output))
@@ -160,11 +160,3 @@ def _served(speed: ServedSpeed) -> str:
 
 def _steps(steps: list[dict[str, Any]]) -> str:
     return ", ".join(f"{len(step['absorb'])} after block {step['after']}" for step in steps) or "none"
-
-
-def _again() -> list[tuple[str, ...]]:
-    """The same command without --dry-run. One that carries a token is not repeated."""
-    words = sys.argv[1:]
-    if any(word.startswith("--token") and not word.startswith("--tokens-") for word in words):
-        return []
-    return [("stm", *(word for word in words if word != "--dry-run"))]

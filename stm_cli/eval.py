@@ -59,10 +59,9 @@ def run(
     for note in (*found, *report.environment.fallbacks, *broken_notes(report)):
         output.note(note)
     if report.top1 is None:
-        output.note(
-            f"accuracy was not measured, as {report.data} has no labels; measure it: stm eval {shlex.quote(report.model)} --data DIR"
-        )
-    output.next(("stm", "info", report.model))
+        again = shlex.join(("stm", "eval", report.model, *source.words(), *machine.words(), "--data", "DIR"))
+        output.note(f"accuracy was not measured, as {report.data} has no labels; measure it: {again}")
+    output.next(("stm", "info", report.model, *source.words()))
 
 
 def screen(report: EvalReport) -> RenderableType:

@@ -34,9 +34,9 @@ def run(
     for note in report.notes:
         output.note(note)
     if report.config["schedule"]["steps"]:
-        output.next(("stm", "eval", model))
+        output.next(("stm", "eval", model, *source.words()))
     else:
-        output.next(("stm", "compress", model))
+        output.next(("stm", "compress", model, *source.words()))
 
 
 def screen(report: InfoReport) -> RenderableType:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from stm import __version__
-from stm.config import Config, Measured, Recipe
+from stm.command import CHECKPOINT_OPTIONS, words
+from stm.config import Config, Measured
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
@@ -146,38 +147,29 @@ def recipe_command(config: Config) -> list[str] | None:
     if recipe is None or protection is None or recipe.calibration is not None or named is None:
         return None
     asked = config.extra.get("asked")
-    asked = asked if isinstance(asked, dict) else {}
+    asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
+    flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
     options: dict[str, Any] = {
-        "--file": config.extra.get("path", source.file) if source.repo else None,
-        "--revision": source.revision if source.repo else None,
-        "--image-size": asked.get("image_size"),
-        "--class-token": asked.get("class_token"),
-        "--method": recipe.method,
-        **_budget(recipe),
-        "--schedule": recipe.schedule,
-        "--sides": recipe.sides,
-        "--tokens-per-side": recipe.tokens_per_side,
-        "--weights": protection.weights,
-        "--hsp": protection.mode if protection.weights == "hsp" else None,
-        "--step-scale": protection.step_scale,
-        "--seed": recipe.seed,
-        "--dtype": None if config.dtype == "float32" else config.dtype,
+        "file": config.extra.get("path", source.file) if source.repo else None,
+        "revision": source.revision if source.repo else None,
+        **asked,
+        "method": recipe.method,
+        "stages": recipe.stages,
+        "rate": recipe.rate,
+        "saving": recipe.saving,
+        "schedule": recipe.schedule,
+        "sides": recipe.sides,
+        "tokens_per_side": recipe.tokens_per_side,
+        "weights": protection.weights,
+        "hsp": protection.mode if protection.weights == "hsp" else None,
+        "step_scale": protection.step_scale,
+        "seed": recipe.seed,
+        "dtype": None if config.dtype == "float32" else config.dtype,
+        "span_conv": protection.span_conv,
+        "normalize": protection.normalized,
+        **flags,
     }
-    flags = {
-        "--span-conv": protection.span_conv,
-        "--plain-conv": not protection.span_conv,
-        "--normalize": protection.normalized,
-        "--no-divide-out": asked.get("divide_out") is False,
-        "--ema": asked.get("ema") is True,
-    }
-    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
-    return ["stm", "compress", named, *words, *(flag for flag, on in flags.items() if on)]
-
-
-def _budget(recipe: Recipe) -> dict[str, Any]:
-    if recipe.stages is not None:
-        return {"--stages": ",".join(map(str, recipe.stages))}
-    return {"--rate": recipe.rate} if recipe.rate is not None else {"--saving": recipe.saving}
+    return ["stm", "compress", named, *words(options)]
 
 
 def _steps(config: Config) -> list[dict[str, int]]:

@@ -31,7 +31,9 @@ RUNTIME = (
     "serving",
 )
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
-LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "checkpoint", "checkpoint_write", "budget", "bnnm", "bake")
+LIBRARY = ("initialize", "labels", "command")
+LIBRARY += ("checkpoint_file", "checkpoint_stored", "checkpoint_preprocess", "checkpoint_infer", "checkpoint", "checkpoint_write")
+LIBRARY += ("budget", "bnnm", "bake")
 ORDER = (
     *RUNTIME,
     *LIBRARY,

@@ -33,7 +33,7 @@ def error() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture(scope="session")
 def vim_ti(vim_ti_state: Callable[[], dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> stm.ViM:
     """Full-size ViM-Ti with the golden script's weights (seed 1)."""
-    path = tmp_path_factory.mktemp("vim_ti") / "weights.pth"
+    path = tmp_path_factory.mktemp("vim_ti") / "vim_midclstok.pth"
     torch.save(vim_ti_state(), path)
     return stm.load_checkpoint(path, device="cpu")
 
@@ -45,16 +45,23 @@ def mini() -> Path:
 
 
 @pytest.fixture(scope="session")
-def mini_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stm.ViM]:
-    """Makes the golden mini models: 64 x 64 pixels, patch 8, 65 tokens, 10 classes."""
+def golden_state() -> Callable[..., dict[str, Tensor]]:
+    """Draws a state dict in the official names: `state_dict` of weights.py."""
     spec = importlib.util.spec_from_file_location("golden_weights", Path(__file__).parent / "weights.py")
     assert spec is not None and spec.loader is not None
     weights = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(weights)
+    made: Callable[..., dict[str, Tensor]] = weights.state_dict
+    return made
+
+
+@pytest.fixture(scope="session")
+def mini_model(golden_state: Callable[..., dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stm.ViM]:
+    """Makes the golden mini models: 64 x 64 pixels, patch 8, 65 tokens, 10 classes."""
 
     def make(depth: int, seed: int, backend: str = "auto", device: str = "cpu") -> stm.ViM:
-        path = tmp_path_factory.mktemp("mini") / "weights.pth"
-        torch.save(weights.state_dict(D=32, depth=depth, tokens=65, classes=10, patch=8, seed=seed), path)
+        path = tmp_path_factory.mktemp("mini") / "vim_midclstok.pth"
+        torch.save(golden_state(D=32, depth=depth, tokens=65, classes=10, patch=8, seed=seed), path)
         return stm.load_checkpoint(path, device=device, image_size=64, backend=backend)
 
     return make

@@ -69,7 +69,7 @@ def test_a_round_trip_is_exact(state: State, tmp_path: Path) -> None:
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) and back[key].shape == state[key].shape for key in state)
     save_file(back, tmp_path / "back.safetensors")  # refuses tensors that share memory
-    again = read(tmp_path / "back.safetensors", image_size=64)
+    again = read(tmp_path / "back.safetensors", image_size=64, class_token="middle")
     assert all(torch.equal(again.tensors[key], tensor) for key, tensor in read(MINI).tensors.items())
 
 
@@ -81,20 +81,21 @@ def test_a_merge_plan_has_no_official_form() -> None:
 def test_every_form_gives_the_same_tensors(state: State, tmp_path: Path) -> None:
     expected = read(MINI).tensors
     for form, path in forms(state, tmp_path).items():
-        got = read(path, image_size=64).tensors
+        got = read(path, image_size=64, class_token="middle").tensors
         assert got.keys() == expected.keys(), form
         assert all(torch.equal(got[key], expected[key]) and got[key].is_contiguous() for key in expected), form
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_converted_and_said(state: State, tmp_path: Path, dtype: torch.dtype) -> None:
-    got = read(save(tmp_path / "half.pth", {key: value.to(dtype) for key, value in state.items()}), image_size=64)
+    half = save(tmp_path / "half_midclstok.pth", {key: value.to(dtype) for key, value in state.items()})
+    got = read(half, image_size=64)
     assert torch.equal(got.tensors["pos_embed"], state["pos_embed"].to(dtype).float())
     assert any(str(dtype).removeprefix("torch.") in note and "float32" in note for note in got.notes)
 
 
 def test_averaged_weights_on_request(state: State, tmp_path: Path) -> None:
-    path = save(tmp_path / "ema.pth", {"model": state, "model_ema": {key: value + 1 for key, value in state.items()}})
+    path = save(tmp_path / "ema_midclstok.pth", {"model": state, "model_ema": {key: value + 1 for key, value in state.items()}})
     plain, averaged = read(path, image_size=64), read(path, image_size=64, ema=True)
     assert torch.equal(averaged.tensors["norm_f.weight"], state["norm_f.weight"] + 1)
     assert torch.equal(plain.tensors["norm_f.weight"], state["norm_f.weight"])
@@ -149,33 +150,23 @@ def with_args(state: State, path: Path, model: str = OFFICIAL, input_size: Any =
         ("vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_cls_token_div2", "head", True),
         ("vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_clstok", "head", False),
         ("videomamba_tiny", "head", False),
-        ("my_own_builder", "middle", True),
     ],
 )
 def test_the_builders_name_tells(state: State, tmp_path: Path, name: str, class_token: str, divide_out: bool) -> None:
     """Names as in hustvl/Vim vim/models_mamba.py and its scripts, and OpenGVLab/VideoMamba image_sm."""
     got = read(with_args(state, tmp_path / "x.pth", name))
     assert (got.model.class_token, got.model.divide_out) == (class_token, divide_out)
-    assert any("assumed" in note for note in got.notes) == (name == "my_own_builder")
-
-
-def test_what_is_assumed_is_said(state: State, tmp_path: Path) -> None:
-    got = read(save(tmp_path / "bare.pth", state), image_size=64)
-    assert (got.model.class_token, got.model.divide_out) == ("middle", True)
-    (note,) = [note for note in got.notes if "assumed" in note]
-    assert all(word in note for word in ("class token in the middle", "averaged", "VideoMamba", "--class-token head --no-divide-out"))
-    got = read(tmp_path / "bare.pth", image_size=64, class_token="head", divide_out=False)
-    assert (got.model.class_token, got.model.divide_out) == ("head", False)
-    assert not any("assumed" in note for note in got.notes)
+    assert not any("assumed" in note for note in got.notes) and got.by_name == {}
 
 
 def test_arguments_win_over_what_the_file_says(state: State, tmp_path: Path) -> None:
     got = read(MINI, class_token="head", divide_out=False)
     assert (got.model.class_token, got.model.divide_out) == ("head", False)
     assert sum("overruled" in note for note in got.notes) == 2
+    assert any("by the file's own arguments the class token is in the middle: overruled" in note for note in got.notes)
     got = read(with_args(state, tmp_path / "x.pth", input_size=9999), image_size=64)
     assert got.model.image_size == 64
-    got = read(with_args(state, tmp_path / "x.pth", model="a_stride8_b"), image_size=28)  # stride 4: (28 - 16) / 4 + 1 = 4
+    got = read(with_args(state, tmp_path / "x.pth", model="a_stride8_midclstok_div2"), image_size=28)  # stride 4: (28 - 16) / 4 + 1 = 4
     assert (got.model.image_size, got.model.stride) == (28, 4)
 
 
@@ -189,7 +180,7 @@ def test_the_stored_crop_ratio_counts(state: State, tmp_path: Path) -> None:
 
 
 def test_a_stride_that_no_number_holds_is_none(state: State, tmp_path: Path) -> None:
-    assert read(with_args(state, tmp_path / "x.pth", model="vim_stride" + "9" * 5000)).model.stride == 16
+    assert read(with_args(state, tmp_path / "x.pth", model="vim_midclstok_div2_stride" + "9" * 5000)).model.stride == 16
 
 
 def test_what_torch_remarks_about_a_file_is_not_shown(state: State, tmp_path: Path) -> None:
@@ -203,7 +194,7 @@ def test_what_torch_remarks_about_a_file_is_not_shown(state: State, tmp_path: Pa
 def test_the_usual_image_size_where_it_can_be(state: State, tmp_path: Path) -> None:
     """224 pixels: 14 x 14 patches of 16 edge to edge, 27 x 27 at stride 8; nothing else of these is whole."""
     for tokens, stride in ((197, 16), (730, 8)):
-        path = save(tmp_path / "x.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)})
+        path = save(tmp_path / "midclstok.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)})
         got = read(path)
         assert (got.model.image_size, got.model.stride) == (224, stride)
         assert any("224 is assumed" in note for note in got.notes)
@@ -260,7 +251,7 @@ def test_memory_and_the_mapping(tmp_path: Path, form: str, limit: float) -> None
     legacy file is read whole, and each of its tensors is freed as it is copied. Afterwards, nothing is mapped."""
     shapes = official_shapes(ModelConfig(d_model=192, depth=24, dt_rank=12), 1000)
     state = {key: torch.zeros(shape) for key, shape in shapes.items()}
-    path = tmp_path / "model.bin"
+    path = tmp_path / "vim_midclstok.bin"
     if form == "trainer":
         optimizer = {i: {"exp_avg": torch.ones_like(value), "exp_avg_sq": torch.ones_like(value)} for i, value in enumerate(state.values())}
         save(path, {"model": state, "optimizer": optimizer, "model_ema": {key: value + 1 for key, value in state.items()}})
