@@ -30,7 +30,10 @@ RUNTIME = (
     "serving",
 )
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
-LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "checkpoint", "checkpoint_write", "budget", "bnnm", "bake")
+LIBRARY = (
+    *("initialize", "labels", "checkpoint_pickle", "checkpoint_file", "checkpoint_infer", "checkpoint", "checkpoint_write"),
+    *("budget", "bnnm", "bake"),
+)
 ORDER = (
     *RUNTIME,
     *LIBRARY,
