@@ -1,34 +1,38 @@
 """What a file of weights holds, read without running anything in it.
 
 Pickles go through PyTorch's restricted unpickler and nothing else: what it may build is its own list of tensor types and
-`_ALLOWED` below. Zip files and safetensors are mapped, not read, so that only the tensors that are used cost memory.
+`_ALLOWED` below. What a pickle claims is held to what its file can hold before any of it is built (`checkpoint_pickle`). Zip files and
+safetensors are mapped, not read, so that only the tensors that are used cost memory.
 """
 
 import argparse
 import codecs
-import collections
 import contextlib
 import hashlib
 import io
+import mmap
 import pathlib
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
+from stm.checkpoint_pickle import Claim, Reader
 from stm.errors import CheckpointError, check_name
 
 _AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
 _HEAD = 4096  # bytes that tell what a file is
-_SCAN = 1 << 24  # bytes of a refused pickle that are searched for names
+_DAMAGED = "its pickle is damaged, or not of the protocol that torch.save uses"
+
+# How much more than the file a deflated zip may unpack to. Weights hardly shrink, an optimizer's zeros do; a bomb makes 1000 of 1.
+_UNPACKED, _UNPACKED_ANYWAY = 32, 1 << 22
 
 _Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
 
@@ -68,7 +72,7 @@ def load(path: Path) -> Any:
         if head.startswith(b"PK\x03\x04"):
             return _load_zip(path)
         if head.startswith(b"\x80"):
-            return _load_pickle(path, mmap=False)
+            return _load_pickle(path, path.stat().st_size, archive=False, mapped=False)
         raise _not_weights(path, head)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -137,10 +141,26 @@ def _load_zip(path: Path) -> Any:
         raise CheckpointError(f"{path} is a TorchScript program, not weights: reading it would run it", "save the model's state_dict()")
     if "data.pkl" not in names:
         raise CheckpointError(f"{path} is a zip archive, not a checkpoint", f"if it holds one, unpack it first: unzip {path}")
-    return _load_pickle(path, mmap=all(entry.compress_type == zipfile.ZIP_STORED for entry in entries))
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if unpacked > (size if stored else size * _UNPACKED + _UNPACKED_ANYWAY):
+        raise _too_much(path, size, f"records of {unpacked:,} bytes")
+    return _load_pickle(path, unpacked, archive=True, mapped=stored)
 
 
-def _load_pickle(path: Path, *, mmap: bool) -> Any:
+def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
+    """What torch makes of a file of `held` bytes, unpacked, after its claims were read."""
+    reader = Reader(held)
+    try:
+        _follow(path, reader, archive)
+    except (OSError, MemoryError):
+        raise
+    except Claim as claim:
+        raise _too_much(path, path.stat().st_size, str(claim)) from claim
+    except Exception as error:  # damaged bytes make it raise anything at all
+        if wanted := _unknown(reader.names):
+            raise _unsafe(path, wanted) from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _AGAIN) from error
     known = set(torch.serialization.get_safe_globals())
     ours: list[_Buildable] = [
         pair for pair in _ALLOWED if pair not in known
@@ -148,16 +168,21 @@ def _load_pickle(path: Path, *, mmap: bool) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged bytes make the unpickler raise anything at all
-            wanted = _wanted(path) or re.findall(r"GLOBAL (\S+)", str(error))
-            if wanted:
+            if wanted := _unknown(reader.names) or re.findall(r"GLOBAL (\S+)", str(error)):
                 raise _unsafe(path, wanted) from error
-            damaged = "its pickle is damaged, or not of the protocol that torch.save uses"
-            what = _first_line(error) if isinstance(error, RuntimeError) else damaged
+            what = _first_line(error) if isinstance(error, RuntimeError) else _DAMAGED
             raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {what}", _AGAIN) from error
+
+
+def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} asks for {claimed}: no checkpoint of its {size:,} bytes does, so it was not read",
+        "it is damaged, or was made to exhaust memory: get the original",
+    )
 
 
 def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
@@ -170,44 +195,33 @@ def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
 
 
 def _wanted(path: Path) -> list[str]:
-    """The names that the file's pickles refer to and that may not be built, in order; found by reading, not by loading."""
+    """The names in a file that is a pickle, or not even that, as `_unknown` gives them."""
+    reader = Reader(path.stat().st_size)
+    with contextlib.suppress(Exception):  # if the file is no pickle, what was found up to there
+        _follow(path, reader, archive=False)
+    return _unknown(reader.names)
+
+
+def _unknown(names: list[str]) -> list[str]:
+    """Those of the names that a pickle refers to which may not be built, in order."""
     safe = {name for _, name in _ALLOWED} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
     safe |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")}
-    found: list[str] = []
-    with contextlib.suppress(Exception):  # where the file is damaged, what was found up to there
-        for pickle in _pickles(path):
-            found.extend(_globals(pickle))
-    return list(dict.fromkeys(name for name in found if name not in safe and not name.startswith("torch.")))
+    return list(dict.fromkeys(name for name in names if name not in safe and not name.startswith("torch.")))
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            file.seek(0)
-            data = io.BytesIO(file.read(_SCAN))
-            yield from (data for _ in range(5))  # a legacy file is five pickles in a row, then raw bytes
-            return
-        with zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                if name.endswith("/data.pkl"):
-                    yield io.BytesIO(archive.open(name).read(_SCAN))
-
-
-def _globals(pickle: IO[bytes]) -> Iterator[str]:
-    """Names of modules' members in one pickle, followed through its memo."""
-    texts: collections.deque[str] = collections.deque(["?", "?"], maxlen=2)
-    memo: dict[int, str] = {}
-    for opcode, arg, _ in pickletools.genops(pickle):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(arg).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(texts)
-        if opcode.name == "MEMOIZE" or "PUT" in opcode.name:
-            memo[len(memo) if arg is None else int(arg)] = texts[-1]
-        elif "GET" in opcode.name and arg is not None:
-            texts.append(memo.get(int(arg), "?"))
-        else:
-            texts.append(arg if isinstance(arg, str) else "?")
+def _follow(path: Path, reader: Reader, archive: bool) -> None:
+    """Have every pickle of the file read that torch would load."""
+    if archive:
+        with zipfile.ZipFile(path) as records:
+            for record in records.infolist():
+                if record.filename.lower().endswith("/data.pkl"):  # torch's reader does not look at case
+                    reader.read(io.BytesIO(records.read(record)))
+        return
+    # Mapped, because a length in a pickle may be any number: reading a file would make room for it first.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _ in range(5):  # a legacy file is five pickles in a row, then raw bytes
+            if data.tell() < len(data):
+                reader.read(data)  # type: ignore[arg-type]  # it has what a reader of pickles needs
 
 
 def _first_line(error: Exception) -> str:

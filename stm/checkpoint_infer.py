@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from stm.checkpoint_preprocess import preprocessing
 from stm.checkpoint_stored import OWN, Asked, Said, Stored
 from stm.command import words
-from stm.config import CLASS_TOKENS, ModelConfig, Preprocess
+from stm.config import CLASS_TOKENS, LARGEST_SIDE, ModelConfig, Preprocess
 from stm.errors import CheckpointError, Question, UsageError, listed
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -213,7 +213,7 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
 
 def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
     """The stride at which an image of that size has `grid` patches along a side; None if there is none or no telling."""
-    if size < patch:
+    if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
         return None
     fitting = [stride for stride in (range(1, patch + 1) if told is None else (told,)) if stride and (size - patch) // stride + 1 == grid]
     whole = [stride for stride in fitting if stride * (grid - 1) == size - patch]

@@ -22,6 +22,8 @@ MODES = ("dynamic", "static")
 ORDERS = ("staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
 METHODS = ("stm", "paper")
+LARGEST_SIDE = 8192  # pixels: an image of that side takes 800 MB as a model's input. Nothing in the weights bounds it
+LARGEST_RESIZE = 10  # times the crop
 AGAIN = "copy or download the folder again, or write it again with stm compress"
 
 
@@ -76,6 +78,8 @@ class ModelConfig:
         for name in ("image_size", "patch", "stride", "in_chans", "d_model", "depth", "d_state", "dt_rank", "expand", "d_conv"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.image_size > LARGEST_SIDE:
+            raise ValueError(f"image_size is {self.image_size}, expected at most {LARGEST_SIDE}")
         if self.patch > self.image_size:
             raise ValueError(f"patch is {self.patch}, expected at most the image_size {self.image_size}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
@@ -124,6 +128,8 @@ class Preprocess:
         _one_of("interpolation", self.interpolation, (*INTERPOLATIONS, "none"))
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
+        if self.resize > LARGEST_RESIZE * self.crop:
+            raise ValueError(f"resize is {self.resize}, expected at most {LARGEST_RESIZE} times the crop {self.crop}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: expected as many of each, every std above 0")
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from stm import artifact, atomic, backends
 from stm.assets import EMBEDDED_MODEL, FOLDER
-from stm.config import AGAIN, DTYPES, Config, Source, dense_schedule
+from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model import ViM
 from stm.reports import OnProgress, ServedSpeed
-from stm.tensors import check_tensors
+from stm.tensors import check_claims, check_tensors
 
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched
@@ -56,12 +56,10 @@ def load(
         raise UsageError(f"revision was given, but {folder} is no repository of the Hub (user/name)")
     place = pick(device)
     config, tensors = artifact.read(folder)
-    try:
-        model = ViM(config, backends.choose(backend, place.type))
-    except (RuntimeError, TypeError) as error:  # torch's, for sizes beyond the memory or its integers
-        where, why = folder / artifact.CONFIG, str(error).splitlines()[0]
-        raise ArtifactError(f"{where} describes a model that cannot be made here: {why}", AGAIN) from error
-    check_tensors(model.state_dict(), tensors, str(folder / artifact.WEIGHTS), ArtifactError)
+    weights = str(folder / artifact.WEIGHTS)
+    check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
+    model = ViM(config, backends.choose(backend, place.type))
+    check_tensors(model.state_dict(), tensors, weights, ArtifactError)
     return _ready(model, tensors, place, dtype)
 
 

@@ -77,7 +77,15 @@ class Schedule:
     @cached_property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
         """How many original tokens each token holds: before any step, then after each (len(steps) + 1 entries)."""
-        return tuple(tuple(map(len, groups)) for groups in self.groups)
+        now = (1,) * self.tokens
+        out = [now]
+        for step in self.steps:
+            held, gone = list(now), set(step.sources)
+            for source, destination in step.absorb:
+                held[destination] += now[source]
+            now = tuple(size for position, size in enumerate(held) if position not in gone)
+            out.append(now)
+        return tuple(out)
 
     @property
     def removed_share(self) -> float:

@@ -1,11 +1,67 @@
 """Whether tensors are the ones that a model takes: names, shapes, dtypes, finite values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from stm.config import Config
 from stm.errors import StmError, listed
+
+Shape = tuple[int, ...]
+
+
+def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: type[StmError]) -> None:
+    """Refuse a config whose tensors are not the ones that are there, before anything exists of the sizes that it claims.
+
+    Args:
+        config: what the model is said to be; its numbers may be any.
+        found: name to shape.
+        where: the file that holds them, for the message.
+        error: what to raise.
+
+    Raises:
+        error: with what is missing, unexpected, or of another shape.
+    """
+    depth = config.model.depth
+    if depth > len(found):
+        raise error(f"{where} does not hold the tensors that were expected: it has {len(found)} for {depth:,} blocks")
+    _refuse(_by_shape(dict(shapes(config)), found), where, error)
+
+
+def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
+    """The tensors of a model by name, told by arithmetic alone: those of the state dict of `ViM(config)`, in another order."""
+    model, classes = config.model, config.num_classes
+    D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, 2, model.d_conv
+    yield "patch_embed.weight", (D, model.in_chans, model.patch, model.patch)
+    yield "patch_embed.bias", (D,)
+    yield "cls_token", (1, 1, D)
+    yield "pos_embed", (1, model.tokens, D)
+    yield "norm_f.weight", (D,)
+    yield "head.weight", (classes, D)
+    yield "head.bias", (classes,)
+    for block in (f"layers.{number}" for number in range(model.depth)):
+        yield f"{block}.norm.weight", (D,)
+        yield f"{block}.mixer.in_proj.weight", (2 * E, D)
+        yield f"{block}.mixer.conv1d_weight", (K, E, W)
+        yield f"{block}.mixer.conv1d_bias", (K, E)
+        yield f"{block}.mixer.x_proj_weight", (K, R + 2 * N, E)
+        yield f"{block}.mixer.dt_proj_weight", (K, E, R)
+        yield f"{block}.mixer.dt_proj_bias", (K, E)
+        yield f"{block}.mixer.A_log", (K, E, N)
+        yield f"{block}.mixer.D", (K, E)
+        yield f"{block}.mixer.out_proj.weight", (D, E)
+    tokens, protection = model.tokens, config.protection
+    if protection is None:
+        return
+    for step in config.schedule.steps:
+        if protection.mode == "static":
+            yield f"plan.{step.after}.weight", (tokens,)
+        tokens -= len(step.absorb)
+        if protection.step_scale > 0:
+            yield f"plan.{step.after}.scale", (tokens,)
+        if protection.initial_state:
+            yield f"plan.{step.after}.h0", (K, E, N)
 
 
 def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
@@ -21,24 +77,29 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         error: with every kind of difference in one sentence: what is missing, unexpected, of another shape or dtype; or else the
             tensors that hold NaN or infinity.
     """
+    differences = _by_shape(*({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, found)))
+    differences["of another dtype"] = [
+        f"{name} {dtype_name(found[name])} instead of {dtype_name(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].dtype != expected[name].dtype
+    ]
+    _refuse(differences, where, error)
+    check_finite(found, where, error)
+
+
+def _by_shape(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """The names that are missing, unexpected or of another shape, by that."""
     both = sorted(expected.keys() & found.keys())
-    differences = {
+    return {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in both
-            if found[name].shape != expected[name].shape
-        ],
-        "of another dtype": [
-            f"{name} {dtype_name(found[name])} instead of {dtype_name(expected[name])}"
-            for name in both
-            if found[name].dtype != expected[name].dtype
-        ],
+        "of another shape": [f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]],
     }
+
+
+def _refuse(differences: Mapping[str, list[str]], where: str, error: type[StmError]) -> None:
     if told := [f"{len(names)} {kind} ({listed(names)})" for kind, names in differences.items() if names]:
         raise error(f"{where} does not hold the tensors that were expected: {', '.join(told)}")
-    check_finite(found, where, error)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:

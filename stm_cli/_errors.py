@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failure, 2 usage, 3 accuracy gate not met, 130 interrupted
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import typer
 from stm.errors import Question, StmError
 from stm.measure.world import here
 from stm_cli._output import error, typed
+from stm_cli._visible import visible_traceback
 
 DEBUG = "STM_DEBUG"
 _ALLOCATOR = "DefaultCPUAllocator: "  # in what torch says where a processor's memory is out
@@ -95,7 +95,7 @@ def guard(command: Callable[[], Any]) -> int:
     except BaseException as caught:
         failure = describe(caught)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
-            traceback.print_exception(caught)
+            sys.stderr.write(visible_traceback(caught))
         if isinstance(caught, BrokenPipeError):
             # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from stm.config import Measured, Source
 from stm.reports import Environment, Evaluation, Flops
+from stm_cli._visible import visible
 
 Row = tuple[str, str]
 
@@ -77,7 +78,7 @@ def staircase(per_block: Sequence[int]) -> str:
 
 def shown_name(model: str) -> str:
     """What stands above a screen: the name that was given, or the folder's own where that is `.`."""
-    return Path(model).resolve().name if set(model) <= {".", "/"} else model
+    return visible(Path(model).resolve().name) if set(model) <= {".", "/"} else model
 
 
 def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any]) -> Row:

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -18,6 +19,9 @@ from rich.text import Text
 from stm.measure.world import here
 from stm.reports import OnProgress, Progress, Report
 from stm_cli._format import size
+from stm_cli._visible import visible, visible_json, visible_report
+
+R = TypeVar("R", bound=Report)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -41,7 +45,7 @@ def typed() -> tuple[str, ...]:
 
 
 def _labelled(label: str, style: str, text: str) -> None:
-    console(stderr=True).print(Text.assemble((label, style), text), soft_wrap=True)
+    console(stderr=True).print(Text.assemble((label, style), visible(text)), soft_wrap=True)
 
 
 class Output:
@@ -56,17 +60,21 @@ class Output:
     def __init__(self, *, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet or not here().first
 
-    def report(self, report: Report, screen: Callable[[], RenderableType], value: str) -> None:
-        """Print a report to stdout, in the one form that was asked for."""
+    def report(self, report: R, screen: Callable[[R], RenderableType], value: Callable[[R], str]) -> None:
+        """Print a report to stdout, in the one form that was asked for.
+
+        Args:
+            screen, value: what people and scripts are shown, made of the report with every text in it visible.
+        """
         if self.json:
-            # JSON is UTF-8 whatever the locale; a file name that is not becomes the escape that JSON has for it.
-            sys.stdout.buffer.write(report.to_json().encode("utf-8", "backslashreplace") + b"\n")
+            sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
         elif self.quiet:
-            sys.stdout.write(f"{value}\n" if value else "")  # rich would make spaces of tabs
+            told = value(visible_report(report))
+            sys.stdout.write(f"{told}\n" if told else "")  # rich would make spaces of tabs
         else:
             drawn = console()
             with drawn.capture() as kept:
-                drawn.print(screen())
+                drawn.print(screen(visible_report(report)))
             sys.stdout.write(re.sub(r" +$", "", kept.get(), flags=re.MULTILINE))  # tables pad every line
 
     def note(self, text: str) -> None:
@@ -94,9 +102,9 @@ class Output:
         from rich import progress as bars
 
         columns = (
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
-            bars.TextColumn("{task.fields[count]}"),
+            bars.TextColumn("{task.fields[count]}", markup=False),
             bars.TimeElapsedColumn(),
         )
         with bars.Progress(*columns, console=console(stderr=True), transient=True) as live:
@@ -104,7 +112,7 @@ class Output:
 
             def show(progress: Progress) -> None:
                 if progress.stage not in stages:
-                    stages[progress.stage] = live.add_task(progress.stage, total=progress.total, count="")
+                    stages[progress.stage] = live.add_task(visible(progress.stage), total=progress.total, count="")
                 task = stages[progress.stage]
                 live.update(task, completed=progress.done, total=progress.total)
                 speed = next(each.speed for each in live.tasks if each.id == task)

@@ -59,7 +59,7 @@ def run(
             **vars(machine),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), "" if report.wall_clock_gain is None else f"{report.wall_clock_gain:.4f}")
+    output.report(report, screen, lambda shown: "" if shown.wall_clock_gain is None else f"{shown.wall_clock_gain:.4f}")
     for note in (*report.environment.fallbacks, *report.notes):
         output.note(note)
 

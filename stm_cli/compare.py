@@ -62,7 +62,7 @@ def run(
             world=world,
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), report.output or "")
+    output.report(report, screen, lambda shown: shown.output or "")
     for note in (*report.environment.fallbacks, *(f"{_name(row)} {note}" for row in report.rows for note in row.notes)):
         output.note(note)
 

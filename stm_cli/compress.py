@@ -92,7 +92,7 @@ def run(
             on_progress=on_progress,
         )
     failed = report.gate is not None and not report.gate.passed
-    output.report(report, lambda: screen(report), "" if failed else report.output)
+    output.report(report, screen, lambda shown: "" if failed else shown.output)
     broken = broken_notes(report.eval) if report.eval is not None else []
     pushed = report.push.notes if report.push is not None else ()
     for note in (*report.environment.fallbacks, *report.notes, *broken, *pushed):

@@ -15,7 +15,7 @@ def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     from stm import pipeline
 
     report = pipeline.environment()
-    Output(json=json, quiet=quiet).report(report, lambda: screen(report), report.environment.backend)
+    Output(json=json, quiet=quiet).report(report, screen, lambda shown: shown.environment.backend)
 
 
 def screen(report: EnvReport) -> RenderableType:

@@ -54,7 +54,7 @@ def run(
             world=world,
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), value(report))
+    output.report(report, screen, value)
     found = () if model is not None else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
     for note in (*found, *report.environment.fallbacks, *broken_notes(report)):
         output.note(note)

@@ -60,7 +60,7 @@ def run(
             **vars(machine),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), report.output)
+    output.report(report, screen, lambda shown: shown.output)
     for note in report.environment.fallbacks:
         output.note(note)
 

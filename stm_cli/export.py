@@ -34,7 +34,7 @@ def run(
             **source.options(),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), report.output)
+    output.report(report, screen, lambda shown: shown.output)
     for note in report.notes:
         output.note(note)
 

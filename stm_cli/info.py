@@ -30,7 +30,7 @@ def run(
             **source.options(),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), str(report.flops.paper))
+    output.report(report, screen, lambda shown: str(shown.flops.paper))
     for note in report.notes:
         output.note(note)
     if report.config["schedule"]["steps"]:

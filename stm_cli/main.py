@@ -14,6 +14,7 @@ from stm.errors import UsageError
 from stm.measure.world import here
 from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
 from stm_cli._options import examples
+from stm_cli._visible import tame_libraries
 
 app = typer.Typer(
     name="stm",
@@ -72,6 +73,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
+    tame_libraries()
     if not here().first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first alone prints
     sys.exit(_errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False)))

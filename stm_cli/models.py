@@ -17,7 +17,7 @@ def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
 
     report = publish.list_models()
     output = Output(json=json, quiet=quiet)
-    output.report(report, lambda: screen(report), "\n".join(model.name for model in report.models))
+    output.report(report, screen, lambda shown: "\n".join(model.name for model in shown.models))
     output.note("accuracies are their authors', on ImageNet-1k's validation set")
     output.note("licenses are those of the model cards' headers: read the text of a card too, which may say more, or something else")
     output.next(("stm", "compress", report.models[-1].name))

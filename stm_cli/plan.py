@@ -54,7 +54,7 @@ def run(
             **vars(machine),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), value(report))
+    output.report(report, screen, value)
     for note in (*report.environment.fallbacks, *report.notes):
         output.note(note)
     for row in report.rows:

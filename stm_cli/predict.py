@@ -37,7 +37,7 @@ def run(
             **vars(machine),
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), value(report))
+    output.report(report, screen, value)
     for note in report.environment.fallbacks:
         output.note(note)
     if broken := [prediction for prediction in report.predictions if prediction.error]:

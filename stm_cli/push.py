@@ -50,7 +50,7 @@ def run(
 
     # Without a listener huggingface_hub shows its own progress.
     report = publish.push(folder, to, None if output.live else lambda _: None, announce)
-    output.report(report, lambda: screen(report), report.url)
+    output.report(report, screen, lambda shown: shown.url)
     for note in report.notes:
         output.note(note)
     if not dry_run and not create_pr:

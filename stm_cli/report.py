@@ -56,7 +56,7 @@ def run(
             workers=workers,
             on_progress=on_progress,
         )
-    output.report(found, lambda: screen(found), found.output)
+    output.report(found, screen, lambda shown: shown.output)
     for note in found.environment.fallbacks:
         output.note(note)
 

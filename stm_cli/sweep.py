@@ -77,7 +77,7 @@ def run(
             world=world,
             on_progress=on_progress,
         )
-    output.report(report, lambda: screen(report), report.output)
+    output.report(report, screen, lambda shown: shown.output)
     if report.resumed:
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
     for note in (*report.environment.fallbacks, *(f"{cell}: {why}" for cell, why in report.refused.items())):

@@ -74,7 +74,7 @@ COMPRESSED = CompressReport(
 
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module, report) -> list[str]:
     monkeypatch.setenv("COLUMNS", "80")
-    Output(json=False, quiet=False).report(report, lambda: module.screen(report), "")
+    Output(json=False, quiet=False).report(report, module.screen, lambda shown: "")
     out = capsys.readouterr().out.splitlines()
     assert max(map(len, out)) <= 80
     assert all(line == line.rstrip() for line in out)
@@ -312,9 +312,13 @@ def test_downloads_show_their_size_and_speed() -> None:
     assert amount(Progress("evaluating", 1500, 2000, "images"), 3.0) == "1,500/2,000 images"
 
 
+def no_screen(report: CompressReport) -> str:
+    pytest.fail("no screen is drawn")
+
+
 def test_json_is_one_document_and_nothing_else(capsys) -> None:
     output = Output(json=True, quiet=False)
-    output.report(COMPRESSED, lambda: pytest.fail("no screen is drawn"), "x")
+    output.report(COMPRESSED, no_screen, lambda shown: "x")
     output.next(("stm", "eval", "x"))
     out, err = capsys.readouterr()
     assert json.loads(out) == json.loads(COMPRESSED.to_json())
@@ -322,14 +326,14 @@ def test_json_is_one_document_and_nothing_else(capsys) -> None:
 
 
 def test_a_file_name_that_is_not_utf8_is_still_json(capsysbinary) -> None:
-    Output(json=True, quiet=False).report(replace(COMPRESSED, output="caf\udce9 é"), str, "")
+    Output(json=True, quiet=False).report(replace(COMPRESSED, output="caf\udce9 é"), no_screen, str)
     out = capsysbinary.readouterr().out
     assert json.loads(out.decode("utf-8"))["output"] == "caf\udce9 é"
 
 
 def test_quiet_is_one_value_and_nothing_else(capsys) -> None:
     output = Output(json=False, quiet=True)
-    output.report(COMPRESSED, lambda: pytest.fail("no screen is drawn"), COMPRESSED.output)
+    output.report(COMPRESSED, no_screen, lambda shown: shown.output)
     output.note("a note")
     output.next(("stm", "eval", "x"))
     with output.progress() as on_progress:

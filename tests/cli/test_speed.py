@@ -178,7 +178,7 @@ ROW = BenchRow(
 
 def lines_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module, report) -> list[str]:
     monkeypatch.setenv("COLUMNS", "80")
-    Output(json=False, quiet=False).report(report, lambda: module.screen(report), "")
+    Output(json=False, quiet=False).report(report, module.screen, lambda shown: "")
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 

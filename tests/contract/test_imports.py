@@ -31,8 +31,16 @@ RUNTIME = (
     "serving",
 )
 RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
-LIBRARY = ("initialize", "labels", "command")
-LIBRARY += ("checkpoint_file", "checkpoint_stored", "checkpoint_preprocess", "checkpoint_infer", "checkpoint", "checkpoint_write")
+LIBRARY = ("initialize", "labels", "command", "checkpoint_pickle", "checkpoint_file")
+LIBRARY += (
+    "checkpoint_pickle",
+    "checkpoint_file",
+    "checkpoint_stored",
+    "checkpoint_preprocess",
+    "checkpoint_infer",
+    "checkpoint",
+    "checkpoint_write",
+)
 LIBRARY += ("budget", "bnnm", "bake")
 ORDER = (
     *RUNTIME,
