@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stm.reports import Evaluation, Flops, Report
+from stm.reports import Assessment, Evaluation, Flops, OfSet, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class PlanRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(Report):
+class PlanReport(Report, OfSet):
     """`stm plan`: `n` images of `data` for the agreement, None where it was not measured."""
 
     random_weights: bool
@@ -115,7 +115,7 @@ class CompareRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport(Report):
+class CompareReport(Report, OfSet):
     """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
     folder that holds the table and its figure, if one was asked for."""
 
@@ -158,7 +158,7 @@ class SweepRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport(Report):
+class SweepReport(Report, OfSet):
     """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
 
     data: str
@@ -209,6 +209,6 @@ class PageReport(Report):
 
     output: str
     bytes: int
-    eval: Evaluation
+    eval: Assessment
     changed: tuple[str, ...]
     missing: dict[str, str]

@@ -51,7 +51,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, lambda: screen(report), value(report))
-    for note in (*report.environment.fallbacks, *report.notes):
+    for note in (*report.environment.fallbacks, *report.notes, *report.skipped_notes):
         output.note(note)
     for row in report.rows:
         if row.reason is not None:

@@ -17,6 +17,7 @@ from stm.codec import decode
 from stm.config import Config
 from stm.errors import DataError
 from stm.measure.data import PHOTOGRAPHS, SampleSet
+from stm.measure.formats import open_image
 from stm.measure.groups import Groups, stages
 from stm.measure.images import enlarged
 from stm.measure.records import Record
@@ -115,7 +116,7 @@ def merged_patches(config: Config) -> list[tuple[str, Groups]]:
 
 def photograph() -> str:
     """An embedded photograph's middle square, as a data URI."""
-    with Image.open(PHOTOGRAPHS / PHOTOGRAPH) as image:
+    with open_image(PHOTOGRAPHS / PHOTOGRAPH) as image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return as_data(image.crop((left, top, left + side, top + side)), PHOTOGRAPH_SIDE)

@@ -213,7 +213,7 @@ def test_imagenet_without_labels_or_with_others_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("meta", "ground_truth", "sentence"),
     [
-        (None, "4\n", "meta.mat is not the development kit's table of classes"),
+        (None, "4\n", "meta.mat cannot be read: No such file or directory"),
         (b"MATLAB 5.0 MAT-file, truncated", "4\n", "meta.mat is not the development kit's table of classes"),
         (b"", "4\n", "meta.mat is not the development kit's table of classes"),
         ("cut", "4\n", "meta.mat is not the development kit's table of classes"),
