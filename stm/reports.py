@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from stm.codec import encode
 from stm.config import Measured, Protection, Recipe, Source
+from stm.errors import listed
 
 REPORT_VERSION = 1
 
@@ -106,8 +107,8 @@ def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:
     """How many files were not taken for images, and which: one sentence, or none."""
     if not count:
         return ()
-    which = ", ".join(files) + (f" and {count - len(files):,} more" if count > len(files) else "")
-    return (f"{count:,} file{'s were' if count > 1 else ' was'} not taken for {'images' if count > 1 else 'an image'}: {which}",)
+    taken = "files were not taken for images" if count > 1 else "file was not taken for an image"
+    return (f"{count:,} {taken}: {listed(files, count)}",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import Config
-from stm.errors import DataError, UsageError, listed
+from stm.errors import DataError, UsageError, brief, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, told
 from stm.hub.fetch import check_hash, fetch, list_files
@@ -148,10 +148,9 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
                 labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
                 for row, index in enumerate(labels):
                     samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
-    except (ArrowException, UnicodeDecodeError) as error:  # names and labels need not be UTF-8
-        raise DataError(f"{shard} cannot be read as parquet: {error}") from error
-    except OSError as error:
-        raise DataError(f"{shard} cannot be read: {error.strerror or error}") from error
+    except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
+        why = str(getattr(error, "strerror", None) or error).strip().splitlines() or ["no reason given"]
+        raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
     return samples
 
 
@@ -190,7 +189,9 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
     if len(found) != 1:
         raise DataError(f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label")
     kind = schema.field(found[0]).type
-    if types.is_nested(kind):
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    single = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+    if not any(fits(values) for fits in single):  # lists, mappings, dates
         raise DataError(f"{shard}, {found[0]}: {kind}, {ONE_CLASS}")
     names = features.get(found[0], {}).get("names")
     return found[0], [str(name) for name in names] if isinstance(names, list) and names else None
@@ -211,6 +212,7 @@ def label_indices(values: Sequence[Any], names: list[str] | None, config: Config
             raise DataError(f"{where}, row {row}: a {'list' if isinstance(value, list) else 'mapping'}, {ONE_CLASS}")
         if value not in table:
             raise DataError(
-                f"{where}, row {row}: {value!r} is not one of the {len(table)} classes", "a split without labels measures nothing"
+                f"{where}, row {row}: {brief(repr(value))} is not one of the {len(table)} classes",
+                "a split without labels measures nothing",
             )
     return [table[value] for value in values]

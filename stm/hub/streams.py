@@ -12,11 +12,12 @@ and a run that stopped goes on without reading again what it has.
 
 import glob
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stm.config import Config
 from stm.errors import DataError, UsageError
@@ -24,6 +25,7 @@ from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token, told
 from stm.hub.ranges import HubFile
 from stm.hub.samples import LABEL_NAMES, choose_shards, label_indices, need_pyarrow, parquet_samples
+from stm.hub.unpack import Bounded, Limits
 from stm.measure.data import SampleSet
 from stm.measure.formats import SUFFIXES
 from stm.measure.images import Sample, TarImage, open_shard
@@ -95,7 +97,10 @@ def _called(shard: Path | HubFile) -> str:
 
 
 def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
-    paths = [Path(spec)] if Path(spec).is_file() else sorted(Path(path) for path in glob.glob(spec) if Path(path).is_file())
+    if Path(spec).is_dir():
+        raise DataError(f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"')
+    # What is there and no file is refused when it is opened.
+    paths = [Path(spec)] if os.path.lexists(spec) else sorted(Path(path) for path in glob.glob(spec) if not Path(path).is_dir())
     if not paths:
         raise DataError(f"{spec} does not exist, expected a parquet or tar file, or a pattern of several", 'quote a pattern: "val-*.tar"')
     return Path(spec).name, paths
@@ -130,7 +135,10 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
     beside: dict[str, dict[str, bytes]] = defaultdict(dict)
     length = file.size if isinstance(file, HubFile) else file.stat().st_size
     try:
-        with file.ahead() if isinstance(file, HubFile) else open_shard(file) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with (
+            file.ahead() if isinstance(file, HubFile) else open_shard(file) as stream,
+            tarfile.open(fileobj=cast(Any, Bounded(stream, Limits())), mode="r:") as tar,
+        ):
             for member in tar:
                 if not 0 <= member.size <= length and not member.issparse():  # a negative one would send the reader back for ever
                     raise DataError(f"{shard} is damaged: {member.name} has {member.size:,} bytes, and the whole file {length:,}")
@@ -151,7 +159,7 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                     if member.size > MOST_LABEL:
                         raise DataError(f"{shard}: {member.name} has {member.size:,} bytes, expected a label of at most {MOST_LABEL:,}")
                     beside[key][kind] = part.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a header's numbers may be no places in a file
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
     labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in places]
     indices = label_indices(labels, None, config, shard) if need_labels else labels
