@@ -5,6 +5,7 @@ A message is one sentence that names the file, tensor or value and what was expe
 """
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -85,8 +86,18 @@ def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
         raise error(f"{name} is not a name in UTF-8, expected one that can be written down", "rename it") from cause
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names for a sentence: the first few, and how many more there are."""
+def brief(text: str, most: int = 80) -> str:
+    """A value for a sentence: its beginning, if it is long."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def listed(names: Iterable[str], count: int | None = None) -> str:
+    """Names for a sentence: the first few, and how many more there are. Line breaks and other controls are written as escapes.
+
+    Args:
+        count: how many there are, if `names` are the first few alone.
+    """
     every = list(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return ", ".join(every[:SHOWN]) + more
+    more = (len(every) if count is None else count) - len(every[:SHOWN])
+    shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name) for name in every[:SHOWN])
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")

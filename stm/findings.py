@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stm.reports import Evaluation, Flops, Report
+from stm.reports import Assessment, Evaluation, Flops, OfSet, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class PlanRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(Report):
+class PlanReport(Report, OfSet):
     """`stm plan`: what rates cost and keep.
 
     Args:
@@ -125,7 +125,7 @@ class CompareRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport(Report):
+class CompareReport(Report, OfSet):
     """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
     folder that holds the table and its figure, if one was asked for."""
 
@@ -168,7 +168,7 @@ class SweepRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport(Report):
+class SweepReport(Report, OfSet):
     """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
 
     data: str
@@ -219,6 +219,6 @@ class PageReport(Report):
 
     output: str
     bytes: int
-    eval: Evaluation
+    eval: Assessment
     changed: tuple[str, ...]
     missing: dict[str, str]

@@ -7,7 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 from stm.assets import FOLDER
-from stm.errors import DataError
+from stm.errors import DataError, brief
 
 
 class ImageNet(NamedTuple):
@@ -48,9 +48,9 @@ def class_indices(names: Mapping[str, str], classes: int, label_names: Collectio
     kind_of = {name: next((kind for kind, read in kinds.items() if read(name) is not None), None) for name in names}
     for name, where in names.items():
         if kind_of[name] is None and re.fullmatch(r"[+-]?[0-9]+", name):
-            raise DataError(f"{where}: class {name}, expected 0 to {classes - 1}: the model has {classes} classes")
+            raise DataError(f"{where}: class {brief(name)}, expected 0 to {classes - 1}: the model has {classes} classes")
         if kind_of[name] is None:
-            raise DataError(f"{where}: {name!r} is not a class of the model: expected {_either(kinds)}", _hint(classes))
+            raise DataError(f"{where}: {brief(name)!r} is not a class of the model: expected {_either(kinds)}", _hint(classes))
     first = next(iter(names))
     name = next(name for name in names if kind_of[name] != kind_of[first])
     raise DataError(f"{names[name]}: {name!r} is {kind_of[name]} and {first!r} is {kind_of[first]}: expected one kind for all classes")

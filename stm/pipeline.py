@@ -32,14 +32,15 @@ from stm.measure.world import ALONE, World
 from stm.model import ViM
 from stm.recipe import Wish, as_recorded, check_made, check_source, default_name, split
 from stm.reports import (
+    Assessment,
     BackendStatus,
     CompressReport,
     EnvReport,
     EvalReport,
-    Evaluation,
     Gate,
     Guess,
     InfoReport,
+    OfSet,
     OnProgress,
     Prediction,
     PredictReport,
@@ -122,7 +123,9 @@ def compress(
         samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
     if max_drop is not None and samples is not None and not samples.labelled:
         raise UsageError(f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out")
-    images = None if calibration is None else _calibration_images(calibration, dense.config, seed, source.token, on_progress)
+    images, skipped = None, tuple[str, ...]()
+    if calibration is not None:
+        images, skipped = _calibration_images(calibration, dense.config, seed, source.token, on_progress)
     small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
     if again is not None:
         check_made(small.config, again, recipe)
@@ -151,7 +154,8 @@ def compress(
     pushed = None
     if to is not None and accepted:
         pushed = hub_push.push(output, small.config, to, on_progress)
-    return dataclasses.replace(_compress_report(small, model, output, dry_run, figures, served, gate, again), push=pushed)
+    report = _compress_report(small, model, output, dry_run, figures, served, gate, again)
+    return dataclasses.replace(report, notes=report.notes + skipped, push=pushed)
 
 
 def evaluate(
@@ -270,15 +274,16 @@ def environment() -> EnvReport:
 
 def _calibration_images(
     data: str | Path, config: Config, seed: int, token: str | None, on_progress: OnProgress | None
-) -> CalibrationImages:
-    """The images of a set, labelled or not, that weights are averaged over."""
+) -> tuple[CalibrationImages, tuple[str, ...]]:
+    """The images of a set, labelled or not, that weights are averaged over, and what there is to say of the set."""
     samples = open_samples(
         data, config=config, limit=CALIBRATION_IMAGES, seed=seed, need_labels=False, token=token, on_progress=on_progress
     )
     batches = list(iterate(samples, config.preprocessing, batch_size=CALIBRATION_IMAGES))
     if errors := [error for batch in batches for error in batch.errors.values()]:
         raise DataError(f"{errors[0]}: calibration takes no broken image", "remove it, or choose another folder")
-    return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name)
+    notes = tuple(f"calibration: {note}" for note in OfSet(**samples.of_set).skipped_notes)
+    return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name), notes
 
 
 def _compress_report(
@@ -286,7 +291,7 @@ def _compress_report(
     model: str,
     output: Path,
     dry_run: bool,
-    figures: Evaluation | None,
+    figures: Assessment | None,
     served: ServedSpeed | None,
     gate: Gate | None,
     again: Config | None,

@@ -5,12 +5,13 @@ null, and `reasons` says why.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from stm.codec import encode
 from stm.config import Measured, Protection, Recipe, Source
+from stm.errors import listed
 
 REPORT_VERSION = 1
 
@@ -90,7 +91,33 @@ class Evaluation(Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalReport(Report, Evaluation):
+class OfSet:
+    """What a report says of the sample set that was opened: how many of its files were not taken for images, and the first few's names."""
+
+    skipped: int = 0
+    skipped_files: tuple[str, ...] = ()
+
+    @property
+    def skipped_notes(self) -> tuple[str, ...]:
+        """The sentence about them, if there are any."""
+        return skipped_notes(self.skipped, self.skipped_files)
+
+
+def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:
+    """How many files were not taken for images, and which: one sentence, or none."""
+    if not count:
+        return ()
+    taken = "files were not taken for images" if count > 1 else "file was not taken for an image"
+    return (f"{count:,} {taken}: {listed(files, count)}",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessment(Evaluation, OfSet):
+    """The evaluation of one model on one set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport(Report, Assessment):
     """`stm eval`."""
 
 
@@ -169,7 +196,7 @@ class CompressReport(Report):
     flops: Flops
     parameters: int
     bytes: int
-    eval: Evaluation | None = None
+    eval: Assessment | None = None
     served: ServedSpeed | None = None
     gate: Gate | None = None
     push: Pushed | None = None

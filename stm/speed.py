@@ -165,6 +165,7 @@ def plan(
         rows=rows,
         notes=vim.config.said("notes"),
         reasons=reasons,
+        **({} if samples is None else samples.of_set),
     )
 
 

@@ -87,6 +87,7 @@ def compare(
         rows=table,
         output=None if out is None else str(out),
         files=() if out is None else COMPARED,
+        **samples.of_set,
     )
     if out is not None and world.first:
         with atomic.replacing(out, COMPARED, force=force) as folder, plots.style():
@@ -161,6 +162,7 @@ def sweep(
         resumed=resumed,
         output=str(output),
         files=SWEPT,
+        **samples.of_set,
     )
     if world.first:
         write_whole(output / "sweep.csv", as_csv(table))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
-from stm.reports import Environment, Evaluation, Flops
+from stm.reports import Assessment, Environment, Flops
 from stm_cli._visible import visible
 
 Row = tuple[str, str]
@@ -127,10 +127,10 @@ def measured_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def broken_notes(measured: Evaluation) -> list[str]:
-    """The images that could not be read, by name: the first few, and how many more there are."""
+def image_notes(measured: Assessment) -> list[str]:
+    """The images that could not be read and the files that were taken for none, by name: the first few, and how many more there are."""
     more = measured.failed - len(measured.broken)
-    return [*measured.broken, *([f"{more:,} more could not be read"] if more else [])]
+    return [*measured.broken, *([f"{more:,} more could not be read"] if more else []), *measured.skipped_notes]
 
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:

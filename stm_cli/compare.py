@@ -63,7 +63,11 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output or "")
-    for note in (*report.environment.fallbacks, *(f"{_name(row)} {note}" for row in report.rows for note in row.notes)):
+    for note in (
+        *report.environment.fallbacks,
+        *report.skipped_notes,
+        *(f"{_name(row)} {note}" for row in report.rows for note in row.notes),
+    ):
         output.note(note)
 
 

@@ -8,7 +8,7 @@ from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
 from stm_cli import _options as o
-from stm_cli._format import broken_notes, fields, flops_rows, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
+from stm_cli._format import fields, flops_rows, image_notes, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
 from stm_cli._output import Output, typed
 
 EXAMPLES = (
@@ -93,7 +93,7 @@ def run(
         )
     failed = report.gate is not None and not report.gate.passed
     output.report(report, screen, lambda shown: "" if failed else shown.output)
-    broken = broken_notes(report.eval) if report.eval is not None else []
+    broken = image_notes(report.eval) if report.eval is not None else []
     pushed = report.push.notes if report.push is not None else ()
     for note in (*report.environment.fallbacks, *report.notes, *broken, *pushed):
         output.note(note)

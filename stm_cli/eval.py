@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 
 from stm.reports import EvalReport
 from stm_cli import _options as o
-from stm_cli._format import broken_notes, fields, measured_rows, shown_name, speed_row
+from stm_cli._format import fields, image_notes, measured_rows, shown_name, speed_row
 from stm_cli._output import Output
 
 EXAMPLES = (
@@ -56,7 +56,7 @@ def run(
         )
     output.report(report, screen, value)
     found = () if model is not None else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
-    for note in (*found, *report.environment.fallbacks, *broken_notes(report)):
+    for note in (*found, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
     if report.top1 is None:
         again = shlex.join(("stm", "eval", report.model, *source.words(), *machine.words(), "--data", "DIR"))

@@ -55,7 +55,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, value)
-    for note in (*report.environment.fallbacks, *report.notes):
+    for note in (*report.environment.fallbacks, *report.notes, *report.skipped_notes):
         output.note(note)
     for row in report.rows:
         if row.reason is not None:

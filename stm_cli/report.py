@@ -57,7 +57,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(found, screen, lambda shown: shown.output)
-    for note in found.environment.fallbacks:
+    for note in (*found.environment.fallbacks, *found.eval.skipped_notes):
         output.note(note)
 
 

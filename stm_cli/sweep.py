@@ -80,7 +80,7 @@ def run(
     output.report(report, screen, lambda shown: shown.output)
     if report.resumed:
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
-    for note in (*report.environment.fallbacks, *(f"{cell}: {why}" for cell, why in report.refused.items())):
+    for note in (*report.environment.fallbacks, *report.skipped_notes, *(f"{cell}: {why}" for cell, why in report.refused.items())):
         output.note(note)
 
 

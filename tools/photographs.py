@@ -39,7 +39,7 @@ def main() -> None:
     wheels = [zipfile.ZipFile(path) for path in args.wheels]
     for name, member in SOURCES.items():
         wheel = next(wheel for wheel in wheels if member in wheel.namelist())
-        image = Image.open(io.BytesIO(wheel.read(member))).convert("RGB")
+        image = Image.open(io.BytesIO(wheel.read(member)), formats=("JPEG", "PNG")).convert("RGB")
         quality, data = encode(image)
         (args.folder / name).write_bytes(data)
         print(f"{name}: {image.size[0]} x {image.size[1]}, quality {quality}, {len(data)} bytes")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import Config
-from stm.errors import DataError, UsageError, listed
+from stm.errors import DataError, UsageError, brief, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, told
 from stm.hub.fetch import check_hash, fetch, list_files
@@ -22,12 +22,13 @@ from stm.hub.ranges import HubFile
 from stm.hub.unpack import unpack
 from stm.labels import class_indices, imagenet
 from stm.measure.data import SampleSet
-from stm.measure.images import ParquetImage, Sample
+from stm.measure.images import ParquetImage, Sample, open_parquet, read_column
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.reports import OnProgress
 
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 LABEL_NAMES = ("label", "labels", "class", "target")
+ONE_CLASS = "expected one class for each image: its index or its name"
 
 
 def open_hub_set(
@@ -67,8 +68,8 @@ def _from_archive(name: SetName, config: Config, need_labels: bool, token: str |
     root = folder
     while len(inside := [path for path in root.iterdir() if not path.name.startswith(".")]) == 1 and inside[0].is_dir():
         root = inside[0]
-    samples = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
-    return SampleSet(f"{name.alias}@{found.revision}", tuple(samples))
+    images = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
+    return SampleSet(f"{name.alias}@{found.revision}", tuple(images.samples), tuple(images.skipped))
 
 
 def _from_parquet(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
@@ -133,23 +134,23 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
     Raises:
         DataError: it cannot be read, or holds no images and labels that fit the model.
     """
-    import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
     samples: list[Sample] = []
     try:
-        with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+        with open_parquet(path) as file:
             features = _features(file.schema_arrow)
             image = _image_column(file.schema_arrow, features, shard)
             label, names = _label_column(file.schema_arrow, features, shard) if need_labels else (None, None)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                values = [None] * rows if label is None else file.read_row_group(group, columns=[label]).column(0).to_pylist()
+                values = [None] * rows if label is None else read_column(file, group, label).to_pylist()
                 labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
                 for row, index in enumerate(labels):
                     samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
-    except ArrowException as error:
-        raise DataError(f"{shard} cannot be read as parquet: {error}") from error
+    except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
+        why = str(getattr(error, "strerror", None) or error).strip().splitlines() or ["no reason given"]
+        raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
     return samples
 
 
@@ -157,7 +158,7 @@ def _features(schema: Any) -> dict[str, Any]:
     """What the `datasets` library wrote of the columns, if it did: {"label": {"_type": "ClassLabel", "names": [...]}, ...}."""
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}
     return {name: kind for name, kind in found.items() if isinstance(kind, dict)} if isinstance(found, dict) else {}
 
@@ -180,11 +181,18 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
 
 def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of the classes where they are known."""
+    from pyarrow import types
+
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     called = [name for name in schema.names if name in LABEL_NAMES]
     found = classes if len(classes) == 1 else [name for name in called if name in classes] or called
     if len(found) != 1:
         raise DataError(f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label")
+    kind = schema.field(found[0]).type
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    single = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+    if not any(fits(values) for fits in single):  # lists, mappings, dates
+        raise DataError(f"{shard}, {found[0]}: {kind}, {ONE_CLASS}")
     names = features.get(found[0], {}).get("names")
     return found[0], [str(name) for name in names] if isinstance(names, list) and names else None
 
@@ -200,8 +208,11 @@ def label_indices(values: Sequence[Any], names: list[str] | None, config: Config
         indices = class_indices(dict.fromkeys(names, where), classes, config.label_names)
         table = {number: indices[name] for number, name in enumerate(names)}
     for row, value in enumerate(values):
+        if isinstance(value, list | dict):
+            raise DataError(f"{where}, row {row}: a {'list' if isinstance(value, list) else 'mapping'}, {ONE_CLASS}")
         if value not in table:
             raise DataError(
-                f"{where}, row {row}: {value!r} is not one of the {len(table)} classes", "a split without labels measures nothing"
+                f"{where}, row {row}: {brief(repr(value))} is not one of the {len(table)} classes",
+                "a split without labels measures nothing",
             )
     return [table[value] for value in values]

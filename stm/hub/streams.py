@@ -12,11 +12,12 @@ and a run that stopped goes on without reading again what it has.
 
 import glob
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stm.config import Config
 from stm.errors import DataError, UsageError
@@ -24,14 +25,17 @@ from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token, told
 from stm.hub.ranges import HubFile
 from stm.hub.samples import LABEL_NAMES, choose_shards, label_indices, need_pyarrow, parquet_samples
+from stm.hub.unpack import Bounded, Limits
 from stm.measure.data import SampleSet
-from stm.measure.images import Sample, TarImage
-from stm.measure.layouts import SUFFIXES
+from stm.measure.formats import SUFFIXES
+from stm.measure.images import Sample, TarImage, open_shard
+from stm.measure.layouts import Found, only
 from stm.measure.world import ALONE, World
 from stm.reports import OnProgress, Progress
 
 PREFIX = "stream:"
 ENDINGS = (".parquet", ".tar")
+MOST_LABEL = 16 << 20  # bytes of a sample's .cls or .json
 
 
 def is_stream(spec: str) -> bool:
@@ -66,11 +70,13 @@ def open_stream(
         need_pyarrow(name)
     seen = 0
 
-    def look(shard: Path | HubFile) -> list[Sample]:
+    def look(shard: Path | HubFile) -> Found:
         nonlocal seen
-        read = parquet_samples if shard.name.endswith(".parquet") else tar_samples
         try:
-            found = read(shard, _called(shard), config, need_labels)
+            if shard.name.endswith(".parquet"):
+                found = Found(parquet_samples(shard, _called(shard), config, need_labels), [])
+            else:
+                found = tar_samples(shard, _called(shard), config, need_labels)
         except OSError as error:
             raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
         seen = min(seen + world.size, len(shards))
@@ -78,10 +84,12 @@ def open_stream(
             on_progress(Progress("look through", seen, len(shards), "files"))
         return found
 
-    samples = [sample for found in world.spread(look, shards) for sample in found]
+    found = world.spread(look, shards)
+    samples = [sample for each in found for sample in each.samples]
+    skipped = [file for each in found for file in each.skipped]
     if not samples:
-        raise DataError(f"{name} holds no images")
-    return SampleSet(name, tuple(samples))
+        raise DataError(f"{name} holds no images{only(skipped)}")
+    return SampleSet(name, tuple(samples), tuple(skipped))
 
 
 def _called(shard: Path | HubFile) -> str:
@@ -89,7 +97,10 @@ def _called(shard: Path | HubFile) -> str:
 
 
 def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
-    paths = [Path(spec)] if Path(spec).is_file() else sorted(Path(path) for path in glob.glob(spec) if Path(path).is_file())
+    if Path(spec).is_dir():
+        raise DataError(f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"')
+    # What is there and no file is refused when it is opened.
+    paths = [Path(spec)] if os.path.lexists(spec) else sorted(Path(path) for path in glob.glob(spec) if not Path(path).is_dir())
     if not paths:
         raise DataError(f"{spec} does not exist, expected a parquet or tar file, or a pattern of several", 'quote a pattern: "val-*.tar"')
     return Path(spec).name, paths
@@ -112,7 +123,7 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
     return f"hf:{name.repo}@{commit}:{split}", [HubFile(name.repo, commit, file, sizes[file] or 0, token) for file in files]
 
 
-def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: bool) -> list[Sample]:
+def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: bool) -> Found:
     """The images of a WebDataset's shard: files of one name up to its first dot are a sample, the label is its `.cls` or in its `.json`.
 
     Raises:
@@ -120,26 +131,40 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
     """
     places: dict[str, TarImage] = {}
     names: dict[str, str] = {}
+    skipped: list[str] = []
     beside: dict[str, dict[str, bytes]] = defaultdict(dict)
+    length = file.size if isinstance(file, HubFile) else file.stat().st_size
     try:
-        with file.ahead() if isinstance(file, HubFile) else file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with (
+            file.ahead() if isinstance(file, HubFile) else open_shard(file) as stream,
+            tarfile.open(fileobj=cast(Any, Bounded(stream, Limits())), mode="r:") as tar,
+        ):
             for member in tar:
+                if not 0 <= member.size <= length and not member.issparse():  # a negative one would send the reader back for ever
+                    raise DataError(f"{shard} is damaged: {member.name} has {member.size:,} bytes, and the whole file {length:,}")
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, kind = base.partition(".")
                 key, kind = f"{folder}{slash}{stem}", kind.lower()
-                if not (member.isreg() and stem and dot):
+                if member.isdir() or not base or (dot and not stem):
                     continue
-                if f".{kind}" in SUFFIXES:
+                if not member.isreg() or member.issparse():  # a link, or bytes that are in several places
+                    skipped.append(f"{shard}/{member.name}")
+                elif f".{kind}" in SUFFIXES:
                     if key in places:
                         raise DataError(f"{shard}: {key} has two images, expected one a sample")
                     places[key], names[key] = TarImage(file, member.offset_data, member.size), member.name
-                elif need_labels and kind in ("cls", "json") and (part := tar.extractfile(member)) is not None:
+                elif kind not in ("cls", "json"):
+                    skipped.append(f"{shard}/{member.name}")
+                elif need_labels and (part := tar.extractfile(member)) is not None:
+                    if member.size > MOST_LABEL:
+                        raise DataError(f"{shard}: {member.name} has {member.size:,} bytes, expected a label of at most {MOST_LABEL:,}")
                     beside[key][kind] = part.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a header's numbers may be no places in a file
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
     labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in places]
     indices = label_indices(labels, None, config, shard) if need_labels else labels
-    return [Sample(f"{shard}/{names[key]}", index, places[key]) for key, index in zip(places, indices, strict=True)]
+    samples = [Sample(f"{shard}/{names[key]}", index, places[key]) for key, index in zip(places, indices, strict=True)]
+    return Found(samples, skipped)
 
 
 def _label(parts: dict[str, bytes], sample: str) -> Any:
@@ -150,5 +175,5 @@ def _label(parts: dict[str, bytes], sample: str) -> Any:
             return int(text) if text.isdigit() else text
         document = json.loads(parts["json"])
         return next(document[name] for name in LABEL_NAMES if name in document)
-    except (KeyError, StopIteration, TypeError, ValueError) as error:
+    except (KeyError, StopIteration, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{sample} has no label, expected a .cls, or a .json with one of {', '.join(LABEL_NAMES)}") from error

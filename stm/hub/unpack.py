@@ -54,7 +54,7 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
 def _extract(archive: Path, new: Path, limits: Limits, on_progress: OnProgress | None) -> None:
     new.mkdir()
     files = total = 0
-    with gzip.open(archive) as stream, tarfile.open(fileobj=cast(Any, _Bounded(stream, limits)), mode="r:") as tar:
+    with gzip.open(archive) as stream, tarfile.open(fileobj=cast(Any, Bounded(stream, limits)), mode="r:") as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
                 raise DataError(f"{archive.name} holds {member.name}, which is neither a file nor a folder: it was not unpacked")
@@ -66,7 +66,7 @@ def _extract(archive: Path, new: Path, limits: Limits, on_progress: OnProgress |
                 on_progress(Progress(f"unpack {archive.name}", files, None, "files"))
 
 
-class _Bounded(io.RawIOBase):
+class Bounded(io.RawIOBase):
     """A stream that does not give more at once than one file may have: headers claim sizes too, and are read into memory."""
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limits: Limits) -> None:

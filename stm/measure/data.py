@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config, Preprocess
-from stm.errors import DataError, UsageError, check_name
+from stm.errors import SHOWN, DataError, UsageError, check_name
 from stm.measure.decode import decode_all
+from stm.measure.formats import open_image
 from stm.measure.images import Crop, ImageFile, ParquetImage, Pixels, Sample, TarImage
 from stm.measure.layouts import labelled_folder, unlabelled_folder
 from stm.measure.preprocess import normalise
@@ -38,10 +38,12 @@ class SampleSet:
     Args:
         name: what reports call the set; never a path.
         samples: at least one.
+        skipped: the files of the set that were not taken for images, by name.
     """
 
     name: str
     samples: tuple[Sample, ...]
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -50,6 +52,11 @@ class SampleSet:
     def labelled(self) -> bool:
         """Whether every image has a label."""
         return all(sample.label is not None for sample in self.samples)
+
+    @property
+    def of_set(self) -> dict[str, Any]:
+        """What reports say of it: the fields of `stm.reports.OfSet`."""
+        return {"skipped": len(self.skipped), "skipped_files": self.skipped[:SHOWN]}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,20 +123,20 @@ def open_samples(
     from stm.hub.streams import is_stream, open_stream
 
     if is_stream(str(spec)):
-        found = open_stream(str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress)
-        return found.take(limit, seed)
+        of_shards = open_stream(str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress)
+        return of_shards.take(limit, seed)
     if is_set_name(str(spec)):
         from stm.hub.samples import open_hub_set
 
-        found = open_hub_set(str(spec), config=config, need_labels=need_labels, token=token, on_progress=on_progress)
-        return found.take(limit, seed)
+        of_hub = open_hub_set(str(spec), config=config, need_labels=need_labels, token=token, on_progress=on_progress)
+        return of_hub.take(limit, seed)
     folder = Path(spec)
     if not folder.is_dir():
         raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images")
     name = Path(os.path.abspath(folder)).name
     check_name(name, DataError)  # it is recorded; those of images need not be text
-    samples = labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
-    return SampleSet(name, tuple(samples)).take(limit, seed)
+    found = labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
+    return SampleSet(name, tuple(found.samples), tuple(found.skipped)).take(limit, seed)
 
 
 def as_samples(data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True) -> SampleSet:
@@ -182,7 +189,7 @@ def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
     """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly spread."""
     samples = []
     for path in sorted(folder.glob("*.jpg")):
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
         for rows, columns, side in ((1, 4, height), (2, 6, height * 2 // 3)):
             for top in _spread(rows, height - side):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
@@ -16,6 +17,7 @@ from stm.config import Preprocess
 from stm.errors import DataError, HubError
 from stm.measure.images import Openable, Sample, fit
 
+SAFE_PATH = "PYTHONSAFEPATH"
 Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says why the image could not be read
 
 
@@ -67,11 +69,13 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
 
     Spawned, not forked: a fork of a process whose OpenMP threads run can hang.
     """
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _begin_worker)
+    with _own_modules():
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _begin_worker)
     under_way: deque[Future[list[Decoded]]] = deque()
     try:
         for chunk in chunks:
-            under_way.append(pool.submit(decode, chunk, prep))
+            with _own_modules():  # a process starts when there is work for it
+                under_way.append(pool.submit(decode, chunk, prep))
             if len(under_way) > 2 * workers:
                 yield under_way.popleft().result()
         while under_way:
@@ -81,6 +85,23 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
         raise DataError("a process that decodes images died", hint) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Processes started inside do not look for modules in the current folder, which may be the data's and hold a `pickle.py`.
+
+    The variable is what reaches them before their first import, and multiprocessing's tracker of resources too.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def _begin_worker() -> None:

@@ -22,7 +22,7 @@ from stm.measure.records import Identity, Record, RecordFile, check_path, finger
 from stm.measure.stats import summarize
 from stm.measure.world import ALONE, World
 from stm.model import ViM
-from stm.reports import EvalReport, Evaluation, OnProgress, Progress
+from stm.reports import Assessment, EvalReport, OnProgress, Progress
 from stm.serving import AT_ONCE
 
 Timing = tuple[int, float]  # images, and the seconds that the model took for them
@@ -100,7 +100,7 @@ def assess(
     workers: int | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
-) -> Evaluation:
+) -> Assessment:
     """The figures of `evaluate`, for a set from which `limit` and `seed` have already drawn.
 
     Args:
@@ -129,9 +129,9 @@ def assess(
     measured = vars(summarize(found.records, data=samples.name, seed=seed))
     broken = tuple(record.error for record in found.records if record.error is not None)[:SHOWN]
     if found.images:
-        return Evaluation(**measured, broken=broken, images_per_second=found.images / found.seconds)
+        return Assessment(**measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds)
     reason = {"images_per_second": f"every image was already in {records}"}
-    return Evaluation(**measured | {"broken": broken, "reasons": measured["reasons"] | reason})
+    return Assessment(**samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason})
 
 
 def run(

@@ -2,16 +2,18 @@
 
 import dataclasses
 import hashlib
-import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
 from stm.config import Preprocess
 from stm.errors import DataError
+from stm.measure.formats import check_file, open_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,7 @@ class ImageFile:
     path: Path
 
     def open(self) -> Image.Image:
-        return Image.open(self.path)
+        return open_image(self.path)
 
     def mark(self) -> str:
         """What tells two contents apart, cheaply: the size in bytes."""
@@ -47,7 +49,7 @@ class Crop:
     box: tuple[int, int, int, int]
 
     def open(self) -> Image.Image:
-        with Image.open(self.path) as whole:
+        with open_image(self.path) as whole:
             return whole.crop(self.box)
 
     def mark(self) -> str:
@@ -81,7 +83,7 @@ class ParquetImage:
         data = _row_group(self.path, self.column, self.group)[self.row].as_py()
         if data is None:
             raise DataError("the image is not in the parquet file: it was left out, or is only named there")
-        return Image.open(io.BytesIO(data))
+        return open_image(data)
 
     def mark(self) -> str:
         return f"{_mark(self.path)} {self.group} {self.row}"
@@ -96,25 +98,48 @@ class TarImage:
     size: int
 
     def open(self) -> Image.Image:
-        with self.path.open("rb") as stream:
+        with open_shard(self.path) as stream:
             stream.seek(self.offset)
-            return Image.open(io.BytesIO(stream.read(self.size)))
+            return open_image(stream.read(self.size))
 
     def mark(self) -> str:
         return f"{_mark(self.path)} {self.offset} {self.size}"
+
+
+def open_shard(path: "Path | HubFile") -> BinaryIO:
+    """A shard's bytes, of a plain file or of the Hub."""
+    if isinstance(path, Path):
+        check_file(path)
+    return path.open("rb")
 
 
 def _mark(path: "Path | HubFile") -> str:
     return ImageFile(path).mark() if isinstance(path, Path) else path.mark()
 
 
+@contextmanager
+def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
+    """A parquet file, whose bytes this thread alone reads.
+
+    With `pre_buffer`, threads of pyarrow call the Python stream. One of them that is not yet done with it when the interpreter ends
+    aborts the process (SIGABRT, exit 134), and a command that refuses the set ends at once.
+    """
+    from pyarrow.parquet import ParquetFile  # an extra
+
+    with open_shard(path) as stream, ParquetFile(stream, metadata=metadata, pre_buffer=False) as file:
+        yield file
+
+
+def read_column(file: Any, group: int, column: str) -> Any:
+    """A column of a row group, as pyarrow's ChunkedArray. It is one range of bytes, so that threads would gain nothing."""
+    return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+
+
 @lru_cache(maxsize=1)
 def _row_group(path: "Path | HubFile", column: str, group: int) -> Any:
     """A column of a row group. Images are read in order, so that each is read once."""
-    from pyarrow.parquet import ParquetFile  # an extra
-
-    with path.open("rb") as stream, ParquetFile(stream, metadata=_footer(path), pre_buffer=True) as file:
-        array = file.read_row_group(group, columns=[column]).column(0).combine_chunks()
+    with open_parquet(path, _footer(path)) as file:
+        array = read_column(file, group, column).combine_chunks()
     return array.field(column.rpartition(".")[2]) if "." in column else array
 
 
@@ -123,7 +148,7 @@ def _footer(path: "Path | HubFile") -> Any:
     """Where the columns of each row group are."""
     from pyarrow.parquet import read_metadata  # an extra
 
-    with path.open("rb") as stream:
+    with open_shard(path) as stream:
         return read_metadata(stream)
 
 

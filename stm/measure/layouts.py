@@ -8,53 +8,82 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from stm.errors import DataError
+from stm.errors import DataError, listed
 from stm.labels import class_indices
+from stm.measure.formats import check_file, is_image
 from stm.measure.images import ImageFile, Sample
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 LABELS = "labels.csv"
 KAGGLE = "LOC_val_solution.csv"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+META = "meta.mat"
+TABLES = (LABELS, KAGGLE, GROUND_TRUTH, META)
+COMMON = (".jpg", ".png", ".webp", ".tif")  # of the suffixes, for a hint
 KIT = ("", "data", "ILSVRC2012_devkit_t12/data")  # where the development kit's files are, seen from the folder or a parent of it
 PARENTS = 4  # from ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has the images, up to where it has their labels
+# Files that are usual beside images and no part of a set: nobody need be told of them, nor of hidden ones.
+LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence"})
 VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG", re.IGNORECASE)
 
 
-def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | None) -> list[Sample]:
+class Found(NamedTuple):
+    """What a folder or a shard holds.
+
+    Args:
+        samples: its images.
+        skipped: the files that were not taken for images, by name; an image that a table leaves out is one, and its name says so.
+    """
+
+    samples: list[Sample]
+    skipped: list[str]
+
+
+class _Files(NamedTuple):
+    """The files in a folder and below it, in no order: those that look like images, and the others."""
+
+    images: list[Path]
+    others: list[Path]
+
+
+def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
     """The images of a folder with their labels, sorted by name.
 
     The labels are those of `labels.csv` (header `filename,label`); of ImageNet's validation images, Kaggle's
     `LOC_val_solution.csv` or the development kit in the folder or above it; else of subfolders, one a class. How
-    classes may be named: `stm.labels.class_indices`.
+    classes may be named: `stm.labels.class_indices`. What is an image: `stm.measure.formats.is_image`.
 
     Raises:
         DataError: the folder cannot be read, has no images or no labels, or labels that are not classes of the model.
     """
-    if (folder / LABELS).is_file():
+    if os.path.lexists(folder / LABELS):  # a link to nowhere is a table too, which cannot be read
         return _from_csv(folder, classes, label_names)
-    files, folders = _contents(folder)
+    files, folders, others = _contents(folder)
+    below = {path.name: _below(path) for path in folders}
     if any(VALIDATION.fullmatch(file.name) for file in files):
-        return _validation_set(folder, files, classes)
-    below = {path.name: images for path in folders if (images := _images_below(path))}
-    if files and below:
-        sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(below)}"
+        strays = [image for found in below.values() for image in found.images]  # a table of labels may be among the rest
+        return Found(_validation_set(folder, files, classes), _names(folder, [*others, *strays]))
+    labelled = {name: found.images for name, found in below.items() if found.images}
+    skipped = _names(folder, [*others, *(path for found in below.values() for path in found.others)])
+    if files and labelled:
+        sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(labelled)}"
         raise _no_labels(folder, sentence)
     if files:
         raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels")
-    if not below:
-        raise _no_labels(folder, f"{folder} holds no images")
-    indices = class_indices({name: str(folder / name) for name in sorted(below)}, classes, label_names)
-    return _sorted(_sample(folder, path, indices[name]) for name, images in below.items() for path in images)
+    if not labelled:
+        raise _no_labels(folder, f"{folder} holds no images{only(skipped)}")
+    indices = class_indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names)
+    return Found(_sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped)
 
 
-def unlabelled_folder(folder: Path) -> list[Sample]:
+def unlabelled_folder(folder: Path) -> Found:
     """All images in a folder and below it, sorted by name, without labels."""
-    samples = _sorted(_sample(folder, path, None) for path in _images_below(folder))
-    if not samples:
-        raise DataError(f"{folder} holds no images", f"files that end in {', '.join(SUFFIXES)} are images")
-    return samples
+    files = _below(folder)
+    skipped = _names(folder, files.others)
+    if not files.images:
+        raise DataError(f"{folder} holds no images{only(skipped)}", f"files that end in {', '.join(COMMON)} and the like are images")
+    return Found(_sorted(_sample(folder, path, None) for path in files.images), skipped)
 
 
 def _sample(folder: Path, path: Path, label: int | None) -> Sample:
@@ -65,24 +94,41 @@ def _sorted(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.file)
 
 
-def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images and the folders in a folder, sorted; hidden ones are left out."""
+def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The images, the folders and the other files in a folder, sorted; hidden ones are left out."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        return [path for path in entries if _is_image(path)], [path for path in entries if path.is_dir()]
+        folders = [path for path in entries if path.is_dir()]
+        files = [path for path in entries if not path.is_dir()]
+        images = [path for path in files if is_image(path)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+    return images, folders, sorted({*files} - {*images})
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+def _below(folder: Path) -> _Files:
+    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as other files."""
 
-
-def _images_below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
-    return [Path(here, name) for here, _, names in os.walk(folder, onerror=refuse) for name in names if _is_image(Path(here, name))]
+    images, others = list[Path](), list[Path]()
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        for path in (Path(here, name) for name in names if not name.startswith(".")):
+            (images if is_image(path) else others).append(path)
+        others += [path for name in folders if not name.startswith(".") and (path := Path(here, name)).is_symlink()]
+    return _Files(images, others)
+
+
+def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
+    """What the files are called in the folder, sorted; without what nobody need be told of."""
+    told = (path for path in paths if not {path.name.lower(), path.stem.lower()} & LITTER and path.name not in TABLES)
+    return sorted(path.relative_to(folder).as_posix() for path in told)
+
+
+def only(skipped: Sequence[str]) -> str:
+    """The end of a sentence that says that there are no images."""
+    return f", only {listed(skipped)}" if skipped else ""
 
 
 def _no_labels(folder: Path, sentence: str) -> DataError:
@@ -92,7 +138,7 @@ def _no_labels(folder: Path, sentence: str) -> DataError:
 # labels.csv
 
 
-def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> list[Sample]:
+def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
     table = folder / LABELS
     rows = _read_csv(table, ["filename", "label"])
     if not rows:
@@ -107,13 +153,17 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
         lines[file] = line
         where.setdefault(label.strip(), f"{table} line {line} ({file})")
     indices = class_indices(where, classes, label_names)
-    return _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
+    samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
+    listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
+    left = [name for name in _names(folder, _below(folder).images) if os.path.normpath(name) not in listed_here]
+    return Found(samples, [f"{name} (not in {LABELS})" for name in left])
 
 
 def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
     """The rows of a table by their line numbers; empty lines, and the mark that Excel writes at the beginning, are left out."""
     rows: dict[int, list[str]] = {}
     try:
+        check_file(table)
         with table.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             found = next(reader, [])
@@ -138,7 +188,7 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
     stray = next((file for file in files if not VALIDATION.fullmatch(file.name)), None)
     if stray is not None:
         raise _no_labels(folder, f"{stray} is not one of ImageNet's validation images, which are beside it")
-    table, kit = _above(folder, [KAGGLE]), _above(folder, [f"{place}/{GROUND_TRUTH}" for place in KIT])
+    table, kit = _above(folder, [KAGGLE]), _above(folder, [os.path.join(place, GROUND_TRUTH) for place in KIT])
     if table is not None:
         wnids = _from_kaggle(table)
     elif kit is not None:
@@ -156,9 +206,10 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
 
 
 def _above(folder: Path, names: list[str]) -> Path | None:
-    """The first of these files in the folder or the next ones above it."""
+    """The first of these in the folder or the next ones above it, be it a file or what a reader will refuse."""
     here = Path(os.path.abspath(folder))
-    return next((path for place in [here, *here.parents][: PARENTS + 1] for name in names if (path := place / name).is_file()), None)
+    paths = (place / name for place in [here, *here.parents][: PARENTS + 1] for name in names)
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _from_kaggle(table: Path) -> dict[str, str]:
@@ -177,15 +228,19 @@ print(json.dumps({int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC
 
 def _from_kit(ground_truth: Path) -> dict[str, str]:
     """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet ids."""
-    meta = ground_truth.with_name("meta.mat")
-    run = subprocess.run([sys.executable, "-c", _READ_META, meta], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    meta = ground_truth.with_name(META)
+    try:
+        for file in (meta, ground_truth):
+            check_file(file)
+        numbers = ground_truth.read_text(encoding="ascii", errors="replace").split()
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    # -P: a json.py in the current folder, which may be the data's, is not run.
+    command = [sys.executable, "-P", "-c", _READ_META, str(meta)]
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if run.returncode:
         raise DataError(f"{meta} is not the development kit's table of classes", "unpack the kit again")
     wnid_of = {int(number): wnid for number, wnid in json.loads(run.stdout).items()}
-    try:
-        numbers = ground_truth.read_text(encoding="ascii", errors="replace").split()
-    except OSError as error:
-        raise DataError(f"{ground_truth} cannot be read: {error.strerror}") from error
     wnids = {}
     for line, text in enumerate(numbers, start=1):
         if not re.fullmatch("[0-9]{1,9}", text) or int(text) not in wnid_of:

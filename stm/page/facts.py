@@ -17,6 +17,7 @@ from stm.codec import decode
 from stm.config import Config
 from stm.errors import DataError
 from stm.measure.data import PHOTOGRAPHS, SampleSet
+from stm.measure.formats import check_file, open_image
 from stm.measure.groups import Groups, stages
 from stm.measure.images import enlarged
 from stm.measure.records import Record
@@ -115,7 +116,7 @@ def merged_patches(config: Config) -> list[tuple[str, Groups]]:
 
 def photograph() -> str:
     """An embedded photograph's middle square, as a data URI."""
-    with Image.open(PHOTOGRAPHS / PHOTOGRAPH) as image:
+    with open_image(PHOTOGRAPHS / PHOTOGRAPH) as image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         return as_data(image.crop((left, top, left + side, top + side)), PHOTOGRAPH_SIDE)
@@ -138,6 +139,7 @@ def read_rows(path: Path, what: str) -> Rows:
     """
     hint = f"give what stm {what} --json printed"
     try:
+        check_file(path)
         document = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(document["rows"])
         usable = sum(map(_times if what == "bench" else _costs, rows))
@@ -146,7 +148,7 @@ def read_rows(path: Path, what: str) -> Rows:
         about = f"stm {document['command']} {document['model']}{images}; {machine}"
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a report of stm {what}", hint) from error
     if not rows or usable < len(rows):
         raise DataError(f"{path}: {usable} of {len(rows)} rows can be shown, expected all of at least one", hint)

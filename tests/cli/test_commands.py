@@ -172,6 +172,29 @@ def test_a_broken_image_is_named_and_stops_nothing(here, mini: Path, labelled: P
     assert json.loads(here("eval", mini, "--data", "set", "--json").out)["broken"] == ["image 3.png: not an image that can be read"]
 
 
+def test_files_that_are_no_images_are_said_and_counted(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    """By every command that takes a folder of images."""
+    for number, image in enumerate(sorted(labelled.glob("*.png"))):
+        (tmp_path / "set" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / "set" / str(number % 2))
+    for number in range(9):
+        (tmp_path / "set" / "0" / f"{number}.heic").write_text("")
+    said = f"9 files were not taken for images: {', '.join(f'0/{number}.heic' for number in range(8))} and 1 more"
+    run = here("eval", mini, "--data", "set", "--json")
+    assert f"Note: {said}" in run.err
+    document = json.loads(run.out)
+    assert (document["skipped"], document["skipped_files"]) == (9, [f"0/{number}.heic" for number in range(8)])
+    run = here("compress", mini, "--data", "set", "--calibration", "set/0", "--hsp", "static", "--out", "small", "--json")
+    document = json.loads(run.out)
+    assert document["eval"]["skipped"] == 9 and f"Note: {said}" in run.err
+    assert "calibration: 9 files were not taken for images: 0.heic" in run.err
+    for words in (("compare", mini, "--methods", "random"), ("plan", mini, "--rounds", "1"), ("report", "small")):
+        run = here(*words, "--data", "set", "--json")
+        document = json.loads(run.out)
+        assert f"Note: {said}" in run.err, words
+        assert document.get("eval", document)["skipped"] == 9, words
+
+
 def test_two_models_below_and_none_named(here, mini: Path) -> None:
     for name in ("a", "b"):
         here("compress", mini, "--no-eval", "--quiet", "--out", name)

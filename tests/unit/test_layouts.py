@@ -171,7 +171,7 @@ def development_kit(folder, numbered, ground_truth):
         leaf = number <= 1000
         children = np.zeros((0, 1)) if leaf else np.array([[1.0], [2.0]])
         synsets[row, 0] = (float(number), wnid, "some, words", "a gloss", float(children.size), children, float(not leaf), 1300.0 * leaf)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(folder / "meta.mat", {"synsets": synsets}, do_compression=True)
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in ground_truth))
 
@@ -180,7 +180,7 @@ def development_kit(folder, numbered, ground_truth):
 KIT = [(1, "n02119789"), (2, "n02100735"), (3, "n02110185"), (4, "n01440764"), (1001, "n00001740")]
 
 
-@pytest.mark.parametrize("place", ["ILSVRC2012_devkit_t12/data", "data"])
+@pytest.mark.parametrize("place", ["ILSVRC2012_devkit_t12/data", "data", "val", "val/data"])
 def test_the_development_kits_ids_are_mapped_by_wordnet_id(tmp_path, place):
     """The ids are not the sorted order: kit fox is 278, English setter 212, Siberian husky 250, and id 4 here is class 0."""
     development_kit(tmp_path / place, KIT, [4, 1, 3, 2])
@@ -213,7 +213,7 @@ def test_imagenet_without_labels_or_with_others_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("meta", "ground_truth", "sentence"),
     [
-        (None, "4\n", "meta.mat is not the development kit's table of classes"),
+        (None, "4\n", "meta.mat cannot be read: No such file or directory"),
         (b"MATLAB 5.0 MAT-file, truncated", "4\n", "meta.mat is not the development kit's table of classes"),
         (b"", "4\n", "meta.mat is not the development kit's table of classes"),
         ("cut", "4\n", "meta.mat is not the development kit's table of classes"),
@@ -243,6 +243,48 @@ def test_a_table_of_classes_on_which_scipy_dies_is_one_sentence(tmp_path, monkey
     monkeypatch.setattr(layouts, "_READ_META", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(DataError, match=r"meta\.mat is not the development kit's table of classes"):
         opened(validation_images(tmp_path / "val", [1, 2]), 1000)
+
+
+# What is no image
+
+
+def test_files_that_are_no_images_are_counted_and_litter_is_not(tmp_path):
+    for name in ("0/a.png", "1/b.JPE", "1/deep/c.jfif"):
+        picture(tmp_path / "x.png").rename((tmp_path / name).parent.mkdir(parents=True, exist_ok=True) or tmp_path / name)
+    for name in ("0/a.heic", "1/a.xml", "1/deep/x.dcm", "only/pages.pdf", "classes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    for name in ("README.md", "LICENSE", "0/Thumbs.db", "desktop.ini", ".DS_Store", "1/._b.JPE", "LOC_val_solution.csv"):
+        (tmp_path / name).write_text("litter")
+    told = ("0/a.heic", "1/a.xml", "1/deep/x.dcm", "classes.txt", "only/pages.pdf")
+    samples = opened(tmp_path)
+    assert labels_of(samples) == {"0/a.png": 0, "1/b.JPE": 1, "1/deep/c.jfif": 1}
+    assert samples.skipped == told and samples.take(1).skipped == told
+    assert opened(tmp_path, need_labels=False).skipped == told
+
+
+def test_images_that_labels_csv_leaves_out_are_told(tmp_path):
+    folder = labelled(tmp_path, ["a.png,1", "./in/b.png,2"])
+    picture(folder / "c.png")
+    picture(folder / "in" / "d.png")
+    (folder / "notes.txt").write_text("not asked for")
+    assert opened(folder).skipped == ("c.png (not in labels.csv)", "in/d.png (not in labels.csv)")
+
+
+def test_images_below_imagenets_are_told(tmp_path):
+    folder = validation_images(tmp_path / "val", [1])
+    kaggle(folder / "LOC_val_solution.csv", ["ILSVRC2012_val_00000001,n01440764 1"])
+    picture(folder / "more" / "a.png")
+    (folder / "ILSVRC2012_val_00000002.JPEG.part").write_text("")
+    assert opened(folder, 1000).skipped == ("ILSVRC2012_val_00000002.JPEG.part", "more/a.png")
+
+
+def test_a_folder_of_other_files_names_them(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "a.heic").write_text("")
+    for need in (True, False):
+        with pytest.raises(DataError, match=r"holds no images, only 0/a\.heic$"):
+            opened(tmp_path, need_labels=need)
 
 
 # Real images
