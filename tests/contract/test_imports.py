@@ -24,6 +24,7 @@ RUNTIME = (
     "scan",
     "backends",
     "plan",
+    "provenance",
     "model",
     "allocator",
     "prepared",

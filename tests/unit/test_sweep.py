@@ -163,7 +163,7 @@ def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
     (tmp_path / f".{IDENTITY}.stm-tmp-0123abcd").write_text("half")  # a kill leaves it
     check_folder(tmp_path)
     (tmp_path / ".other.stm-tmp-0123abcd").write_text("half")
-    with pytest.raises(UsageError, match="holds .other"):
+    with pytest.raises(UsageError, match=r"holds \.other"):
         check_folder(tmp_path)
 
 
