@@ -1,18 +1,20 @@
-"""Folders that appear whole or not at all.
+"""Folders and files that appear whole or not at all.
 
 A new folder is filled under a temporary name beside its place and then renamed into it. One that replaces another changes
 places with it: in one step where the system can (Linux), else in two, between which `find` and the next run see the old
 one. So a process that is killed at any moment leaves the old folder or the new one, and what else it left is recognised by
-its name, and cleared, by the next run. Standard library only; writing is for POSIX systems, reading for any.
+its name, and cleared, by the next run. Several processes may write one place at once: each looks, and each renames, in turn.
+Standard library only; writing is for POSIX systems, reading for any.
 """
 
 import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stm.errors import ArtifactError, StmError, UsageError, check_name
@@ -49,10 +51,11 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
         here = Path.cwd()
         if path in (here, *here.parents):
             raise UsageError(f"{given} is the current folder or one that holds it, which is never replaced", "name a new folder with --out")
-        _recover(path, names)
-        if path.exists():
-            _check_replaceable(given, path, names, force)
-        _probe(path)
+        with _turn(path):
+            _recover(path, names)
+            if path.exists():
+                _check_replaceable(given, path, names, force)
+            _probe(path)
     except OSError as error:
         raise _failure(given, error, UsageError) from error
     except RuntimeError as error:  # a loop of links
@@ -68,26 +71,31 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
         folder, names, force: as for `check`, which this calls. Only files in `names` may be put into the new folder.
 
     Raises:
-        UsageError: as `check`.
+        UsageError: as `check`, also for what another process put there meanwhile.
         ArtifactError: the disk is full, or the system refused a write.
     """
     path = check(folder, names, force=force)
     new_parents = [parent for parent in path.parents if not parent.exists()]
     token = secrets.token_hex(4)
     temporary = _sibling(path, "tmp", token)
+    held = ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        with _lock(temporary):
+        with held:
+            with _turn(path):  # nobody clears it between the two
+                temporary.mkdir()
+                held.enter_context(_lock(temporary))
             yield temporary
             for inner in {(temporary / name).parent for name in names}:
                 if inner.is_dir():
                     _sync(inner)
-            if force and path.exists():
-                _exchange(path, token)  # the old folder now has the temporary name
-            else:
-                os.rename(temporary, path)
-            _sync(path.parent)
+            with _turn(path):
+                if path.exists():
+                    _check_replaceable(Path(folder), path, names, force)
+                    _exchange(path, token)  # the old folder now has the temporary name
+                else:
+                    os.rename(temporary, path)
+                _sync(path.parent)
     except BaseException as error:
         _discard(temporary, names)
         with suppress(OSError):
@@ -99,17 +107,78 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     _discard(temporary, names)
 
 
-@contextmanager
-def drafted(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is gone if that fails."""
-    draft = path.with_name(f"{path.name}.part")
+def check_file(path: Path, *, force: bool) -> None:
+    """Refuse a place where a file cannot be written, before any work is done, and clear what killed runs left beside it.
+
+    Raises:
+        UsageError: it exists and may not be replaced, it is a folder, or its folder is not there or may not be written to.
+    """
+    another = "choose another place with --out"
     try:
-        yield draft
-        draft.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
-        raise
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, expected a file", "name a file with --out")
+        _check_new(path, force)
+        if not path.parent.is_dir():
+            raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise UsageError(f"{path} cannot be written: permission denied", another)
+        draft_of(path).exists()  # the longest name that will be needed
+        with _turn(path):
+            _clear_drafts(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", another) from error
+
+
+@contextmanager
+def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
+    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is gone if that fails.
+
+    Args:
+        force: whether it may take the place of another file.
+
+    Raises:
+        UsageError: without `force`, another process put a file there meanwhile.
+    """
+    draft = draft_of(path)
+    with ExitStack() as held:
+        with _turn(path):
+            _clear_drafts(path)
+            draft.touch(exist_ok=False)
+            held.enter_context(_lock(draft))
+        try:
+            yield draft
+            with _turn(path):
+                _check_new(path, force)
+                draft.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+
+
+def draft_of(path: Path) -> Path:
+    """A new name beside a file, for what will take its place. `place_of` knows it."""
+    return _sibling(path, "tmp", secrets.token_hex(4))
+
+
+def place_of(name: str) -> str:
+    """The name that a draft was made for, if a name is that of a draft."""
+    found = re.fullmatch(r"\.(.+)\.stm-tmp-[0-9a-f]{8}", name, re.DOTALL)
+    return found[1] if found else name
+
+
+def _check_new(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UsageError(f"{path} already exists", "choose another name with --out, or replace it with --force")
+
+
+def _clear_drafts(path: Path) -> None:
+    """Remove what killed runs left of a file. What a living one writes stays."""
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.stm-tmp-" + "[0-9a-f]" * 8):
+        if draft.is_file() and not draft.is_symlink():
+            with _lock(draft) as free, suppress(OSError):
+                if free:
+                    draft.unlink()
 
 
 def find(folder: Path) -> Path:
@@ -209,8 +278,22 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
 
 @contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait until no other process looks or renames in the folder that holds `path`, or is to hold it; all of them are quick."""
+    import fcntl  # here, because reading also works where there is no fcntl
+
+    descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
+    try:
+        with suppress(OSError):  # as on some network drives: what the system then says is told
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a folder's lock; False where a living process has it, or where nobody can lock, as on some network drives.
+    """Hold the lock of a folder or file; False where a living process has it, or where nobody can lock, as on some network drives.
 
     The kernel takes a dead process's lock away. A process id would be no proof: it may be another's by now, or one of another machine.
     """

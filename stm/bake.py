@@ -16,6 +16,7 @@ from stm.config import METHODS, Calibration, Protection, Recipe
 from stm.errors import UsageError
 from stm.model import ViM
 from stm.plan import StaticPlan, Taps
+from stm.provenance import as_trained, is_changed, mark, own_source
 from stm.reports import OnProgress, Progress
 from stm.schedule import Schedule, Step
 
@@ -86,6 +87,10 @@ def compress(
         UsageError: options that exclude each other, a budget that cannot be had, or a model that is already compressed.
     """
     options = {name: value for name, value in locals().items() if name != "model"}
+    if is_changed(model, model.config, model.mark):
+        dense = model.with_plan(model.plan, as_trained(model.config, model.mark))
+        dense.mark = mark(dense, dense.config)
+        model = dense
     return copy.deepcopy(bake(model, **options))
 
 
@@ -134,7 +139,9 @@ def bake(
         calibration=None if images is None else images.about,
         seed=seed,
     )
-    config = dataclasses.replace(model.config, schedule=chosen.schedule, protection=protection, recipe=recipe, measured=(), files={})
+    config = dataclasses.replace(
+        own_source(model.config), schedule=chosen.schedule, protection=protection, recipe=recipe, measured=(), files={}
+    )
     if not chosen.schedule.steps:
         return model.with_plan(None, config)
     plan = StaticPlan(chosen.schedule, protection, config.model)

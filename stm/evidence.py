@@ -1,10 +1,8 @@
 """What `stm explain` and `stm report` do: measure what merging changed in a model, and write it down for people."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from stm import atomic
@@ -15,10 +13,10 @@ from stm.findings import ExplainReport, PageReport
 from stm.measure import explanation, flops, plots
 from stm.measure.data import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
 from stm.measure.environment import environment_of
-from stm.measure.evaluate import assess
+from stm.measure.evaluate import assess_each
 from stm.measure.explain import RULES
 from stm.measure.images import enlarged
-from stm.measure.records import check_path, read_records
+from stm.measure.records import check_path
 from stm.measure.solve import solve_peer
 from stm.model import ViM
 from stm.page import facts
@@ -143,7 +141,8 @@ def report(
     """
     named = str(folder)
     name = name_of(named)
-    output = _check_page(Path(out) if out is not None else Path(f"{name}-report.html"), force)
+    output = Path(out) if out is not None else Path(f"{name}-report.html")
+    atomic.check_file(output, force=force)
     if records is not None:
         check_path(records)
     found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
@@ -153,20 +152,17 @@ def report(
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
     samples = open_samples(data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
-    with TemporaryDirectory() as scratch:
-        rows = Path(scratch, "records.csv") if records is None else Path(records)
-        evaluation = assess(
-            model,
-            samples,
-            reference=model.with_plan(None),
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            records=rows,
-            workers=workers,
-            on_progress=on_progress,
-        )
-        found_records = read_records(rows)
+    evaluation, found_records = assess_each(
+        model,
+        samples,
+        reference=model.with_plan(None),
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        records=records,
+        workers=workers,
+        on_progress=on_progress,
+    )
     missing = {
         "bench": "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench FILE shows it.",
         "sweep": "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it.",
@@ -183,7 +179,7 @@ def report(
         notes=model.config.said("notes"),
     )
     page = render(model.config, findings).encode()
-    _write_page(output, page)
+    _write_page(output, page, force)
     return PageReport(
         command="report",
         model=str(folder),
@@ -196,23 +192,10 @@ def report(
     )
 
 
-def _check_page(path: Path, force: bool) -> Path:
-    """Refuse a page that could not be written, before any work is done."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, expected the name of an HTML file")
-    if path.exists() and not force:
-        raise UsageError(f"{path} already exists", "choose another name with --out, or replace it with --force")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written: permission denied", "choose another place with --out")
-    return path
-
-
-def _write_page(path: Path, page: bytes) -> None:
+def _write_page(path: Path, page: bytes, force: bool) -> None:
     """Whole or not at all."""
     try:
-        with atomic.drafted(path) as draft:
+        with atomic.drafted(path, force=force) as draft:
             draft.write_bytes(page)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error

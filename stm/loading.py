@@ -16,6 +16,7 @@ from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model import ViM
+from stm.provenance import as_trained, is_changed, mark
 from stm.reports import OnProgress, ServedSpeed
 from stm.tensors import check_claims, check_tensors
 
@@ -158,7 +159,7 @@ def save(
     images_per_second: float | None = None,
     served: ServedSpeed | None = None,
 ) -> Config:
-    """Write a model's folder, card included; see `ViM.save_pretrained`.
+    """Write a model's folder, card included; see `ViM.save_pretrained`. From then on the model's config speaks of these weights.
 
     Args:
         images_per_second: the speed that was measured here, for the card.
@@ -172,6 +173,8 @@ def save(
     from stm.measure.environment import environment_of
 
     config, tensors = model.config, model.state_dict()
+    if is_changed(model, config, model.mark):
+        config = as_trained(config, model.mark)
     text = card(
         config,
         name=Path(folder).resolve().name,
@@ -182,7 +185,9 @@ def save(
         served=served,
         environment=None if images_per_second is None and served is None else environment_of(model),
     )
-    return artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
+    written = artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
+    model.mark = mark(model, written)
+    return written
 
 
 def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
@@ -201,6 +206,8 @@ def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
         if dtype not in DTYPES:
             raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         model.cast(dtype)
+    if model.mark is None:
+        model.mark = mark(model, model.config)
     return model.requires_grad_(False).to(place).eval()
 
 

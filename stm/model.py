@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stm.backends import Backend, choose, status
 from stm.config import Config, ModelConfig, dense_schedule
 from stm.plan import Plan, State, StaticPlan, Taps
+from stm.provenance import Mark, as_cast, is_changed, mark, under_plan
 from stm.scan import gated, projected, step_sizes
 from stm.schedule import Schedule
 
@@ -40,6 +41,7 @@ class ViM(nn.Module):
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
         super().__init__()
         self.config = config
+        self.mark: Mark | None = None  # of the weights that the config speaks of
         backend = backend or choose()
         model = config.model
         self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
@@ -113,17 +115,24 @@ class ViM(nn.Module):
         other = copy.copy(self)
         other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
         other.plan = plan
+        other.mark = under_plan(self.mark, plan)
         other.config = config or (self.config if plan is not None else _dense(self.config))
         return other
 
     def cast(self, dtype: str) -> "ViM":
-        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay float32."""
-        to = DTYPES[dtype]
+        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay float32.
+
+        In another dtype than it had nothing was measured: `config.measured` is then empty.
+        """
+        to, config = DTYPES[dtype], self.config
+        intact = self.mark is not None and dtype != config.dtype and not is_changed(self, config, self.mark)
         for module in (self.patch_embed, self.head):
             module.to(to)
         for block in self.blocks:
             block.mixer.cast(to)
-        self.config = dataclasses.replace(self.config, dtype=dtype)
+        self.config = as_cast(config, dtype)
+        if intact:
+            self.mark = mark(self, self.config)
         return self
 
     def optimize(self, *, batch_size: int) -> "Served":

@@ -30,6 +30,7 @@ from stm.measure.evaluate import assess, logits_of
 from stm.measure.records import check_path
 from stm.measure.world import ALONE, World
 from stm.model import ViM
+from stm.provenance import tuned
 from stm.recipe import Wish, as_recorded, check_made, check_source, default_name, split
 from stm.reports import (
     Assessment,
@@ -217,7 +218,7 @@ def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) ->
         parameters=flops.parameters(config.model, config.num_classes),
         source=config.source,
         measured=config.measured,
-        notes=config.said("notes"),
+        notes=(*config.said("notes"), *filter(None, (tuned(config),))),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stm import artifact, checkpoint_write
+from stm import artifact, atomic, checkpoint_write
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.checkpoint import to_official
 from stm.errors import UsageError
@@ -87,7 +87,7 @@ def export(
     official = format == "official"
     output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
     if official:
-        checkpoint_write.check(output, force=force)
+        atomic.check_file(output, force=force)
     else:
         artifact.check_output(output, force=force)
     vim = open_model(model, From(**source), on_progress)
@@ -95,7 +95,7 @@ def export(
     tensors = dense.state_dict()
     if official:
         tensors = to_official(tensors)
-        checkpoint_write.write(output, tensors)
+        checkpoint_write.write(output, tensors, force=force)
     else:
         save(dense, output, force=force)
     lost = f"{output} holds the dense model: the merge plan is not part of it"

@@ -12,6 +12,7 @@ from stm.codec import decode
 from stm.command import CHECKPOINT_OPTIONS, words
 from stm.config import AGAIN, Config
 from stm.errors import ArtifactError, UsageError
+from stm.provenance import own_source, tuned
 from stm.resolve import From
 
 
@@ -37,9 +38,12 @@ class Wish:
         """The wish that a folder was made by.
 
         Raises:
-            ArtifactError: it holds a dense model.
+            ArtifactError: it holds a dense model, or one without a recipe.
         """
         recipe, protection = config.recipe, config.protection
+        if recipe is None and config.schedule.steps:
+            why = tuned(config) or "its weights have another dtype than they were made in"
+            raise ArtifactError(f"{folder} holds no recipe: {why}", "compress a dense model with the options of your choice instead")
         if recipe is None or protection is None:
             raise ArtifactError(f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote")
         return cls(
@@ -100,10 +104,14 @@ def as_recorded(source: From, again: Config, recipe: str | Path) -> From:
 
 def check_source(dense: Config, again: Config, model: str, recipe: str | Path | None) -> None:
     """Refuse to run a recipe on other weights than its own."""
-    if dense.source.sha256 != again.source.sha256:
+    if again.source.sha256 is None:
         raise UsageError(
-            f"{model} is not the source of {recipe}: its sha256 is {str(dense.source.sha256)[:12]}..., "
-            f"the recipe's {str(again.source.sha256)[:12]}...",
+            f"{recipe} does not name the file that it was made of, so nobody can tell whether {model} is that one",
+            "compress with the options of your choice instead",
+        )
+    if (found := own_source(dense).source.sha256) != again.source.sha256:
+        raise UsageError(
+            f"{model} is not the source of {recipe}: its sha256 is {str(found)[:12]}..., the recipe's {str(again.source.sha256)[:12]}...",
             f"name the source {again.source.repo or again.source.file} at revision {again.source.revision or 'that was used'}",
         )
 

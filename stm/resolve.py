@@ -22,6 +22,7 @@ from stm.labels import imagenet
 from stm.loading import download, is_repo, load, load_embedded, read_checkpoint, ready
 from stm.measure.data import is_embedded
 from stm.model import ViM
+from stm.provenance import TUNED
 from stm.reports import OnProgress
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ def _from_hub_folder(config: "Fetched", options: From) -> ViM:
         known, sha256 = model.config.source, model.config.files[artifact.WEIGHTS].sha256
         license = known.license or about(config.repo, config.revision, token=options.token).license
         source = Source(repo=config.repo, file=artifact.WEIGHTS, revision=config.revision, sha256=sha256, license=license)
-        model.config = dataclasses.replace(model.config, source=source)
+        extra = {key: value for key, value in model.config.extra.items() if key != TUNED}  # these are the source's own weights
+        model.config = dataclasses.replace(model.config, source=source, extra=extra)
     return model
 
 

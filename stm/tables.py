@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,31 +146,32 @@ def sweep(
         environment=encode(environment),
     )
     file = CellFile(output, identity, SWEPT) if world.first else None
-    keys = [each.key for each in plan if each.model is not None]
-    resumed = 0 if file is None else sum(key in file.done for key in keys)
-    done = measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress)
-    table = tuple(done[key] for key in keys)
-    report = SweepReport(
-        command="sweep",
-        model=model,
-        environment=environment,
-        data=samples.name,
-        n=table[0].n,
-        seed=seed,
-        limit=limit,
-        rows=table,
-        refused={str(each.cell): each.refused for each in plan if each.refused is not None},
-        resumed=resumed,
-        output=str(output),
-        files=SWEPT,
-        **samples.of_set,
-    )
-    if world.first:
-        write_whole(output / "sweep.csv", as_csv(table))
-        write_whole(output / "sweep.json", report.to_json() + "\n")
-        with plots.style():
-            title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
-            plots.save(plots_pareto.swept(table, title), output, "sweep")
+    with nullcontext() if file is None else closing(file):
+        keys = [each.key for each in plan if each.model is not None]
+        resumed = 0 if file is None else sum(key in file.done for key in keys)
+        done = measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress)
+        table = tuple(done[key] for key in keys)
+        report = SweepReport(
+            command="sweep",
+            model=model,
+            environment=environment,
+            data=samples.name,
+            n=table[0].n,
+            seed=seed,
+            limit=limit,
+            rows=table,
+            refused={str(each.cell): each.refused for each in plan if each.refused is not None},
+            resumed=resumed,
+            output=str(output),
+            files=SWEPT,
+            **samples.of_set,
+        )
+        if world.first:
+            write_whole(output / "sweep.csv", as_csv(table))
+            write_whole(output / "sweep.json", report.to_json() + "\n")
+            with plots.style():
+                title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
+                plots.save(plots_pareto.swept(table, title), output, "sweep")
     return report
 
 

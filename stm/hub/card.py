@@ -18,6 +18,7 @@ from stm.config import Config, Measured
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
+from stm.provenance import tuned
 from stm.reports import Environment, Flops, ServedSpeed
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
@@ -74,6 +75,8 @@ def card(
             labelled=[each for each in config.measured if each.top1 is not None],
             measured=[_measured(each) for each in config.measured],
             command=recipe_command(config),
+            tuned=tuned(config),
+            after="after merging" in (tuned(config) or ""),
         )
     )
 
@@ -139,12 +142,12 @@ def _render(template: Path, config: Config, **values: Any) -> str:
 def recipe_command(config: Config) -> list[str] | None:
     """The words of the command that makes this model again, every option spelled out.
 
-    None where there is no such command: for a dense model, a source without a name, or weights averaged over images, whose folder
-    is not known.
+    None where there is no such command: for a dense model, one that was fine-tuned, a source without a name, or weights averaged over
+    images, whose folder is not known.
     """
     recipe, protection, source = config.recipe, config.protection, config.source
     named = source.repo or source.file
-    if recipe is None or protection is None or recipe.calibration is not None or named is None:
+    if recipe is None or protection is None or recipe.calibration is not None or named is None or tuned(config):
         return None
     asked = config.extra.get("asked")
     asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}

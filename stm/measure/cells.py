@@ -14,6 +14,7 @@ from stm.codec import decode, encode, parse
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepRow
+from stm.measure.hold import Hold, check_free
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
 
@@ -38,7 +39,7 @@ class SweepIdentity:
 
 
 class CellFile:
-    """The finished cells of a folder: `done`, by key.
+    """The finished cells of a folder: `done`, by key. One run at a time has it, until `close`.
 
     Args:
         folder: a new one is made; one that an equal run left is continued.
@@ -47,7 +48,7 @@ class CellFile:
 
     Raises:
         UsageError: the folder holds something else, or cannot be written.
-        DataError: it holds the cells of another run, or a line that is not a cell.
+        DataError: it holds the cells of another run, or a line that is not a cell; or another process is writing to it.
     """
 
     def __init__(self, folder: Path, identity: SweepIdentity, also: tuple[str, ...] = ()) -> None:
@@ -56,17 +57,29 @@ class CellFile:
         check_folder(folder, also)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if beside.exists():
-                self._refuse_another(identity, beside)
-            else:
-                write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
-            whole = self.path.read_bytes() if self.path.exists() else b""
-            whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line off
-            self.done = self._parse(whole)
-            with self.path.open("ab") as stream:
-                stream.truncate(len(whole))
+            self._hold = Hold(self.path)
+            try:
+                self._continue(identity, beside)
+            except BaseException:
+                self._hold.discard()
+                raise
         except OSError as error:
             raise UsageError(f"{folder} cannot be written: {error.strerror or error}", self._hint) from error
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        self._hold.close()
+
+    def _continue(self, identity: SweepIdentity, beside: Path) -> None:
+        if beside.exists():
+            self._refuse_another(identity, beside)
+        else:
+            write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
+        whole = self.path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line off
+        self.done = self._parse(whole)
+        with self.path.open("ab") as stream:
+            stream.truncate(len(whole))
 
     def append(self, key: str, row: SweepRow) -> None:
         """Hand a finished cell to the operating system: a kill after this does not lose it."""
@@ -104,13 +117,15 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
 
     Raises:
         UsageError: it is a file, or a folder with other files.
+        DataError: another process is writing to it.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file, expected a folder for the sweep", "give another one: --out DIR")
     if folder.exists():
         ours = {CELLS, IDENTITY, *also}
-        if foreign := sorted(name for name in os.listdir(folder) if name.removesuffix(".part") not in ours):
+        if foreign := sorted(name for name in os.listdir(folder) if atomic.place_of(name) not in ours):
             raise UsageError(f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep", "give another one: --out DIR")
+        check_free(folder / CELLS)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ and a run that is resumed makes the batches that an uninterrupted one would have
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -106,6 +106,34 @@ def assess(
     Args:
         world: the processes that all call this, and share the work. The first one has the records' file.
     """
+    return assess_each(
+        model,
+        samples,
+        reference=reference,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        records=records,
+        workers=workers,
+        world=world,
+        on_progress=on_progress,
+    )[0]
+
+
+def assess_each(
+    model: ViM,
+    samples: SampleSet,
+    *,
+    reference: ViM | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    records: str | Path | None = None,
+    workers: int | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
+) -> tuple[Assessment, list[Record]]:
+    """As `assess`, with the records that its figures are made of."""
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if reference is not None:
@@ -123,15 +151,16 @@ def assess(
             seed=seed,
         )
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
-    found = run(
-        model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, world=world, on_progress=on_progress
-    )
+    with nullcontext() if file is None else closing(file):
+        found = run(
+            model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, world=world, on_progress=on_progress
+        )
     measured = vars(summarize(found.records, data=samples.name, seed=seed))
     broken = tuple(record.error for record in found.records if record.error is not None)[:SHOWN]
     if found.images:
-        return Assessment(**measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds)
+        return Assessment(**measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds), found.records
     reason = {"images_per_second": f"every image was already in {records}"}
-    return Assessment(**samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason})
+    return Assessment(**samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason}), found.records
 
 
 def run(

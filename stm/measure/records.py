@@ -25,6 +25,7 @@ from stm.codec import brief, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
 from stm.errors import DataError, UsageError
+from stm.measure.hold import Hold, check_free
 from stm.model import ViM
 
 # A row ends at a line break that is not inside quotes. Possessive, because a torn row must fail at once.
@@ -129,6 +130,7 @@ def check_path(path: str | Path) -> Path:
 
     Raises:
         UsageError: the path is a folder or a device, or its folder does not exist or cannot be written.
+        DataError: another process is writing to it.
     """
     path, another = Path(path), "choose another file for the records"
     try:
@@ -136,9 +138,10 @@ def check_path(path: str | Path) -> Path:
             raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, expected a CSV file for the records", another)
         if not path.parent.is_dir():
             raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
-        path.with_name(path.name + ".json.part").exists()  # the longest name that will be needed
+        atomic.draft_of(path.with_name(path.name + ".json")).exists()  # the longest name that will be needed
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UsageError(f"{path} cannot be written: permission denied", another)
+        check_free(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}", another) from error
     return path
@@ -156,7 +159,8 @@ def read_records(path: str | Path) -> list[Record]:
 class RecordFile:
     """The records of one run on disk, appended batch by batch and resumed from where a killed run stopped.
 
-    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there.
+    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there. One run at a time
+    has the file, until `close`.
 
     Args:
         path: FILE. A new one is made; one that an equal run left is continued, from a multiple of `batch_size`, so that
@@ -167,13 +171,29 @@ class RecordFile:
 
     Raises:
         UsageError: the file's folder does not exist or cannot be written.
-        DataError: the file belongs to another run, does not hold records, or the disk is full.
+        DataError: the file belongs to another run, is being written by one, does not hold records, or the disk is full.
     """
 
     def __init__(self, path: str | Path, identity: Identity, files: Sequence[str], batch_size: int) -> None:
         self.path = check_path(path)
         self._beside = self.path.with_name(self.path.name + ".json")
         self._hint = f"give the records another file, or delete {self.path} and {self._beside} to start again"
+        try:
+            self._hold = Hold(self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        try:
+            self._continue(identity, files, batch_size)
+        except BaseException:
+            self._hold.discard()
+            raise
+
+    def close(self) -> None:
+        """Let other runs have the file."""
+        self._hold.close()
+
+    def _continue(self, identity: Identity, files: Sequence[str], batch_size: int) -> None:
+        """Read what is there, if it is of the same run, and cut off what does not fill a batch."""
         self._claim(identity)
         rows = _whole_rows(self.path) if self.path.exists() else []
         done = _parse(self.path, rows)

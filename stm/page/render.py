@@ -12,6 +12,7 @@ from stm.measure import flops
 from stm.page import charts, facts
 from stm.page.charts import Interval, Point
 from stm.page.facts import Findings
+from stm.provenance import tuned
 from stm.reports import Evaluation
 
 HERE = Path(__file__).parent
@@ -31,7 +32,6 @@ def render(config: Config, found: Findings) -> str:
         raise ArtifactError("writing a report needs jinja2, which is not installed", "pip install jinja2") from error
     templates = Templates(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters |= {"percent": _percent, "share": _share, "operations": _operations, "shell": shlex.join, "python": repr}
-    assert config.recipe is not None  # a compressed model has one
     shape, schedule, evaluation, cost = config.model, config.schedule, found.evaluation, flops.count(config)
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
     figure = "agreement" if evaluation.top1 is None else "top1"
@@ -45,7 +45,8 @@ def render(config: Config, found: Findings) -> str:
         evaluation=evaluation,
         model=shape,
         command=None if command is None else shlex.join(command),
-        asked=_asked(config.recipe),
+        asked=None if config.recipe is None else _asked(config.recipe),
+        tuned=tuned(config),
         flops=cost,
         parameters=flops.parameters(shape, config.num_classes),
         tokens=tokens,

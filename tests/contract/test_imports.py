@@ -25,6 +25,7 @@ RUNTIME = (
     "scan",
     "backends",
     "plan",
+    "provenance",
     "model",
     "allocator",
     "prepared",

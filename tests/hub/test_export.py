@@ -53,7 +53,7 @@ def test_what_is_there_stays_without_force(stm: Stm, folder: Path, tmp_path: Pat
     run = stm("export", folder, "--out", tmp_path)
     assert run.code == 2 and "is a folder" in run.err
     run = stm("export", folder, "--out", "none/out.pth")
-    assert run.code == 2 and "is not there" in run.err
+    assert run.code == 2 and "the folder none does not exist" in run.err
     assert "'onnx2' is not one of official, folder" in stm("export", folder, "--format", "onnx2").err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth"]
 

@@ -253,9 +253,24 @@ def test_somebody_else_was_faster(tmp_path: Path) -> None:
             put(new, "new")
             put(tmp_path / "out", "theirs")
 
-    with pytest.raises(ArtifactError, match="out cannot be written"):
+    with pytest.raises(UsageError, match="out already exists"):
         overtaken()
     assert content(tmp_path / "out") == whole("theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appears_meanwhile_is_replaced_only_if_it_is_ours(tmp_path: Path, exchange: str) -> None:
+    def overtaken(*names: str) -> None:
+        with atomic.replacing(tmp_path / "out", NAMES, force=True) as new:
+            put(new, "new")
+            for name in names:
+                (put(tmp_path / "out", "theirs") / name).write_text("theirs")
+
+    overtaken(NAMES[0])  # a folder that was not there when the run began
+    assert content(tmp_path / "out") == whole("new")
+    with pytest.raises(UsageError, match=r"holds notes\.txt"):
+        overtaken("notes.txt")
+    assert content(tmp_path / "out") == whole("theirs") | {"notes.txt": "theirs"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -348,3 +363,33 @@ def test_a_file_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
         draft.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_file_without_force_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+
+    def overtaken() -> None:
+        with atomic.drafted(path, force=False) as draft:
+            draft.write_text("new")
+            path.write_text("theirs")
+
+    with pytest.raises(UsageError, match=r"file\.txt already exists"):
+        overtaken()
+    with pytest.raises(UsageError, match=r"file\.txt already exists"):
+        atomic.check_file(path, force=False)
+    assert path.read_text() == "theirs" and [each.name for each in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_drafts_of_killed_runs_are_cleared_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    path, dead = tmp_path / "f[i]le *?.txt", tmp_path / ".f[i]le *?.txt.stm-tmp-0123abcd"
+    others = [".other.txt.stm-tmp-0123abcd", ".f[i]le *?.txt.stm-tmp-0123", "f[i]le *?.txt.part"]
+    for name in (dead.name, *others):
+        (tmp_path / name).write_text("half")
+    with atomic.drafted(path) as living:
+        assert not dead.exists()
+        dead.write_text("half")
+        atomic.check_file(path, force=False)
+        assert not dead.exists() and living.exists()
+        assert atomic.place_of(living.name) == path.name
+        living.write_text("new")
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted([path.name, *others])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,6 +229,7 @@ def test_a_full_disk_is_an_error_and_the_run_can_go_on(tmp_path: Path) -> None:
         file.append(some(400)[100:])
     assert caught.value.hint is not None and "goes on where this one stopped" in caught.value.hint
     assert path.stat().st_size == 8000 and not path.read_bytes().endswith(b"\n")
+    file.close()
     resumed = RecordFile(path, IDENTITY, names(400), 100)
     assert resumed.done == some(400)[: len(resumed.done)] and len(resumed.done) in (100, 200)
     resumed.append(some(400)[len(resumed.done) :])
@@ -238,6 +240,30 @@ def test_a_full_disk_leaves_no_half_identity(tmp_path: Path) -> None:
     with no_file_larger_than(100), pytest.raises(DataError, match=r"r\.csv\.json cannot be written: File too large"):
         RecordFile(tmp_path / "r.csv", IDENTITY, names(1), 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_run_at_a_time_has_a_file_and_the_others_say_who(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    file = RecordFile(path, IDENTITY, names(4), 2)
+    who = rf"r\.csv is in use: process {os.getpid()} is writing to it" if Path("/proc/locks").exists() else "is in use"
+    for ask in (lambda: RecordFile(path, IDENTITY, names(4), 2), lambda: check_path(path)):
+        with pytest.raises(DataError, match=who) as caught:
+            ask()
+        assert caught.value.exit_code == 1 and caught.value.hint is not None
+    file.append(some(4))
+    assert read_records(path) == some(4), "who reads does not end the hold"
+    with pytest.raises(DataError, match=who):
+        check_path(path)
+    file.close()
+    assert RecordFile(path, IDENTITY, names(4), 2).done == some(4)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["r.csv", "r.csv.json"], "nothing is left beside it"
+
+
+def test_a_refused_run_leaves_no_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "r.csv.json").write_text("no identity")
+    with pytest.raises(DataError, match="does not say what"):
+        RecordFile(tmp_path / "r.csv", IDENTITY, names(1), 1)
+    assert [each.name for each in tmp_path.iterdir()] == ["r.csv.json"]
 
 
 # --- what a model's records depend on ---------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import pytest
 
 import stm
 from stm import tables
+from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepReport, SweepRow
 from stm.measure import sweep as module
-from stm.measure.cells import CELLS, IDENTITY, check_folder
+from stm.measure.cells import CELLS, IDENTITY, CellFile, SweepIdentity, check_folder
 from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
 from tests.pictures import labelled
 
@@ -149,6 +150,21 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(
     assert again.resumed == after
     assert rows_of(again) == rows_of(whole)
     assert [row.images_per_second for row in swept(images, tmp_path / "out").rows] == [row.images_per_second for row in again.rows]
+
+
+def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    identity = SweepIdentity(model="m", data="d", preprocessing=Preprocess(), limit=None, seed=0, batch_size=2, environment={})
+    file = CellFile(tmp_path, identity)
+    for ask in (lambda: CellFile(tmp_path, identity), lambda: check_folder(tmp_path)):
+        with pytest.raises(DataError, match=rf"{CELLS} is in use: "):
+            ask()
+    file.close()
+    CellFile(tmp_path, identity).close()
+    (tmp_path / f".{IDENTITY}.stm-tmp-0123abcd").write_text("half")  # a kill leaves it
+    check_folder(tmp_path)
+    (tmp_path / ".other.stm-tmp-0123abcd").write_text("half")
+    with pytest.raises(UsageError, match=r"holds \.other"):
+        check_folder(tmp_path)
 
 
 @pytest.mark.usefixtures("no_figure")
