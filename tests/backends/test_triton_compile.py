@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hang import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +29,7 @@ def test_every_kernel_compiles(architecture: int, dtype: str, tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     compiled = [json.loads(line) for line in run.stdout.splitlines()]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from stm import pipeline
 from stm_cli.main import main
+from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ def stm(tmp_path: Path) -> Stm:
     def run(*args: str | Path, **environment: str) -> Run:
         fixed = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "stm_cli", *map(str, args)]
-        plain = {"env": os.environ | fixed | environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL, "timeout": 300}
+        plain = {"env": os.environ | fixed | environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL, "timeout": HANG}
         done = subprocess.run(command, capture_output=True, text=True, **plain)
         return Run(done.returncode, done.stdout, done.stderr)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stm import pipeline
+from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +20,7 @@ def test_the_demo_writes_the_folder_and_one_screen(tmp_path: Path) -> None:
     before = (out / "config.json").read_bytes()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     demo = [sys.executable, ROOT / "tools" / "demo.py"]
-    run = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(demo, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG)
     assert run.returncode == 0, run.stderr
     assert os.listdir(tmp_path) == [out.name]
     assert (out / "config.json").read_bytes() != before

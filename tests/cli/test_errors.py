@@ -11,6 +11,7 @@ import typer
 
 from stm.errors import ArtifactError, BackendError, CheckpointError, DataError, GateError, HubError, StmError, UsageError
 from stm_cli._errors import TABLE, guard
+from tests.hang import HANG
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -101,7 +102,7 @@ def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
     os.close(read)
     process = run(f"sys.exit(guard(lambda: [print('x' * 50) for _ in range({lines})] and None))", stdout=write)
     os.close(write)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=HANG)[1] == ""
     assert process.returncode == 1
 
 
@@ -109,7 +110,7 @@ def test_a_reader_that_goes_away_is_no_traceback(lines: int) -> None:
 def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
     with open("/dev/full", "w") as full:
         process = run("sys.exit(guard(lambda: print('x')))", stdout=full)
-        first, *rest = process.communicate(timeout=60)[1].splitlines()
+        first, *rest = process.communicate(timeout=HANG)[1].splitlines()
     assert first == "Error: the output cannot be written: No space left on device"
     assert process.returncode == 1 and len(rest) == 1
 
@@ -120,5 +121,5 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
     process = run(program + "sys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == ""
+    assert process.communicate(timeout=HANG)[1] == ""
     assert process.returncode == 130

@@ -16,6 +16,7 @@ from stm import pipeline
 from stm.errors import UsageError
 from stm.reports import Progress
 from stm_cli.main import main
+from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 LATIN = os.fsdecode(b"caf\xe9")  # a name in Latin-1, as old disks hold them: not UTF-8
@@ -255,7 +256,7 @@ def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
     gone.mkdir()
     words = f"rmdir ../gone && {sys.executable} -m stm_cli eval vim-digits"
     run = subprocess.run(
-        ["sh", "-c", words], cwd=gone, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+        ["sh", "-c", words], cwd=gone, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=HANG
     )
     assert run.returncode == 2
     assert run.stderr.startswith("Error: the current folder does not exist any more\n")

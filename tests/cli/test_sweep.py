@@ -18,6 +18,7 @@ import stm_cli.sweep
 from stm import tables
 from stm.errors import UsageError
 from tests.cli.conftest import ROOT
+from tests.hang import HANG
 
 pytest.importorskip("matplotlib")
 ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
@@ -92,7 +93,7 @@ def test_a_killed_sweep_gives_the_same_table(here, mini: Path, labelled: Path, t
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     plain: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     running = subprocess.Popen([sys.executable, "-m", "stm_cli", *command, "--out", "killed"], **plain)
-    cells, deadline = tmp_path / "killed" / "cells.jsonl", time.monotonic() + 120
+    cells, deadline = tmp_path / "killed" / "cells.jsonl", time.monotonic() + HANG
     while not (cells.exists() and cells.read_bytes().count(b"\n") >= 2):
         assert running.poll() is None and time.monotonic() < deadline, "it ended, or never stored a cell"
         time.sleep(0.002)

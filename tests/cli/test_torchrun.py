@@ -16,6 +16,7 @@ import torch
 
 from stm.measure.records import HEADER
 from tests.cli.conftest import ROOT, Run, Stm
+from tests.hang import HANG
 
 pytestmark = pytest.mark.slow
 Start = Callable[..., subprocess.Popen[str]]
@@ -44,7 +45,7 @@ def start(tmp_path: Path) -> Start:
 
 
 def end(started: subprocess.Popen[str]) -> Run:
-    out, err = started.communicate(timeout=300)
+    out, err = started.communicate(timeout=HANG)
     return Run(started.returncode, out, err)
 
 

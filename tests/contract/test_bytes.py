@@ -16,6 +16,7 @@ from stm import artifact
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.initialize import initialize
 from stm.model import ViM
+from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +43,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, dtype: str, method: str) 
         folder = tmp_path / hash_seed / "out"
         code = "import sys; from tests.contract.test_bytes import make; make(*sys.argv[1:])"
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", code, str(folder), dtype, method], check=True, env=environment, timeout=120)
+        subprocess.run([sys.executable, "-c", code, str(folder), dtype, method], check=True, env=environment, timeout=HANG)
         found.append(contents(folder))
     assert found[0].keys() == set(artifact.FILES) - {artifact.RESULTS}
     assert found[0] == found[1]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.hang import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Top to bottom, as in docs/design.md section 1: each imports only from above itself. A folder is one entry.
@@ -184,5 +186,16 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
 )
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     check = "import atexit, sys; atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'scipy'} & sys.modules.keys())))"
-    run = subprocess.run([sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    run = subprocess.run([sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     assert run.stdout.endswith("heavy: []\n"), run.stdout + run.stderr
+
+
+def test_no_test_holds_anything_to_a_clock() -> None:
+    """What waits for a process waits for `HANG`: a busy machine is slow, not wrong."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.value.lineno} waits {ast.unparse(node.value)}"
+        for path in python_files("tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword) and node.arg == "timeout" and isinstance(node.value, ast.Constant)
+    ]
+    assert wrong == []

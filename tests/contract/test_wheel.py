@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hang import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("stm", "stm_cli", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
@@ -23,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         else:
             shutil.copy(ROOT / name, copy)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", "."]
-    done = subprocess.run(build, cwd=copy, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(build, cwd=copy, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next((copy / "dist").glob("*.whl")))
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.hang import HANG
 from tests.hub.server import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,7 @@ class Client:
     def __call__(self, name: str, *args: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
         environment = self.clean | self.environment | ({"HF_HUB_OFFLINE": "1"} if offline else {})
         command = [sys.executable, "-c", CLIENT, json.dumps([name, args, kwargs])]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=HANG)
         assert run.returncode == 0, run.stderr
         assert SECRET not in run.stdout + run.stderr
         out: dict[str, Any] = json.loads(run.stdout)

@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from stm.hub.aliases import ALIASES, ARCHIVES
+from tests.hang import HANG
 from tests.hub.server import Hub, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def main() -> None:
         online = inherited | hub.environment(here / "hf") | {"PYTHONPATH": str(ROOT), "HF_TOKEN": LOGIN}
 
         def run(*words: str, **more: str) -> str:
-            done = subprocess.run([sys.executable, *words], cwd=here, env=online | more, capture_output=True, text=True, timeout=300)
+            done = subprocess.run([sys.executable, *words], cwd=here, env=online | more, capture_output=True, text=True, timeout=HANG)
             assert done.returncode == 0, f"{words}: {done.stderr}"
             assert LOGIN not in done.stdout + done.stderr
             return done.stdout

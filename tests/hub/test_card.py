@@ -30,6 +30,7 @@ from stm.model import ViM
 from stm.reports import Environment, Flops, ServedSpeed
 from stm.schedule import Schedule, Step
 from stm_cli.main import app
+from tests.hang import HANG
 from tools.embedded_card import embedded_card
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=12, d_state=2, dt_rank=1)
@@ -245,7 +246,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     script = "\n".join(["set -e", f'stm() {{ "{sys.executable}" -m stm_cli "$@"; }}', *commands])
     run = subprocess.run(
-        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=120
+        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=HANG
     )
     assert run.returncode == 0 and run.stdout.startswith(f"./{NAMES[0]}") and "photo.jpg" in run.stdout, run.stderr
 

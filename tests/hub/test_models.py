@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stm.hub.aliases import ALIASES
+from tests.hang import HANG
 from tests.hub.conftest import MINI, ROOT, SECRET, Run, Stm
 from tests.hub.server import Fault, Hub, Repo
 
@@ -192,6 +193,6 @@ def test_without_huggingface_hub_folders_load_and_names_say_what_to_install(fold
         "try:\n    stm.load('owner/small')\n"
         "except stm.StmError as error:\n    print(error, '|', error.hint)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     expected = "the Hub needs huggingface_hub, which is not installed | pip install huggingface_hub\n"
     assert run.stdout == expected, run.stderr

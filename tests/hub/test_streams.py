@@ -15,6 +15,7 @@ from stm.errors import DataError, HubError
 from stm.hub.ranges import HubFile
 from stm.hub.streams import open_stream
 from stm.measure.images import ParquetImage, TarImage
+from tests.hang import HANG
 from tests.hub.conftest import MINI, Stm, clean_environment
 from tests.hub.server import Fault, Hub, Repo
 from tests.hub.test_samples import CONFIG, PICTURES, parquet, picture
@@ -93,7 +94,7 @@ def test_two_processes_read_a_stream_once_between_them(hub: Hub, stm: Stm, home:
     hub.seen.clear()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stm_cli", *common, "two.csv"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=clean_environment(**hub.environment(home)), capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env=clean_environment(**hub.environment(home)), capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.hang import HANG
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -98,6 +100,6 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
         yield Browser(to_write, back_read)
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=HANG)
         os.close(to_write)
         os.close(back_read)

@@ -14,6 +14,7 @@ from torch import Tensor
 from stm import artifact
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import ArtifactError
+from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(image_size=8, patch=4, stride=4, d_model=4, depth=2, d_state=2, dt_rank=1)
@@ -158,7 +159,7 @@ def test_a_real_limit_on_file_size(folder: Path) -> None:
     """RLIMIT_FSIZE stops the weights in the middle. (Python ignores SIGXFSZ, so the write fails with EFBIG.)"""
     before = snapshot(folder.parent)
     run = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(folder), str(ROOT), "50000"], capture_output=True, text=True, env=environment(), timeout=60
+        [sys.executable, "-c", LIMITED, str(folder), str(ROOT), "50000"], capture_output=True, text=True, env=environment(), timeout=HANG
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
@@ -216,7 +217,7 @@ print(line, changed)
 
 def test_a_kill_at_any_moment_leaves_a_folder_that_loads(folder: Path) -> None:
     """Before every seventh line of the writer; tests/unit/test_atomic.py kills before every line of the exchange."""
-    run = subprocess.run([sys.executable, "-c", KILLER, str(folder), "7"], capture_output=True, text=True, env=environment(), timeout=120)
+    run = subprocess.run([sys.executable, "-c", KILLER, str(folder), "7"], capture_output=True, text=True, env=environment(), timeout=HANG)
     assert run.returncode == 0, run.stderr
     lines, changed = map(int, run.stdout.split())
     assert lines > 150

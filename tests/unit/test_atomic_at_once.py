@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import stm
+from tests.hang import HANG
 from tests.pictures import labelled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,7 @@ def here(tmp_path: Path) -> Path:
 def run(here: Path, script: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(here / "tmp")}
     command = [sys.executable, "-c", PRELUDE + script]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hang import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 
 KILLER = """
@@ -79,7 +81,7 @@ def test_a_kill_before_any_line_leaves_the_old_folder_or_the_new_one(tmp_path: P
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=60,
+        timeout=HANG,
     )
     assert run.returncode == 0, run.stderr
     lines, first_new = map(int, run.stdout.split())

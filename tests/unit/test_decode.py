@@ -17,6 +17,7 @@ from stm.errors import DataError, UsageError
 from stm.measure.data import SampleSet, from_files, iterate, workers_for
 from stm.measure.images import ImageFile, Pixels, Sample
 from stm.measure.preprocess import preprocess
+from tests.hang import HANG
 from tests.pictures import PREP, labels_of, opened, picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +153,7 @@ def test_workers_of_a_killed_run_go_by_themselves(tmp_path):
         assert "_imaging" in libraries
         assert "libtorch" not in libraries
         run.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while worker.exists() and "\nState:\tZ" not in (worker / "status").read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not worker.exists() or "\nState:\tZ" in (worker / "status").read_text()

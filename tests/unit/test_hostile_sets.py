@@ -21,6 +21,7 @@ from stm.measure import images
 from stm.measure.data import from_files, iterate
 from stm.page.facts import read_rows
 from stm.reports import skipped_notes
+from tests.hang import HANG
 from tests.pictures import PREP, labelled, labels_of, make_config, opened, picture
 from tests.unit.test_layouts import KIT, development_kit, validation_images
 
@@ -279,7 +280,7 @@ def trap(tmp_path):
 def run_in(folder, code_or_words, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "PYTHONPATH")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *code_or_words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *code_or_words], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG)
     mark = tmp_path / "mark"
     return done, mark.read_text() if mark.exists() else ""
 

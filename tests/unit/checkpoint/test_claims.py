@@ -18,6 +18,7 @@ import torch
 
 from stm.checkpoint import read
 from stm.checkpoint_pickle import Claim, Reader
+from tests.hang import HANG
 from tests.unit.checkpoint.cases import State, refused, save
 from tests.unit.checkpoint.test_pickles import Renamed, dumps
 
@@ -171,7 +172,7 @@ print(peak() - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_none_takes_memory(tmp_path: Path) -> None:
     """All of them in one process that may take 256 MB more than it has."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, hostile(tmp_path))], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, hostile(tmp_path))], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100_000  # KB
 
