@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 
 SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+LONGEST = 300  # characters of one of them; a file may hold a name of any length
 
 
 class StmError(Exception):
@@ -67,7 +68,7 @@ def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a sentence: the first few, and how many more there are."""
-    every = list(names)
+    """Names for a sentence: the first few, and how many more there are. A very long one is cut."""
+    every = [name if len(name) <= LONGEST else name[: LONGEST - 3] + "..." for name in names]
     more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
     return ", ".join(every[:SHOWN]) + more
