@@ -166,7 +166,7 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
             kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
             what = f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
-            raise CheckpointError(f"{where}: {name!r} {what}", f"it holds {listed(map(repr, state))}")
+            raise CheckpointError(f"{where}: {listed([repr(name)])} {what}", f"it holds {listed(map(repr, state))}")
     ignored: tuple[str, ...] = ()
     if not ema and any(name in held for name in _AVERAGES):
         ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)

@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 
 from stm.checkpoint_pickle import Claim, Reader
-from stm.errors import CheckpointError, check_name
+from stm.errors import CheckpointError, check_name, listed
 
 _AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
@@ -187,7 +187,7 @@ def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
 
 def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
     # os.system pickles under the module that implements it
-    names = ", ".join(f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted)
+    names = listed(f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted)
     return CheckpointError(
         f"{path} wants {names}, which is neither a tensor nor a plain setting: reading it would run code, so it was not read",
         "ask its author for the state dict alone: torch.save(model.state_dict(), FILE)",
@@ -212,10 +212,8 @@ def _unknown(names: list[str]) -> list[str]:
 def _follow(path: Path, reader: Reader, archive: bool) -> None:
     """Have every pickle of the file read that torch would load."""
     if archive:
-        with zipfile.ZipFile(path) as records:
-            for record in records.infolist():
-                if record.filename.lower().endswith("/data.pkl"):  # torch's reader does not look at case
-                    reader.read(io.BytesIO(records.read(record)))
+        with path.open("rb") as file:  # by torch's own reader: two readers of zip files can find two different records in one
+            reader.read(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
         return
     # Mapped, because a length in a pickle may be any number: reading a file would make room for it first.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

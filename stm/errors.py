@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+LONGEST = 300  # characters of one of them; a file may hold a name of any length
 
 
 class StmError(Exception):
@@ -99,5 +100,5 @@ def listed(names: Iterable[str], count: int | None = None) -> str:
     """
     every = list(names)
     more = (len(every) if count is None else count) - len(every[:SHOWN])
-    shown = (re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name) for name in every[:SHOWN])
+    shown = (brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name), LONGEST) for name in every[:SHOWN])
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
