@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from stm.errors import DataError, listed
 from stm.labels import class_indices
-from stm.measure.formats import check_file, is_image
+from stm.measure.formats import SUFFIXES, check_file, is_image
 from stm.measure.images import ImageFile, Sample
 
 LABELS = "labels.csv"
@@ -60,10 +60,10 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
     if os.path.lexists(folder / LABELS):  # a link to nowhere is a table too, which cannot be read
         return _from_csv(folder, classes, label_names)
     files, folders, others = _contents(folder)
-    below = {path.name: _below(path) for path in folders}
     if any(VALIDATION.fullmatch(file.name) for file in files):
-        strays = [image for found in below.values() for image in found.images]  # a table of labels may be among the rest
+        strays = [image for path in folders for image in _below(path, strict=False).images]  # the development kit may be among the rest
         return Found(_validation_set(folder, files, classes), _names(folder, [*others, *strays]))
+    below = {path.name: _below(path) for path in folders}
     labelled = {name: found.images for name, found in below.items() if found.images}
     skipped = _names(folder, [*others, *(path for found in below.values() for path in found.others)])
     if files and labelled:
@@ -106,24 +106,34 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     return images, folders, sorted({*files} - {*images})
 
 
-def _below(folder: Path) -> _Files:
-    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as other files."""
+def _below(folder: Path, *, strict: bool = True) -> _Files:
+    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as other files.
+
+    Args:
+        strict: refuse folders that cannot be read; else they are left out.
+    """
 
     def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+        if strict:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     images, others = list[Path](), list[Path]()
     for here, folders, names in os.walk(folder, onerror=refuse):
         for path in (Path(here, name) for name in names if not name.startswith(".")):
             (images if is_image(path) else others).append(path)
-        others += [path for name in folders if not name.startswith(".") and (path := Path(here, name)).is_symlink()]
+        others += [path for name in folders if (path := Path(here, name)).is_symlink()]
     return _Files(images, others)
 
 
 def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
-    """What the files are called in the folder, sorted; without what nobody need be told of."""
-    told = (path for path in paths if not {path.name.lower(), path.stem.lower()} & LITTER and path.name not in TABLES)
-    return sorted(path.relative_to(folder).as_posix() for path in told)
+    """What the files are called in the folder, sorted; without what nobody need be told of: litter, tables, and all that is hidden."""
+    told = (path.relative_to(folder) for path in paths if not _is_litter(path))
+    return sorted(path.as_posix() for path in told if not any(part.startswith(".") for part in path.parts))
+
+
+def _is_litter(path: Path) -> bool:
+    named = {path.name.lower(), path.stem.lower()} & LITTER
+    return path.name in TABLES or (bool(named) and path.suffix.lower() not in SUFFIXES)
 
 
 def only(skipped: Sequence[str]) -> str:
@@ -155,7 +165,7 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
     indices = class_indices(where, classes, label_names)
     samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
     listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
-    left = [name for name in _names(folder, _below(folder).images) if os.path.normpath(name) not in listed_here]
+    left = [name for name in _names(folder, _below(folder, strict=False).images) if os.path.normpath(name) not in listed_here]
     return Found(samples, [f"{name} (not in {LABELS})" for name in left])
 
 

@@ -184,7 +184,8 @@ def test_files_that_are_no_images_are_said_and_counted(here, mini: Path, labelle
     assert f"Note: {said}" in run.err
     document = json.loads(run.out)
     assert (document["skipped"], document["skipped_files"]) == (9, [f"0/{number}.heic" for number in range(8)])
-    run = here("compress", mini, "--data", "set", "--calibration", "set/0", "--hsp", "static", "--out", "small", "--json")
+    calibrated = ("--calibration", "set/0", "--method", "paper", "--hsp", "static", "--out", "small")
+    run = here("compress", mini, "--data", "set", *calibrated, "--json")
     document = json.loads(run.out)
     assert document["eval"]["skipped"] == 9 and f"Note: {said}" in run.err
     assert "calibration: 9 files were not taken for images: 0.heic" in run.err

@@ -1,6 +1,7 @@
 """Folders of images: every layout that is read, and everything that is refused, by a sentence that names it."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -263,11 +264,22 @@ def test_files_that_are_no_images_are_counted_and_litter_is_not(tmp_path):
     assert opened(tmp_path, need_labels=False).skipped == told
 
 
-def test_images_that_labels_csv_leaves_out_are_told(tmp_path):
+WALK = os.walk
+
+
+def with_an_unreadable_folder(top, onerror):
+    """`os.walk`, with an error as of a folder that is another user's."""
+    yield from WALK(top)
+    onerror(PermissionError(13, "Permission denied", f"{top}/locked"))
+
+
+def test_images_that_labels_csv_leaves_out_are_told(tmp_path, monkeypatch):
     folder = labelled(tmp_path, ["a.png,1", "./in/b.png,2"])
     picture(folder / "c.png")
     picture(folder / "in" / "d.png")
+    picture(folder / ".thumbnails" / "a.png")
     (folder / "notes.txt").write_text("not asked for")
+    monkeypatch.setattr(layouts.os, "walk", with_an_unreadable_folder)
     assert opened(folder).skipped == ("c.png (not in labels.csv)", "in/d.png (not in labels.csv)")
 
 
