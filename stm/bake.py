@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stm import hsp
 from stm.bnnm import plan_schedule
-from stm.config import METHODS, Calibration, Config, Protection, Recipe
+from stm.config import METHODS, Calibration, Protection, Recipe
 from stm.errors import UsageError
 from stm.model import ViM
 from stm.plan import StaticPlan, Taps

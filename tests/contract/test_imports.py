@@ -25,12 +25,13 @@ RUNTIME = (
     "backends",
     "plan",
     "provenance",
+    "tensors",
     "model",
     "allocator",
     "prepared",
     "serving",
 )
-RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
+RUNTIME += ("device", "atomic", "artifact", "loading")
 LIBRARY = ("initialize", "labels", "checkpoint_file", "checkpoint_infer", "checkpoint", "checkpoint_write", "budget", "bnnm", "bake")
 ORDER = (
     *RUNTIME,
