@@ -35,6 +35,8 @@ def load(
 ) -> ViM:
     """A model from a folder that stm wrote, or from a Hub repository that holds one; in evaluation mode.
 
+    Its weights require a gradient, as everywhere in PyTorch: `train()` and an optimizer train it.
+
     Args:
         folder_or_repo: a folder; else `user/name`, or `vim-digits`, the model that comes with the package.
         revision: of a repository: a branch, tag or commit.
@@ -208,7 +210,7 @@ def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
         model.cast(dtype)
     if model.mark is None:
         model.mark = mark(model, model.config)
-    return model.requires_grad_(False).to(place).eval()
+    return model.to(place).eval()
 
 
 def is_repo(name: str) -> bool:

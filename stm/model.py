@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend, choose, status
-from stm.config import Config, ModelConfig, dense_schedule
+from stm.config import Config, ModelConfig
 from stm.plan import Plan, State, StaticPlan, Taps
-from stm.provenance import Mark, as_cast, is_changed, mark, under_plan
+from stm.provenance import Mark, as_cast, as_dense, is_changed, mark, under_plan
 from stm.scan import gated, projected, step_sizes
 from stm.schedule import Schedule
+from stm.tensors import check_images
 
 if TYPE_CHECKING:
     from stm.serving import Served
@@ -31,7 +32,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class ViM(nn.Module):
     """A Vision Mamba classifier, dense or compressed.
 
-    Parameters are uninitialised until they are loaded, or drawn by `stm.initialize`.
+    Parameters are uninitialised until they are loaded, or drawn by `stm.initialize`, and require a gradient: `train()` and an optimizer
+    train it, dense or compressed. Inference is cheapest in `torch.inference_mode()`.
 
     Args:
         config: its shape, and its schedule where it is compressed.
@@ -71,12 +73,17 @@ class ViM(nn.Module):
         return self.config.schedule
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), float32, of normalised images (B, C, H, W)."""
+        """Logits (B, classes), float32, of normalised images (B, C, H, W) of any floating dtype.
+
+        Raises:
+            UsageError: images of another kind, dtype, shape or device; the sentence says what was expected.
+        """
         return self.classify(self.run(self.embed(images)))
 
     def embed(self, images: Tensor) -> State:
         """What enters block 0: patches with the class token in its place, plus the position embedding."""
         model = self.config.model
+        check_images(images, (model.in_chans, model.image_size, model.image_size), self.cls_token.device)
         patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).mT.to(self.pos_embed.dtype)  # (B, L - 1, D)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
         x = torch.cat([patches[:, : model.cls], cls, patches[:, model.cls :]], 1) + self.pos_embed  # (B, L, D)
@@ -116,7 +123,7 @@ class ViM(nn.Module):
         other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
         other.plan = plan
         other.mark = under_plan(self.mark, plan)
-        other.config = config or (self.config if plan is not None else _dense(self.config))
+        other.config = config or (self.config if plan is not None else as_dense(self.config))
         return other
 
     def cast(self, dtype: str) -> "ViM":
@@ -139,7 +146,8 @@ class ViM(nn.Module):
         """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA device.
 
         It shares the parameters, which must not change any more: what is packed would not. It takes batches of any size, best of this
-        one, cannot be moved or cast, and on a processor has glibc keep up to 256 MB of freed memory (`stm.allocator`).
+        one, and on a processor has glibc keep up to 256 MB of freed memory (`stm.allocator`). It cannot be moved, cast or trained: its
+        logits have no gradient. A copy or a pickle holds the model, and is served anew. Autocast changes nothing in it.
 
         Args:
             batch_size: images that usually come together.
@@ -228,12 +236,6 @@ class ViM(nn.Module):
         from stm.loading import load  # it imports this module
 
         return load(folder_or_repo, **options)
-
-
-def _dense(config: Config) -> Config:
-    """What the dense model says that a compressed one was made of."""
-    schedule = dense_schedule(config.model)
-    return dataclasses.replace(config, schedule=schedule, protection=None, recipe=None, measured=(), files={})
 
 
 def at(x: Tensor, position: int | Tensor) -> Tensor:
@@ -380,7 +382,8 @@ class Mixer(nn.Module):
         self.in_proj.to(dtype)
         self.out_proj.to(dtype)
         for name in ("x_proj_weight", "dt_proj_weight"):
-            setattr(self, name, nn.Parameter(getattr(self, name).to(dtype)))
+            weight = getattr(self, name)
+            setattr(self, name, nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad))
 
     def rates(self) -> Tensor:
         """A (K, E, N), negative."""

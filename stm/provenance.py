@@ -9,7 +9,7 @@ import dataclasses
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from stm.config import Config, Measured
+from stm.config import Config, Measured, dense_schedule
 
 if TYPE_CHECKING:  # a card is written without torch
     from torch import Tensor, nn
@@ -79,6 +79,11 @@ def as_cast(config: Config, dtype: str) -> Config:
         return config
     recipe = config.recipe if config.dtype == "float32" and config.recipe is not None and config.recipe.calibration is None else None
     return dataclasses.replace(config, dtype=dtype, measured=(), recipe=recipe)
+
+
+def as_dense(config: Config) -> Config:
+    """What the dense model says that a compressed one was made of."""
+    return dataclasses.replace(config, schedule=dense_schedule(config.model), protection=None, recipe=None, measured=(), files={})
 
 
 def own_source(config: Config) -> Config:

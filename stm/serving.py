@@ -18,8 +18,11 @@ from stm.allocator import keep_freed
 from stm.errors import UsageError
 from stm.model import ViM
 from stm.prepared import PreparedBlock, Workspace
+from stm.tensors import check_images
 
 AT_ONCE = 8  # images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory new each time)
+_FOR_INFERENCE = "what optimize returns is for inference alone: its logits have no gradient"
+_PLAIN = "train the model that optimize was called on, then optimize it again"
 _WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
 
 Run = Callable[[Tensor], Tensor]
@@ -28,27 +31,66 @@ Run = Callable[[Tensor], Tensor]
 class Served(nn.Module):
     """Logits of normalised images, for inference only. Batches of any size are taken in portions.
 
+    They have no gradient, and no autocast changes them: what is packed, recorded or laid out has its dtype.
+
     Args:
         model: what was arranged; its parameters are the original's.
         run: logits (b, classes) of a portion (b, C, H, W).
         portion: the images that `run` takes.
         exact: `run` takes no fewer: a smaller portion is filled up with zeros, and their logits are dropped.
         notes: what could not be done, in sentences.
+        made_of: the original and the batch size, of which a copy is made anew.
     """
 
-    def __init__(self, model: ViM, run: Run, portion: int, *, exact: bool = False, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: ViM,
+        run: Run,
+        portion: int,
+        *,
+        exact: bool = False,
+        notes: tuple[str, ...] = (),
+        made_of: tuple[ViM, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self.run, self.portion, self.exact, self.notes = model, run, portion, exact, notes
-        self.eval()
+        self.model, self.run, self.portion, self.exact, self.notes, self.made_of = model, run, portion, exact, notes, made_of
+        self.training = False  # `eval` would also change what it shares with the original
 
-    @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), float32, of normalised images (B, C, H, W)."""
+        """Logits (B, classes), float32, of normalised images (B, C, H, W).
+
+        Raises:
+            UsageError: images of another kind, dtype or shape, none at all, or some that want a gradient.
+        """
         shape = self.model.config.model
         expected = (shape.in_chans, shape.image_size, shape.image_size)
-        if images.dim() != 4 or images.shape[1:] != expected or not images.shape[0]:
+        check_images(images, expected)
+        if not images.shape[0]:
             raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))}) with B at least 1")
-        return torch.cat([self._portion(part) for part in images.split(self.portion)])
+        if images.requires_grad and torch.is_grad_enabled():
+            raise UsageError(f"images require a gradient, and {_FOR_INFERENCE}", _PLAIN)
+        with torch.inference_mode(), torch.autocast(self.model.cls_token.device.type, enabled=False):
+            return torch.cat([self._portion(part) for part in images.split(self.portion)])
+
+    def train(self, mode: bool = True) -> "Served":
+        """Refuse to be trained: what is packed, recorded or laid out has no gradient, and would not follow the weights."""
+        if mode:
+            raise UsageError(_FOR_INFERENCE, _PLAIN)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Served":
+        """Refuse as `train` does. Without a gradient it is already; the original's parameters stay as they are."""
+        return self.train(requires_grad)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Refuse other weights, which what is packed, recorded or laid out would not follow."""
+        raise UsageError("what optimize returns keeps the weights that it was made with", "load them into the model, and optimize that")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What copies and pickles hold: the original, which is served anew. Packed weights and recordings are of this process."""
+        if self.made_of is None:
+            raise UsageError("this served model does not know what it was made of", "copy the model, and optimize that")
+        return optimize, self.made_of
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Served":
         """What `to`, `half` and the like do: what is packed, recorded or laid out cannot follow."""
@@ -63,16 +105,22 @@ def optimize(model: ViM, batch_size: int) -> Served:
     """See `ViM.optimize`."""
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
+    with torch.autocast(model.cls_token.device.type, enabled=False):  # what is compared, recorded or laid out has the model's dtype
+        return _arranged(model, batch_size)
+
+
+def _arranged(model: ViM, batch_size: int) -> Served:
     device = model.cls_token.device
     if device.type == "cuda":
-        return Served(model, _recorded(model, batch_size), batch_size, exact=True)
+        return Served(model, _recorded(model, batch_size), batch_size, exact=True, made_of=(model, batch_size))
     if device.type != "cpu":
-        return Served(model, model, batch_size, notes=(f"nothing is known to help on {device.type}",))
+        return Served(model, model, batch_size, notes=(f"nothing is known to help on {device.type}",), made_of=(model, batch_size))
     keep_freed()
     portion = min(batch_size, AT_ONCE)
     packed, reason = _packed(model, portion)
     arranged = _prepared(packed)
-    return Served(arranged, arranged, portion, notes=() if reason is None else (f"weights are not packed: {reason}",))
+    notes = () if reason is None else (f"weights are not packed: {reason}",)
+    return Served(arranged, arranged, portion, notes=notes, made_of=(model, batch_size))
 
 
 class PackedLinear(nn.Module):

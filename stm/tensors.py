@@ -1,4 +1,4 @@
-"""Whether tensors are the ones that a model takes: names, shapes, dtypes, finite values."""
+"""Whether tensors are the ones that a model takes: weights by their names, shapes, dtypes and finite values; images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stm.config import Config
-from stm.errors import StmError, listed
+from stm.errors import StmError, UsageError, listed
 
 Shape = tuple[int, ...]
 
@@ -107,6 +107,30 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError
     bad = [name for name, tensor in sorted(tensors.items()) if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise error(f"{where} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed(bad)})")
+
+
+def check_images(images: object, expected: tuple[int, int, int], device: torch.device | None = None) -> None:
+    """Refuse what no model takes as its input, before torch does in words of its own. Looks at no value.
+
+    Args:
+        images: (B, C, H, W), floating.
+        expected: C, H and W.
+        device: the model's; None where images of any device will do.
+
+    Raises:
+        UsageError: they are of another kind, dtype, shape or device.
+    """
+    if not isinstance(images, Tensor) or images.layout != torch.strided:
+        kind = f"a tensor of layout {images.layout}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
+        raise UsageError(f"images are {kind}, expected a dense tensor (B, {', '.join(map(str, expected))})")
+    if images.dim() != 4 or images.shape[1:] != expected:
+        hint = "resize and crop them as config.preprocessing says" if images.dim() == 4 else "stack them: torch.stack(images)"
+        raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))})", hint)
+    if not images.is_floating_point():
+        hint = "divide bytes by 255, then subtract config.preprocessing.mean and divide by its std"
+        raise UsageError(f"images are {dtype_name(images)}, expected floating numbers that are normalised", hint)
+    if device is not None and images.device != device:
+        raise UsageError(f"images are on {images.device}, expected {device}, where the model is", f'move them: images.to("{device}")')
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -33,7 +33,7 @@ def operator(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(name, function, device)
+        _LIBRARY.impl(name, function if backward is not None else _in_own_dtypes(function), device)
         torch.library.register_fake(f"stm::{name}", fake, lib=_LIBRARY)
         formula = _once(name) if backward is None else _formula(backward, constants)
         torch.library.register_autograd(f"stm::{name}", formula, setup_context=_save, lib=_LIBRARY)
@@ -41,6 +41,17 @@ def operator(
         return registered
 
     return register
+
+
+def _in_own_dtypes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward operator without autocast, which may be on when `backward()` is called, and would give its products another dtype."""
+
+    def run(*inputs: Any) -> Any:
+        tensor = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(*inputs)
+
+    return run
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -28,23 +28,15 @@ RUNTIME = (
     "backends",
     "plan",
     "provenance",
+    "tensors",
     "model",
     "allocator",
     "prepared",
     "serving",
 )
-RUNTIME += ("device", "tensors", "atomic", "artifact", "loading")
+RUNTIME += ("device", "atomic", "artifact", "loading")
 LIBRARY = ("initialize", "labels", "command", "checkpoint_pickle", "checkpoint_file")
-LIBRARY += (
-    "checkpoint_pickle",
-    "checkpoint_file",
-    "checkpoint_stored",
-    "checkpoint_preprocess",
-    "checkpoint_infer",
-    "checkpoint",
-    "checkpoint_write",
-)
-LIBRARY += ("budget", "bnnm", "bake")
+LIBRARY += ("checkpoint_stored", "checkpoint_preprocess", "checkpoint_infer", "checkpoint", "checkpoint_write", "budget", "bnnm", "bake")
 ORDER = (
     *RUNTIME,
     *LIBRARY,

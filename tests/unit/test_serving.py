@@ -1,6 +1,8 @@
 """`optimize`: the same logits as the model's; what it packs or records, and what it says where it cannot."""
 
 import copy
+import io
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -164,6 +166,87 @@ def test_what_cannot_be_is_refused(dense: stm.ViM) -> None:
     for shape in ((3, 64, 64), (1, 3, 64, 32), (0, 3, 64, 64)):
         with pytest.raises(UsageError, match="expected \\(B, 3, 64, 64\\)"):
             served(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("method", [None, "stm", "paper"])
+def test_a_served_model_is_for_inference_and_says_so(dense: stm.ViM, images: Tensor, method: str | None) -> None:
+    model = copy.deepcopy(dense) if method is None else stm.compress(dense, rate=0.4, method=method)
+    model.train()
+    served = model.optimize(batch_size=2)
+    assert not served.training and model.head.training, "serving leaves the original's mode alone"
+    assert served.eval() is served and not served(images).requires_grad
+    for ask in (served.train, served.requires_grad_, lambda: served(images.clone().requires_grad_())):
+        with pytest.raises(UsageError, match="what optimize returns is for inference alone: its logits have no gradient") as caught:
+            ask()
+        assert caught.value.hint == "train the model that optimize was called on, then optimize it again"
+    with pytest.raises(UsageError, match="keeps the weights that it was made with"):
+        served.load_state_dict(model.state_dict())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", [None, "stm", "paper"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autocast_changes_nothing_in_a_served_model(images: Tensor, method: str | None, dtype: str) -> None:
+    model = stm.load_checkpoint(MINI, device="cpu", dtype=dtype)
+    model = model if method is None else stm.compress(model, rate=0.4, method=method)
+    served = model.optimize(batch_size=4)
+    expected = served(images)
+    for cast in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=cast):
+            assert torch.equal(served(images), expected)
+            made_inside = model.optimize(batch_size=4)
+            assert made_inside.notes == served.notes
+            assert torch.equal(made_inside(images), expected)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda served: pickle.loads(pickle.dumps(served)), "torch.save"])
+def test_a_copy_or_a_pickle_is_served_anew(dense: stm.ViM, images: Tensor, again: Any) -> None:
+    served = stm.compress(dense, rate=0.4).optimize(batch_size=3)
+    if again == "torch.save":
+        file = io.BytesIO()
+        torch.save(served, file)
+        file.seek(0)
+        other = torch.load(file, weights_only=False)
+    else:
+        other = again(served)
+    assert other is not served and other.portion == served.portion
+    assert torch.equal(other(images), served(images))
+
+
+IMAGES = torch.zeros(2, 3, 64, 64)
+WRONG = {
+    "uint8": (IMAGES.to(torch.uint8), "images are uint8, expected floating numbers that are normalised"),
+    "int64": (IMAGES.long(), "images are int64, expected floating"),
+    "bool": (IMAGES > 0, "images are bool, expected floating"),
+    "complex": (IMAGES.to(torch.complex64), "images are complex64, expected floating"),
+    "size": (torch.zeros(2, 3, 32, 32), r"images are \(2, 3, 32, 32\), expected \(B, 3, 64, 64\)"),
+    "channels": (torch.zeros(2, 1, 64, 64), r"images are \(2, 1, 64, 64\), expected \(B, 3, 64, 64\)"),
+    "channels last": (torch.zeros(2, 64, 64, 3), r"images are \(2, 64, 64, 3\), expected \(B, 3, 64, 64\)"),
+    "rank": (IMAGES[0], r"images are \(3, 64, 64\), expected \(B, 3, 64, 64\)"),
+    "array": (IMAGES.numpy(), r"images are of type ndarray, expected a dense tensor \(B, 3, 64, 64\)"),
+    "nothing": (None, "images are of type NoneType, expected a dense tensor"),
+    "sparse": (IMAGES.to_sparse(), "images are a tensor of layout torch.sparse_coo, expected a dense tensor"),
+    "device": (IMAGES.to("meta"), "images are on meta, expected cpu, where the model is"),
+}
+
+
+@pytest.mark.parametrize("problem", WRONG)
+def test_images_that_no_model_takes(dense: stm.ViM, problem: str) -> None:
+    wrong, said = WRONG[problem]
+    model: Any = stm.compress(dense, rate=0.4)
+    for take in (model, model.features, dense, model.optimize(batch_size=2)):
+        with pytest.raises(UsageError, match=said) as caught:
+            take(wrong)
+        assert "\n" not in caught.value.message
+
+
+def test_images_of_any_floating_dtype(dense: stm.ViM, images: Tensor) -> None:
+    served = dense.optimize(batch_size=4)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        expected = dense(images.to(dtype).float())
+        for found in (dense(images.to(dtype)), served(images.to(dtype))):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 # What `optimize` prepares for the native backend (stm/prepared.py) is the packed model's forward.
