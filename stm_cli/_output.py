@@ -66,7 +66,7 @@ class Output:
         else:
             drawn = console()
             with drawn.capture() as kept:
-                drawn.print(screen())
+                drawn.print(screen(), crop=False)
             sys.stdout.write(re.sub(r" +$", "", kept.get(), flags=re.MULTILINE))  # tables pad every line
 
     def note(self, text: str) -> None:

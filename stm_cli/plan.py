@@ -72,7 +72,8 @@ def screen(report: PlanReport) -> RenderableType:
     below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
     if report.data is not None:
         below.append(("agreement", f"with the dense model's top-1, on {report.n} images of {report.data}: a hint, not an accuracy"))
-    commands = [Text(row.compress) for row in rows if row.compress is not None]
+    # each on one line, whatever the terminal's width: to be pasted
+    commands = [Text(row.compress, no_wrap=True, overflow="ignore") for row in rows if row.compress is not None]
     return Group(report.model, table, fields(below), *commands)
 
 
