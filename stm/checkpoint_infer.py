@@ -191,7 +191,7 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
     if asked is not None:
         if (stride := _stride(asked, patch, grid, stored.stride) or _stride(asked, patch, grid, None)) is None:
             raise UsageError(f"image_size is {asked}, but {where} holds {fits}", edge)
-        by = named.by if own is None and named is not None and named.value == asked else None  # as `_settled` says it
+        by = named.by if own is None and named is not None and named.value == asked else None  # as in `_reading`
         return asked, stride, f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}"
     if own is not None:
         if (stride := _stride(own, patch, grid, stored.stride)) is None:

@@ -7,6 +7,7 @@ from typing import Any
 from stm import artifact, atomic, checkpoint_write
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.checkpoint import to_official
+from stm.config import INTERPOLATIONS, Config, Preprocess
 from stm.errors import UsageError
 from stm.hub import push as hub_push
 from stm.hub.aliases import ALIASES
@@ -109,4 +110,20 @@ def export(
         tensors=len(tensors),
         bytes=(output if official else output / artifact.WEIGHTS).stat().st_size,
         notes=() if vim.plan is None else (lost,),
+        reading=_reading(vim.config) if official else {},
     )
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    """The options that read an official file, which holds tensors alone, as the model that it was written from."""
+    shape, prep = config.model, config.preprocessing
+    options: dict[str, Any] = {"image_size": shape.image_size, "class_token": shape.class_token, "divide_out": shape.divide_out}
+    usual = Preprocess.official(shape.image_size)
+    options |= {name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)}
+    if prep.interpolation != usual.interpolation and prep.interpolation in INTERPOLATIONS:
+        options["interpolation"] = prep.interpolation
+    if prep.resize != usual.resize:
+        # the shortest ratio that gives this side; half a pixel more, because the quotient is rounded down
+        ratios = (round(prep.crop / (prep.resize + 0.5), digits) for digits in range(1, 16))
+        options |= next(({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {})
+    return options

@@ -219,7 +219,7 @@ class InfoReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
-    """`stm export`: the file, and what of the model it does not hold."""
+    """`stm export`: the file, and what of the model it does not hold. `reading`: the options that read an official file as this model."""
 
     output: str
     format: str
@@ -227,6 +227,7 @@ class ExportReport(Report):
     tensors: int
     bytes: int
     notes: tuple[str, ...] = ()
+    reading: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

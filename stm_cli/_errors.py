@@ -33,9 +33,10 @@ def _usage(caught: typer.TyperException) -> Failure:
     return Failure(caught.exit_code, caught.format_message().rstrip("."), f"{command} --help shows what it takes")
 
 
-def _question(caught: Question) -> Failure:
-    """Each answer as a whole command, if this one can be repeated and its MODEL is what the question is about."""
-    return Failure(caught.exit_code, caught.message, caught.hinted(caught.answers, typed()) if caught.answers else caught.hint)
+def _ours(caught: StmError) -> Failure:
+    """What it says itself; of a question, each answer as the whole command that gives it."""
+    hint = caught.hinted(caught.answers, typed()) if isinstance(caught, Question) else caught.hint
+    return Failure(caught.exit_code, caught.message, hint)
 
 
 def _memory(caught: BaseException) -> Failure:
@@ -64,8 +65,7 @@ def _line(caught: BaseException) -> str:
 
 
 TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
-    (Question, _question),
-    (StmError, lambda caught: Failure(caught.exit_code, caught.message, caught.hint)),
+    (StmError, _ours),
     (typer.TyperException, _usage),
     (typer.Abort, lambda _: Failure(130)),
     (KeyboardInterrupt, lambda _: Failure(130)),

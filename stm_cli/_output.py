@@ -74,7 +74,7 @@ class Output:
         else:
             drawn = console()
             with drawn.capture() as kept:
-                drawn.print(screen(visible_report(report)))
+                drawn.print(screen(visible_report(report)), crop=False)
             sys.stdout.write(re.sub(r" +$", "", kept.get(), flags=re.MULTILINE))  # tables pad every line
 
     def note(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from rich.console import Group, RenderableType
 
+from stm.command import words
 from stm.reports import ExportReport
 from stm_cli import _options as o
 from stm_cli._format import fields, size, source_text
@@ -23,6 +24,7 @@ def run(
 ) -> None:
     """Write the dense model in another layout: the official one, or a folder of ours."""
     from stm import publish
+    from stm.resolve import model_of
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
@@ -37,6 +39,7 @@ def run(
     output.report(report, screen, lambda shown: shown.output)
     for note in report.notes:
         output.note(note)
+    output.next(("stm", "info", model_of(report.output), *words(report.reading)))
 
 
 def screen(report: ExportReport) -> RenderableType:

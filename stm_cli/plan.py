@@ -77,7 +77,8 @@ def screen(report: PlanReport) -> RenderableType:
     if report.data is not None:
         below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; this is not accuracy"))
         below.append(("intervals", "95%, below agreement and KL"))
-    commands = [Text(row.compress) for row in rows if row.compress is not None]
+    # each on one line, whatever the terminal's width: to be pasted
+    commands = [Text(row.compress, no_wrap=True, overflow="ignore") for row in rows if row.compress is not None]
     return Group(report.model, table, fields(below), *commands)
 
 

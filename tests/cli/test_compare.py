@@ -24,7 +24,11 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "seed": ("--seed", "3"),
     "image_size": ("--image-size", "112"),
     "class_token": ("--class-token", "head"),
-    "no_divide_out": ("--no-divide-out",),
+    "divide_out": ("--no-divide-out",),
+    "mean": ("--mean", "0.5"),
+    "std": ("--std", "0.5,0.5,0.4"),
+    "crop_ratio": ("--crop-ratio", "0.7"),
+    "interpolation": ("--interpolation", "nearest"),
     "ema": ("--ema",),
     "device": ("--device", "wish"),
     "dtype": ("--dtype", "bfloat16"),
@@ -60,7 +64,7 @@ def test_every_option_is_here() -> None:
 
 @pytest.mark.parametrize("option", CHANGES)
 def test_each_option_changes_the_result(here, option: str, mini: Path, labelled: Path, other: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare.pth"  # without the trainer's arguments, which say its size
+    bare = tmp_path / "midclstok.pth"  # without the trainer's arguments, which say its size
     torch.save(torch.load(mini, weights_only=False)["model"], bare)
 
     def compare(*args: str) -> Any:

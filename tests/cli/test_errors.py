@@ -1,6 +1,7 @@
 """Every row of the table in stm_cli/_errors.py, and what a terminal shows of it."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from stm.errors import ArtifactError, BackendError, CheckpointError, DataError, GateError, HubError, StmError, UsageError
+from stm.errors import ArtifactError, BackendError, CheckpointError, DataError, GateError, HubError, Question, StmError, UsageError
 from stm_cli._errors import TABLE, guard
 from tests.hang import HANG
 
@@ -61,6 +62,19 @@ def test_each_exception_becomes_a_code_and_a_sentence(
 
 def test_every_error_of_the_library_is_in_the_table() -> None:
     assert TABLE[0][0] is StmError
+
+
+def test_a_questions_answers_are_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was typed, with the words that answer. One with a token is not repeated: then these words are all."""
+    asks = Question("which?", {"one": ["--class-token", "middle"], "the other": ["--no-divide-out"]})
+    monkeypatch.setattr(sys, "argv", ["/bin/stm", "info", "my vim.pth", "--ema"])
+    assert guard(raising(asks)) == 1
+    one, other = "stm info 'my vim.pth' --ema --class-token middle", "stm info 'my vim.pth' --ema --no-divide-out"
+    assert capsys.readouterr().err == f"Error: which?\nHint: if it is one: {one}; if it is the other: {other}\n"
+    monkeypatch.setattr(sys, "argv", ["/bin/stm", "info", "o/vim", "--token=secret"])
+    guard(raising(asks))
+    assert capsys.readouterr().err.endswith("Hint: if it is one: --class-token middle; if it is the other: --no-divide-out\n")
+    assert str(pickle.loads(pickle.dumps(asks))) == "which?"
 
 
 def test_a_long_or_many_lined_message_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,17 +49,22 @@ COMPRESS = {
     "no_eval": Case(("--no-eval",)),
     "image_size": Case(("--image-size", "112")),
     "class_token": Case(("--class-token", "head")),
-    "no_divide_out": Case(("--no-divide-out",)),
+    "divide_out": Case(("--no-divide-out",)),
     "ema": Case(("--ema",)),
+    "mean": Case(("--mean", "0.5")),
+    "std": Case(("--std", "0.5,0.5,0.4")),
+    "crop_ratio": Case(("--crop-ratio", "0.7")),
+    "interpolation": Case(("--interpolation", "nearest")),
     "device": Case(("--device", "wish")),
     "dtype": Case(("--dtype", "bfloat16")),
     "backend": Case(("--backend", "reference")),
 }
+IMAGES = ("mean", "std", "crop_ratio", "interpolation")
 SOURCES = ("image_size", "class_token", "device", "dtype", "backend")
 EVAL = {
     "data": Case(("--data", "OTHER")),
     "records": Case(("--records", "records.csv")),
-    **{name: COMPRESS[name] for name in ("limit", "image_size", "class_token", "no_divide_out", "ema", "device", "dtype", "backend")},
+    **{name: COMPRESS[name] for name in ("limit", "divide_out", "ema", *IMAGES, *SOURCES)},
 }
 # What the clock says is left out of the comparison: it is never the same twice.
 BENCH = {
@@ -78,7 +83,7 @@ PLAN = {
     "seconds": Case(("--seconds", "9")),
     "timed": Case(("--batch-size", "2")),
     **{name: BENCH[name] for name in ("threads", "rounds")},
-    **{name: COMPRESS[name] for name in ("method", "schedule", "no_divide_out", "ema", *SOURCES)},
+    **{name: COMPRESS[name] for name in ("method", "schedule", "divide_out", "ema", *IMAGES, *SOURCES)},
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
@@ -91,7 +96,7 @@ def test_every_option_is_here() -> None:
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
     assert (
         set(inspect.signature(stm_cli.bench.run).parameters)
-        <= BENCH.keys() | {"no_divide_out", "ema", "random_weights"} | ELSEWHERE | EFFORT
+        <= BENCH.keys() | {"divide_out", "ema", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
     )
     assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()
@@ -99,13 +104,13 @@ def test_every_option_is_here() -> None:
 
 @pytest.fixture(scope="module")
 def model(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini checkpoint with a trainer's model_ema beside it, and without what says its size and its class token's place."""
+    """The mini checkpoint with a trainer's model_ema beside it, and without what says its size; its name says its class token's place."""
     checkpoint = torch.load(mini, weights_only=False)
     generator = torch.Generator().manual_seed(0)
     weights = checkpoint["model"]
     checkpoint["model_ema"] = {name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
     del checkpoint["args"]
-    path = tmp_path_factory.mktemp("checkpoint") / "mini.pth"
+    path = tmp_path_factory.mktemp("checkpoint") / "mini_midclstok.pth"
     torch.save(checkpoint, path)
     return path
 
@@ -223,9 +228,11 @@ def test_how_to_read_a_model_arrives_where_only_its_speed_counts(here, monkeypat
         raise UsageError("enough")
 
     monkeypatch.setattr(speed, command, record)
-    options = ("--ema", "--no-divide-out", "--random-weights", "--token", "t", "--file", "f", "--revision", "r")
+    options = ("--ema", "--no-divide-out", "--random-weights", "--token", "t", "--file", "f", "--revision", "r", "--crop-ratio", "0.9")
+    options += ("--mean", "0.5", "--std", "0.1,0.2", "--interpolation", "nearest")
     assert here(command, "someone/vim", *options).err == "Error: enough\n"
     expected = {"ema": True, "divide_out": False, "random_weights": True, "token": "t", "file": "f", "revision": "r"}
+    expected |= {"mean": (0.5,), "std": (0.1, 0.2), "crop_ratio": 0.9, "interpolation": "nearest"}
     assert {name: arrived[name] for name in expected} == expected
 
 

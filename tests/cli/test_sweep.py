@@ -42,7 +42,11 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "token": (("--token", "t"), "t"),
     "image_size": (("--image-size", "64"), 64),
     "class_token": (("--class-token", "head"), "head"),
-    "no_divide_out": (("--no-divide-out",), False),
+    "divide_out": (("--no-divide-out",), False),
+    "mean": (("--mean", "0.5"), (0.5,)),
+    "std": (("--std", "0.1,0.2,0.3"), (0.1, 0.2, 0.3)),
+    "crop_ratio": (("--crop-ratio", "0.9"), 0.9),
+    "interpolation": (("--interpolation", "nearest"), "nearest"),
     "ema": (("--ema",), True),
     "device": (("--device", "cpu"), "cpu"),
     "dtype": (("--dtype", "bfloat16"), "bfloat16"),
@@ -76,8 +80,7 @@ def test_every_option_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "sweep", record)
     words = [word for args, _ in ARRIVE.values() for word in args]
     assert here("sweep", "someone/vim", *words).err == "Error: enough\n"
-    names = {"no_divide_out": "divide_out"}
-    assert {name: arrived[names.get(name, name)] for name in ARRIVE} == {name: value for name, (_, value) in ARRIVE.items()}
+    assert {name: arrived[name] for name in ARRIVE} == {name: value for name, (_, value) in ARRIVE.items()}
     here("sweep", "someone/vim", "--no-peers")
     assert arrived["peers"] == ()
 

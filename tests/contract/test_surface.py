@@ -27,7 +27,7 @@ PUBLIC = [
 
 # docs/design.md section 4
 SIGNATURES = {
-    "load_checkpoint": "path, *, image_size, class_token, divide_out, ema, dtype, device, backend",
+    "load_checkpoint": "path, *, image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation, dtype, device, backend",
     "load": "folder_or_repo, *, revision, token, device, dtype, backend",
     "compress": "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv, normalize, "
     "calibration, seed, on_progress",

@@ -58,8 +58,8 @@ def test_full_size_vim_tiny(
     backend: str, shared: Callable[[str], Path], vim_ti_state: Callable[[], dict[str, Any]], tmp_path: Path, error: Error
 ) -> None:
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"].cuda()
-    torch.save(vim_ti_state(), tmp_path / "weights.pth")
-    dense = stm.load_checkpoint(tmp_path / "weights.pth", device="cuda", backend=backend)
+    torch.save(vim_ti_state(), tmp_path / "vim_midclstok.pth")
+    dense = stm.load_checkpoint(tmp_path / "vim_midclstok.pth", device="cuda", backend=backend)
     expected = on_gpu(load_file(shared("golden/dense-full/golden_vim_ti.safetensors")))
     streams, _, logits = streams_and_logits(dense, images)
     assert error(torch.stack([stream[:, 98] for stream in streams], 1), expected["cls_stream"]) <= BOUND

@@ -1,6 +1,7 @@
 """`stm export`: the official layout and back. The official file is hustvl/Vim's own, of the golden outputs."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,23 @@ def test_there_and_back(stm: Stm, tmp_path: Path) -> None:
     theirs, ours = states(tmp_path / "dense.pth")
     assert same(theirs, ours), "equal keys and values"
     assert (report["output"], report["format"], report["tensors"], report["notes"]) == ("dense.pth", "official", len(theirs), [])
-    assert stm("compress", "dense.pth", "--image-size", "64", "--no-eval", "--quiet").code == 0
+    assert stm("compress", "dense.pth", "--image-size", "64", "--class-token", "middle", "--no-eval", "--quiet").code == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--class-token", "head", "--no-divide-out", "--mean", "0.5", "--std", "0.1,0.2,0.3", "--crop-ratio", "0.9"),
+        ("--no-divide-out", "--crop-ratio", "1", "--interpolation", "nearest"),
+    ],
+)
+def test_the_next_step_reads_the_same_model(stm: Stm, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """An official file holds tensors alone: what else the model is goes into the command."""
+    run = stm("export", MINI, "--out", "out.pth", *options)
+    (command,) = (line.removeprefix("Next: ") for line in run.err.splitlines() if line.startswith("Next: "))
+    first, again = (json.loads(stm(*words, "--json").out)["config"] for words in (("info", MINI, *options), shlex.split(command)[1:]))
+    assert (again["model"], again["preprocessing"]) == (first["model"], first["preprocessing"])
 
 
 def test_of_a_compressed_folder_the_plan_is_lost(stm: Stm, folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from stm.hub.aliases import ALIASES
 from tests.hang import HANG
@@ -70,6 +71,37 @@ def test_one_call_lists_the_repository_and_several_checkpoints_are_named(hub: Hu
     assert run.err == "Error: owner/two holds 2 checkpoints: a.pth, b.pth\nHint: name one: --file a.pth\n"
     assert [seen.path for seen in hub.seen if "/api/models" in seen.path] == ["/api/models/owner/two/tree/main"]
     assert stm("info", "owner/two", "--file", "b.pth").code == 0
+
+
+def test_the_next_step_is_about_the_same_file_and_repeats_no_token(repo: Repo, mini: bytes, stm: Stm) -> None:
+    repo.commit({"second.pth": mini}, ref="main")
+    run = stm("info", "owner/vim", "--file", "second.pth", "--revision", "main", "--no-divide-out", "--token", SECRET)
+    assert run.code == 0, run.err
+    assert run.err.splitlines()[-1] == "Next: stm compress owner/vim --file second.pth --revision main --no-divide-out"
+    assert SECRET not in run.out + run.err
+
+
+@pytest.mark.parametrize(
+    ("repository", "file", "reading"),
+    [
+        ("OpenGVLab/VideoMamba", "weights.pth", ("head", False)),
+        ("hustvl/Vim-tiny-midclstok", "weights.pth", ("middle", True)),
+        ("someone/weights", "videomamba_t16_in1k.pth", ("head", False)),
+        ("someone/weights", "weights.pth", None),
+    ],
+)
+def test_names_on_the_hub_tell_what_the_tensors_cannot(
+    hub: Hub, stm: Stm, tmp_path: Path, repository: str, file: str, reading: tuple[str, bool] | None
+) -> None:
+    torch.save({"model": torch.load(MINI, weights_only=False)["model"]}, tmp_path / "bare.pth")
+    hub.repos[repository] = Repo({file: (tmp_path / "bare.pth").read_bytes()})
+    run = stm("info", repository, "--image-size", "64", "--json")
+    if reading is None:
+        assert run.code == 1 and f"stm info {repository} --image-size 64 --json --class-token middle --divide-out" in run.err
+        return
+    config = json.loads(run.out)["config"]
+    assert (config["model"]["class_token"], config["model"]["divide_out"]) == reading
+    assert config["extra"]["asked"] == {"image_size": 64, "class_token": reading[0], "divide_out": reading[1]}
 
 
 @pytest.mark.parametrize(
