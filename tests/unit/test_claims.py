@@ -16,6 +16,7 @@ from stm.config_file import dumps
 from stm.errors import ArtifactError
 from stm.schedule import Schedule, Step
 from stm.tensors import shapes
+from tests.hang import HANG
 
 MODEL = ModelConfig(image_size=8, patch=2, stride=2, d_model=4, depth=3, d_state=2, dt_rank=1)
 PROTECTION = Protection()
@@ -113,7 +114,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_none_takes_memory(folders: dict[str, Path]) -> None:
     """All of them in one process that may take 256 MB more than it has."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, folders.values())], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, folders.values())], capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100_000  # KB
 
