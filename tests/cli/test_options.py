@@ -133,6 +133,8 @@ def result(run, folder: Path | None = None) -> Any:
     report = json.loads(run.out)
     report.pop("images_per_second", None)
     (report.get("eval") or {}).pop("images_per_second", None)
+    report.pop("served", None)  # a clock, and what is said of it
+    report["notes"] = [note for note in report.get("notes", []) if "optimize()" not in note]
     return report, (folder / "model.safetensors").read_bytes() if folder and folder.exists() else None
 
 

@@ -11,6 +11,7 @@ from stm.codec import encode
 from stm.config import Calibration, Protection, Recipe, Source
 from stm.findings import ExplainReport, Fit, PageReport
 from stm.reports import (
+    Assessment,
     BackendStatus,
     CompressReport,
     Environment,
@@ -32,12 +33,12 @@ from stm.reports import (
     ServedSpeed,
 )
 from stm_cli import compress, env, eval, explain, export, info, models, predict, push, report
-from stm_cli._format import broken_notes, merging_row, operations, shown_name, size, staircase, tokens
+from stm_cli._format import image_notes, merging_row, operations, shown_name, size, staircase, tokens
 from stm_cli._output import Output, amount
 
 ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2)
 PER_BLOCK = [197] * 13 + [99] * 11
-MEASURED = Evaluation(
+MEASURED = Assessment(
     data="digits",
     n=599,
     failed=1,
@@ -129,9 +130,9 @@ def test_the_method_row_says_all_of_it() -> None:
 
 
 def test_broken_images_are_named_and_counted() -> None:
-    assert broken_notes(replace(MEASURED, failed=0)) == []
-    assert broken_notes(replace(MEASURED, failed=2, broken=("a.png: empty", "b.png: cut"))) == ["a.png: empty", "b.png: cut"]
-    assert broken_notes(replace(MEASURED, failed=2, broken=("a.png: empty",))) == ["a.png: empty", "1 more could not be read"]
+    assert image_notes(replace(MEASURED, failed=0)) == []
+    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty", "b.png: cut"))) == ["a.png: empty", "b.png: cut"]
+    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty",))) == ["a.png: empty", "1 more could not be read"]
 
 
 def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
@@ -139,7 +140,7 @@ def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
     reasons = {"images_per_second": "all recorded", "kl": "no dense model"} | dict.fromkeys(
         ("drop", "top1", "top5"), "the images have no label"
     )
-    lines = shown(capsys, monkeypatch, eval, eval_report(Evaluation(data="photographs", n=48, agreement=0.9, reasons=reasons)))
+    lines = shown(capsys, monkeypatch, eval, eval_report(Assessment(data="photographs", n=48, agreement=0.9, reasons=reasons)))
     assert lines == [
         "vim-s",
         "images        48 of photographs",
