@@ -74,7 +74,7 @@ class PlanRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(Report, OfSet):
+class PlanReport(OfSet, Report):
     """`stm plan`: what rates cost and keep.
 
     Args:
@@ -125,7 +125,7 @@ class CompareRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport(Report, OfSet):
+class CompareReport(OfSet, Report):
     """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
     folder that holds the table and its figure, if one was asked for."""
 
@@ -168,7 +168,7 @@ class SweepRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport(Report, OfSet):
+class SweepReport(OfSet, Report):
     """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
 
     data: str

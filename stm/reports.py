@@ -112,7 +112,7 @@ def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assessment(Evaluation, OfSet):
+class Assessment(OfSet, Evaluation):
     """The evaluation of one model on one set."""
 
 
