@@ -58,7 +58,7 @@ def gray(rows):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.data())
 def test_bicubic_is_the_definition_within_one_level(width, height, resize, data):
-    crop = data.draw(st.integers(1, resize))
+    crop = data.draw(st.integers(-(-resize // 10), resize))
     pixels = np.random.default_rng(width * 41 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     result = np.asarray(fit(Image.fromarray(pixels), Preprocess(resize=resize, crop=crop)), dtype=np.float64)
     assert result.shape == (crop, crop, 3)

@@ -214,7 +214,7 @@ def test_what_trainers_keep_beside_the_weights(state: State, tmp_path: Path) -> 
         "args": argparse.Namespace(input_size=64, betas=(0.9, 0.999)),
         "rng": torch.get_rng_state(),
     }
-    plain = save(tmp_path / "plain.pth", content)
+    plain = save(tmp_path / "plain_midclstok.pth", content)
     with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
         for name in stored.namelist():
             deflated.writestr(name, stored.read(name))
@@ -232,7 +232,7 @@ def test_shared_and_sliced_and_expanded_weights(state: State, tmp_path: Path, le
     shared["pos_embed"] = torch.cat([state["pos_embed"], state["pos_embed"]], 1)[:, : state["pos_embed"].shape[1]]
     rates = torch.arange(1.0, 1 + state["layers.0.mixer.A_log"].shape[1]).log()
     shared |= {name: rates.expand(t.shape) for name, t in shared.items() if name.endswith("_log")}
-    path = save(tmp_path / "x.pth", shared, _use_new_zipfile_serialization=not legacy_form)
+    path = save(tmp_path / "x_midclstok.pth", shared, _use_new_zipfile_serialization=not legacy_form)
     tensors = read(path, image_size=64).tensors
     assert torch.equal(tensors["pos_embed"], state["pos_embed"])
     assert torch.equal(tensors["layers.5.mixer.A_log"][1], rates.expand(tensors["layers.5.mixer.A_log"].shape[1:]))
