@@ -215,11 +215,11 @@ def test_what_trainers_keep_beside_the_weights(state: State, tmp_path: Path) -> 
         "rng": torch.get_rng_state(),
     }
     plain = save(tmp_path / "plain_midclstok.pth", content)
-    with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+    with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(tmp_path / "deflated_midclstok.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
         for name in stored.namelist():
             deflated.writestr(name, stored.read(name))
-    old = save(tmp_path / "legacy.pth", content, _use_new_zipfile_serialization=False)
-    for path in (plain, tmp_path / "deflated.pth", old):
+    old = save(tmp_path / "legacy_midclstok.pth", content, _use_new_zipfile_serialization=False)
+    for path in (plain, tmp_path / "deflated_midclstok.pth", old):
         assert torch.equal(read(path).tensors["pos_embed"], state["pos_embed"])
 
 
