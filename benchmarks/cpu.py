@@ -21,16 +21,16 @@ import torch
 import torch.nn.functional as F
 
 import stm
-from stm.allocator import keep_freed
+from stm.backends.reference import step_sizes
 from stm.bake import bake
-from stm.measure import gemms, vit
+from stm.bench import gemms, vit
+from stm.bench.timing import interleave, threads
+from stm.commands.open_model import From, draw_model
+from stm.commands.recipe import Wish
 from stm.measure.environment import processor_name
-from stm.measure.timing import interleave, threads
-from stm.model import REVERSE, ViM
-from stm.plan import Taps
-from stm.recipe import Wish
-from stm.resolve import From, draw_model
-from stm.scan import step_sizes
+from stm.merging.plan import Taps
+from stm.model.malloc import keep_freed
+from stm.model.vim import REVERSE, ViM
 
 
 class Figure(NamedTuple):

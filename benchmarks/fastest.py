@@ -28,18 +28,18 @@ from torch import Tensor
 
 import stm
 from stm.bake import bake
+from stm.bench.timing import interleave, threads
+from stm.commands.open_model import From, open_model
+from stm.commands.recipe import Wish
 from stm.config import Measured
+from stm.data.sets import iterate, open_samples
 from stm.measure import flops
 from stm.measure.compare import Entrant, race
-from stm.measure.data import iterate, open_samples
 from stm.measure.environment import processor_name
 from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence
 from stm.measure.stats import summarize
-from stm.measure.timing import interleave, threads
-from stm.model import ViM
-from stm.recipe import Wish
-from stm.resolve import From, open_model
+from stm.model.vim import ViM
 
 CEILINGS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # nats
 STAGES, GAPS = 4, 4

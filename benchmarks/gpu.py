@@ -26,9 +26,9 @@ from torch import Tensor
 import stm
 from stm import backends
 from stm.config import Config, ModelConfig, dense_schedule
-from stm.initialize import initialize
 from stm.measure.environment import environment
-from stm.model import ViM
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 
 SIZES = {"ViM-Ti": 192, "ViM-S": 384, "ViM-B": 768}  # d_model
 BATCHES = (1, 8, 128)

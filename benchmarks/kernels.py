@@ -44,7 +44,7 @@ def materialising(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> 
     """Both directions of a scan in the design that materialises, without skip and gate, on inputs that are laid out for it.
 
     Args:
-        u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in `stm.scan.scan`.
+        u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in `stm.backends.reference.scan`.
 
     Returns:
         What runs it and returns (2, B, L, E).

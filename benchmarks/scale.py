@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import torch
 
+from stm.distributed import here, joined
 from stm.measure.environment import processor_name
 from stm.measure.records import Record
-from stm.measure.world import here, joined
 
 GATHERS = 200
 

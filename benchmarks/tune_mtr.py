@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from stm.measure.data import iterate, open_samples
+from stm.commands.open_model import From, open_model
+from stm.data.sets import iterate, open_samples
+from stm.measure.equal_cost import nearest
 from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence
-from stm.measure.solve import nearest
 from stm.peers.mtr import FEATURES, MTR
 from stm.peers.peer import every, scaled
-from stm.resolve import From, open_model
 
 SHARES = (1.0, 0.5, 0.25, 0.1)
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from stm.errors import StmError
     from stm.loading import load, load_checkpoint
     from stm.measure.evaluate import evaluate
-    from stm.model import ViM
+    from stm.merging.schedule import Schedule, Step
+    from stm.model.vim import ViM
     from stm.reports import EvalReport
-    from stm.schedule import Schedule, Step
 
 _HOMES = {
     "Config": "stm.config",
     "EvalReport": "stm.reports",
     "ModelConfig": "stm.config",
     "Preprocess": "stm.config",
-    "Schedule": "stm.schedule",
-    "Step": "stm.schedule",
+    "Schedule": "stm.merging.schedule",
+    "Step": "stm.merging.schedule",
     "StmError": "stm.errors",
-    "ViM": "stm.model",
+    "ViM": "stm.model.vim",
     "compress": "stm.bake",
     "evaluate": "stm.measure.evaluate",
     "load": "stm.loading",

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stm import hsp
-from stm.bnnm import plan_schedule
+from stm.artifact.provenance import as_trained, is_changed, mark, own_source
 from stm.config import METHODS, Calibration, Protection, Recipe
 from stm.errors import UsageError
-from stm.model import ViM
-from stm.plan import StaticPlan, Taps
-from stm.provenance import as_trained, is_changed, mark, own_source
+from stm.merging import hsp
+from stm.merging.bnnm import plan_schedule
+from stm.merging.plan import StaticPlan, Taps
+from stm.merging.schedule import Schedule, Step
+from stm.model.vim import ViM
 from stm.reports import OnProgress, Progress
-from stm.schedule import Schedule, Step
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stm": {"schedule": "staged", "weights": "size", "step_scale": 0.5, "span_conv": True},

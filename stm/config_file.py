@@ -13,7 +13,7 @@ from stm.codec import brief, decode, encode, parse
 from stm.config import AGAIN, Config
 from stm.errors import ArtifactError
 from stm.install import install_command
-from stm.schedule import Schedule, Step
+from stm.merging.schedule import Schedule, Step
 
 SCHEMA_VERSION = 1
 FORMAT = "stm"

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stm import artifact, atomic, backends
+from stm import backends
+from stm.artifact import atomic
+from stm.artifact import folder as artifact
+from stm.artifact.provenance import as_trained, is_changed, mark
+from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
-from stm.model import ViM
-from stm.provenance import as_trained, is_changed, mark
+from stm.model.vim import ViM
 from stm.reports import OnProgress, ServedSpeed
-from stm.tensors import check_claims, check_tensors
 
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched
@@ -135,8 +137,8 @@ def read_checkpoint(
 
     What a name told is kept as if it was asked: the same file is then the same model under any name.
     """
-    from stm.checkpoint import read  # not part of the runtime
-    from stm.labels import imagenet
+    from stm.checkpoint.official import read  # not part of the runtime
+    from stm.data.labels import imagenet
 
     place = pick(device)
     asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items() if value is not None}

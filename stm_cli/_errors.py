@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import typer
 
+from stm.distributed import here
 from stm.errors import Question, StmError
-from stm.measure.world import here
 from stm_cli._output import error, typed
 from stm_cli._visible import visible_traceback
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stm.command import words
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, METHODS, MODES, ORDERS, SIDES, WEIGHTS
+from stm.options import words
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
 AXES = "Axes (every combination is a cell)"

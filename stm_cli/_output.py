@@ -16,7 +16,7 @@ from typing import TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stm.measure.world import here
+from stm.distributed import here
 from stm.reports import OnProgress, Progress, Report
 from stm_cli._format import size
 from stm_cli._visible import visible, visible_json, visible_report

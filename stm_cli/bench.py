@@ -38,7 +38,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Time a model dense against compressed, in one process and in turns."""
-    from stm import speed
+    from stm.commands import speed
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -38,8 +38,8 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
-    from stm import tables
-    from stm.measure.world import joined
+    from stm.commands import tables
+    from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:

@@ -56,7 +56,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
-    from stm import pipeline
+    from stm.commands import pipeline
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -12,7 +12,7 @@ EXAMPLES = ("stm env", "stm env --json")
 
 def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     """Show versions, devices, backends, and why one is missing."""
-    from stm import pipeline
+    from stm.commands import pipeline
 
     report = pipeline.environment()
     Output(json=json, quiet=quiet).report(report, screen, lambda shown: shown.environment.backend)

@@ -36,8 +36,8 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure top-1 and top-5 with intervals, and agreement with the dense model."""
-    from stm import pipeline
-    from stm.measure.world import joined
+    from stm.commands import pipeline
+    from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:

@@ -38,7 +38,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw states, attention, distance fading, losses and merged patches, with the data of every figure."""
-    from stm import evidence
+    from stm.commands import evidence
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

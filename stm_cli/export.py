@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from stm.command import words
+from stm.options import words
 from stm.reports import ExportReport
 from stm_cli import _options as o
 from stm_cli._format import fields, size, source_text
@@ -23,8 +23,8 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Write the dense model in another layout: the official one, or a folder of ours."""
-    from stm import publish
-    from stm.resolve import model_of
+    from stm.commands import publish
+    from stm.commands.open_model import model_of
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -21,7 +21,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show schedule, tokens per block, FLOPs, parameters, provenance and what was measured."""
-    from stm import pipeline
+    from stm.commands import pipeline
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

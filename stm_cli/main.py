@@ -9,9 +9,9 @@ import typer
 from typer.main import get_command
 
 import stm
-from stm.allocator import keep_freed
+from stm.distributed import here
 from stm.errors import UsageError
-from stm.measure.world import here
+from stm.model.malloc import keep_freed
 from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
 from stm_cli._options import examples
 from stm_cli._visible import tame_libraries

@@ -13,7 +13,7 @@ EXAMPLES = ("stm models", "stm models --json")
 
 def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     """List the models that have a short name: size, accuracy, and whether they are in the cache."""
-    from stm import publish
+    from stm.commands import publish
 
     report = publish.list_models()
     output = Output(json=json, quiet=quiet)

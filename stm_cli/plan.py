@@ -34,7 +34,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show what rates of 10% to 60% cost and keep, measured on this machine."""
-    from stm import speed
+    from stm.commands import speed
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -25,7 +25,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show the five most likely classes of each image."""
-    from stm import pipeline
+    from stm.commands import pipeline
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -29,7 +29,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Check a folder, show what will be uploaded, and write it to the Hub in one commit."""
-    from stm import publish
+    from stm.commands import publish
     from stm.hub.push import To
 
     to = To(

@@ -35,7 +35,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Write one self-contained HTML page: what was compressed, how, and what it cost."""
-    from stm import evidence
+    from stm.commands import evidence
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:

@@ -49,8 +49,8 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
-    from stm import tables
-    from stm.measure.world import joined
+    from stm.commands import tables
+    from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:

@@ -17,7 +17,8 @@ import torch
 from rich.table import Table
 
 import stm
-from stm import EvalReport, ViM, pipeline
+from stm import EvalReport, ViM
+from stm.commands import pipeline
 from stm.measure.stats import wilson
 from stm.reports import CompressReport, Flops
 from stm_cli._errors import guard

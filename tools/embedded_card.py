@@ -1,6 +1,6 @@
 """Write the embedded model's card again, where the template has changed: python -m tools.embedded_card"""
 
-from stm import artifact
+from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.hub.card import card
 from stm.measure import flops

@@ -24,10 +24,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
-from stm.initialize import initialize
-from stm.measure.data import embedded_digits
+from stm.data.sets import embedded_digits
 from stm.measure.evaluate import assess
-from stm.model import ViM
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 
 SIDE, PATCH = 28, 2
 DEGREES, SCALES = 25.0, (0.6, 0.85)  # of the turn, either way; of the canvas that the 8 x 8 image covers

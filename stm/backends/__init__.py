@@ -20,7 +20,7 @@ PLURAL = {"cuda": "CUDA devices", "cpu": "processors"}
 
 @dataclass(frozen=True)
 class Backend:
-    """The three operations; their signatures and meaning are those of stm/scan.py."""
+    """The three operations; their signatures and meaning are those of stm/backends/reference.py."""
 
     name: str
     conv_silu: Callable[..., Any]
@@ -72,4 +72,4 @@ def _operations(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Call
 
 
 def _module(name: str) -> ModuleType:
-    return import_module("stm.scan" if name == "reference" else f"stm.backends.{name}")
+    return import_module("stm.backends.reference" if name == "reference" else f"stm.backends.{name}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stm.backends.conv import conv_silu
 from stm.backends.operators import operator
-from stm.scan import add_norm, gated, projected, step_sizes
+from stm.backends.reference import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "scan"]
 
@@ -35,7 +35,7 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.scan.scan`."""
+    """As `stm.backends.reference.scan`."""
     delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
@@ -81,7 +81,7 @@ def _recurrence_backward(
 
 @operator(f"blocked_recurrence({_RECURRENCE}) -> Tensor", fake=lambda elapsed, x, *_: torch.empty_like(x), backward=_recurrence_backward)
 def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
-    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.scan.scan`."""
+    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.backends.reference.scan`."""
     y = torch.empty_like(x)
     h = h0.mT[:, None]  # (K, B, N, E)
     for lo, hi in _blocks(x, A):

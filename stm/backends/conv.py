@@ -10,7 +10,7 @@ from stm.backends.operators import operator
 
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
-    """As `stm.scan.conv_silu`."""
+    """As `stm.backends.reference.conv_silu`."""
     wide = x.to(torch.promote_types(x.dtype, w.dtype))
     if sizes is not None:
         out: Tensor = _span_conv(wide, w, b, list(reverse), list(sizes))

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from stm.backends import conv
 from stm.backends.operators import operator
+from stm.backends.reference import add_norm, gated, projected, step_sizes
 from stm.errors import BackendError
-from stm.scan import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
 
@@ -61,7 +61,7 @@ def from_hub(revision: str) -> tuple[Callable[..., Any], Callable[..., Any], Cal
 def conv_silu(
     x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None, source: str = ""
 ) -> Tensor:
-    """As `stm.scan.conv_silu`. Spans, which causal-conv1d does not know, are torch's."""
+    """As `stm.backends.reference.conv_silu`. Spans, which causal-conv1d does not know, are torch's."""
     if sizes is not None:
         return conv.conv_silu(x, w, b, reverse, sizes=sizes)
     out: Tensor = _conv(_side_by_side([x] * len(reverse), reverse), w.flatten(0, 1), b.flatten(), source)
@@ -86,7 +86,7 @@ def scan(
     split: bool = False,
     source: str = "",
 ) -> Tensor:
-    """As `stm.scan.scan`. What the kernel does not know becomes what it does.
+    """As `stm.backends.reference.scan`. What the kernel does not know becomes what it does.
 
     A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much smaller.
     h0: tokens before the first, one for each state, that inject it.

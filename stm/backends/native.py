@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.backends.operators import operator
+from stm.backends.reference import projected
 from stm.errors import BackendError, UsageError
-from stm.scan import projected
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
@@ -37,7 +37,7 @@ def status() -> tuple[bool, str]:
 
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
-    """As `stm.scan.conv_silu`. A slice of a wider tensor's channels is not copied."""
+    """As `stm.backends.reference.conv_silu`. A slice of a wider tensor's channels is not copied."""
     out: Tensor = _conv(x.float(), w.float(), b.float(), list(reverse), None if sizes is None else list(sizes))
     return out.to(x.dtype)
 
@@ -59,14 +59,14 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.scan.scan`. A slice of a wider tensor's channels is not copied, and dt's product with its weight is never in memory."""
+    """As `stm.backends.reference.scan`. A slice of a wider tensor's channels is not copied; dt times its weight is never in memory."""
     optional = (None if v is None else v.float() for v in (None if split else z, dt_weight, dt_bias, scale, gap, h0))
     out: Tensor = _scan(u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split)
     return out.to(u.dtype)
 
 
 def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `stm.scan.add_norm`."""
+    """As `stm.backends.reference.add_norm`."""
     *total, out = _add_norm(x.float(), None if h is None else h.float(), weight.float(), eps)
     return (total[0] if total else x), out.to(dtype)
 

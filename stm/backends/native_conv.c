@@ -1,4 +1,4 @@
-/* Causal depthwise convolution and SiLU of all directions, forward and backward. Definitions and shapes: stm/scan.py.
+/* Causal depthwise convolution and SiLU of all directions, forward and backward. Definitions and shapes: stm/backends/reference.py.
  *
  * The span convolution averages over the repeats of a token. Repeat m (from 1) sees the token itself in its first m taps
  * and the repeats before it in the rest; from repeat W on it sees nothing else, so that W evaluations are enough. The plain

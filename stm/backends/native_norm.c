@@ -1,4 +1,4 @@
-/* The residual stream with the pending output added, and its RMS norm, in one pass. Definition: `add_norm` of stm/scan.py. */
+/* The residual stream with the pending output added, and its RMS norm, in one pass. Definition: `add_norm` of stm/backends/reference.py. */
 #include "native.h"
 
 #include <math.h>

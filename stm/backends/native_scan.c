@@ -1,4 +1,4 @@
-/* The selective scan of all directions, forward and backward. Definitions and shapes: stm/scan.py.
+/* The selective scan of all directions, forward and backward. Definitions and shapes: stm/backends/reference.py.
  *
  * A work item is an image and a span of channels; it walks each direction in blocks of STEPS tokens. Within a block the loop
  * over the states is outside the loop over the tokens: what the block's outputs add up to stays in registers, any number of

@@ -23,7 +23,7 @@ WIDEST = 8  # taps: the kernels are unrolled over them
 
 
 def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
-    """As `stm.scan.conv_silu`."""
+    """As `stm.backends.reference.conv_silu`."""
     out: Tensor = _conv(x, w, b, list(reverse), None if sizes is None else list(sizes))
     return out
 

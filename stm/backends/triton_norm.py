@@ -14,7 +14,7 @@ PROGRAMS = 512  # of the backward pass: each sums the weight's gradient over its
 
 
 def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `stm.scan.add_norm`."""
+    """As `stm.backends.reference.add_norm`."""
     *total, out = _add_norm(x, h, weight, eps, dtype)
     return total[0] if total else x, out
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.backends.operators import operator
+from stm.backends.reference import projected
 from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
 from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
-from stm.scan import projected
 
 STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
 PROGRAMS = 1024  # fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
@@ -38,7 +38,7 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.scan.scan`."""
+    """As `stm.backends.reference.scan`."""
     dt = projected(dt, dt_weight)
     out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
     return out
@@ -51,7 +51,7 @@ _SCAN = (
 
 
 class Walk(NamedTuple):
-    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of `stm.scan.scan`."""
+    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of `stm.backends.reference.scan`."""
 
     u: Tensor
     dt: Tensor

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from stm import __version__
-from stm.command import CHECKPOINT_OPTIONS, words
+from stm.artifact.provenance import tuned
 from stm.config import Config, Measured
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
-from stm.provenance import tuned
+from stm.options import CHECKPOINT_OPTIONS, words
 from stm.reports import Environment, Flops, ServedSpeed
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))

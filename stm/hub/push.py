@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm import __version__, artifact
+from stm import __version__
+from stm.artifact import folder as artifact
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
 from stm.hub.errors import Request, check_token, endpoint, told
 from stm.loading import save
-from stm.model import ViM
+from stm.model.vim import ViM
 from stm.reports import OnProgress, Progress, Pushed, PushedFile
 
 _KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept; --overwrite-card replaces it"

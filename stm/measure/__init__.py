@@ -1,1 +1,1 @@
-"""What a model costs and what it gets right: operations counted, samples read, predictions recorded and compared."""
+"""What a model gets right and what it costs: predictions recorded and compared, operations counted."""

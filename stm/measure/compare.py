@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from stm.bake import bake
+from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
+from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.findings import CompareRow
 from stm.measure import flops
-from stm.measure.data import Batch, SampleSet, batches_of, iterate, workers_for
+from stm.measure.equal_cost import solve_paper, solve_peer
 from stm.measure.evaluate import Run, Timing, evaluating, logits_of, recorded, same_work, timed
 from stm.measure.records import Record
-from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import compared, summarize
-from stm.measure.world import ALONE, World
-from stm.model import ViM
+from stm.merging.plan import Plan
+from stm.model.vim import ViM
 from stm.peers import DEFAULT, METHODS
-from stm.plan import Plan
 from stm.reports import Flops, OnProgress, Progress
 
 PRESETS = ("stm", "paper")

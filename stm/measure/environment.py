@@ -10,8 +10,8 @@ import torch
 
 from stm import __version__, backends
 from stm.device import pick
-from stm.measure.world import ALONE, World
-from stm.model import ViM
+from stm.distributed import ALONE, World
+from stm.model.vim import ViM
 from stm.reports import Environment
 
 

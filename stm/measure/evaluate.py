@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from stm.config import Config
+from stm.data.sets import Batch, SampleSet, as_samples, batches_of, iterate, workers_for
+from stm.distributed import ALONE, World
 from stm.errors import SHOWN, StmError, UsageError
-from stm.measure.data import Batch, SampleSet, as_samples, batches_of, iterate, workers_for
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
 from stm.measure.stats import summarize
-from stm.measure.world import ALONE, World
-from stm.model import ViM
+from stm.model.serving import AT_ONCE
+from stm.model.vim import ViM
 from stm.reports import Assessment, EvalReport, OnProgress, Progress
-from stm.serving import AT_ONCE
 
 Timing = tuple[int, float]  # images, and the seconds that the model took for them
 

@@ -8,7 +8,7 @@ their weights cost, and of the last block only what reaches the class token. Nei
 from collections.abc import Sequence
 
 from stm.config import Config, ModelConfig
-from stm.plan import Plan, StaticPlan
+from stm.merging.plan import Plan, StaticPlan
 from stm.reports import Flops
 
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stm import atomic
+from stm.artifact import atomic
 from stm.codec import brief, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
 from stm.errors import DataError, UsageError
 from stm.measure.hold import Hold, check_free
-from stm.model import ViM
+from stm.model.vim import ViM
 
 # A row ends at a line break that is not inside quotes. Possessive, because a torn row must fail at once.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')

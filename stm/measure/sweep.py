@@ -12,19 +12,19 @@ from typing import Any
 
 from stm.bake import PRESETS, bake
 from stm.config import METHODS as PRESET_NAMES
+from stm.data.sets import SampleSet
+from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.findings import SweepRow
 from stm.measure import flops
-from stm.measure.cells import CellFile
 from stm.measure.compare import Entrant, check_dense, check_sibling, race
-from stm.measure.data import SampleSet
+from stm.measure.equal_cost import solve_paper, solve_peer
 from stm.measure.records import fingerprint
-from stm.measure.solve import solve_paper, solve_peer
 from stm.measure.stats import summarize
-from stm.measure.world import ALONE, World
-from stm.model import ViM
+from stm.measure.sweep_file import CellFile
+from stm.merging.plan import Plan
+from stm.model.vim import ViM
 from stm.peers import METHODS
-from stm.plan import Plan
 from stm.reports import Flops, OnProgress, Progress
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's

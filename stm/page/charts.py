@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stm.measure.groups import Groups, edges, patches
+from stm.merging.groups import Groups, edges, patches
 from stm.reports import Evaluation
 
 Interval = tuple[float, float]

@@ -4,15 +4,16 @@ import shlex
 from pathlib import Path
 
 from stm import __version__
+from stm.artifact.provenance import tuned
 from stm.config import Config, Recipe
 from stm.errors import ArtifactError
 from stm.hub.card import recipe_command
 from stm.install import install_command
 from stm.measure import flops
-from stm.page import charts, facts
+from stm.page import charts
+from stm.page import content as facts
 from stm.page.charts import Interval, Point
-from stm.page.facts import Findings
-from stm.provenance import tuned
+from stm.page.content import Findings
 from stm.reports import Evaluation
 
 HERE = Path(__file__).parent

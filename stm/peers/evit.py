@@ -11,9 +11,9 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, clipped, cls_of, merged, middle, patches, pruned, pruning, with_cls
-from stm.plan import Cost, State, Taps
 
 SCORES = ("clipped", "cls_similarity")
 ORDERS = ("original", "score")

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.merge import take
+from stm.merging.merge import take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import clipped, cls_of, patches, pruned, pruning, staying
-from stm.plan import Cost, State, Taps
 
 
 def lowest(score: Tensor, cls: Tensor, count: int) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.hsa import lowest
 from stm.peers.mtr import informativeness
 from stm.peers.peer import Peer
 from stm.peers.tokens import absorbing, cls_of, merged, shares, staying
-from stm.plan import Cost, State, Taps
 
 
 def nearest(gone: Tensor, stay: Tensor, cls: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
-from stm.merge import take
+from stm.merging.merge import take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, cls_of, cosine, cosine_operations, merged, patches, shares, staying
-from stm.plan import Cost, State, Taps
 
 FEATURES = ("stream", "h")
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from stm.config import ModelConfig
-from stm.plan import Entry, Plan, State, Taps
+from stm.merging.plan import Entry, Plan, State, Taps
 
 Removals = Mapping[int, int]  # after which block (from 0), how many tokens
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.merge import Merge
+from stm.merging.merge import Merge
+from stm.merging.plan import State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import pruned
-from stm.plan import State, Taps
 
 
 def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[list[int], int]:

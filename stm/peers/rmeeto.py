@@ -8,10 +8,10 @@ neighbours, and near the last blocks all is merged down to a fixed length.
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
-from stm.merge import take
+from stm.merging.merge import take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, bipartite, bipartite_operations, cls_of, merged, patches, shares, sizes, staying, with_cls
-from stm.plan import Cost, State, Taps
 
 METRICS = ("X", "B", "C", "delta")
 QUIRKS = ("off", "upstream")

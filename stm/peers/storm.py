@@ -16,10 +16,10 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
-from stm.merge import Merge, merge, take
+from stm.merging.merge import Merge, merge, take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, cls_of, composed, middle, patches, sizes, staying, sums, with_cls
-from stm.plan import Cost, State, Taps
 
 SCORES = ("cosine", "l1")
 WINDOW = 5  # pairs

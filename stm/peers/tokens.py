@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stm.merge import Merge, merge, take
-from stm.plan import State
+from stm.merging.merge import Merge, merge, take
+from stm.merging.plan import State
 
 
 def cls_of(state: State) -> Tensor:

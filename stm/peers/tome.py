@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.merge import Merge, take
+from stm.merging.merge import Merge, take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, bipartite, bipartite_operations, cls_of, merged, middle, patches, shares, sizes, staying, with_cls
-from stm.plan import Cost, State, Taps
 
 
 def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:

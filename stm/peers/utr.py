@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.merge import merge, take
+from stm.merging.merge import merge, take
+from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer
 from stm.peers.tokens import (
     absorbing,
@@ -25,7 +26,6 @@ from stm.peers.tokens import (
     staying,
     sums,
 )
-from stm.plan import Cost, State, Taps
 
 
 def pairs(score: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:

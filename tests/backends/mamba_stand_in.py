@@ -1,7 +1,7 @@
 """Stand-ins for mamba-ssm's and causal-conv1d's kernels, which need a GPU.
 
 They have the signatures of mamba-ssm 2.3.2.post1 (csrc/selective_scan/selective_scan.cpp) and causal-conv1d 1.5.2 to 1.7.0
-(causal_conv1d/cpp_functions.py), refuse what those refuse, and compute with the definition (stm/scan.py).
+(causal_conv1d/cpp_functions.py), refuse what those refuse, and compute with the definition (stm/backends/reference.py).
 """
 
 from types import SimpleNamespace
@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stm import scan as reference
-from stm.backends import blocked, conv
+from stm.backends import blocked, conv, reference
 
 
 def softplus_inverse(delta: Tensor) -> Tensor:

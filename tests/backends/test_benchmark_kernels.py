@@ -9,8 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from stm import scan as reference
-from stm.backends import native
+from stm.backends import native, reference
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels.py"
 

@@ -1,12 +1,11 @@
-"""Torch alone against the definition (stm/scan.py) in float64: values and gradients, in blocks of any length."""
+"""Torch alone against the definition (stm/backends/reference.py) in float64: values and gradients, in blocks of any length."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from stm import scan as reference
-from stm.backends import blocked, conv
+from stm.backends import blocked, conv, reference
 from tests.backends.cases import check, double, gradients, inputs
 
 SPANS = (1, 2, 4, 7, 1, 3)

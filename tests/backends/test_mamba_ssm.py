@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from stm import backends
-from stm import scan as reference
-from stm.backends import mamba_ssm
+from stm.backends import mamba_ssm, reference
 from stm.errors import BackendError
 from tests.backends.cases import BOTH, check, double, gradients, inputs
 from tests.backends.mamba_stand_in import CONV, backward, forward

@@ -1,4 +1,4 @@
-"""The native backend against the definition (stm/scan.py) in float64, values and gradients, on ordinary and extreme inputs."""
+"""The native backend against the definition (stm/backends/reference.py) in float64: values, gradients, extreme inputs."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from stm import backends
-from stm import scan as reference
-from stm.backends import native
+from stm.backends import native, reference
 from stm.errors import BackendError, UsageError
 from tests.backends.cases import BOTH, check, double, inputs
 

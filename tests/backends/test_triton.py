@@ -1,4 +1,4 @@
-"""The Triton backend against the definition (stm/scan.py) in float64, values and gradients, on ordinary and extreme inputs.
+"""The Triton backend against the definition (stm/backends/reference.py) in float64, values and gradients, on ordinary and extreme inputs.
 
 On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), at milliseconds a token: shapes are tiny.
 """
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm import scan as reference
+from stm.backends import reference
+from stm.backends.reference import add_norm as reference_add_norm
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
-from stm.initialize import initialize
-from stm.model import ViM
-from stm.scan import add_norm as reference_add_norm
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from tests.backends.cases import BOTH, double, gradients, inputs
 from tests.backends.cases import check as check_on_cpu
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from stm import pipeline
+from stm.commands import pipeline
 from stm_cli.main import main
 from tests.hang import HANG
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stm import compress, load_checkpoint, pipeline
+from stm import compress, load_checkpoint
+from stm.commands import pipeline
 from stm.config import Protection
 from stm.reports import ServedSpeed
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stm_cli.compare
-from stm import tables
+from stm.commands import tables
 from stm.errors import UsageError
 
 QUICK = ("--methods", "paper", "--image-size", "64")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stm import pipeline
+from stm.commands import pipeline
 from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]

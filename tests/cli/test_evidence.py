@@ -12,11 +12,12 @@ from PIL import Image
 
 import stm_cli.explain
 import stm_cli.report
-from stm import evidence, pipeline
 from stm.codec import encode
+from stm.commands import evidence, pipeline
 from stm.errors import UsageError
-from stm.measure import explanation, plots
+from stm.explain import folder as explanation
 from stm.peers import METHODS
+from stm.plots import style as plots
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib, the extra plots")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stm import pipeline
+from stm.commands import pipeline
 from stm.errors import UsageError
 from stm.reports import Progress
 from stm_cli.main import main

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from stm.command import CHECKPOINT_OPTIONS, command, words
-from stm.recipe import Wish
-from stm.resolve import From
+from stm.commands.open_model import From
+from stm.commands.recipe import Wish
+from stm.options import CHECKPOINT_OPTIONS, command, words
 
 # "stm info also has ..." is a sentence, not a command
 COMMAND = re.compile(r"stm (?:info(?! also)|eval|compress|plan|export|predict|bench) [^;\n]*")

@@ -16,7 +16,7 @@ import stm_cli.bench
 import stm_cli.compress
 import stm_cli.eval
 import stm_cli.plan
-from stm import pipeline, speed
+from stm.commands import pipeline, speed
 from stm.errors import UsageError
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from stm import speed
+from stm.commands import speed
+from stm.commands.open_model import From, draw_model, open_model
+from stm.commands.recipe import Wish
+from stm.data.sets import from_files
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
-from stm.measure.data import from_files
 from stm.measure.stats import wilson
-from stm.recipe import Wish
 from stm.reports import Environment, Flops, Progress
-from stm.resolve import From, draw_model, open_model
 from stm_cli import bench, plan
 from stm_cli._output import Output
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import stm_cli.sweep
-from stm import tables
+from stm.commands import tables
 from stm.errors import UsageError
 from tests.cli.conftest import ROOT
 from tests.hang import HANG

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import stm
-from stm import artifact
+from stm.artifact import folder as artifact
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
-from stm.initialize import initialize
-from stm.model import ViM
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]

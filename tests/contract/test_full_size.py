@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import stm
-from stm import pipeline
+from stm.commands import pipeline
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 

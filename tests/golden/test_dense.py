@@ -13,7 +13,7 @@ from torch import Tensor
 
 import stm
 from stm import backends
-from stm.plan import Plan, State, Taps
+from stm.merging.plan import Plan, State, Taps
 
 Error = Callable[[Tensor, Tensor], float]
 Tell = Callable[[str, float, str], None]

@@ -14,9 +14,9 @@ from torch import Tensor
 import stm
 from stm import backends
 from stm.measure.flops import paper
+from stm.merging.plan import Plan, State, Taps
 from stm.peers import hsa, rmeeto
 from stm.peers.peer import Peer
-from stm.plan import Plan, State, Taps
 
 Error = Callable[[Tensor, Tensor], float]
 BOUND = 1e-4

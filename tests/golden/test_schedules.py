@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from stm.bnnm import gradual, staged
-from stm.schedule import Schedule
+from stm.merging.bnnm import gradual, staged
+from stm.merging.schedule import Schedule
 
 ENTRIES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "stm/schedules.json").read_text())
 

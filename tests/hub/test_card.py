@@ -24,11 +24,11 @@ from stm.assets import FOLDER
 from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.errors import ArtifactError
 from stm.hub.card import _python, _text, _yaml, card, eval_results, is_untouched, recipe_command, retarget
-from stm.initialize import initialize
 from stm.install import install_command
-from stm.model import ViM
+from stm.merging.schedule import Schedule, Step
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from stm.reports import Environment, Flops, ServedSpeed
-from stm.schedule import Schedule, Step
 from stm_cli.main import app
 from tests.hang import HANG
 from tools.embedded_card import embedded_card

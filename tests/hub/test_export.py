@@ -76,7 +76,7 @@ def test_what_is_there_stays_without_force(stm: Stm, folder: Path, tmp_path: Pat
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stm import checkpoint_write
+    from stm.checkpoint import write as checkpoint_write
     from stm.errors import CheckpointError
 
     (tmp_path / "out.pth").write_text("mine")

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.data.hub_sets import _split_of, choose_shards, label_indices
+from stm.data.unpack import Limits, unpack
 from stm.errors import DataError, UsageError
 from stm.hub.aliases import ARCHIVES, read_set_name
-from stm.hub.samples import _split_of, choose_shards, label_indices
-from stm.hub.unpack import Limits, unpack
 from tests.hub.conftest import MINI, Stm
 from tests.hub.server import Fault, Hub, Repo
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from stm.data.images import ParquetImage, TarImage
+from stm.data.ranges import HubFile
+from stm.data.streams import open_stream
 from stm.errors import DataError, HubError
-from stm.hub.ranges import HubFile
-from stm.hub.streams import open_stream
-from stm.measure.images import ParquetImage, TarImage
 from tests.hang import HANG
 from tests.hub.conftest import MINI, Stm, clean_environment
 from tests.hub.server import Fault, Hub, Repo
@@ -123,7 +123,7 @@ def test_files_of_this_machine_hold_what_the_datasets_library_streams(
 
 def encoded(source: object) -> bytes:
     """An image's bytes as they are in its shard."""
-    from stm.measure.images import _row_group
+    from stm.data.images import _row_group
 
     if isinstance(source, ParquetImage):
         data: bytes = _row_group(source.path, source.column, source.group)[source.row].as_py()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stm import evidence, pipeline
 from stm.codec import encode
+from stm.commands import evidence, pipeline
 from tests.page.browser import Browser, browser, find
 
 # Of every piece of text: its colour, the colour behind it, and its size, as a person sees them.

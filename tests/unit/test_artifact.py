@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm import __version__, artifact
+from stm import __version__
+from stm.artifact import folder as artifact
 from stm.config import Config, FileInfo, ModelConfig, Preprocess, Source, dense_schedule
 from stm.config_file import dumps
 from stm.errors import ArtifactError, UsageError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm import artifact
+from stm.artifact import folder as artifact
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import ArtifactError
 from tests.hang import HANG

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stm import atomic
+from stm.artifact import atomic
 from stm.errors import ArtifactError, StmError, UsageError
 
 NAMES = ("model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml")

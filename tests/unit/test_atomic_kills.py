@@ -1,4 +1,4 @@
-"""A process killed before every single line of stm/atomic.py: loading finds the old folder or the new one, and the next run clears up."""
+"""A process killed before every line of stm/artifact/atomic.py: a load finds the old folder or the new one, and the next run clears up."""
 
 import os
 import subprocess

@@ -10,8 +10,8 @@ from torch import Tensor
 import stm
 from stm.bake import CalibrationImages, rule_weights
 from stm.errors import UsageError
-from stm.plan import MergeStep
-from stm.schedule import Step
+from stm.merging.plan import MergeStep
+from stm.merging.schedule import Step
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stm.bnnm import gradual, staged
-from stm.schedule import Schedule, Step
+from stm.merging.bnnm import gradual, staged
+from stm.merging.schedule import Schedule, Step
 
 GRADUAL = ("border", "sweep", "even", "outward")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stm.bnnm import DEFAULT_RATE, Chosen, plan_schedule
 from stm.config import ModelConfig
 from stm.errors import UsageError
+from stm.merging.bnnm import DEFAULT_RATE, Chosen, plan_schedule
 
 GRADUAL = ("border", "sweep", "even", "outward")
 GRIDS = {17: 4, 50: 7, 65: 8, 197: 14, 730: 27}  # patches along a side, by tokens

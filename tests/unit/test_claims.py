@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from stm import ViM, artifact, load
+from stm import ViM, load
+from stm.artifact import folder as artifact
+from stm.artifact.tensors import shapes
 from stm.backends import choose
 from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
 from stm.config_file import dumps
 from stm.errors import ArtifactError
-from stm.schedule import Schedule, Step
-from stm.tensors import shapes
+from stm.merging.schedule import Schedule, Step
 from tests.hang import HANG
 
 MODEL = ModelConfig(image_size=8, patch=2, stride=2, d_model=4, depth=3, d_state=2, dt_rank=1)

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import stm
-from stm import tables
+from stm.commands import tables
+from stm.data.images import Sample
+from stm.data.sets import SampleSet, as_samples
 from stm.errors import DataError, UsageError
 from stm.measure.compare import Entrant, entrants, race, rows
-from stm.measure.data import SampleSet, as_samples
 from stm.measure.evaluate import run
-from stm.measure.images import Sample
 from stm.measure.stats import compared, mcnemar
 from stm.peers import DEFAULT
 from tests.pictures import labelled

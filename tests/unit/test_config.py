@@ -15,7 +15,7 @@ from stm.config import Calibration, Config, FileInfo, Measured, ModelConfig, Pre
 from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
 from stm.install import install_command
-from stm.schedule import Schedule, Step
+from stm.merging.schedule import Schedule, Step
 
 KEYS = {
     "": "schema_version format stm_version architecture num_classes num_features model dtype preprocessing label_names id2label schedule "

@@ -22,7 +22,7 @@ from stm.config import (
     Source,
 )
 from stm.config_file import dumps, loads
-from stm.schedule import Schedule, Step
+from stm.merging.schedule import Schedule, Step
 
 counts = st.integers(1, 9)
 words = st.text(max_size=8)

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stm.config import Preprocess
+from stm.data import sets as data
+from stm.data.images import Pixels, Sample
+from stm.data.sets import SampleSet, as_samples, embedded_digits, iterate, open_samples, photograph_crops
 from stm.errors import DataError, UsageError
-from stm.measure import data
-from stm.measure.data import SampleSet, as_samples, embedded_digits, iterate, open_samples, photograph_crops
-from stm.measure.images import Pixels, Sample
 from tests.pictures import PREP, labelled, make_config, opened, picture
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from stm.data.images import ImageFile, Pixels, Sample
+from stm.data.preprocess import preprocess
+from stm.data.sets import SampleSet, from_files, iterate, workers_for
 from stm.errors import DataError, UsageError
-from stm.measure.data import SampleSet, from_files, iterate, workers_for
-from stm.measure.images import ImageFile, Pixels, Sample
-from stm.measure.preprocess import preprocess
 from tests.hang import HANG
 from tests.pictures import PREP, labels_of, opened, picture
 

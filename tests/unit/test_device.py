@@ -9,7 +9,7 @@ from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.device import available, pick
 from stm.errors import UsageError
 from stm.measure.environment import environment_of
-from stm.model import ViM
+from stm.model.vim import ViM
 
 
 def test_only_what_is_here_can_be_picked(monkeypatch: pytest.MonkeyPatch) -> None:

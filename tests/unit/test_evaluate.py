@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from stm.backends import choose
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
+from stm.data.sets import SampleSet, as_samples
 from stm.errors import DataError, StmError, UsageError
-from stm.initialize import initialize
 from stm.measure import evaluate as module
-from stm.measure.data import SampleSet, as_samples
 from stm.measure.evaluate import assess, evaluate, run
 from stm.measure.records import HEADER, read_records
 from stm.measure.stats import summarize
-from stm.model import ViM
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from stm.reports import Progress
 
 HERE = Path(__file__).resolve().parent

@@ -1,7 +1,7 @@
 """What merging does to states, in float64 on a tiny model, against runs by hand.
 
 The expected states come from a backend that records what its scan is given, and from the recurrence in a loop; nothing of
-stm/measure/hidden.py or explain.py is used for them.
+stm/explain/states.py or explain.py is used for them.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from torch import Tensor
 
 import stm
 from stm import backends
-from stm import scan as reference
+from stm.backends import reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.explain.measurements import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
 from stm.findings import Fit
-from stm.initialize import initialize
-from stm.measure.explain import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
-from stm.merge import Merge, merge
-from stm.model import ViM
-from stm.plan import Plan, State, Taps
+from stm.merging.merge import Merge, merge
+from stm.merging.plan import Plan, State, Taps
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 
 MODEL = ModelConfig(image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2)
 PREP = Preprocess(resize=6, crop=6, mean=(0.5,), std=(0.5,))
@@ -97,7 +97,7 @@ def test_every_distance_of_both_sides_once() -> None:
     found = [(each.side, each.source, each.into, each.distance) for each in singles(L, C)]
     assert found == [(0, 2, 3, 1), (0, 1, 2, 2), (0, 0, 1, 3), (1, 6, 5, 1), (1, 7, 6, 2), (1, 8, 7, 3), (1, 9, 8, 4)]
     assert [(each.side, each.distance) for each in singles(L, C, 2)] == [(0, 1), (0, 3), (1, 1), (1, 4)]
-    assert singles(3, 0) == [stm.measure.explain.Single(1, 2, 1, 1)]
+    assert singles(3, 0) == [stm.explain.measurements.Single(1, 2, 1, 1)]
 
 
 @pytest.mark.parametrize("rule", ["prune", "mean"])

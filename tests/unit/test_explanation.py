@@ -13,12 +13,13 @@ import stm
 from stm import backends
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import StmError
-from stm.initialize import initialize
-from stm.measure import explanation, plots
-from stm.measure.explain import Loss
-from stm.measure.explanation import Explanation, file_names, measure
-from stm.measure.figures import Maps
-from stm.model import ViM
+from stm.explain import folder as explanation
+from stm.explain.figures import Maps
+from stm.explain.folder import Explanation, file_names, measure
+from stm.explain.measurements import Loss
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
+from stm.plots import style as plots
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib, the extra plots")
 PREP = Preprocess(resize=6, crop=6, mean=(0.5,), std=(0.5,))

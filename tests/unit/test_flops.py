@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.bnnm import gradual, plan_schedule, staged
 from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
 from stm.measure.flops import count, honest, paper, parameters
-from stm.plan import Plan, StaticPlan
-from stm.schedule import Schedule
+from stm.merging.bnnm import gradual, plan_schedule, staged
+from stm.merging.plan import Plan, StaticPlan
+from stm.merging.schedule import Schedule
 
 TI, S, B = (ModelConfig(d_model=D, depth=24, dt_rank=D // 16) for D in (192, 384, 768))
 RATES = (0.0, 0.15, 0.2, 0.3, 0.4)

@@ -8,16 +8,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from stm import backends
-from stm.bnnm import gradual, staged
 from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
-from stm.initialize import initialize
 from stm.measure.flops import count, honest, paper
-from stm.model import ViM
+from stm.merging.bnnm import gradual, staged
+from stm.merging.plan import Plan, StaticPlan
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from stm.peers import METHODS
 from stm.peers.hsa import HSA
 from stm.peers.peer import Peer
 from stm.peers.rmeeto import RMeeTo
-from stm.plan import Plan, StaticPlan
 
 MODEL = ModelConfig(image_size=14, patch=2, stride=2, d_model=8, depth=8, d_state=4, dt_rank=2)  # 50 tokens
 D, E, N, W = MODEL.d_model, MODEL.d_inner, MODEL.d_state, MODEL.d_conv

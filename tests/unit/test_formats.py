@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image, features
 
-from stm.hub.streams import tar_samples
-from stm.measure.data import SampleSet, from_files, iterate
-from stm.measure.formats import FORMATS, SIGNATURE, SUFFIXES, is_image, open_image
-from stm.measure.images import Crop, ParquetImage, Sample, enlarged
+from stm.data.formats import FORMATS, SIGNATURE, SUFFIXES, is_image, open_image
+from stm.data.images import Crop, ParquetImage, Sample, enlarged
+from stm.data.sets import SampleSet, from_files, iterate
+from stm.data.streams import tar_samples
 from tests.pictures import PREP, make_config, opened, picture
 
 ROOT = Path(__file__).resolve().parents[2]

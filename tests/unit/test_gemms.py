@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stm
-from stm.measure.gemms import alone, gemms_of
+from stm.bench.gemms import alone, gemms_of
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.measure.groups import edges, follow, patches, pruned, scattered, stages
+from stm.merging.groups import edges, follow, patches, pruned, scattered, stages
 
 ALONE = ((0,), (1,), (2,), (3,), (4,))
 

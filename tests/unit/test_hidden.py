@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm.measure.hidden import Scan, attention, change, decay_to, state_at, state_norms, states
+from stm.explain.states import Scan, attention, change, decay_to, state_at, state_norms, states
 
 K, B, L, E, N = 2, 3, 6, 4, 5
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from stm.data import images
+from stm.data.hub_sets import parquet_samples
+from stm.data.sets import from_files, iterate
+from stm.data.streams import open_stream, tar_samples
 from stm.errors import DataError
-from stm.hub.samples import parquet_samples
-from stm.hub.streams import open_stream, tar_samples
-from stm.measure import images
-from stm.measure.data import from_files, iterate
-from stm.page.facts import read_rows
+from stm.page.content import read_rows
 from stm.reports import skipped_notes
 from tests.hang import HANG
 from tests.pictures import PREP, labelled, labels_of, make_config, opened, picture

@@ -1,6 +1,6 @@
 """Hidden States Protection in float64, at the scan's input, where the paper's equations are exact.
 
-Expected values are worked out here from the recurrence itself, never from stm/hsp.py.
+Expected values are worked out here from the recurrence itself, never from stm/merging/hsp.py.
 """
 
 import math
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm import hsp
-from stm.schedule import Step
+from stm.merging import hsp
+from stm.merging.schedule import Step
 
 E, N, L, C = 3, 4, 9, 4  # the class token is in the middle
 

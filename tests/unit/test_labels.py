@@ -2,8 +2,8 @@
 
 import pytest
 
+from stm.data.labels import class_indices, imagenet
 from stm.errors import DataError
-from stm.labels import class_indices, imagenet
 
 
 @pytest.mark.parametrize(

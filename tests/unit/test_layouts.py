@@ -9,11 +9,11 @@ import scipy.io
 from PIL import Image
 
 from stm.config import Preprocess
+from stm.data import folders as layouts
+from stm.data.images import ImageFile, Sample
+from stm.data.labels import imagenet
+from stm.data.sets import iterate
 from stm.errors import DataError
-from stm.labels import imagenet
-from stm.measure import layouts
-from stm.measure.data import iterate
-from stm.measure.images import ImageFile, Sample
 from tests.pictures import PREP, labelled, labels_of, opened, picture
 
 

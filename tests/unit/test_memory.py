@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import stm
-from stm.measure.memory import allocations, peak_bytes
+from stm.bench.memory import allocations, peak_bytes
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 CPU = torch.device("cpu")

@@ -1,11 +1,11 @@
-"""stm/merge.py against sums written out token by token."""
+"""stm/merging/merge.py against sums written out token by token."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stm.merge import Merge, add_at, merge, take
+from stm.merging.merge import Merge, add_at, merge, take
 
 
 @st.composite

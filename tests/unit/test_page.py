@@ -11,16 +11,17 @@ import pytest
 
 from stm.codec import encode
 from stm.config import Config, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.data.images import Pixels, Sample
+from stm.data.sets import SampleSet
 from stm.errors import DataError
-from stm.measure.data import SampleSet
-from stm.measure.images import Pixels, Sample
 from stm.measure.records import Record
-from stm.page import charts, facts
+from stm.merging.schedule import Schedule, Step
+from stm.page import charts
+from stm.page import content as facts
 from stm.page.charts import Axis, Point
-from stm.page.facts import Changed, Findings, Rows
+from stm.page.content import Changed, Findings, Rows
 from stm.page.render import render
 from stm.reports import Environment, Evaluation
-from stm.schedule import Schedule, Step
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, in_chans=1, d_model=2, depth=12, d_state=2, dt_rank=1)
 CONFIG = Config(

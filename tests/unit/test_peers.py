@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stm.backends.reference import scan, step_sizes
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
-from stm.initialize import initialize
-from stm.model import ViM
+from stm.merging.plan import Plan, State, Taps
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from stm.peers import DEFAULT, METHODS, evit, hsa, mame, mtr, rmeeto, storm, tokens, tome, utr
 from stm.peers.peer import Peer
 from stm.peers.random_pruning import RandomPruning
-from stm.plan import Plan, State, Taps
-from stm.scan import scan, step_sizes
 
 MODEL = ModelConfig(image_size=12, patch=2, stride=2, d_model=8, depth=8, d_state=4, dt_rank=1)  # 6 x 6 patches, class token at 18 of 37
 PRUNING = {"random", "hsa", "hsa-unaligned", "evit", "evit-similarity", "evit-score-order"}  # what they drop is gone: sizes do not add up

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stm.config import Preprocess
+from stm.data.images import fit
+from stm.data.preprocess import preprocess
 from stm.errors import DataError
-from stm.measure.images import fit
-from stm.measure.preprocess import preprocess
 
 
 def cubic(x):

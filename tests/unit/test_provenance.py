@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stm
-from stm import evidence, pipeline
+from stm.commands import evidence, pipeline
 from stm.config import Measured
 from stm.errors import ArtifactError, UsageError
 from stm.hub.card import eval_results

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.schedule import Schedule, Step
+from stm.merging.schedule import Schedule, Step
 
 
 @st.composite

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import stm
-from stm import backends, serving
+from stm import backends
 from stm.backends.native import Prepared
 from stm.errors import UsageError
+from stm.model import serving
+from stm.model.prepared import PreparedBlock
+from stm.model.serving import PackedLinear, Served
 from stm.peers import METHODS
-from stm.prepared import PreparedBlock
-from stm.serving import PackedLinear, Served
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
@@ -249,7 +250,7 @@ def test_images_of_any_floating_dtype(dense: stm.ViM, images: Tensor) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# What `optimize` prepares for the native backend (stm/prepared.py) is the packed model's forward.
+# What `optimize` prepares for the native backend (stm/model/prepared.py) is the packed model's forward.
 native = pytest.mark.skipif(not backends.status("native")[0], reason="needs the native backend")
 
 

@@ -5,11 +5,11 @@ import torch
 
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
-from stm.initialize import initialize
 from stm.measure import flops
 from stm.measure.compare import _preset
-from stm.measure.solve import NEAR, solve_paper, solve_peer
-from stm.model import ViM
+from stm.measure.equal_cost import NEAR, solve_paper, solve_peer
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
 from stm.peers import DEFAULT
 
 SHAPES = {

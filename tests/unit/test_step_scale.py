@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stm.scan import conv_silu, scan
+from stm.backends.reference import conv_silu, scan
 
 K, B, E, N = 2, 2, 3, 4
 REVERSE = (False, True)

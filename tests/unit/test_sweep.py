@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import stm
-from stm import tables
+from stm.commands import tables
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepReport, SweepRow
 from stm.measure import sweep as module
-from stm.measure.cells import CELLS, IDENTITY, CellFile, SweepIdentity, check_folder
 from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
+from stm.measure.sweep_file import CELLS, IDENTITY, CellFile, SweepIdentity, check_folder
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"

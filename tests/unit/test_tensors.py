@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stm.artifact.tensors import check_finite, check_tensors
 from stm.errors import SHOWN, ArtifactError
-from stm.tensors import check_finite, check_tensors
 
 EXPECTED = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty(4, device="meta"), "c": torch.empty((), device="meta")}
 RIGHT = {"a": torch.ones(2, 3), "b": torch.ones(4), "c": torch.tensor(1.0)}

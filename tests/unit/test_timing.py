@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from stm.bench.timing import FEWEST, MOST, interleave, ratio, spread, threads, waiting
 from stm.errors import UsageError
-from stm.measure.timing import FEWEST, MOST, interleave, ratio, spread, threads, waiting
 
 
 class Clock:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stm.bench import vit
 from stm.config import ModelConfig
-from stm.measure import vit
 
 PARAMETERS = {192: 5_717_416, 384: 22_050_664, 768: 86_567_656}  # timm's deit_{tiny,small,base}_patch16_224
 

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm.config import Preprocess
+from stm.data.images import ImageFile, Pixels, Sample
+from stm.data.sets import SampleSet, batches_of, iterate, workers_for
+from stm.distributed import ALONE, World, here
 from stm.errors import DataError
-from stm.measure.data import SampleSet, batches_of, iterate, workers_for
 from stm.measure.evaluate import timed
-from stm.measure.images import ImageFile, Pixels, Sample
-from stm.measure.world import ALONE, World, here
 
 Gathering = Callable[..., None]
 MEETING = {"MASTER_ADDR": "h", "MASTER_PORT": "1"}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from stm.errors import CheckpointError
 
 MINI = Path(__file__).parents[2] / "golden" / "dense-mini" / "vim_mini.pth"

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from stm.checkpoint import read
-from stm.checkpoint_pickle import Claim, Reader
+from stm.checkpoint.claims import Claim, Reader
+from stm.checkpoint.official import read
 from tests.hang import HANG
 from tests.unit.checkpoint.cases import State, refused, save
 from tests.unit.checkpoint.test_pickles import Renamed, dumps

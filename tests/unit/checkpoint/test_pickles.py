@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, refused, save
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stm
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from stm.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from stm.errors import CheckpointError, UsageError
 from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, save

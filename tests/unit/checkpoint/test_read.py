@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from stm.checkpoint import read, to_official
-from stm.checkpoint_infer import official_shapes
+from stm.checkpoint.infer import official_shapes
+from stm.checkpoint.official import read, to_official
 from stm.config import ModelConfig, Preprocess
 from stm.errors import CheckpointError, UsageError
 from tests.unit.checkpoint.cases import MINI, OFFICIAL, STRIDE8, State, forms, refused, save
@@ -234,11 +234,11 @@ def test_a_class_token_that_no_model_has() -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------------------
 
 MEASURE = """
-import re, stm.checkpoint
+import re, stm.checkpoint.official
 peak = lambda: 1024 * int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss would begin at the parent's
-stm.checkpoint.read({small!r})  # what a first call pages in of libraries
+stm.checkpoint.official.read({small!r})  # what a first call pages in of libraries
 before = peak()
-got = stm.checkpoint.read({path!r})
+got = stm.checkpoint.official.read({path!r})
 print((peak() - before) / sum(t.nbytes for t in got.tensors.values()))
 print({path!r} in open("/proc/self/maps").read())
 """

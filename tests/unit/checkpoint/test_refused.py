@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from tests.unit.checkpoint.cases import MINI, State, forms, refused, save
 
 # --- files that are none --------------------------------------------------------------------------------------------------------

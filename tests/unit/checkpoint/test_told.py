@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stm
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from stm.errors import CheckpointError, Question
 from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, save
 

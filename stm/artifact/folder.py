@@ -1,0 +1,224 @@
+"""A model on disk: a folder of `model.safetensors`, `config.json` and `README.md` (the card). Reads and writes it.
+
+Where it was measured on a set of the Hub, `.eval_results/stm.yaml` says so as the Hub's leaderboards read it.
+
+A folder is written whole or not at all (`stm.artifact.atomic`), and is read only if it is exactly what was written: `config.json` holds
+the weights' size and SHA-256. The same model gives the same bytes.
+"""
+
+import ctypes
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stm import __version__
+from stm.artifact import atomic
+from stm.artifact.tensors import check_finite
+from stm.config import AGAIN, Config, FileInfo
+from stm.config_file import FORMAT, dumps, loads
+from stm.errors import ArtifactError, UsageError, check_name
+
+WEIGHTS, CONFIG, CARD, RESULTS = "model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml"
+FILES = (WEIGHTS, CONFIG, CARD, RESULTS)  # all that stm puts into a folder, and all that --force may delete
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Refuse an output folder that cannot be written, before any work is done.
+
+    Args:
+        folder: where the model is to go; missing parents will be made.
+        force: replace a folder that is there, if it holds a model of ours and nothing else.
+
+    Raises:
+        UsageError: it exists and `force` is not given; it holds something else, or is a file, a symbolic link, a mount point, the
+            current folder or one that holds it; or nothing can be written there.
+        ArtifactError: the disk is full.
+    """
+    path = atomic.check(folder, FILES, force=force)
+    if path.exists() and any(path.iterdir()) and not is_model(path):
+        raise UsageError(
+            f"{folder} holds no model that stm wrote ({CONFIG} does not say so), and --force replaces nothing else",
+            "choose another name with --out",
+        )
+
+
+def is_model(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder's config.json says that stm wrote it. Says nothing of its health."""
+    try:
+        document = json.loads((atomic.find(Path(folder)) / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
+def write(
+    folder: str | os.PathLike[str],
+    config: Config,
+    tensors: Mapping[str, Tensor],
+    card: str,
+    *,
+    results: str | None = None,
+    force: bool = False,
+) -> Config:
+    """Write a model's folder, whole or not at all.
+
+    Args:
+        folder: where it goes; refused as `check_output` says.
+        config: what the model is.
+        tensors: every tensor of it, on any device, by the names of its state dict.
+        card: the text of README.md.
+        results: the text of .eval_results/stm.yaml, if there is one.
+        force: replace a model's folder.
+
+    Returns:
+        The config as it was written: with `files` and `stm_version`.
+
+    Raises:
+        UsageError: see `check_output`.
+        ArtifactError: a tensor holds NaN or infinity, the disk is full, or the system refused a write. Nothing is left behind, and
+            a folder that was there is as it was.
+    """
+    check_output(folder, force=force)
+    check_finite(tensors, str(folder), ArtifactError)
+    with atomic.replacing(folder, FILES, force=force) as new:
+        weights = _write_weights(new / WEIGHTS, tensors)
+        written = dataclasses.replace(config, files={WEIGHTS: weights}, stm_version=__version__)
+        _write_text(new / CONFIG, dumps(written))
+        _write_text(new / CARD, card)
+        if results is not None:
+            (new / RESULTS).parent.mkdir()
+            _write_text(new / RESULTS, results)
+    return written
+
+
+def read_config(folder: str | os.PathLike[str]) -> Config:
+    """What a model's folder says, without reading its weights.
+
+    Raises:
+        ArtifactError: there is no such folder, it holds no config.json of ours, or one that is not valid.
+    """
+    return _read_config(_place(folder), folder)
+
+
+def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
+    """A model's config and its tensors, which are mapped from the file and not copied. Whether the model takes them, it says itself.
+
+    Raises:
+        ArtifactError: as `read_config`; or the weights are missing, or not what was written, by size or SHA-256.
+    """
+    place = _place(folder)
+    config = _read_config(place, folder)
+    name = Path(folder) / WEIGHTS
+    if config.files.keys() != {WEIGHTS}:
+        raise ArtifactError(f"{Path(folder) / CONFIG}: files names {sorted(config.files)}, expected exactly {WEIGHTS}")
+    try:
+        _check_written(place / WEIGHTS, name, config.files[WEIGHTS])
+        return config, load_file(place / WEIGHTS)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} has no {WEIGHTS}", AGAIN) from error
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
+
+
+def weights_size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the model.safetensors that would hold these tensors. Meta tensors will do."""
+    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _place(folder: str | os.PathLike[str]) -> Path:
+    check_name(folder, ArtifactError)
+    try:
+        place = atomic.find(Path(folder))
+        if place.is_dir():
+            return place
+        raise ArtifactError(f"{folder} is a file, expected a folder" if place.exists() else f"there is no folder {folder}")
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _read_config(place: Path, folder: str | os.PathLike[str]) -> Config:
+    name = Path(folder) / CONFIG
+    try:
+        return loads((place / CONFIG).read_text(encoding="utf-8"), str(name))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} has no {CONFIG}: it is not a folder that stm wrote") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
+
+
+def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
+    """Whether the weights are those that config.json was written with."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected.bytes:
+            pointer = file.read(24) == b"version https://git-lfs."
+            hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else AGAIN
+            raise ArtifactError(f"{name} has {size} bytes, expected the {expected.bytes} that were written", hint)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.sha256:
+        told = f"{found[:12]}..., expected {expected.sha256[:12]}..."
+        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", AGAIN)
+
+
+# safetensors' own writer needs numpy, reports a full disk as text out of Rust, and leaves the hash to a second pass over the
+# file. The format is simple: the header's length in 8 bytes, the header as JSON, the tensors' bytes. What is written here equals
+# safetensors.torch.save_file byte for byte (tests/contract/test_bytes.py), one tensor at a time, so that saving needs no copy of
+# the weights. The metadata has one entry, because safetensors writes several in random order (its issue 584).
+
+
+def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+    header = _header(tensors)
+    digest = hashlib.sha256(header)
+    with open(path, "wb") as file:
+        file.write(header)
+        for name in _order(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            data = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())  # its memory, not a copy
+            digest.update(data)
+            file.write(data)
+        _flush(file)
+    return FileInfo(sha256=digest.hexdigest(), bytes=weights_size(tensors))
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in _order(tensors):
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Larger items first, so that every tensor is aligned; then by name."""
+    return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.end + 20]
+        raise ArtifactError(f"{path.name} cannot hold {around!r}, which is not valid Unicode: rename that file or label") from error
+    with open(path, "wb") as file:
+        file.write(data)
+        _flush(file)
+
+
+def _flush(file: BinaryIO) -> None:
+    """To the disk itself, so that a folder that has its name has its content."""
+    file.flush()
+    os.fsync(file.fileno())

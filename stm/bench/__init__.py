@@ -1,0 +1,1 @@
+"""Clocks and memory: how long models take and what they hold, in turns within one process."""

@@ -1,0 +1,1 @@
+"""Official ViM checkpoints: what a file holds, what model that is, and the way back."""

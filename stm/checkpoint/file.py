@@ -1,0 +1,226 @@
+"""What a file of weights holds, read without running anything in it.
+
+Pickles go through PyTorch's restricted unpickler and nothing else: what it may build is its own list of tensor types and
+`_ALLOWED` below. What a pickle claims is held to what its file can hold before any of it is built (`checkpoint_pickle`). Zip files and
+safetensors are mapped, not read, so that only the tensors that are used cost memory.
+"""
+
+import argparse
+import codecs
+import contextlib
+import hashlib
+import io
+import mmap
+import pathlib
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from stm.checkpoint.claims import Claim, Reader
+from stm.errors import CheckpointError, check_name, listed
+
+_AGAIN = "download or copy it again, and compare its size with the source's"
+_WHAT = "give a checkpoint that torch.save or safetensors wrote"
+_HEAD = 4096  # bytes that tell what a file is
+_DAMAGED = "its pickle is damaged, or not of the protocol that torch.save uses"
+
+# How much more than the file a deflated zip may unpack to. Weights hardly shrink, an optimizer's zeros do; a bomb makes 1000 of 1.
+_UNPACKED, _UNPACKED_ANYWAY = 32, 1 << 22
+
+_Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's multiarray.scalar, wherever this version keeps it
+
+# What a trainer's pickle may build beside tensors, under each name that Python and numpy versions gave it. Paths become pure
+# ones, which can do nothing to a disk, and load on any system.
+_ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
+    (argparse.Namespace, "argparse.Namespace"),
+    *(
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, names in (
+            (pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
+            (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
+        )
+        for name in names
+    ),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (np.dtype, "numpy.dtype"),
+    *((type(np.dtype(code)), f"numpy.dtypes.{type(np.dtype(code)).__name__}") for code in "?bBhHiIlLqQefd"),
+)
+
+
+def load(path: Path) -> Any:
+    """The object that a checkpoint file holds: whatever was saved, or a dict of tensors for safetensors.
+
+    Its tensors may be views of the mapped file: copy what is kept, and drop the rest.
+
+    Raises:
+        CheckpointError: no such file, not a file of weights, cut off, damaged, or it wants something run.
+    """
+    try:
+        head = _head(path)
+        if 2 <= int.from_bytes(head[:8], "little") <= 100_000_000 and head[8:9] == b"{":
+            return _load_safetensors(path)
+        if head.startswith(b"PK\x03\x04"):
+            return _load_zip(path)
+        if head.startswith(b"\x80"):
+            return _load_pickle(path, path.stat().st_size, archive=False, mapped=False)
+        raise _not_weights(path, head)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _head(path: Path) -> bytes:
+    check_name(path, CheckpointError)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected a checkpoint file", "check the path; ls shows what is there")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a directory: expected a checkpoint file", f"name the file in it: {path / 'FILE.pth'}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file: expected a checkpoint file", _WHAT)
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        raise CheckpointError(f"{path} is empty: expected a checkpoint file", _AGAIN)
+    return head
+
+
+def _not_weights(path: Path, head: bytes) -> CheckpointError:
+    text = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return CheckpointError(f"{path} is a Git LFS pointer, not the weights that it points to", "run: git lfs pull")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return CheckpointError(f"{path} is a web page, not a checkpoint: the download led to a page", _AGAIN)
+    if wanted := _wanted(path):  # a pickle of the first protocol is text
+        return _unsafe(path, wanted)
+    if _is_text(head):
+        return CheckpointError(f"{path} is a text file, not a checkpoint", _WHAT)
+    return CheckpointError(f"{path} is not a checkpoint: it begins like neither torch.save's files nor safetensors", _WHAT)
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # incremental: the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except OSError:
+        raise
+    except Exception as error:  # the parser's own type, and others for dtypes that torch does not have
+        raise CheckpointError(f"{path} is cut off or damaged: {_first_line(error)}", _AGAIN) from error
+
+
+def _load_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} is cut off or damaged: its zip directory cannot be read ({_first_line(error)})", _AGAIN) from error
+    names = {entry.filename.partition("/")[2] for entry in entries}
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path} is a TorchScript program, not weights: reading it would run it", "save the model's state_dict()")
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path} is a zip archive, not a checkpoint", f"if it holds one, unpack it first: unzip {path}")
+    size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if unpacked > (size if stored else size * _UNPACKED + _UNPACKED_ANYWAY):
+        raise _too_much(path, size, f"records of {unpacked:,} bytes")
+    return _load_pickle(path, unpacked, archive=True, mapped=stored)
+
+
+def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
+    """What torch makes of a file of `held` bytes, unpacked, after its claims were read."""
+    reader = Reader(held)
+    try:
+        _follow(path, reader, archive)
+    except (OSError, MemoryError):
+        raise
+    except Claim as claim:
+        raise _too_much(path, path.stat().st_size, str(claim)) from claim
+    except Exception as error:  # damaged bytes make it raise anything at all
+        if wanted := _unknown(reader.names):
+            raise _unsafe(path, wanted) from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _AGAIN) from error
+    known = set(torch.serialization.get_safe_globals())
+    ours: list[_Buildable] = [
+        pair for pair in _ALLOWED if pair not in known
+    ]  # leaving the context would take the caller's own entries with it
+    with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
+        warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes make the unpickler raise anything at all
+            if wanted := _unknown(reader.names) or re.findall(r"GLOBAL (\S+)", str(error)):
+                raise _unsafe(path, wanted) from error
+            what = _first_line(error) if isinstance(error, RuntimeError) else _DAMAGED
+            raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {what}", _AGAIN) from error
+
+
+def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} asks for {claimed}: no checkpoint of its {size:,} bytes does, so it was not read",
+        "it is damaged, or was made to exhaust memory: get the original",
+    )
+
+
+def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
+    # os.system pickles under the module that implements it
+    names = listed(f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted)
+    return CheckpointError(
+        f"{path} wants {names}, which is neither a tensor nor a plain setting: reading it would run code, so it was not read",
+        "ask its author for the state dict alone: torch.save(model.state_dict(), FILE)",
+    )
+
+
+def _wanted(path: Path) -> list[str]:
+    """The names in a file that is a pickle, or not even that, as `_unknown` gives them."""
+    reader = Reader(path.stat().st_size)
+    with contextlib.suppress(Exception):  # if the file is no pickle, what was found up to there
+        _follow(path, reader, archive=False)
+    return _unknown(reader.names)
+
+
+def _unknown(names: list[str]) -> list[str]:
+    """Those of the names that a pickle refers to which may not be built, in order."""
+    safe = {name for _, name in _ALLOWED} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
+    safe |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")}
+    return list(dict.fromkeys(name for name in names if name not in safe and not name.startswith("torch.")))
+
+
+def _follow(path: Path, reader: Reader, archive: bool) -> None:
+    """Have every pickle of the file read that torch would load."""
+    if archive:
+        with path.open("rb") as file:  # by torch's own reader: two readers of zip files can find two different records in one
+            reader.read(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
+        return
+    # Mapped, because a length in a pickle may be any number: reading a file would make room for it first.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for _ in range(5):  # a legacy file is five pickles in a row, then raw bytes
+            if data.tell() < len(data):
+                reader.read(data)  # type: ignore[arg-type]  # it has what a reader of pickles needs
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

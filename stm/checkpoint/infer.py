@@ -1,0 +1,272 @@
+"""What a ViM checkpoint is, told from the names and shapes of its tensors and from what is said beside them.
+
+Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What decides every number and
+nothing tells is a question, never an assumption.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from stm.checkpoint.preprocess import preprocessing
+from stm.checkpoint.stored import OWN, Asked, Said, Stored
+from stm.config import CLASS_TOKENS, LARGEST_SIDE, ModelConfig, Preprocess
+from stm.errors import CheckpointError, Question, UsageError, listed
+from stm.options import words
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Tensors of a mixer that each direction has its own of; {} is empty for the forward one, _b for the backward one.
+DIRECTED = ("conv1d{}.weight", "conv1d{}.bias", "x_proj{}.weight", "dt_proj{}.weight", "dt_proj{}.bias", "A{}_log", "D{}")
+
+_OFFICIAL_SIZE = 224
+_RUNS = "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions"
+_REFUSED = (
+    (r"blocks\.\d+\.attn\.", "a vision transformer (DeiT, ViT): its blocks hold attention"),
+    (r"layers\.\d+\.mixer\.conv1d_weight", "the weights file of a folder that stm wrote: give the folder"),
+    (r"rope\.|(.*\.)?freqs(_cos|_sin)?", "a ViM with rotary position embeddings (RoPE)"),
+    (r"cls_token_(head|tail)", "a ViM with a double class token"),
+    (r"pos_embed_cls|(.*[._])?reg(ister)?_?tokens?", "a ViM with register tokens (Mamba-R)"),
+    (r"temporal_pos_embedding", "a VideoMamba for video"),
+    (r"(layers\.\d+\.norm|norm_f)\.bias", "a ViM with LayerNorm"),
+    (r"layers\.\d+\.mixer\.gamma", "a ViM with layer scale"),
+)
+_NEEDED = (
+    (r"layers\.\d+\.mixer\..*", "layers.*.mixer", "not a ViM"),
+    (r"layers\.\d+\.mixer\.conv1d_b\..*", "layers.*.mixer.conv1d_b", "a ViM with bimamba v1 or with one direction"),
+    (r"cls_token", "cls_token", "a ViM without a class token"),
+    (r"pos_embed", "pos_embed", "a ViM without absolute position embeddings"),
+    (r"head\..*", "head", "a ViM without a classification head"),
+)
+
+
+class Inferred(NamedTuple):
+    """The model, its number of classes, its preprocessing, and a sentence for everything that was taken from elsewhere or assumed.
+
+    `by_name`: the options that give the same model under any name, where a name told. `question`: what is to be answered before the
+    model means anything, where nothing tells where the class token is or whether the directions are averaged, or where it is told both
+    ways. It is not raised here: a file that is damaged is not worth an answer.
+    """
+
+    model: ModelConfig
+    num_classes: int
+    preprocessing: Preprocess
+    notes: tuple[str, ...]
+    by_name: dict[str, Any]
+    question: Question | None
+
+
+# The two models that have these tensors, in words, and the options that say so.
+_MODELS = {
+    "a ViM as hustvl/Vim's": {"class_token": "middle", "divide_out": True},
+    "a VideoMamba": {"class_token": "head", "divide_out": False},
+}
+
+
+def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
+    """Tell what the model is; what is asked wins over what is stored, and the tensors over both.
+
+    Args:
+        where: the file's name, for messages.
+        shapes: of every tensor, by official name.
+
+    Raises:
+        CheckpointError: a variant that is not run; tensors missing, unexpected or mis-shaped; an image size that is
+            stored but cannot be, or that cannot be told.
+        UsageError: an argument that no model takes or that the tensors contradict.
+    """
+    if asked.class_token not in (None, *CLASS_TOKENS):
+        raise UsageError(f"class_token is {asked.class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
+    _refuse_variants(where, shapes)
+    depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
+    _refuse_names(where, shapes, depth)
+    config, classes, grid = _dimensions(where, shapes)
+    size, stride, note = _geometry(where, config["patch"], grid, stored, asked.image_size)
+    question: Question | None = None
+    try:
+        token, divide, told = _reading(where, stored, asked)
+    except Question as open_question:
+        question, token, divide, told = open_question, "middle", True, ()
+    try:
+        model = ModelConfig(image_size=size, stride=stride, depth=depth, class_token=token, divide_out=divide, **config)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    _refuse_shapes(where, shapes, official_shapes(model, classes))
+    prep, remarks = preprocessing(where, model, stored, asked)
+    by_name: dict[str, Any] = {}
+    for name, value, said in (("class_token", token, stored.class_token), ("divide_out", divide, stored.divide_out)):
+        if said and said[0].by != OWN:
+            by_name[name] = value
+    if stored.size_by_name is not None and stored.input_size is None:
+        by_name["image_size"] = size
+    return Inferred(model, classes, prep, (note, *told, *remarks), by_name, question)
+
+
+def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of the official model, by name."""
+    D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
+    directed = dict(zip(DIRECTED, ((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,)), strict=True))
+    block = {"norm.weight": (D,), "mixer.in_proj.weight": (2 * E, D), "mixer.out_proj.weight": (D, E)}
+    block |= {f"mixer.{name.format(suffix)}": shape for suffix in ("", "_b") for name, shape in directed.items()}
+    return {
+        "cls_token": (1, 1, D),
+        "pos_embed": (1, model.tokens, D),
+        "patch_embed.proj.weight": (D, model.in_chans, model.patch, model.patch),
+        "patch_embed.proj.bias": (D,),
+        **{f"layers.{i}.{name}": shape for i in range(model.depth) for name, shape in block.items()},
+        "norm_f.weight": (D,),
+        "head.weight": (classes, D),
+        "head.bias": (classes,),
+    }
+
+
+def _refuse_variants(where: str, names: Collection[str]) -> None:
+    for pattern, what in _REFUSED:
+        if found := next((name for name in names if re.fullmatch(pattern + ".*", name)), None):
+            raise CheckpointError(f"{where} is {what} ({found})", _RUNS)
+    for pattern, needed, what in _NEEDED:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise CheckpointError(f"{where} is {what}: it has no {needed}, but {listed(names)}", _RUNS)
+
+
+def _refuse_names(where: str, shapes: Shapes, depth: int) -> None:
+    # only names count here: any config of that depth has the same
+    expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    if missing or unexpected:
+        parts = [f"{len(names)} {kind} ({listed(names)})" for names, kind in ((missing, "missing"), (unexpected, "unexpected")) if names]
+        raise CheckpointError(f"{where} does not hold the tensors of a ViM with {depth} blocks: {', '.join(parts)}", _RUNS)
+
+
+def _refuse_shapes(where: str, shapes: Shapes, expected: Shapes) -> None:
+    wrong = [f"{name} {shapes[name]} instead of {shape}" for name, shape in expected.items() if shapes[name] != shape]
+    if wrong:
+        raise CheckpointError(f"{where}: {len(wrong)} mis-shaped ({listed(wrong)})", "it was damaged or edited: get the original")
+
+
+def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
+    """The model's dimensions, its classes and the patches along a side.
+
+    Of tensors that every block has, the commonest shape counts, so that a wrong one is named by `_refuse_shapes`.
+    """
+
+    def shape(pattern: str, rank: int) -> tuple[int, ...]:
+        found = {name: shape for name, shape in shapes.items() if re.fullmatch(pattern, name)}
+        fitting = Counter(shape for shape in found.values() if len(shape) == rank)
+        if not fitting:
+            name, wrong = next(iter(found.items()))
+            raise CheckpointError(f"{where}: {name} is {wrong}, expected {rank} dimensions", _RUNS)
+        return fitting.most_common(1)[0][0]
+
+    (D,) = shape(r"layers\.\d+\.norm\.weight|norm_f\.weight", 1)
+    E, N = shape(r"layers\.\d+\.mixer\.A(_b)?_log", 2)
+    _, R = shape(r"layers\.\d+\.mixer\.dt_proj(_b)?\.weight", 2)
+    _, _, W = shape(r"layers\.\d+\.mixer\.conv1d(_b)?\.weight", 3)
+    _, C, height, width = shape(r"patch_embed\.proj\.weight", 4)
+    _, L, _ = shape("pos_embed", 3)
+    _, tokens, _ = shape("cls_token", 3)
+    classes, _ = shape(r"head\.weight", 2)
+    grid = math.isqrt(max(L - 1, 0))
+    if classes < 1:
+        raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
+    if tokens != 1:
+        raise CheckpointError(f"{where} is a ViM with {tokens} class tokens (cls_token), expected 1", _RUNS)
+    if height != width:
+        raise CheckpointError(f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS)
+    if grid < 1 or grid**2 != L - 1:
+        raise CheckpointError(f"{where} has {L} positions (pos_embed), expected a square grid of patches and one class token", _RUNS)
+    if D < 1 or E % D:
+        raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
+    return {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}, classes, grid
+
+
+def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
+    """Image size, stride, and where they come from: the size asked for, else the stored one, a name's, or the official one."""
+    fits = f"{grid} x {grid} patches of {patch} pixels"
+    edge = f"edge to edge, they make --image-size {grid * patch}"
+    own, named = stored.input_size, stored.size_by_name
+    if asked is not None:
+        if (stride := _stride(asked, patch, grid, stored.stride) or _stride(asked, patch, grid, None)) is None:
+            raise UsageError(f"image_size is {asked}, but {where} holds {fits}", edge)
+        by = named.by if own is None and named is not None and named.value == asked else None  # as in `_reading`
+        return asked, stride, f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}"
+    if own is not None:
+        if (stride := _stride(own, patch, grid, stored.stride)) is None:
+            said = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
+            raise CheckpointError(f"{where}: its own arguments say {said}, but it holds {fits}", "give the right one: --image-size N")
+        return own, stride, f"image size {own} from the file's own arguments, stride {stride} as it gives {fits}"
+    if named is not None:
+        if (stride := _stride(named.value, patch, grid, stored.stride)) is None:
+            raise CheckpointError(f"{where}: by {named.by} its images have {named.value} pixels, but it holds {fits}", edge)
+        return named.value, stride, f"image size {named.value} by {named.by}, stride {stride} as it gives {fits}"
+    stride = _stride(_OFFICIAL_SIZE, patch, grid, stored.stride)
+    if stride is None or stride * (grid - 1) != _OFFICIAL_SIZE - patch:
+        raise CheckpointError(
+            f"{where} holds {fits} and does not say the image size, nor is it the usual {_OFFICIAL_SIZE}",
+            f"give it: --image-size N (edge to edge, the patches make {grid * patch})",
+        )
+    return _OFFICIAL_SIZE, stride, f"image size {_OFFICIAL_SIZE} is assumed: at stride {stride} it gives {fits}"
+
+
+def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
+    """The stride at which an image of that size has `grid` patches along a side; None if there is none or no telling."""
+    if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
+        return None
+    fitting = [stride for stride in (range(1, patch + 1) if told is None else (told,)) if stride and (size - patch) // stride + 1 == grid]
+    whole = [stride for stride in fitting if stride * (grid - 1) == size - patch]
+    if patch in fitting:
+        return patch
+    return whole[0] if whole else fitting[0] if len(fitting) == 1 else None
+
+
+def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple[str, ...]]:
+    """The class token's place, whether the directions are averaged, and sentences about who says so."""
+    said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
+    found: dict[str, Any] = {}
+    told: dict[str, list[str]] = {}  # who, beside the file's settings, to what
+    overruled = []
+    for name, all_said in said.items():
+        wanted = found[name] = getattr(asked, name)
+        if not all_said:
+            continue
+        first, in_words = all_said[0], _IN_WORDS[name]
+        against = next((each for each in all_said if each.value != (first.value if wanted is None else wanted)), None)
+        if against is None:
+            # What is asked and said as well is told as if it was not asked: the same bytes come of a recipe, which asks what a name said.
+            found[name] = first.value
+            if first.by != OWN:
+                told.setdefault(first.by, []).append(in_words(first.value))
+        elif wanted is None:
+            message = f"{where}: by {first.by} {in_words(first.value)}, but by {against.by} {in_words(against.value)}"
+            raise Question(message, _answers(asked))
+        else:
+            overruled.append(f"by {against.by} {in_words(against.value)}: overruled, as asked")
+    notes = [f"by {by} {' and '.join(values)}" for by, values in told.items()] + overruled
+    if found["class_token"] is None:
+        raise Question(
+            f"{where} has the tensors that a ViM and a VideoMamba share, and neither its settings nor its name tells which it is: "
+            "where its class token is and whether its directions are averaged or added",
+            _answers(asked),
+        )
+    if found["divide_out"] is None and found["class_token"] == "middle":
+        found["divide_out"] = True
+        notes.append("the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle")
+    if found["divide_out"] is None:
+        raise Question(f"{where}: nothing tells whether its two directions are averaged or added", _answers(asked))
+    return found["class_token"], found["divide_out"], tuple(notes)
+
+
+def _answers(asked: Asked) -> dict[str, list[str]]:
+    """What the model may be, and the options that say so beside those that were given."""
+    return {
+        what: words({name: value for name, value in options.items() if getattr(asked, name) is None}) for what, options in _MODELS.items()
+    }
+
+
+_IN_WORDS: dict[str, Callable[[Any], str]] = {
+    "class_token": lambda value: f"the class token is {'in the middle' if value == 'middle' else 'at the head'}",
+    "divide_out": lambda value: f"the two directions are {'averaged' if value else 'added'}",
+}

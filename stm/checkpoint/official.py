@@ -1,0 +1,194 @@
+"""Official ViM checkpoints (hustvl/Vim) to a config and tensors in stm's names, and back.
+
+The two directions of a mixer, `conv1d` and `conv1d_b` and so on, are stacked on a leading axis K = 2, forward first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stm.artifact.tensors import dtype_name
+from stm.checkpoint import file as checkpoint_file
+from stm.checkpoint.infer import DIRECTED, infer
+from stm.checkpoint.stored import Asked, Stored
+from stm.config import ModelConfig, Preprocess
+from stm.errors import CheckpointError, UsageError, listed
+
+_STATES = ("model", "state_dict")
+_AVERAGES = ("model_ema", "state_dict_ema")
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read.
+
+    Args:
+        model: the shape of the model.
+        tensors: its parameters by stm's names, float32, none of them a view of the file.
+        preprocessing: from a photograph to its input.
+        source_sha256: of the file's bytes.
+        notes: sentences about what was taken from names, assumed or ignored.
+        by_name: the options of `read` that give the same model under another name, where names told.
+    """
+
+    model: ModelConfig
+    num_classes: int
+    tensors: dict[str, Tensor]
+    preprocessing: Preprocess
+    source_sha256: str
+    notes: tuple[str, ...]
+    by_name: dict[str, Any] = field(default_factory=dict)
+
+
+def read(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    class_token: str | None = None,
+    divide_out: bool | None = None,
+    ema: bool = False,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+    interpolation: str | None = None,
+    repo: str | None = None,
+) -> Checkpoint:
+    """Read a ViM checkpoint: a trainer's pickle, a bare state dict or safetensors. Nothing in it is run.
+
+    Args:
+        image_size, class_token, divide_out: what the tensors cannot tell; they win over what the file and its name say.
+        ema: take the averaged weights (`model_ema`).
+        mean, std, crop_ratio, interpolation: of the preprocessing; they win over what the file says.
+        repo: of the Hub, the file's; its name may tell what the file's does not.
+
+    Raises:
+        CheckpointError: not a checkpoint, not a ViM that stm runs, incomplete, or not finite.
+        Question: nothing tells which of two models it is; one of CheckpointError's kind.
+        UsageError: an argument that the tensors contradict or that cannot be.
+    """
+    path = Path(path)
+    where = str(path)
+    colours = {name: _tuple(name, value) for name, value in (("mean", mean), ("std", std))}
+    asked = Asked(
+        image_size=image_size,
+        class_token=class_token,
+        divide_out=divide_out,
+        crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        **colours,
+    )
+    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = infer(where, shapes, Stored.of(document, path.name, repo), asked)
+    other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
+    del document  # its other tensors must not outlive this
+    tensors = _stack(where, state, found.model.depth)
+    if found.question is not None:
+        raise found.question
+    notes = found.notes
+    if other:
+        notes += (f"{' and '.join(other)} weights are computed with in float32",)
+    return Checkpoint(
+        model=found.model,
+        num_classes=found.num_classes,
+        tensors=tensors,
+        preprocessing=found.preprocessing,
+        source_sha256=checkpoint_file.sha256(path),
+        notes=notes + ignored,
+        by_name=found.by_name,
+    )
+
+
+def _tuple(name: str, value: Any) -> tuple[float, ...] | None:
+    """One number or several as a tuple."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list | tuple) else (value,)
+    if not several or not all(type(each) in (int, float) for each in several):
+        raise UsageError(f"{name} is {value!r}, expected a number, or one per channel")
+    return tuple(map(float, several))
+
+
+def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse: a dense model's parameters by stm's names to the official state dict; no tensor shares memory with another.
+
+    Raises:
+        CheckpointError: a tensor that the official format has no place for, such as a merge plan's.
+    """
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+    names = _names(depth)
+    if unknown := sorted(tensors.keys() - names.keys()):
+        raise CheckpointError(f"{unknown[0]} has no place in an official ViM checkpoint: only a dense model has one")
+    state: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        parts = [tensors[ours]] if len(theirs) == 1 else [part.clone() for part in tensors[ours]]
+        if ours.endswith("conv1d_weight"):
+            parts = [part.unsqueeze(1) for part in parts]  # (E, 1, W)
+        state.update(zip(theirs, parts, strict=True))
+    return state
+
+
+def _names(depth: int) -> dict[str, tuple[str, ...]]:
+    """stm's name of every tensor to the official one, or to those of the two directions."""
+    names: dict[str, tuple[str, ...]] = {name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")}
+    names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
+    for block in (f"layers.{i}" for i in range(depth)):
+        names |= {f"{block}.{name}": (f"{block}.{name}",) for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")}
+        for name in DIRECTED:
+            ours = name.replace("{}", "").replace(".", "_")
+            names[f"{block}.mixer.{ours}"] = (f"{block}.mixer.{name.format('')}", f"{block}.mixer.{name.format('_b')}")
+    return names
+
+
+def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
+    """The weights of a checkpoint, the settings beside them (None: there is nothing), and a sentence about what is left."""
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'")
+    held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
+    key = next((key for key in (_AVERAGES if ema else _STATES) if key in held), None)
+    if ema and key is None:
+        raise CheckpointError(f"{where} holds no averaged weights (model_ema), only {listed(map(repr, document))}", "read it without --ema")
+    if key is None and held:
+        raise CheckpointError(f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema")
+    state = document if key is None else held[key]
+    for prefix in _WRAPPERS * 2:  # either may be around the other
+        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not state:
+        raise CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
+            kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
+            what = f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
+            raise CheckpointError(f"{where}: {listed([repr(name)])} {what}", f"it holds {listed(map(repr, state))}")
+    ignored: tuple[str, ...] = ()
+    if not ema and any(name in held for name in _AVERAGES):
+        ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
+    settings = {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held} if key else None
+    return dict(state), settings, ignored
+
+
+def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """The parameters by stm's names. Each official tensor leaves `state` as it is copied: two whole models are never held."""
+    tensors = {}
+    for ours, theirs in _names(depth).items():
+        parts = [_float32(where, name, state.pop(name)) for name in theirs]
+        tensor = parts[0].clone(memory_format=torch.contiguous_format) if len(parts) == 1 else torch.stack(parts)  # (K, ...)
+        tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
+    return tensors
+
+
+def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
+        kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
+        raise CheckpointError(f"{where}: {name} is {kind}, expected floating-point numbers", "save the float weights of the model")
+    tensor = tensor.detach().to(torch.float32)
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{where}: {name} holds NaN or infinite values", "training diverged or the file is damaged: use another")
+    return tensor

@@ -1,0 +1,108 @@
+"""From a photograph to the input of a checkpoint: as asked, else as its settings say, else as hustvl/Vim does (vim/datasets.py)."""
+
+from typing import Any
+
+from stm.checkpoint.stored import OWN, Asked, Stored
+from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess
+from stm.errors import CheckpointError, UsageError
+
+RATIO = 0.875  # hustvl/Vim's, and timm's where a model has none of its own
+RATIOS = (0.1, 1.0)
+_SMALL = 32  # pixels: hustvl/Vim takes images of up to this size as they are
+_COLOURS = {"mean": (IMAGENET_MEAN, 0.0, (0.0, 1.0)), "std": (IMAGENET_STD, 1.0, (1e-6, 1.0))}  # usual, without colours, limits
+
+
+def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing, and sentences about what was taken from the file's settings and what from nowhere.
+
+    Args:
+        where: the file's name, for messages.
+
+    Raises:
+        UsageError: a value that was asked for and cannot be.
+        CheckpointError: settings in the file that stm cannot follow.
+    """
+    told, usual, notes = [], [], []
+    colours, imagenets, unknown = {}, [], []
+    for name, (imagenet, neutral, _) in _COLOURS.items():
+        value, from_file = _value(name, stored, asked)
+        if value is not None:
+            colours[name] = _per_channel(where, name, value, model.in_chans, from_file)
+            told += [f"{name} {_listed(colours[name])}"] if from_file else []
+        elif model.in_chans == len(imagenet):
+            colours[name] = imagenet
+            imagenets.append(name)
+        else:
+            colours[name] = (neutral,) * model.in_chans
+            unknown.append(("standard deviation" if name == "std" else name, f"{neutral:g}"))
+    if imagenets:
+        usual.append(f"ImageNet's {' and '.join(imagenets)}")
+    if unknown:
+        names, values = (" and ".join(parts) for parts in zip(*unknown, strict=True))
+        are = "are" if len(unknown) > 1 else "is"
+        notes.append(f"the model takes {_channels(model.in_chans)}: their {names} {are} unknown, {values} {are} assumed")
+
+    ratio, from_file = _value("crop_ratio", stored, asked)
+    if ratio is not None and not RATIOS[0] <= ratio <= RATIOS[1]:
+        if not from_file:
+            raise UsageError(f"crop_ratio is {ratio:g}, expected {RATIOS[0]:g} to {RATIOS[1]:g}")
+        notes.append(f"by {OWN} the crop ratio is {ratio:g}, which cannot be: {RATIO} is taken")
+        ratio = RATIO
+    elif ratio is None:
+        ratio = RATIO
+        usual.append(f"crop ratio {RATIO}")
+    elif from_file:
+        told.append(f"crop ratio {ratio:g}")
+    # timm resizes images of any size, and so does whoever asks for a ratio
+    as_they_are = model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
+    resize = model.image_size if as_they_are else int(model.image_size / ratio)
+
+    interpolation, from_file = _value("interpolation", stored, asked)
+    if interpolation is None:
+        interpolation = INTERPOLATIONS[0]
+        usual.append(interpolation)
+    elif interpolation not in INTERPOLATIONS:
+        if not from_file:
+            raise UsageError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+        raise CheckpointError(
+            f"{where}: its own arguments say interpolation {interpolation!r}, and stm has {', '.join(INTERPOLATIONS)}",
+            f"choose the nearest one: --interpolation {INTERPOLATIONS[0]}",
+        )
+    elif from_file:
+        told.append(interpolation)
+
+    if stored.crop_mode not in (None, "center"):
+        notes.append(f"by {OWN} crop_mode is {stored.crop_mode}: stm crops the center")
+    if not stored.fixed:  # DeiT's trainer has no other values than the usual ones
+        if told:
+            notes.append(f"preprocessing by {OWN}: {', '.join(told)}")
+        if usual:
+            notes.append(f"no word on {'the rest of ' if told else ''}the preprocessing, hence as in hustvl/Vim: {', '.join(usual)}")
+    return Preprocess(resize=resize, crop=model.image_size, interpolation=interpolation, **colours), tuple(notes)
+
+
+def _value(name: str, stored: Stored, asked: Asked) -> tuple[Any, bool]:
+    """What was asked for, else what the file says; and whether it is the file's."""
+    given = getattr(asked, name)
+    return (getattr(stored, name), True) if given is None else (given, False)
+
+
+def _per_channel(where: str, name: str, values: tuple[float, ...], channels: int, from_file: bool) -> tuple[float, ...]:
+    """One value per channel: a single one is every channel's."""
+    low, high = _COLOURS[name][2]
+    one_each = values * channels if len(values) == 1 else values
+    if len(one_each) == channels and all(low <= value <= high for value in one_each):
+        return one_each
+    expected = f"expected one number per channel, {'above 0' if name == 'std' else '0'} to 1: the model takes {_channels(channels)}"
+    if from_file:
+        hint = f"give the right one: --{name} {','.join(f'{value:g}' for value in _COLOURS[name][0][:channels])}"
+        raise CheckpointError(f"{where}: its own arguments say {name} {_listed(values)}, {expected}", hint)
+    raise UsageError(f"{name} is {_listed(values)}, {expected}")
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'' if count == 1 else 's'}"
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,30 @@
+"""Official checkpoints, written: one file, whole or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stm.artifact import atomic
+from stm.errors import CheckpointError
+
+
+def write(path: Path, state: Mapping[str, Tensor], *, force: bool = False) -> None:
+    """Write a state dict as hustvl/Vim loads it: under the key `model`, on the CPU.
+
+    Args:
+        path: where it goes; see `stm.artifact.atomic.check_file`.
+        force: replace a file that is there.
+
+    Raises:
+        UsageError: without `force`, there is a file.
+        CheckpointError: the disk is full, or the system refused; a file that was there is as it was.
+    """
+    try:
+        with atomic.drafted(path, force=force) as draft:
+            torch.save({"model": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}}, draft)
+    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
+        raise CheckpointError(
+            f"{path} cannot be written: {str(error).splitlines()[0]}", "make room, or choose another place with --out"
+        ) from error

@@ -1,0 +1,237 @@
+"""What `stm explain` and `stm report` do: measure what merging changed in a model, and write it down for people."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stm.artifact import atomic
+from stm.bake import bake
+from stm.commands.open_model import From, name_of, open_model
+from stm.commands.recipe import Wish, split
+from stm.config import Config
+from stm.data.images import enlarged
+from stm.data.sets import SampleSet, from_files, is_embedded, iterate, open_samples, photographs
+from stm.errors import ArtifactError, DataError, UsageError
+from stm.explain import folder as explanation
+from stm.explain.measurements import RULES
+from stm.findings import ExplainReport, PageReport
+from stm.measure import flops
+from stm.measure.environment import environment_of
+from stm.measure.equal_cost import solve_peer
+from stm.measure.evaluate import assess_each
+from stm.measure.records import check_path
+from stm.merging.plan import Plan
+from stm.model.vim import ViM
+from stm.page import content as facts
+from stm.page.render import render
+from stm.peers import METHODS
+from stm.plots import style as plots
+from stm.reports import OnProgress
+
+DEFAULT_IMAGES = 3
+PLACES = 98  # of each side: every distance at 197 tokens
+SHOWN = 448  # pixels of a side that a picture has at least
+
+
+def explain(
+    model: str,
+    images: Sequence[str | Path] = (),
+    *,
+    peer: str | None = None,
+    block: int | None = None,
+    places: int = PLACES,
+    out: str | Path | None = None,
+    force: bool = False,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> ExplainReport:
+    """`stm explain`: the paper's figures and tables of states, for this model and these images, as pictures and data.
+
+    Args:
+        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed here, by the wish.
+        images: files; none: some of what is embedded.
+        peer: a method of `stm.peers.METHODS`, which is explained instead, at the operations that the wish would save.
+        block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
+        places: the most distances of a side that are measured.
+        out: the folder to write, named after the model by default.
+        force: replace a folder that holds nothing but what this wrote.
+        seed: chooses among the embedded images.
+        options: the fields of `Wish` and of `stm.commands.open_model.From`.
+
+    Raises:
+        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        DataError: an image that cannot be read.
+        StmError: matplotlib is not installed; what reading the model raises.
+    """
+    plots.require()
+    if len(images) > explanation.MOST_IMAGES:
+        raise UsageError(f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own")
+    source, wish = split(options)
+    output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
+    atomic.check(output, explanation.file_names(), force=force)
+    if peer is not None and peer not in METHODS:
+        raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(METHODS)}")
+    small = _compressed(open_model(model, source, on_progress), model, wish, seed)
+    title = _title(small)
+    if peer is not None:
+        small, title = _as_peer(small, peer, seed)
+    shape = small.config.model
+    depth, lengths = shape.depth, (small.plan or Plan()).lengths(shape)
+    if block is None:
+        block = next((number for number in range(1, depth) if lengths[number] < lengths[0]), depth // 2)
+    if not 1 <= block < depth:
+        raise UsageError(f"block is {block}, expected 1 to {depth - 1}: a single token is merged before it")
+    samples = _samples(images, small.config, seed)
+    (batch,) = iterate(samples, small.config.preprocessing, batch_size=len(samples))
+    for error in batch.errors.values():
+        raise DataError(error)
+    pictures = [(sample.file, enlarged(sample, small.config.preprocessing, SHOWN)) for sample in samples.samples]
+    found = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
+    with atomic.replacing(output, explanation.file_names(), force=force) as folder:
+        with plots.style():
+            files = explanation.write(folder, found, small, title)
+        report = ExplainReport(
+            command="explain",
+            model=model,
+            environment=environment_of(small),
+            output=str(output),
+            data=samples.name,
+            images=tuple(sample.file for sample in samples.samples),
+            block=block,
+            tokens_per_block=lengths,
+            fading=found.fits,
+            losses={rule: _mean([row.cls for row in found.losses if row.rule == rule]) for rule in RULES},
+            plan_change=tuple(_mean(changes) for changes in found.plan),
+            files=(*files, explanation.SUMMARY),
+        )
+        (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")
+    return report
+
+
+def report(
+    folder: str | Path,
+    *,
+    data: str | Path | None = None,
+    records: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+    sweep: str | Path | None = None,
+    bench: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+    **source: Any,
+) -> PageReport:
+    """`stm report`: one HTML page about a compressed model, measured against the dense one whose weights it holds.
+
+    Args:
+        folder: of the model, here or on the Hub.
+        data, limit, batch_size, seed, workers: the sample set; see `stm.evaluate`.
+        records: the file of an earlier `stm eval` with the same model and images, of which nothing is measured again.
+        sweep, bench: what those commands printed with `--json`.
+        out: the page; named after the folder, in the current one, by default.
+        force: replace a page that is there.
+        source: how to read it, the fields of `stm.commands.open_model.From`.
+
+    Raises:
+        UsageError: the folder holds a dense model, or the page cannot be written.
+        DataError: images, records, sweep or bench cannot be used.
+    """
+    named = str(folder)
+    name = name_of(named)
+    output = Path(out) if out is not None else Path(f"{name}-report.html")
+    atomic.check_file(output, force=force)
+    if records is not None:
+        check_path(records)
+    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
+    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep")
+    options = From(**source)
+    model = open_model(named, options, on_progress)
+    if model.plan is None:
+        raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
+    samples = open_samples(data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
+    evaluation, found_records = assess_each(
+        model,
+        samples,
+        reference=model.with_plan(None),
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        records=records,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    missing = {
+        "bench": "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench FILE shows it.",
+        "sweep": "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it.",
+    }
+    findings = facts.Findings(
+        name=name,
+        evaluation=evaluation,
+        dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(found_records),
+        environment=environment_of(model),
+        changed=facts.changed(found_records, samples, model.config),
+        bench=found_bench,
+        sweep=found_sweep,
+        missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
+        notes=model.config.said("notes"),
+    )
+    page = render(model.config, findings).encode()
+    _write_page(output, page, force)
+    return PageReport(
+        command="report",
+        model=str(folder),
+        environment=findings.environment,
+        output=str(output),
+        bytes=len(page),
+        eval=evaluation,
+        changed=tuple(each.file for each in findings.changed),
+        missing=findings.missing,
+    )
+
+
+def _write_page(path: Path, page: bytes, force: bool) -> None:
+    """Whole or not at all."""
+    try:
+        with atomic.drafted(path, force=force) as draft:
+            draft.write_bytes(page)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error
+
+
+def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:
+    """The model as it is where it is compressed, else compressed as wished."""
+    if model.plan is None:
+        return bake(model, **wish.options(), calibration=None, seed=seed, on_progress=None)
+    if wish != Wish():
+        given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
+        raise UsageError(f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out")
+    return model
+
+
+def _as_peer(ours: ViM, name: str, seed: int) -> tuple[ViM, str]:
+    """The model under a peer's plan instead of ours, at the same honest count of operations, and its title."""
+    dense = ours.with_plan(None)
+    solved = solve_peer(dense.config, name, flops.count(ours.config).honest_saving, seed=seed)
+    plan = solved.plan.to(dense.cls_token.device)
+    return dense.with_plan(plan), f"{METHODS[name].title}, {solved.flops.honest_saving:.1%} of the operations saved"
+
+
+def _samples(images: Sequence[str | Path], config: Config, seed: int) -> SampleSet:
+    if images:
+        return from_files(images)
+    return open_samples(None, config=config, limit=DEFAULT_IMAGES, seed=seed) if is_embedded(config) else photographs()
+
+
+def _title(model: ViM) -> str:
+    recipe, shape = model.config.recipe, model.config.model
+    method = "no method" if recipe is None else f"{recipe.method}, {recipe.schedule} order"
+    return f"{method}, {model.schedule.saving(shape.depth):.1%} of the token-layers saved"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

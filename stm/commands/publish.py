@@ -1,0 +1,131 @@
+"""What commands call for models that go to others or come from them: push, export, and the list of those with a short name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stm.artifact import atomic
+from stm.artifact import folder as artifact
+from stm.assets import EMBEDDED_MODEL, FOLDER
+from stm.checkpoint import write as checkpoint_write
+from stm.checkpoint.official import to_official
+from stm.commands.open_model import From, name_of, open_model
+from stm.config import INTERPOLATIONS, Config, Preprocess
+from stm.errors import UsageError
+from stm.hub import push as hub_push
+from stm.hub.aliases import ALIASES
+from stm.hub.fetch import cached
+from stm.hub.push import To
+from stm.loading import load, save
+from stm.measure import flops
+from stm.measure.environment import environment_of, here
+from stm.reports import ExportReport, ListedModel, ModelsReport, OnProgress, PushedFile, PushReport
+
+FORMATS = ("official", "folder")
+
+
+def push(
+    folder: str | Path,
+    to: To,
+    on_progress: OnProgress | None = None,
+    on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
+) -> PushReport:
+    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for `stm.hub.push.push`.
+
+    Raises:
+        ArtifactError: it is not a model that stm wrote, or not as it was written.
+        UsageError, HubError: see `stm.hub.push.push`.
+    """
+    artifact.read_config(folder)  # else a name such as a/b would be loaded from the Hub
+    model = load(folder, device="cpu")
+    pushed = hub_push.push(folder, model.config, to, on_progress, on_files)
+    return PushReport(command="push", model=str(folder), environment=environment_of(model), **vars(pushed))
+
+
+def list_models() -> ModelsReport:
+    """`stm models`: every model with a short name, and whether it is in the cache. Nothing is asked of the Hub."""
+    embedded = artifact.read_config(FOLDER / EMBEDDED_MODEL)
+    found = [
+        ListedModel(
+            name=EMBEDDED_MODEL,
+            repo=None,
+            file=None,
+            license=embedded.source.license,
+            parameters=flops.parameters(embedded.model, embedded.num_classes),
+            tokens=embedded.model.tokens,
+            image_size=embedded.model.image_size,
+            top1=None,
+            cached=True,
+            bytes=embedded.files[artifact.WEIGHTS].bytes,
+        )
+    ]
+    for name, alias in ALIASES.items():
+        path = cached(alias.repo, alias.file)
+        about = {key: getattr(alias, key) for key in ("repo", "file", "license", "parameters", "tokens", "image_size", "top1")}
+        found.append(ListedModel(name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size))
+    return ModelsReport(command="models", model="", environment=here(), models=tuple(found))
+
+
+def export(
+    model: str,
+    *,
+    format: str = "official",
+    out: str | Path | None = None,
+    force: bool = False,
+    on_progress: OnProgress | None = None,
+    **source: Any,
+) -> ExportReport:
+    """`stm export`: the dense model in another layout; arguments as for `evaluate`.
+
+    Args:
+        format: "official", a .pth that hustvl/Vim loads, or "folder", one of ours, which `stm push` takes.
+        out: the file or folder; by default named after the model.
+        force: replace a file or a folder of ours that is there.
+
+    Raises:
+        UsageError: another format, or the output exists or cannot be written.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+    official = format == "official"
+    output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
+    if official:
+        atomic.check_file(output, force=force)
+    else:
+        artifact.check_output(output, force=force)
+    vim = open_model(model, From(**source), on_progress)
+    dense = vim.with_plan(None)
+    tensors = dense.state_dict()
+    if official:
+        tensors = to_official(tensors)
+        checkpoint_write.write(output, tensors, force=force)
+    else:
+        save(dense, output, force=force)
+    lost = f"{output} holds the dense model: the merge plan is not part of it"
+    return ExportReport(
+        command="export",
+        model=model,
+        environment=environment_of(vim),
+        output=str(output),
+        format=format,
+        source=vim.config.source,
+        tensors=len(tensors),
+        bytes=(output if official else output / artifact.WEIGHTS).stat().st_size,
+        notes=() if vim.plan is None else (lost,),
+        reading=_reading(vim.config) if official else {},
+    )
+
+
+def _reading(config: Config) -> dict[str, Any]:
+    """The options that read an official file, which holds tensors alone, as the model that it was written from."""
+    shape, prep = config.model, config.preprocessing
+    options: dict[str, Any] = {"image_size": shape.image_size, "class_token": shape.class_token, "divide_out": shape.divide_out}
+    usual = Preprocess.official(shape.image_size)
+    options |= {name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)}
+    if prep.interpolation != usual.interpolation and prep.interpolation in INTERPOLATIONS:
+        options["interpolation"] = prep.interpolation
+    if prep.resize != usual.resize:
+        # the shortest ratio that gives this side; half a pixel more, because the quotient is rounded down
+        ratios = (round(prep.crop / (prep.resize + 0.5), digits) for digits in range(1, 16))
+        options |= next(({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {})
+    return options

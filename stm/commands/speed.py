@@ -1,0 +1,185 @@
+"""What `stm bench` and `stm plan` do: find the model, time it, report."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stm.bake import bake
+from stm.bench import bench as benching
+from stm.bench import rate_table as rates
+from stm.bench import vit
+from stm.bench.timing import threads as on_threads
+from stm.commands.open_model import draw_model, open_model
+from stm.commands.recipe import Wish, split
+from stm.data.sets import open_samples
+from stm.errors import UsageError
+from stm.findings import BenchReport, PlanReport
+from stm.measure.environment import environment_of
+from stm.model.vim import DTYPES, ViM
+from stm.reports import OnProgress
+
+AGAINST = ("vit",)
+
+
+def bench(
+    model: str,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    threads: int | None = None,
+    rounds: int | None = None,
+    against: str | None = None,
+    optimize: bool = False,
+    random_weights: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> BenchReport:
+    """`stm bench`: a dense model against a compressed one, in one process and in turns.
+
+    Args:
+        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed by the wish, a compressed
+            one has the dense one in it.
+        batch_sizes: images a forward, one or several.
+        threads: of torch on the processor; None: torch's choice.
+        rounds: None: what fits into ten seconds a batch size.
+        against: "vit": the DeiT of the same width beside them.
+        optimize: what `ViM.optimize` makes of each, beside them.
+        random_weights: of an alias: its shape with fresh weights, which needs no download.
+        options: the fields of `Wish` and of `stm.commands.open_model.From`.
+
+    Raises:
+        UsageError: options that cannot be, or a wish for a model that is compressed already.
+        StmError: what reading raises.
+    """
+    source, wish = split(options)
+    if against is not None and against not in AGAINST:
+        raise UsageError(f"against is {against!r}, expected one of {', '.join(AGAINST)}")
+    with on_threads(threads):
+        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        dense, small = _pair(vim, wish, model)
+        variants = benching.variants_of(dense, small, optimized=optimize)
+        shape, device = dense.config.model, dense.cls_token.device
+        if against is not None:
+            rival = vit.ViT(shape, dense.config.num_classes).to(device, DTYPES[dense.config.dtype])
+            variants[vit.name_of(shape)] = benching.Variant(lambda batch_size: rival, vit.flops(shape, dense.config.num_classes))
+        rows = benching.measure(
+            variants,
+            (shape.in_chans, shape.image_size, shape.image_size),
+            device,
+            batch_sizes=batch_sizes,
+            rounds=rounds,
+            on_progress=on_progress,
+        )
+        environment = environment_of(vim)
+    first = {row.variant: row for row in rows if row.batch_size == batch_sizes[0]}
+    ours, theirs = first.get(benching.COMPRESSED), first[benching.DENSE]
+    assert theirs.gemm_ms is not None
+    return BenchReport(
+        command="bench",
+        model=model,
+        environment=environment,
+        random_weights=random_weights,
+        image_size=shape.image_size,
+        tokens_per_block=(small or dense).schedule.tokens_per_block(shape.depth),
+        rows=rows,
+        flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
+        wall_clock_gain=None if ours is None else ours.gain,
+        gemm_ms=theirs.gemm_ms,
+        notes=vim.config.said("notes"),
+        reasons=_reasons(ours is None, any(row.peak_bytes is None for row in rows)),
+    )
+
+
+def plan(
+    model: str,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    seconds: float | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+    threads: int | None = None,
+    rounds: int | None = None,
+    random_weights: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> PlanReport:
+    """`stm plan`: what the rates from 10% to 60% cost on this machine, and how near to the dense model they stay.
+
+    Args:
+        model: a dense MODEL, as for `bench`.
+        data: a folder of images, labelled or not; None: what is embedded.
+        limit: of those, so many, drawn by the seed; None: as many as there is time for.
+        seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` says how many they are.
+        batch_size: of the forwards that are timed.
+        threads, rounds, random_weights, options: as for `bench`; the wish has no budget.
+
+    Raises:
+        UsageError: options that cannot be, or a model that is compressed already.
+        StmError: what reading raises.
+    """
+    source, wish = split(options)
+    if batch_size < 1:
+        raise UsageError(f"batch size is {batch_size}, expected at least 1")
+    if wish.rate is not None or wish.saving is not None or wish.stages is not None:
+        raise UsageError("a budget was given, and the plan is there to find one")
+    if random_weights and (data is not None or limit is not None or seconds is not None):
+        raise UsageError(
+            "images were given, and random weights agree with nothing", "leave out --random-weights, or --data, --limit and --seconds"
+        )
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"seconds is {seconds:g}, expected more than 0")
+    if seconds is None and limit is None:
+        seconds = rates.IMAGE_SECONDS
+    with on_threads(threads):
+        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        if vim.plan is not None:
+            raise UsageError(f"{model} is already compressed", "plan with its dense source")
+        samples = None
+        if not random_weights:
+            samples = open_samples(data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token).shuffled(seed)
+        wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
+        del wanted["rate"]
+        again = (*source.words(), *wish.words())
+        rows, n = rates.table(
+            vim,
+            wanted,
+            samples,
+            seconds=seconds,
+            batch_size=batch_size,
+            rounds=rounds,
+            command=lambda rate: shlex.join(["stm", "compress", model, "--rate", f"{rate:g}", *again]),
+            on_progress=on_progress,
+        )
+        environment = environment_of(vim)
+    reasons = {} if samples is not None else dict.fromkeys(("agreement", "kl"), "the weights are random")
+    return PlanReport(
+        command="plan",
+        model=model,
+        environment=environment,
+        random_weights=random_weights,
+        data=None if samples is None else samples.name,
+        n=n,
+        of=0 if samples is None else len(samples),
+        seconds=None if samples is None else seconds,
+        batch_size=batch_size,
+        rows=rows,
+        notes=vim.config.said("notes"),
+        reasons=reasons,
+        **({} if samples is None else samples.of_set),
+    )
+
+
+def _pair(vim: ViM, wish: Wish, model: str) -> tuple[ViM, ViM | None]:
+    """The dense model, and the compressed one if there is one."""
+    if vim.plan is not None:
+        if wish != Wish():
+            raise UsageError(f"{model} is already compressed", "leave out what says how to, or name its dense source")
+        return vim.with_plan(None), vim
+    small = bake(vim, **wish.options(), calibration=None, seed=0, on_progress=None)
+    return vim, small if small.plan is not None else None
+
+
+def _reasons(no_small: bool, no_peak: bool) -> dict[str, str]:
+    found = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
+    return found | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})

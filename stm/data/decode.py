@@ -1,0 +1,117 @@
+"""Decoding many images, in this process or in others. No torch here: a process starts in a tenth of a second without it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+from PIL import Image, UnidentifiedImageError
+
+from stm.config import Preprocess
+from stm.data.images import Openable, Sample, fit
+from stm.errors import DataError, HubError
+
+SAFE_PATH = "PYTHONSAFEPATH"
+Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says why the image could not be read
+
+
+def decode_all(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int = 0) -> Iterator[list[Decoded]]:
+    """The pixels of each chunk of samples, in order; `workers` processes do it, 0: this one.
+
+    Raises:
+        DataError: a worker died.
+    """
+    return _in_processes(chunks, prep, workers) if workers and chunks else (decode(chunk, prep) for chunk in chunks)
+
+
+def decode(samples: Sequence[Sample], prep: Preprocess) -> list[Decoded]:
+    return [_decode(sample, prep) for sample in samples]
+
+
+def _decode(sample: Sample, prep: Preprocess) -> Decoded:
+    assert isinstance(sample.source, Openable)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks are about metadata, not about pixels; but for this one:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with sample.source.open() as image:
+                return fit(image, prep).tobytes()
+    except HubError:  # the line is at fault, not the image: the run stops, and goes on from its records
+        raise
+    except Exception as error:  # a broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more
+        return f"{sample.file}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case DataError():
+            return error.message
+        case UnidentifiedImageError():
+            return "not an image that can be read"
+        case Image.DecompressionBombWarning() | Image.DecompressionBombError():
+            return f"more than {Image.MAX_IMAGE_PIXELS} pixels: refused as a possible decompression bomb"
+        case OSError(strerror=str(text)):
+            return text.lower()
+        case MemoryError():
+            return "not enough memory to decode it"
+        case _:
+            return f"cannot be decoded: {error}"
+
+
+def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int) -> Iterator[list[Decoded]]:
+    """At most two chunks a worker are under way.
+
+    Spawned, not forked: a fork of a process whose OpenMP threads run can hang.
+    """
+    with _own_modules():
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _begin_worker)
+    under_way: deque[Future[list[Decoded]]] = deque()
+    try:
+        for chunk in chunks:
+            with _own_modules():  # a process starts when there is work for it
+                under_way.append(pool.submit(decode, chunk, prep))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool as error:
+        hint = "decode in this process (--workers 0); a script that asks for workers needs its `if __name__ == '__main__':`"
+        raise DataError("a process that decodes images died", hint) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Processes started inside do not look for modules in the current folder, which may be the data's and hold a `pickle.py`.
+
+    The variable is what reaches them before their first import, and multiprocessing's tracker of resources too.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
+
+
+def _begin_worker() -> None:
+    """Ctrl-C is for the main process, which ends its workers; where it was killed, they go by themselves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

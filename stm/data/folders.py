@@ -1,0 +1,259 @@
+"""Folders of images, and where their labels come from."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from stm.data.formats import SUFFIXES, check_file, is_image
+from stm.data.images import ImageFile, Sample
+from stm.data.labels import class_indices
+from stm.errors import DataError, listed
+
+LABELS = "labels.csv"
+KAGGLE = "LOC_val_solution.csv"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+META = "meta.mat"
+TABLES = (LABELS, KAGGLE, GROUND_TRUTH, META)
+COMMON = (".jpg", ".png", ".webp", ".tif")  # of the suffixes, for a hint
+KIT = ("", "data", "ILSVRC2012_devkit_t12/data")  # where the development kit's files are, seen from the folder or a parent of it
+PARENTS = 4  # from ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has the images, up to where it has their labels
+# Files that are usual beside images and no part of a set: nobody need be told of them, nor of hidden ones.
+LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence"})
+VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG", re.IGNORECASE)
+
+
+class Found(NamedTuple):
+    """What a folder or a shard holds.
+
+    Args:
+        samples: its images.
+        skipped: the files that were not taken for images, by name; an image that a table leaves out is one, and its name says so.
+    """
+
+    samples: list[Sample]
+    skipped: list[str]
+
+
+class _Files(NamedTuple):
+    """The files in a folder and below it, in no order: those that look like images, and the others."""
+
+    images: list[Path]
+    others: list[Path]
+
+
+def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
+    """The images of a folder with their labels, sorted by name.
+
+    The labels are those of `labels.csv` (header `filename,label`); of ImageNet's validation images, Kaggle's
+    `LOC_val_solution.csv` or the development kit in the folder or above it; else of subfolders, one a class. How
+    classes may be named: `stm.data.labels.class_indices`. What is an image: `stm.data.formats.is_image`.
+
+    Raises:
+        DataError: the folder cannot be read, has no images or no labels, or labels that are not classes of the model.
+    """
+    if os.path.lexists(folder / LABELS):  # a link to nowhere is a table too, which cannot be read
+        return _from_csv(folder, classes, label_names)
+    files, folders, others = _contents(folder)
+    if any(VALIDATION.fullmatch(file.name) for file in files):
+        strays = [image for path in folders for image in _below(path, strict=False).images]  # the development kit may be among the rest
+        return Found(_validation_set(folder, files, classes), _names(folder, [*others, *strays]))
+    below = {path.name: _below(path) for path in folders}
+    labelled = {name: found.images for name, found in below.items() if found.images}
+    skipped = _names(folder, [*others, *(path for found in below.values() for path in found.others)])
+    if files and labelled:
+        sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(labelled)}"
+        raise _no_labels(folder, sentence)
+    if files:
+        raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels")
+    if not labelled:
+        raise _no_labels(folder, f"{folder} holds no images{only(skipped)}")
+    indices = class_indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names)
+    return Found(_sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped)
+
+
+def unlabelled_folder(folder: Path) -> Found:
+    """All images in a folder and below it, sorted by name, without labels."""
+    files = _below(folder)
+    skipped = _names(folder, files.others)
+    if not files.images:
+        raise DataError(f"{folder} holds no images{only(skipped)}", f"files that end in {', '.join(COMMON)} and the like are images")
+    return Found(_sorted(_sample(folder, path, None) for path in files.images), skipped)
+
+
+def _sample(folder: Path, path: Path, label: int | None) -> Sample:
+    return Sample(path.relative_to(folder).as_posix(), label, ImageFile(path))
+
+
+def _sorted(samples: Iterable[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: sample.file)
+
+
+def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The images, the folders and the other files in a folder, sorted; hidden ones are left out."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        folders = [path for path in entries if path.is_dir()]
+        files = [path for path in entries if not path.is_dir()]
+        images = [path for path in files if is_image(path)]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+    return images, folders, sorted({*files} - {*images})
+
+
+def _below(folder: Path, *, strict: bool = True) -> _Files:
+    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as other files.
+
+    Args:
+        strict: refuse folders that cannot be read; else they are left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        if strict:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    images, others = list[Path](), list[Path]()
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        for path in (Path(here, name) for name in names if not name.startswith(".")):
+            (images if is_image(path) else others).append(path)
+        others += [path for name in folders if (path := Path(here, name)).is_symlink()]
+    return _Files(images, others)
+
+
+def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
+    """What the files are called in the folder, sorted; without what nobody need be told of: litter, tables, and all that is hidden."""
+    told = (path.relative_to(folder) for path in paths if not _is_litter(path))
+    return sorted(path.as_posix() for path in told if not any(part.startswith(".") for part in path.parts))
+
+
+def _is_litter(path: Path) -> bool:
+    named = {path.name.lower(), path.stem.lower()} & LITTER
+    return path.name in TABLES or (bool(named) and path.suffix.lower() not in SUFFIXES)
+
+
+def only(skipped: Sequence[str]) -> str:
+    """The end of a sentence that says that there are no images."""
+    return f", only {listed(skipped)}" if skipped else ""
+
+
+def _no_labels(folder: Path, sentence: str) -> DataError:
+    return DataError(sentence, f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder a class")
+
+
+# labels.csv
+
+
+def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
+    table = folder / LABELS
+    rows = _read_csv(table, ["filename", "label"])
+    if not rows:
+        raise DataError(f"{table} labels no images")
+    lines: dict[str, int] = {}
+    where: dict[str, str] = {}
+    for line, (file, label) in rows.items():
+        if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise DataError(f"{table} line {line}: {file!r} is not the name of a file in this folder")
+        if file in lines:
+            raise DataError(f"{table} line {line}: {file} was labelled on line {lines[file]} already")
+        lines[file] = line
+        where.setdefault(label.strip(), f"{table} line {line} ({file})")
+    indices = class_indices(where, classes, label_names)
+    samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
+    listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
+    left = [name for name in _names(folder, _below(folder, strict=False).images) if os.path.normpath(name) not in listed_here]
+    return Found(samples, [f"{name} (not in {LABELS})" for name in left])
+
+
+def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
+    """The rows of a table by their line numbers; empty lines, and the mark that Excel writes at the beginning, are left out."""
+    rows: dict[int, list[str]] = {}
+    try:
+        check_file(table)
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            found = next(reader, [])
+            if found != header:
+                raise DataError(f"{table} begins with {','.join(found)!r}, expected the header {','.join(header)}")
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise DataError(f"{table} line {reader.line_num}: {len(row)} columns, expected {len(header)}: {','.join(header)}")
+                if row:
+                    rows[reader.line_num] = row
+    except OSError as error:
+        raise DataError(f"{table} cannot be read: {error.strerror}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{table} is not a table of comma-separated values in UTF-8: {error}") from error
+    return rows
+
+
+# ImageNet's validation images
+
+
+def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sample]:
+    stray = next((file for file in files if not VALIDATION.fullmatch(file.name)), None)
+    if stray is not None:
+        raise _no_labels(folder, f"{stray} is not one of ImageNet's validation images, which are beside it")
+    table, kit = _above(folder, [KAGGLE]), _above(folder, [os.path.join(place, GROUND_TRUTH) for place in KIT])
+    if table is not None:
+        wnids = _from_kaggle(table)
+    elif kit is not None:
+        wnids = _from_kit(kit)
+    else:
+        sentence = f"{folder} holds {len(files)} of ImageNet's validation images and no labels"
+        raise DataError(sentence, f"put Kaggle's {KAGGLE} or the development kit's {KIT[-1]} into {folder} or a folder above it")
+    source = table or kit
+    for file in files:
+        if file.stem not in wnids:
+            raise DataError(f"{source} has no label for {file.name}")
+    where = {wnids[file.stem]: f"{source} ({file.name})" for file in files}
+    indices = class_indices(where, classes)
+    return [Sample(file.name, indices[wnids[file.stem]], ImageFile(file)) for file in files]
+
+
+def _above(folder: Path, names: list[str]) -> Path | None:
+    """The first of these in the folder or the next ones above it, be it a file or what a reader will refuse."""
+    here = Path(os.path.abspath(folder))
+    paths = (place / name for place in [here, *here.parents][: PARENTS + 1] for name in names)
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def _from_kaggle(table: Path) -> dict[str, str]:
+    """WordNet ids by image, of rows such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`: the class, then boxes."""
+    rows = _read_csv(table, ["ImageId", "PredictionString"])
+    return {image: (prediction.split() or [""])[0] for image, prediction in rows.values()}
+
+
+# In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its _mio5_utils).
+_READ_META = """
+import json, sys, scipy.io
+synsets = scipy.io.loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
+print(json.dumps({int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}))
+"""
+
+
+def _from_kit(ground_truth: Path) -> dict[str, str]:
+    """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet ids."""
+    meta = ground_truth.with_name(META)
+    try:
+        for file in (meta, ground_truth):
+            check_file(file)
+        numbers = ground_truth.read_text(encoding="ascii", errors="replace").split()
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+    # -P: a json.py in the current folder, which may be the data's, is not run.
+    command = [sys.executable, "-P", "-c", _READ_META, str(meta)]
+    run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if run.returncode:
+        raise DataError(f"{meta} is not the development kit's table of classes", "unpack the kit again")
+    wnid_of = {int(number): wnid for number, wnid in json.loads(run.stdout).items()}
+    wnids = {}
+    for line, text in enumerate(numbers, start=1):
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) not in wnid_of:
+            raise DataError(f"{ground_truth} line {line}: {text!r} is not an ILSVRC2012_ID of {meta.name}")
+        wnids[f"ILSVRC2012_val_{line:08}"] = wnid_of[int(text)]
+    return wnids

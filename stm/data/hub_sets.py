@@ -1,0 +1,218 @@
+"""Sample sets from the Hub, by the same cache, resume and offline rules as models.
+
+    imagenet-v2[@REVISION]                an alias: an archive of images, a folder a class
+    hf:USER/SET[@REVISION][:SPLIT]        images and labels in parquet, as the Hub's image sets are kept
+
+A set's name carries the commit that it was read at, so that a measurement says what it was made on, and can be pasted.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stm.config import Config
+from stm.data.folders import labelled_folder, unlabelled_folder
+from stm.data.images import ParquetImage, Sample, open_parquet, read_column
+from stm.data.labels import class_indices, imagenet
+from stm.data.ranges import HubFile
+from stm.data.sets import SampleSet
+from stm.data.unpack import unpack
+from stm.errors import DataError, UsageError, brief, listed
+from stm.hub.aliases import ARCHIVES, SetName, read_set_name
+from stm.hub.errors import Request, told
+from stm.hub.fetch import check_hash, fetch, list_files
+from stm.reports import OnProgress
+
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+LABEL_NAMES = ("label", "labels", "class", "target")
+ONE_CLASS = "expected one class for each image: its index or its name"
+
+
+def open_hub_set(
+    spec: str, *, config: Config, need_labels: bool = True, token: str | None = None, on_progress: OnProgress | None = None
+) -> SampleSet:
+    """The set that a name stands for; downloaded once.
+
+    Args:
+        spec: see the module's text.
+        config: of the model that will see it.
+        need_labels: without, no image has a label.
+
+    Raises:
+        UsageError: a name of another form, or a split that the set does not have.
+        HubError: it cannot be had.
+        DataError: it holds no images and labels that fit the model, or needs pyarrow.
+    """
+    name = read_set_name(spec)
+    if name is None:
+        raise UsageError(
+            f"{spec!r} is no name of a sample set on the Hub", "it is hf:USER/SET, hf:USER/SET:SPLIT or hf:USER/SET@REVISION:SPLIT"
+        )
+    read = _from_parquet if name.alias is None else _from_archive
+    return read(name, config, need_labels, token, on_progress)
+
+
+def _from_archive(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
+    file = ARCHIVES[name.alias or ""].file
+    found = fetch(name.repo, file, kind="dataset", revision=name.revision, token=token, check=False, on_progress=on_progress)
+    with told(Request(name.repo)):
+        from huggingface_hub import cached_assets_path
+
+        folder = Path(cached_assets_path("stm", namespace=name.repo)).parent / found.revision
+    if not folder.is_dir():
+        check_hash(found)
+        unpack(found.path, folder, on_progress=on_progress)
+    root = folder
+    while len(inside := [path for path in root.iterdir() if not path.name.startswith(".")]) == 1 and inside[0].is_dir():
+        root = inside[0]
+    images = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
+    return SampleSet(f"{name.alias}@{found.revision}", tuple(images.samples), tuple(images.skipped))
+
+
+def _from_parquet(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
+    need_pyarrow(f"hf:{name.repo}")
+    asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
+    split, shards = choose_shards(asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split)
+    revision, samples = name.revision, list[Sample]()
+    for shard in shards:
+        found = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
+        revision = found.revision  # one commit for all
+        samples += parquet_samples(found.path, shard, config, need_labels)
+    if not samples:
+        raise DataError(f"{asked}:{split} holds no images")
+    return SampleSet(f"hf:{name.repo}@{revision}:{split}", tuple(samples))
+
+
+def need_pyarrow(name: str) -> None:
+    """Refuse (DataError) a set in parquet where it could not be read, before anything is downloaded."""
+    try:
+        import pyarrow.parquet  # noqa: F401 - an extra
+    except ImportError as error:
+        raise DataError(f"{name} is kept in parquet, and reading it needs pyarrow", "pip install pyarrow") from error
+
+
+def choose_shards(name: str, files: Sequence[str], split: str | None, ending: str = ".parquet") -> tuple[str, list[str]]:
+    """The split that is meant and its files, by the names that the Hub's sets have."""
+    splits: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        if file.endswith(ending):
+            splits[_split_of(file)].append(file)
+    if not splits:
+        bare = name.partition("@")[0]
+        hint = f"the Hub converts many sets: try {bare}@refs/convert/parquet"
+        raise DataError(f"{name} holds no parquet files, only {listed(files) or 'nothing'}", hint)
+    names = sorted(splits)
+    if split is None and len(names) > 1:
+        raise UsageError(f"{name} has the splits {listed(names)}", f"name one: {name}:{names[-1]}")
+    chosen = split or names[0]
+    if chosen not in splits:
+        raise UsageError(f"{name} has no split {chosen}, only {listed(names)}", f"name one: {name}:{names[-1]}")
+    folders = sorted({file.rpartition("/")[0] for file in splits[chosen]})
+    if len(folders) > 1:
+        raise DataError(f"{name}:{chosen} is in several folders, {listed(folders)}: only sets of one configuration are read")
+    numbers = {int(found[1]) for file in splits[chosen] if (found := re.search(r"-of-(\d{5})", file))}
+    if numbers and numbers != {len(splits[chosen])}:
+        raise DataError(f"{name}:{chosen} has {max(numbers)} files, and {len(splits[chosen])} of them are here", "run it once online")
+    return chosen, sorted(splits[chosen])
+
+
+def _split_of(file: str) -> str:
+    """`data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test"; else it is "train"."""
+    *folders, base = file.removesuffix(".parquet").removesuffix(".tar").split("/")
+    if numbered := re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?", base):
+        return numbered[1]
+    words = [base, *re.split(r"[^A-Za-z]+", base), *reversed(folders)]
+    return next((word for word in words if word in _SPLITS), "train")
+
+
+def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_labels: bool) -> list[Sample]:
+    """The images of a parquet file, of which the column of labels is read.
+
+    Raises:
+        DataError: it cannot be read, or holds no images and labels that fit the model.
+    """
+    from pyarrow import ArrowException
+
+    samples: list[Sample] = []
+    try:
+        with open_parquet(path) as file:
+            features = _features(file.schema_arrow)
+            image = _image_column(file.schema_arrow, features, shard)
+            label, names = _label_column(file.schema_arrow, features, shard) if need_labels else (None, None)
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                values = [None] * rows if label is None else read_column(file, group, label).to_pylist()
+                labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
+                for row, index in enumerate(labels):
+                    samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
+    except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
+        why = str(getattr(error, "strerror", None) or error).strip().splitlines() or ["no reason given"]
+        raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
+    return samples
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the `datasets` library wrote of the columns, if it did: {"label": {"_type": "ClassLabel", "names": [...]}, ...}."""
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return {name: kind for name, kind in found.items() if isinstance(kind, dict)} if isinstance(found, dict) else {}
+
+
+def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
+    """Where the encoded bytes are: an image column is a struct of bytes and a path, or bytes alone."""
+    from pyarrow import types
+
+    found = {}
+    for field in schema:
+        if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            found[field.name] = f"{field.name}.bytes"
+        elif types.is_binary(field.type) or types.is_large_binary(field.type):
+            found[field.name] = field.name
+    images = [name for name in found if features.get(name, {}).get("_type") == "Image"] or list(found)
+    if len(images) != 1:
+        raise DataError(f"{shard} has {len(images)} columns of images among {listed(schema.names)}, expected one")
+    return found[images[0]]
+
+
+def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
+    """The column of labels, and the names of the classes where they are known."""
+    from pyarrow import types
+
+    classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
+    called = [name for name in schema.names if name in LABEL_NAMES]
+    found = classes if len(classes) == 1 else [name for name in called if name in classes] or called
+    if len(found) != 1:
+        raise DataError(f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label")
+    kind = schema.field(found[0]).type
+    values = kind.value_type if types.is_dictionary(kind) else kind
+    single = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+    if not any(fits(values) for fits in single):  # lists, mappings, dates
+        raise DataError(f"{shard}, {found[0]}: {kind}, {ONE_CLASS}")
+    names = features.get(found[0], {}).get("names")
+    return found[0], [str(name) for name in names] if isinstance(names, list) and names else None
+
+
+def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
+    """The model's class of each label: a name, or a number that stands for one of `names`, or else is the index itself."""
+    classes = config.num_classes
+    if values and all(isinstance(value, str) for value in values):
+        table: dict[Any, int] = dict(class_indices(dict.fromkeys(values, where), classes, config.label_names))
+    elif names is None or (len(names) == classes and (config.label_names is None or classes == len(imagenet().labels))):
+        table = {index: index for index in range(classes)}
+    else:
+        indices = class_indices(dict.fromkeys(names, where), classes, config.label_names)
+        table = {number: indices[name] for number, name in enumerate(names)}
+    for row, value in enumerate(values):
+        if isinstance(value, list | dict):
+            raise DataError(f"{where}, row {row}: a {'list' if isinstance(value, list) else 'mapping'}, {ONE_CLASS}")
+        if value not in table:
+            raise DataError(
+                f"{where}, row {row}: {brief(repr(value))} is not one of the {len(table)} classes",
+                "a split without labels measures nothing",
+            )
+    return [table[value] for value in values]

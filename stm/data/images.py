@@ -1,0 +1,226 @@
+"""From a sample to the pixels that a model sees. Pillow alone: the processes that decode images do not import torch."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from PIL import Image
+
+from stm.config import Preprocess
+from stm.data.formats import check_file, open_image
+from stm.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stm.data.ranges import HubFile
+
+MODES = {1: "L", 3: "RGB"}  # by channels of the model
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file."""
+
+    path: Path
+
+    def open(self) -> Image.Image:
+        return open_image(self.path)
+
+    def mark(self) -> str:
+        """What tells two contents apart, cheaply: the size in bytes."""
+        try:
+            return str(self.path.stat().st_size)
+        except OSError:  # it will be counted as broken when it is opened
+            return "missing"
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of an image in a file: `box` is left, top, right, bottom in pixels."""
+
+    path: Path
+    box: tuple[int, int, int, int]
+
+    def open(self) -> Image.Image:
+        with open_image(self.path) as whole:
+            return whole.crop(self.box)
+
+    def mark(self) -> str:
+        return f"{self.path.stat().st_size} {self.box}"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A square grayscale image in memory, one byte a pixel, row by row."""
+
+    data: bytes
+    side: int
+
+    def open(self) -> Image.Image:
+        return Image.frombytes("L", (self.side, self.side), self.data)
+
+    def mark(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """An encoded image in a parquet file: the column of its bytes, its row group, and its row in that."""
+
+    path: "Path | HubFile"
+    column: str
+    group: int
+    row: int
+
+    def open(self) -> Image.Image:
+        data = _row_group(self.path, self.column, self.group)[self.row].as_py()
+        if data is None:
+            raise DataError("the image is not in the parquet file: it was left out, or is only named there")
+        return open_image(data)
+
+    def mark(self) -> str:
+        return f"{_mark(self.path)} {self.group} {self.row}"
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """An encoded image in a tar file: where its bytes begin, and how many there are."""
+
+    path: "Path | HubFile"
+    offset: int
+    size: int
+
+    def open(self) -> Image.Image:
+        with open_shard(self.path) as stream:
+            stream.seek(self.offset)
+            return open_image(stream.read(self.size))
+
+    def mark(self) -> str:
+        return f"{_mark(self.path)} {self.offset} {self.size}"
+
+
+def open_shard(path: "Path | HubFile") -> BinaryIO:
+    """A shard's bytes, of a plain file or of the Hub."""
+    if isinstance(path, Path):
+        check_file(path)
+    return path.open("rb")
+
+
+def _mark(path: "Path | HubFile") -> str:
+    return ImageFile(path).mark() if isinstance(path, Path) else path.mark()
+
+
+@contextmanager
+def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
+    """A parquet file, whose bytes this thread alone reads.
+
+    With `pre_buffer`, threads of pyarrow call the Python stream. One of them that is not yet done with it when the interpreter ends
+    aborts the process (SIGABRT, exit 134), and a command that refuses the set ends at once.
+    """
+    from pyarrow.parquet import ParquetFile  # an extra
+
+    with open_shard(path) as stream, ParquetFile(stream, metadata=metadata, pre_buffer=False) as file:
+        yield file
+
+
+def read_column(file: Any, group: int, column: str) -> Any:
+    """A column of a row group, as pyarrow's ChunkedArray. It is one range of bytes, so that threads would gain nothing."""
+    return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+
+
+@lru_cache(maxsize=1)
+def _row_group(path: "Path | HubFile", column: str, group: int) -> Any:
+    """A column of a row group. Images are read in order, so that each is read once."""
+    with open_parquet(path, _footer(path)) as file:
+        array = read_column(file, group, column).combine_chunks()
+    return array.field(column.rpartition(".")[2]) if "." in column else array
+
+
+@lru_cache(maxsize=8)
+def _footer(path: "Path | HubFile") -> Any:
+    """Where the columns of each row group are."""
+    from pyarrow.parquet import read_metadata  # an extra
+
+    with open_shard(path) as stream:
+        return read_metadata(stream)
+
+
+Openable = ImageFile | Crop | Pixels | ParquetImage | TarImage
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a sample set.
+
+    Args:
+        file: its name in the set.
+        label: the index of its class, where that is known.
+        source: how to open it; a tensor (C, H, W) float32 is ready for the model as it is.
+    """
+
+    file: str
+    label: int | None
+    source: "Openable | Tensor"
+
+
+def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
+    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop do on PIL images.
+
+    The image becomes RGB, or grayscale for a model of one channel, as `convert` of Pillow has it: transparency is
+    dropped. Of 16-bit grayscale the high byte is taken, where Pillow would clip nearly everything to white. EXIF
+    orientation is not applied: the official evaluation (hustvl/Vim datasets.py, through torchvision's ImageFolder) does
+    not either.
+
+    Raises:
+        DataError: the pixels have no known range, the image is so narrow that resizing would explode it, or there is no
+            interpolation and the size is not the crop's.
+    """
+    image = _as_mode(image, len(prep.mean))
+    width, height = image.size
+    if prep.interpolation == "none":
+        if image.size != (prep.crop, prep.crop):
+            raise DataError(f"the image is {width} x {height} pixels, expected {prep.crop} x {prep.crop}: this model takes no resizing")
+        return image
+    if not width or not height:
+        raise DataError(f"the image is {width} x {height} pixels, expected at least one")
+    short, long = min(width, height), max(width, height)
+    resized = int(prep.resize * long / short)
+    if Image.MAX_IMAGE_PIXELS is not None and prep.resize * resized > Image.MAX_IMAGE_PIXELS:
+        raise DataError(f"the image is {width} x {height} pixels: too narrow to resize its short side to {prep.resize}")
+    width, height = (prep.resize, resized) if width <= height else (resized, prep.resize)
+    image = image.resize((width, height), FILTERS[prep.interpolation])
+    left, top = round((width - prep.crop) / 2), round((height - prep.crop) / 2)
+    return image.crop((left, top, left + prep.crop, top + prep.crop))
+
+
+def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
+    """What a model sees of an image, for people: the same part of it, with at least `side` pixels where it may be resized.
+
+    Raises:
+        DataError: an image that `fit` refuses, or one that is a tensor and never was a picture.
+    """
+    if not isinstance(sample.source, Openable):
+        raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
+    times = 1 if prep.interpolation == "none" else -(-side // prep.crop)
+    with sample.source.open() as image:
+        return fit(image, dataclasses.replace(prep, resize=prep.resize * times, crop=prep.crop * times))
+
+
+def _as_mode(image: Image.Image, channels: int) -> Image.Image:
+    if channels not in MODES:
+        raise DataError(f"the model takes {channels} channels, expected 1 or 3: an image file has no others")
+    if image.mode in ("I", "F"):
+        raise DataError(f"the image has 32 bits a pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        high = 0 if image.mode == "I;16B" else 1
+        image = Image.frombytes("L", image.size, image.tobytes()[high::2])
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way, whose colours are the same
+    return image.convert(MODES[channels])

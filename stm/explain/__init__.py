@@ -1,0 +1,1 @@
+"""What merging does to the states of a model, measured and drawn."""

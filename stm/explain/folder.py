@@ -1,0 +1,217 @@
+"""All that `stm explain` shows of a model and its images, and the folder that holds it: figures, and the data of each."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stm.explain import figures
+from stm.explain import measurements as explain
+from stm.explain.figures import Maps
+from stm.explain.measurements import Faded, Influence, Loss
+from stm.explain.states import attention, state_norms
+from stm.findings import Fit
+from stm.merging.groups import Groups, patches, pruned, stages
+from stm.model.vim import ViM
+from stm.plots import style as plots
+from stm.reports import OnProgress, Progress
+
+MOST_IMAGES = 16  # each has figures of its own
+PLACES_OF_LOSSES = 12  # a side: they are a mean over places, for every block and rule
+SHARED = ("fading", "losses", "ldsd")
+OF_IMAGE = ("maps", "groups")
+SUMMARY = "explain.json"
+
+Row = TypeVar("Row", Faded, Loss, Influence)
+
+
+@dataclass(frozen=True)
+class OfImage:
+    """What belongs to one image: the picture, the maps of the dense and the compressed model, and its groups by block."""
+
+    file: str
+    picture: Image.Image
+    maps: tuple[Maps, Maps]
+    groups: tuple[Groups, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The measurements of `stm.explain.measurements`, each a mean over the images; `plan` is the class token's by the
+    whole plan, [block][direction]."""
+
+    block: int
+    images: tuple[OfImage, ...]
+    fading: tuple[Faded, ...]
+    fits: dict[str, Fit | None]
+    losses: tuple[Loss, ...]
+    influence: tuple[Influence, ...]
+    plan: tuple[tuple[float, ...], ...]
+
+
+def file_names() -> tuple[str, ...]:
+    """Every file that an explanation of any images may consist of."""
+    drawn = [*SHARED, *(_name(number, kind) for number in range(MOST_IMAGES) for kind in OF_IMAGE)]
+    data = [*(f"{name}.csv" for name in (*SHARED, "plan")), *(name for n in range(MOST_IMAGES) for name in _data_names(n)), SUMMARY]
+    return (*(f"{name}.{kind}" for name in drawn for kind in ("png", "svg")), *data)
+
+
+def _name(number: int, what: str) -> str:
+    return f"image-{number + 1}-{what}"
+
+
+def _data_names(number: int) -> tuple[str, str, str]:
+    return _name(number, "maps.csv"), _name(number, "attention.csv"), _name(number, "groups.json")
+
+
+@torch.inference_mode()
+def measure(
+    small: ViM,
+    inputs: Tensor,
+    pictures: Sequence[tuple[str, Image.Image]],
+    *,
+    block: int,
+    places: int | None,
+    on_progress: OnProgress | None = None,
+) -> Explanation:
+    """Measure everything.
+
+    Args:
+        small: a compressed model; the dense one, whose weights it holds, is what single tokens are merged in.
+        inputs: (n, C, H, W), normalised.
+        pictures: of each image its name and how it is shown.
+        block: whose maps are shown, and before which single tokens are merged.
+        places: the most distances of a side; None: all.
+    """
+    dense = small.with_plan(None)
+    tell = on_progress or (lambda progress: None)
+    fewer = PLACES_OF_LOSSES if places is None else min(places, PLACES_OF_LOSSES)
+    per_image: list[tuple[list[Faded], list[Loss], list[Influence], Tensor]] = []
+    shown = []
+    for number, (file, picture) in enumerate(pictures):
+        tell(Progress("explain", number, len(pictures), "images"))
+        image = inputs[number : number + 1].to(dense.cls_token.device)
+        was, now = (list(explain.walk(model, model.embed(image))) for model in (dense, small))
+        groups = explain.groups_by_block(now)
+        maps = (_maps("dense", was[block], explain.groups_by_block(was)[block]), _maps("merged", now[block], groups[block]))
+        shown.append(OfImage(file, picture, maps, groups))
+        fading = explain.fading(dense, image, block, most=places)
+        losses = explain.losses(dense, image, most=fewer)
+        per_image.append((fading, losses, explain.influence(dense, image, most=places), explain.plan_change(was, now)))
+    tell(Progress("explain", len(pictures), len(pictures), "images"))
+    all_fading, all_losses, all_influence, changes = zip(*per_image, strict=True)
+    rows = mean_rows(all_fading)
+    sides = {side: [row for row in rows if row.side == side] for side in explain.SIDES}
+    return Explanation(
+        block=block,
+        images=tuple(shown),
+        fading=rows,
+        fits={side: explain.fit_exponential([row.distance for row in here], [row.cls[0] for row in here]) for side, here in sides.items()},
+        losses=mean_rows(all_losses),
+        influence=mean_rows(all_influence),
+        plan=tuple(map(tuple, torch.stack(list(changes)).mean(0).tolist())),
+    )
+
+
+def mean_rows(of_images: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
+    """Row by row the mean over the images; what is not a float is the same in all of them."""
+    return tuple(_mean_row(rows) for rows in zip(*of_images, strict=True))
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(rows[0]):
+        values = [getattr(row, field.name) for row in rows]
+        if isinstance(values[0], float):
+            changed[field.name] = sum(values) / len(values)
+        elif isinstance(values[0], tuple):
+            changed[field.name] = tuple(sum(column) / len(column) for column in zip(*values, strict=True))
+    return dataclasses.replace(rows[0], **changed)
+
+
+def _maps(name: str, seen: explain.Seen, groups: Groups) -> Maps:
+    forward, backward = attention(seen.scan)
+    both = forward + backward.triu(1)  # a token's attention to itself is the forward walk's
+    return Maps(name, state_norms(seen.scan)[:, 0].tolist(), both.tolist(), int(seen.entered.cls), groups)
+
+
+def write(folder: Path, found: Explanation, small: ViM, title: str) -> tuple[str, ...]:
+    """Draw the figures and write their data into a folder; the names of the files.
+
+    Args:
+        title: of the compressed model in the figures.
+    """
+    tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(found.images)
+    drawn = {
+        "fading": figures.fading(found.fading, found.fits, found.block, n),
+        "losses": figures.losses(found.losses, found.plan, title, n),
+        "ldsd": figures.influence(found.influence, n),
+    }
+    for number, image in enumerate(found.images):
+        drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, found.block, tokens, cls)
+        drawn[_name(number, "groups")] = figures.groups(image.picture, stages(image.groups), tokens, cls, title)
+    files = [name for stem, figure in drawn.items() for name in plots.save(figure, folder, stem)]
+    return (*files, *_write_data(folder, found, tokens, cls))
+
+
+def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list[str]:
+    tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {
+        "fading.csv": (
+            ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(found))),
+            ((r.side, r.distance, r.merged, r.predicted, r.logits, *r.cls) for r in found.fading),
+        ),
+        "losses.csv": (("after_block", "rule", "merged", "class"), ((r.after, r.rule, r.merged, r.cls) for r in found.losses)),
+        "ldsd.csv": (
+            ("side", "distance", *(f"block_{b}" for b in range(len(found.plan)))),
+            ((r.side, r.distance, *r.blocks) for r in found.influence),
+        ),
+        "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(found.plan))),
+    }
+    for number, image in enumerate(found.images):
+        maps, matrix, groups = _data_names(number)
+        tables[maps] = (("model", "token", "positions", "state_forward", "state_backward", "class_attention"), _map_rows(image.maps))
+        tables[matrix] = (
+            ("model", "token", *(str(j) for j in range(tokens))),
+            ((each.name, t, *row) for each in image.maps for t, row in enumerate(each.attention)),
+        )
+        (folder / groups).write_text(json.dumps(_groups_document(image, tokens, cls)) + "\n", encoding="utf-8")
+    for name, (header, rows) in tables.items():
+        with open(folder / name, "w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(header)
+            table.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return [*tables, *(_data_names(number)[2] for number in range(len(found.images)))]
+
+
+def _blocks(found: Explanation) -> range:
+    return range(found.block, len(found.plan))
+
+
+def _map_rows(maps: Iterable[Maps]) -> Iterable[Sequence[Any]]:
+    for each in maps:
+        for token, group in enumerate(each.groups):
+            states = (each.state[direction][token] for direction in range(2))
+            yield each.name, token, " ".join(map(str, group)), *states, each.attention[each.cls][token]
+
+
+def _groups_document(image: OfImage, tokens: int, cls: int) -> dict[str, Any]:
+    """Patches are numbered row by row from 0, without the class token."""
+    return {
+        "image": image.file,
+        "stages": [
+            {
+                "blocks": [stage.first, stage.last],
+                "tokens": len(stage.groups),
+                "patches": patches(stage.groups, cls),
+                "pruned": pruned(stage.groups, tokens, cls),
+            }
+            for stage in stages(image.groups)
+        ],
+    }

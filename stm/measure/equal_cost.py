@@ -1,0 +1,101 @@
+"""The same saving for every method: which tokens a peer, or the paper's schedule, must remove for a share of the operations.
+
+The measure is the honest count, in which a method's own work is counted too. What can be had is whole tokens: the first
+merges of a method may take one token more than the others, and the nearest saving wins.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from stm.bake import PRESETS
+from stm.config import Config, Protection
+from stm.errors import UsageError
+from stm.measure import flops
+from stm.merging.bnnm import uneven
+from stm.merging.budget import Room
+from stm.merging.plan import StaticPlan
+from stm.model.vim import ViM
+from stm.peers import METHODS
+from stm.peers.peer import Peer
+from stm.reports import Flops
+
+NEAR = 0.005  # half a point
+
+
+class Solved(NamedTuple):
+    """A plan, what it costs, and whether its saving is within half a point of what was asked."""
+
+    plan: Peer
+    flops: Flops
+    near: bool
+
+
+def solve_peer(config: Config, method: str, saving: float, *, places: Sequence[int] | None = None, seed: int = 0) -> Solved:
+    """A peer with the honest saving nearest to `saving`.
+
+    Args:
+        config: of the dense model.
+        method: a name of `METHODS`.
+        saving: a share of the dense model's honest count.
+        places: the blocks after which it acts; where it was published to act by default.
+        seed: draws where it draws.
+
+    Raises:
+        UsageError: there is no token that it could remove.
+    """
+    kind, model = METHODS[method], config.model
+    acts = kind.places(model.depth) if places is None else places
+    plans = (kind.make(model, removals, seed) for removals in kind.kind.budgets(model, acts))
+    solved = nearest(config, plans, saving)
+    if solved is None:
+        problem = f"{method} finds nothing to remove from {model.tokens} tokens in {model.depth} blocks"
+        raise UsageError(problem, "leave it out of --methods")
+    return solved
+
+
+def nearest(config: Config, plans: Iterable[Peer], saving: float) -> Solved | None:
+    """Of some plans the one whose honest saving is nearest to `saving`; None of none."""
+    counted = [(flops.count(config, plan), plan) for plan in plans]
+    if not counted:
+        return None
+    best, plan = min(counted, key=lambda pair: abs(pair[0].honest_saving - saving))
+    return Solved(plan, best, abs(best.honest_saving - saving) <= NEAR)
+
+
+def solve_paper(dense: ViM, saving: float) -> tuple[ViM, bool]:
+    """The preset `paper` with the honest saving nearest to `saving`, and whether that is within half a point.
+
+    r is the smallest number of tokens a side that reaches it; the first m of its K steps take one more.
+    """
+    reached = [(abs(flops.count(config).honest_saving - saving), config) for config in _papers(dense.config, saving)]
+    if not reached:
+        raise UsageError("the paper's schedule finds nothing to merge in this model", "leave it out: --methods stm,...")
+    distance, config = min(reached, key=lambda pair: pair[0])
+    assert config.protection is not None
+    plan = StaticPlan(config.schedule, config.protection, config.model).to(dense.cls_token.device)
+    return dense.with_plan(plan, config), distance <= NEAR
+
+
+def _papers(config: Config, saving: float) -> Iterator[Config]:
+    """What the paper's schedule can be around a saving."""
+    preset, model = PRESETS["paper"], config.model
+    sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
+    room = Room(model.tokens, model.depth, sides)
+    protection = Protection(weights=preset["weights"], mode="dynamic", step_scale=preset["step_scale"], span_conv=preset["span_conv"])
+
+    def made(counts: Sequence[int]) -> Config:
+        schedule = uneven(model.tokens, model.cls, preset["schedule"], counts)
+        return dataclasses.replace(config, schedule=schedule, protection=protection, measured=(), files={})
+
+    def saved(r: int, steps: int) -> float:
+        return flops.count(made([r] * steps)).honest_saving if steps else 0.0
+
+    most = [(r, room.most_steps(r)) for r in range(1, min(sides, default=0) // 2 + 1) if room.most_steps(r)]
+    if not most:
+        return
+    r, steps = next((each for each in most if saved(*each) >= saving), None) or max(most, key=lambda each: saved(*each))
+    below = max(k for k in range(steps + 1) if saved(r, k) <= saving)
+    for k in {max(1, below), min(steps, below + 1)}:
+        for more in range(k + 1 if room.most_steps(r + 1) >= k else 1):  # r + 1 of so many steps may be more than a side has
+            yield made([r + (number < more) for number in range(k)])

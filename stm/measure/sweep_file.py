@@ -1,0 +1,134 @@
+"""The cells of a sweep on disk: each is stored when it is finished, and a run that is killed continues where it was.
+
+A folder holds `cells.jsonl`, one line a finished cell, and `sweep-of.json`, which says what they were measured on.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stm.artifact import atomic
+from stm.codec import decode, encode, parse
+from stm.config import Preprocess
+from stm.errors import DataError, UsageError
+from stm.findings import SweepRow
+from stm.measure.hold import Hold, check_free
+
+CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepIdentity:
+    """What cells were measured on. Two runs may share a folder where all of it is equal; their grids may differ.
+
+    Args:
+        model: `stm.measure.records.fingerprint` of the dense model.
+        data: the sample set's fingerprint.
+        environment: what computed them, as the report says it.
+    """
+
+    model: str
+    data: str
+    preprocessing: Preprocess
+    limit: int | None
+    seed: int
+    batch_size: int
+    environment: dict[str, Any]
+
+
+class CellFile:
+    """The finished cells of a folder: `done`, by key. One run at a time has it, until `close`.
+
+    Args:
+        folder: a new one is made; one that an equal run left is continued.
+        identity: what this run measures.
+        also: names of other files that may be there.
+
+    Raises:
+        UsageError: the folder holds something else, or cannot be written.
+        DataError: it holds the cells of another run, or a line that is not a cell; or another process is writing to it.
+    """
+
+    def __init__(self, folder: Path, identity: SweepIdentity, also: tuple[str, ...] = ()) -> None:
+        self.path, beside = folder / CELLS, folder / IDENTITY
+        self._hint = "give another folder: --out DIR"
+        check_folder(folder, also)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._hold = Hold(self.path)
+            try:
+                self._continue(identity, beside)
+            except BaseException:
+                self._hold.discard()
+                raise
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror or error}", self._hint) from error
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        self._hold.close()
+
+    def _continue(self, identity: SweepIdentity, beside: Path) -> None:
+        if beside.exists():
+            self._refuse_another(identity, beside)
+        else:
+            write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
+        whole = self.path.read_bytes()
+        whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line off
+        self.done = self._parse(whole)
+        with self.path.open("ab") as stream:
+            stream.truncate(len(whole))
+
+    def append(self, key: str, row: SweepRow) -> None:
+        """Hand a finished cell to the operating system: a kill after this does not lose it."""
+        line = json.dumps({"key": key, "row": encode(row)}, sort_keys=True, allow_nan=False) + "\n"
+        try:
+            with self.path.open("ab") as stream:
+                stream.write(line.encode())
+        except OSError as error:
+            hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
+            raise DataError(f"{self.path} cannot be written: {error.strerror or error}", hint) from error
+        self.done[key] = row
+
+    def _parse(self, text: bytes) -> dict[str, SweepRow]:
+        done = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            try:
+                document = parse(line.decode())
+                done[document["key"]] = decode(SweepRow, document["row"], "row")
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{self.path}: line {number} is not a cell: {error}", self._hint) from error
+        return done
+
+    def _refuse_another(self, identity: SweepIdentity, beside: Path) -> None:
+        try:
+            there = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
+        except ValueError as error:
+            raise DataError(f"{beside} does not say what the cells were measured on: {error}", self._hint) from error
+        here = encode(identity)
+        if different := [key for key in here if there[key] != here[key]]:
+            raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", self._hint)
+
+
+def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
+    """Refuse a place where a sweep cannot be kept, before any work is done.
+
+    Raises:
+        UsageError: it is a file, or a folder with other files.
+        DataError: another process is writing to it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, expected a folder for the sweep", "give another one: --out DIR")
+    if folder.exists():
+        ours = {CELLS, IDENTITY, *also}
+        if foreign := sorted(name for name in os.listdir(folder) if atomic.place_of(name) not in ours):
+            raise UsageError(f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep", "give another one: --out DIR")
+        check_free(folder / CELLS)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there with all of its text, or as it was before."""
+    with atomic.drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Vision Mamba: the model, its layers, and its form for serving."""

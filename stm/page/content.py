@@ -1,0 +1,193 @@
+"""What the page says, gathered: from the folder, from an evaluation's records, and from files that other commands wrote.
+
+What was not measured is not there, and `missing` says why.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from stm.codec import decode
+from stm.config import Config
+from stm.data.formats import check_file, open_image
+from stm.data.images import enlarged
+from stm.data.sets import PHOTOGRAPHS, SampleSet
+from stm.errors import DataError
+from stm.measure.records import Record
+from stm.measure.stats import wilson
+from stm.merging.groups import Groups, stages
+from stm.page.charts import Interval, Point
+from stm.reports import Environment, Evaluation
+
+MOST_CHANGED = 10
+MOST_STAGES = 4  # pictures of the merged patches
+PHOTOGRAPH, PHOTOGRAPH_SIDE = "chelsea.jpg", 448
+PHOTOGRAPH_BY = "Chelsea the cat by Stefan van der Walt, CC0 1.0"
+THUMBNAIL = 160  # pixels of a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """One of the most changed images."""
+
+    file: str
+    picture: str | None
+    label: str | None
+    dense: str
+    now: str
+    kl: float
+
+
+class Rows(NamedTuple):
+    """The rows of another command's report, and in words what it measured and where."""
+
+    rows: tuple[dict[str, Any], ...]
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a page shows beside the folder's own words.
+
+    Args:
+        name: the folder's base name.
+        evaluation: of the model beside the dense one, whose top-1 has the interval `dense_ci` where there are labels.
+        environment: what the evaluation ran on.
+        changed: the most changed images.
+        bench, sweep: of those reports; None where `missing` says what would give them.
+        notes: what was assumed when the source was read.
+    """
+
+    name: str
+    evaluation: Evaluation
+    dense_ci: Interval | None
+    environment: Environment
+    changed: tuple[Changed, ...]
+    bench: Rows | None = None
+    sweep: Rows | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def changed(records: Sequence[Record], samples: SampleSet, config: Config) -> tuple[Changed, ...]:
+    """The images whose class probabilities moved most, by KL(dense || compressed)."""
+    scored = [(place, record) for place, record in enumerate(records) if record.kl is not None]
+    found = []
+    for place, record in sorted(scored, key=lambda pair: -(pair[1].kl or 0))[:MOST_CHANGED]:
+        assert record.kl is not None and record.dense_pred is not None and record.pred is not None
+        try:
+            picture = as_data(enlarged(samples.samples[place], config.preprocessing, THUMBNAIL), THUMBNAIL)
+        except (DataError, OSError):  # it was read when it was scored; a page without one picture is still a page
+            picture = None
+        found.append(
+            Changed(
+                file=record.file,
+                picture=picture,
+                label=None if record.label is None else _class(record.label, config),
+                dense=_class(record.dense_pred, config),
+                now=_class(record.pred, config),
+                kl=record.kl,
+            )
+        )
+    return tuple(found)
+
+
+def dense_interval(records: Sequence[Record]) -> Interval:
+    """The interval of the dense model's top-1; every record has a label and a dense prediction, or an error."""
+    scored = [record for record in records if record.error is None]
+    return wilson(sum(record.dense_pred == record.label for record in scored), len(scored))
+
+
+def merged_patches(config: Config) -> list[tuple[str, Groups]]:
+    """The first stages of the schedule after the dense one and its last, each with its caption."""
+    schedule = config.schedule
+    per_block = [schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)]
+    found = stages(per_block)[1:]
+    if len(found) > MOST_STAGES:
+        found = [found[round(n * (len(found) - 1) / (MOST_STAGES - 1))] for n in range(MOST_STAGES)]
+    return [(f"{stage.blocks}: {len(stage.groups)} tokens", stage.groups) for stage in found]
+
+
+def photograph() -> str:
+    """An embedded photograph's middle square, as a data URI."""
+    with open_image(PHOTOGRAPHS / PHOTOGRAPH) as image:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return as_data(image.crop((left, top, left + side, top + side)), PHOTOGRAPH_SIDE)
+
+
+def as_data(image: Image.Image, side: int) -> str:
+    """A square picture as a data URI, at most `side` pixels wide."""
+    buffer = io.BytesIO()
+    if image.width > side:
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    image.convert("RGB").save(buffer, "JPEG", quality=82, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def read_rows(path: Path, what: str) -> Rows:
+    """The report that `stm bench`, `stm sweep` or `stm compare` printed with --json: what the page shows of it.
+
+    Raises:
+        DataError: the file cannot be read or holds something else.
+    """
+    hint = f"give what stm {what} --json printed"
+    try:
+        check_file(path)
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(document["rows"])
+        usable = sum(map(_times if what == "bench" else _costs, rows))
+        machine = decode(Environment, document["environment"], "environment").in_words
+        images = f", {document['n']:,} images of {document['data']}" if "data" in document else ""
+        about = f"stm {document['command']} {document['model']}{images}; {machine}"
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is not a report of stm {what}", hint) from error
+    if not rows or usable < len(rows):
+        raise DataError(f"{path}: {usable} of {len(rows)} rows can be shown, expected all of at least one", hint)
+    return Rows(rows, about)
+
+
+def _times(row: dict[str, Any]) -> bool:
+    numbers = (row.get(name) for name in ("batch_size", "ms_per_image", "images_per_second"))
+    return isinstance(row.get("variant"), str) and all(isinstance(number, int | float) for number in numbers)
+
+
+def _costs(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("flops", {}).get("paper"), int)
+
+
+def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], list[Point]]:
+    """What a sweep found, over its operations (in G, the paper's count) and over its time (ms an image) where that was measured.
+
+    Args:
+        figure: top1 or agreement.
+    """
+    by_flops, by_time = [], []
+    for row in rows:
+        value, speed = row.get(figure), row.get("images_per_second")
+        if row.get("method") == "dense" or not isinstance(value, float | int):
+            continue
+        low, high = row.get(f"{figure}_ci") or (value, value)
+        curve = ", ".join(str(name) for name in (row.get("title") or row.get("method"), row.get("schedule")) if name)
+        by_flops.append(Point(curve, row["flops"]["paper"] / 1e9, value, low, high))
+        if speed:
+            by_time.append(Point(curve, 1000 / speed, value, low, high))
+    return by_flops, by_time
+
+
+def speed_text(evaluation: Evaluation) -> str | None:
+    """The speed that the evaluation measured, in three digits."""
+    speed = evaluation.images_per_second
+    return None if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+
+
+def _class(index: int, config: Config) -> str:
+    return config.label_names[index] if config.label_names is not None else f"class {index}"
