@@ -29,8 +29,9 @@ from stm.commands.open_model import From, draw_model
 from stm.commands.recipe import Wish
 from stm.measure.environment import processor_name
 from stm.merging.plan import Taps
+from stm.model.layers import REVERSE
 from stm.model.malloc import keep_freed
-from stm.model.vim import REVERSE, ViM
+from stm.model.vim import ViM
 
 
 class Figure(NamedTuple):

@@ -32,7 +32,8 @@ from stm.bench.timing import interleave, threads
 from stm.commands.open_model import From, open_model
 from stm.commands.recipe import Wish
 from stm.config import Measured
-from stm.data.sets import iterate, open_samples
+from stm.data.open import open_samples
+from stm.data.sets import iterate
 from stm.measure import flops
 from stm.measure.compare import Entrant, race
 from stm.measure.environment import processor_name

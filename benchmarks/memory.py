@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> list[int]:
     """In a process of its own: the bare peak and what a forward adds, or the peak of the whole job."""
     import jinja2  # noqa: F401 - part of the bare import
 
-    import stm.commands.pipeline
+    import stm.commands.compress
     import stm.hub.card
 
     torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> list[int]:
             model(torch.randn(options.batch, 3, 224, 224))
         return [bare, status("VmHWM") - before]
     with tempfile.TemporaryDirectory() as folder:
-        stm.commands.pipeline.compress(
+        stm.commands.compress.compress(
             options.checkpoint,
             data=options.data,
             out=Path(folder) / "out",

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from stm.commands.open_model import From, open_model
-from stm.data.sets import iterate, open_samples
+from stm.data.open import open_samples
+from stm.data.sets import iterate
 from stm.measure.equal_cost import nearest
 from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence

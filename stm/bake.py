@@ -18,7 +18,7 @@ from stm.merging.bnnm import plan_schedule
 from stm.merging.plan import StaticPlan, Taps
 from stm.merging.schedule import Schedule, Step
 from stm.model.vim import ViM
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 PRESETS: dict[str, dict[str, Any]] = {
     "stm": {"schedule": "staged", "weights": "size", "step_scale": 0.5, "span_conv": True},

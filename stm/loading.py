@@ -13,14 +13,14 @@ from torch import Tensor
 from stm import backends
 from stm.artifact import atomic
 from stm.artifact import folder as artifact
-from stm.artifact.provenance import as_trained, is_changed, mark
+from stm.artifact.provenance import mark
 from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model.vim import ViM
-from stm.reports import OnProgress, ServedSpeed
+from stm.progress import OnProgress
 
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched
@@ -153,45 +153,6 @@ def read_checkpoint(
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
     return _ready(ViM(config, backends.choose(backend, place.type)), checkpoint.tensors, place, dtype)
-
-
-def save(
-    model: ViM,
-    folder: str | os.PathLike[str],
-    *,
-    force: bool = False,
-    images_per_second: float | None = None,
-    served: ServedSpeed | None = None,
-) -> Config:
-    """Write a model's folder, card included; see `ViM.save_pretrained`. From then on the model's config speaks of these weights.
-
-    Args:
-        images_per_second: the speed that was measured here, for the card.
-        served: the speed beside the dense model, for the card.
-
-    Returns:
-        The config as it was written.
-    """
-    from stm.hub.card import card, eval_results  # not part of the runtime
-    from stm.measure import flops
-    from stm.measure.environment import environment_of
-
-    config, tensors = model.config, model.state_dict()
-    if is_changed(model, config, model.mark):
-        config = as_trained(config, model.mark)
-    text = card(
-        config,
-        name=Path(folder).resolve().name,
-        flops=flops.count(config),
-        parameters=flops.parameters(config.model, config.num_classes),
-        weights_bytes=artifact.weights_size(tensors),
-        images_per_second=images_per_second,
-        served=served,
-        environment=None if images_per_second is None and served is None else environment_of(model),
-    )
-    written = artifact.write(folder, config, tensors, text, results=eval_results(config), force=force)
-    model.mark = mark(model, written)
-    return written
 
 
 def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:

@@ -5,27 +5,15 @@ null, and `reasons` says why.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 from stm.codec import encode
 from stm.config import Measured, Protection, Recipe, Source
 from stm.errors import listed
 
 REPORT_VERSION = 1
-
-
-class Progress(NamedTuple):
-    """How far a long piece of work is. `total` is None where it is not known."""
-
-    stage: str
-    done: int
-    total: int | None
-    unit: str
-
-
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)

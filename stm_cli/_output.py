@@ -17,7 +17,8 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from stm.distributed import here
-from stm.reports import OnProgress, Progress, Report
+from stm.progress import OnProgress, Progress
+from stm.reports import Report
 from stm_cli._format import size
 from stm_cli._visible import visible, visible_json, visible_report
 

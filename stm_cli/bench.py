@@ -38,11 +38,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Time a model dense against compressed, in one process and in turns."""
-    from stm.commands import speed
+    from stm.commands import bench
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = speed.bench(
+        report = bench.bench(
             model,
             batch_sizes=batch_sizes,
             threads=threads,

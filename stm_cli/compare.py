@@ -38,12 +38,12 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
-    from stm.commands import tables
+    from stm.commands import compare
     from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:
-        report = tables.compare(
+        report = compare.compare(
             model,
             saving=saving,
             rate=rate,

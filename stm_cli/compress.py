@@ -56,11 +56,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
-    from stm.commands import pipeline
+    from stm.commands import compress
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = pipeline.compress(
+        report = compress.compress(
             model,
             rate=rate,
             saving=saving,

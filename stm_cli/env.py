@@ -12,9 +12,9 @@ EXAMPLES = ("stm env", "stm env --json")
 
 def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     """Show versions, devices, backends, and why one is missing."""
-    from stm.commands import pipeline
+    from stm.commands import env
 
-    report = pipeline.environment()
+    report = env.environment()
     Output(json=json, quiet=quiet).report(report, screen, lambda shown: shown.environment.backend)
 
 

@@ -36,12 +36,12 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure top-1 and top-5 with intervals, and agreement with the dense model."""
-    from stm.commands import pipeline
+    from stm.commands import eval
     from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:
-        report = pipeline.evaluate(
+        report = eval.evaluate(
             model,
             data=data,
             records=records,

@@ -38,11 +38,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Draw states, attention, distance fading, losses and merged patches, with the data of every figure."""
-    from stm.commands import evidence
+    from stm.commands import explain
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = evidence.explain(
+        report = explain.explain(
             model,
             images or (),
             rate=rate,

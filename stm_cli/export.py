@@ -23,12 +23,12 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Write the dense model in another layout: the official one, or a folder of ours."""
-    from stm.commands import publish
+    from stm.commands import export
     from stm.commands.open_model import model_of
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = publish.export(
+        report = export.export(
             model,
             format=format,
             out=out,

@@ -21,11 +21,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show schedule, tokens per block, FLOPs, parameters, provenance and what was measured."""
-    from stm.commands import pipeline
+    from stm.commands import info
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = pipeline.info(
+        report = info.info(
             model,
             **source.options(),
             on_progress=on_progress,

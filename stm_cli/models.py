@@ -13,9 +13,9 @@ EXAMPLES = ("stm models", "stm models --json")
 
 def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     """List the models that have a short name: size, accuracy, and whether they are in the cache."""
-    from stm.commands import publish
+    from stm.commands import models
 
-    report = publish.list_models()
+    report = models.list_models()
     output = Output(json=json, quiet=quiet)
     output.report(report, screen, lambda shown: "\n".join(model.name for model in shown.models))
     output.note("accuracies are their authors', on ImageNet-1k's validation set")

@@ -34,11 +34,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show what rates of 10% to 60% cost and keep, measured on this machine."""
-    from stm.commands import speed
+    from stm.commands import plan
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = speed.plan(
+        report = plan.plan(
             model,
             method=method,
             schedule=schedule,

@@ -25,11 +25,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Show the five most likely classes of each image."""
-    from stm.commands import pipeline
+    from stm.commands import predict
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        report = pipeline.predict(
+        report = predict.predict(
             model,
             images,
             batch_size=batch_size,

@@ -29,7 +29,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Check a folder, show what will be uploaded, and write it to the Hub in one commit."""
-    from stm.commands import publish
+    from stm.commands import push
     from stm.hub.push import To
 
     to = To(
@@ -49,7 +49,7 @@ def run(
         output.note("uploading " + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed")))
 
     # Without a listener huggingface_hub shows its own progress.
-    report = publish.push(folder, to, None if output.live else lambda _: None, announce)
+    report = push.push(folder, to, None if output.live else lambda _: None, announce)
     output.report(report, screen, lambda shown: shown.url)
     for note in report.notes:
         output.note(note)

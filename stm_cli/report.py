@@ -35,11 +35,11 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Write one self-contained HTML page: what was compressed, how, and what it cost."""
-    from stm.commands import evidence
+    from stm.commands import report as report_command
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress:
-        found = evidence.report(
+        found = report_command.report(
             folder,
             data=data,
             records=records,

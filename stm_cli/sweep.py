@@ -49,12 +49,12 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
-    from stm.commands import tables
+    from stm.commands import sweep
     from stm.distributed import joined
 
     output = Output(json=json, quiet=quiet)
     with output.progress() as on_progress, joined() as world:
-        report = tables.sweep(
+        report = sweep.sweep(
             model,
             method=method,
             rates=rates,

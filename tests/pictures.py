@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
-from stm.data.sets import open_samples
+from stm.data.open import open_samples
 
 PREP = Preprocess(resize=6, crop=4)
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import stm
 from stm import EvalReport, ViM
-from stm.commands import pipeline
+from stm.commands import compress, info
 from stm.measure.stats import wilson
 from stm.reports import CompressReport, Flops
 from stm_cli._errors import guard
@@ -31,9 +31,9 @@ BATCH, ROUNDS = 32, 7  # of the timing
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Output(json=False, quiet=False).progress() as on_progress:
-        about = pipeline.info(MODEL)
-        ours = pipeline.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
-        paper = pipeline.compress(MODEL, rate=RATE, method="paper", eval=False, out=Path(scratch) / "paper")
+        about = info.info(MODEL)
+        ours = compress.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
+        paper = compress.compress(MODEL, rate=RATE, method="paper", eval=False, out=Path(scratch) / "paper")
         small, theirs = stm.load(OUT), stm.load(paper.output)
         measured = stm.evaluate(theirs, None, on_progress=on_progress)  # beside nothing: `ours` has measured the dense model
         ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
-from stm.data.sets import embedded_digits
+from stm.data.open import embedded_digits
 from stm.measure.evaluate import assess
 from stm.model.initialize import initialize
 from stm.model.vim import ViM

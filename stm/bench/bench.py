@@ -20,7 +20,8 @@ from stm.findings import BenchRow
 from stm.measure import flops
 from stm.model.serving import optimize
 from stm.model.vim import ViM
-from stm.reports import Flops, OnProgress, Progress, ServedSpeed
+from stm.progress import OnProgress, Progress
+from stm.reports import Flops, ServedSpeed
 
 DENSE, COMPRESSED = "dense", "compressed"
 SERVED_SECONDS = 2.0  # for the speed that `stm compress` shows

@@ -19,7 +19,7 @@ from stm.measure.evaluate import forward, recorded
 from stm.measure.records import Record
 from stm.measure.stats import Interval, mean_interval, summarize, wilson
 from stm.model.vim import ViM
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SECONDS = 4.0  # for the rounds of timing

@@ -14,7 +14,7 @@ from stm.assets import EMBEDDED_MODEL
 from stm.backends import choose
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
 from stm.data.labels import imagenet
-from stm.data.sets import is_embedded
+from stm.data.open import is_embedded
 from stm.device import pick
 from stm.errors import CheckpointError, UsageError
 from stm.hub.aliases import ALIASES
@@ -23,7 +23,7 @@ from stm.loading import download, is_repo, load, load_embedded, read_checkpoint,
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
 from stm.options import CHECKPOINT_OPTIONS, command, flag, words
-from stm.reports import OnProgress
+from stm.progress import OnProgress
 
 if TYPE_CHECKING:
     from stm.hub.fetch import Fetched

@@ -24,7 +24,7 @@ from stm.errors import DataError, UsageError, brief, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, told
 from stm.hub.fetch import check_hash, fetch, list_files
-from stm.reports import OnProgress
+from stm.progress import OnProgress
 
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 LABEL_NAMES = ("label", "labels", "class", "target")

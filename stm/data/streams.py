@@ -31,7 +31,7 @@ from stm.distributed import ALONE, World
 from stm.errors import DataError, UsageError
 from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token, told
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 PREFIX = "stream:"
 ENDINGS = (".parquet", ".tar")

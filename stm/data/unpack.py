@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 from filelock import FileLock
 
 from stm.errors import DataError
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from stm.findings import Fit
 from stm.merging.groups import Groups, patches, pruned, stages
 from stm.model.vim import ViM
 from stm.plots import style as plots
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 MOST_IMAGES = 16  # each has figures of its own
 PLACES_OF_LOSSES = 12  # a side: they are a mean over places, for every block and rule

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stm.merging.plan import State, Taps
-from stm.model.vim import REVERSE
+from stm.model.layers import REVERSE
 
 TAPS = ("u", "delta", "A", "B", "C")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from stm.errors import HubError, listed
 from stm.hub.errors import Request, check_token, told
-from stm.reports import OnProgress, Progress
+from stm.progress import OnProgress, Progress
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 

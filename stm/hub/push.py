@@ -15,9 +15,10 @@ from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
 from stm.hub.errors import Request, check_token, endpoint, told
-from stm.loading import save
 from stm.model.vim import ViM
-from stm.reports import OnProgress, Progress, Pushed, PushedFile
+from stm.progress import OnProgress, Progress
+from stm.reports import Pushed, PushedFile
+from stm.saving import save
 
 _KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept; --overwrite-card replaces it"
 

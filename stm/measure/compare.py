@@ -24,7 +24,8 @@ from stm.measure.stats import compared, summarize
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.peers import DEFAULT, METHODS
-from stm.reports import Flops, OnProgress, Progress
+from stm.progress import OnProgress, Progress
+from stm.reports import Flops
 
 PRESETS = ("stm", "paper")
 DEFAULT_SAVING = 0.2

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from stm.config import Config
-from stm.data.sets import Batch, SampleSet, as_samples, batches_of, iterate, workers_for
+from stm.data.open import as_samples
+from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
 from stm.errors import SHOWN, StmError, UsageError
 from stm.measure.environment import environment_of
@@ -23,7 +24,8 @@ from stm.measure.records import Identity, Record, RecordFile, check_path, finger
 from stm.measure.stats import summarize
 from stm.model.serving import AT_ONCE
 from stm.model.vim import ViM
-from stm.reports import Assessment, EvalReport, OnProgress, Progress
+from stm.progress import OnProgress, Progress
+from stm.reports import Assessment, EvalReport
 
 Timing = tuple[int, float]  # images, and the seconds that the model took for them
 

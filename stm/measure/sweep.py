@@ -25,7 +25,8 @@ from stm.measure.sweep_file import CellFile
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.peers import METHODS
-from stm.reports import Flops, OnProgress, Progress
+from stm.progress import OnProgress, Progress
+from stm.reports import Flops
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
 CURVES = ("paper", "random", "hsa", "rmeeto", "mtr", "storm")

@@ -18,7 +18,7 @@ from stm.backends import Backend
 from stm.backends.native import Prepared, for_product
 from stm.backends.reference import gated
 from stm.merging.plan import State, Taps
-from stm.model.vim import REVERSE, Block, at, seen_by
+from stm.model.layers import REVERSE, Block, at, seen_by
 
 NO_TAPS = Taps()
 

@@ -17,7 +17,8 @@ from stm.codec import decode
 from stm.config import Config
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
-from stm.data.sets import PHOTOGRAPHS, SampleSet
+from stm.data.open import PHOTOGRAPHS
+from stm.data.sets import SampleSet
 from stm.errors import DataError
 from stm.measure.records import Record
 from stm.measure.stats import wilson

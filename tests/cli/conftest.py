@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-from stm.commands import pipeline
+from stm.commands import predict
 from stm_cli.main import main
 from tests.hang import HANG
 
@@ -75,7 +75,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"image {number}.png" for number in range(12)]
     for name in names:
         Image.frombytes("RGB", (64, 64), draw.randbytes(64 * 64 * 3)).resize((80, 80)).save(folder / name)
-    found = pipeline.predict(str(MINI), [folder / name for name in names])
+    found = predict.predict(str(MINI), [folder / name for name in names])
     labels = [prediction.top5[number >= 10].index for number, prediction in enumerate(found.predictions)]
     rows = [f"{name},{label}\n" for name, label in zip(names, labels, strict=True)]
     (folder / "labels.csv").write_text("filename,label\n" + "".join(rows))

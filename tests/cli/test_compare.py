@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stm_cli.compare
-from stm.commands import tables
+from stm.commands import compare as compare_command
 from stm.errors import UsageError
 
 QUICK = ("--methods", "paper", "--image-size", "64")
@@ -86,7 +86,7 @@ def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPa
         arrived.update(options)
         raise UsageError("enough")
 
-    monkeypatch.setattr(tables, "compare", record)
+    monkeypatch.setattr(compare_command, "compare", record)
     options = ("--batch-size", "7", "--workers", "2", "--token", "t", "--file", "f", "--revision", "r", "--out", "o", "--force")
     assert here("compare", "someone/vim", *options).err == "Error: enough\n"
     expected = {"batch_size": 7, "workers": 2, "token": "t", "file": "f", "revision": "r", "out": Path("o"), "force": True}

@@ -13,7 +13,8 @@ from PIL import Image
 import stm_cli.explain
 import stm_cli.report
 from stm.codec import encode
-from stm.commands import evidence, pipeline
+from stm.commands import compress, env
+from stm.commands import explain as explain_command
 from stm.errors import UsageError
 from stm.explain import folder as explanation
 from stm.peers import METHODS
@@ -101,14 +102,14 @@ def test_each_option_of_explain_changes_the_result(
 @pytest.fixture(scope="module")
 def small(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "my small model"
-    pipeline.compress(str(mini), eval=False, out=folder)
+    compress.compress(str(mini), eval=False, out=folder)
     return folder
 
 
 @pytest.mark.parametrize("option", REPORT)
 def test_each_option_of_report_changes_the_result(here, small: Path, labelled: Path, tmp_path: Path, option: str) -> None:
     rows = [{"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0, "flops": {"paper": 10**9}, "top1": 0.5}]
-    about = {"command": "sweep", "model": "m", "environment": encode(pipeline.environment().environment)}
+    about = {"command": "sweep", "model": "m", "environment": encode(env.environment().environment)}
     (tmp_path / "rows.json").write_text(json.dumps(about | {"rows": rows}))
     other = tmp_path / "other"
     other.mkdir()
@@ -183,7 +184,7 @@ def test_what_explain_refuses(here, mini: Path, image: Path, tmp_path: Path, wor
 
 def test_too_many_images() -> None:
     with pytest.raises(UsageError, match="17 images, expected at most 16"):
-        evidence.explain("vim-digits", ["x.png"] * (explanation.MOST_IMAGES + 1))
+        explain_command.explain("vim-digits", ["x.png"] * (explanation.MOST_IMAGES + 1))
 
 
 def test_a_report_of_records_measures_nothing_again(here, small: Path, labelled: Path, tmp_path: Path) -> None:

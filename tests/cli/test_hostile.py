@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stm.commands import pipeline
+from stm.commands import predict
 from stm.errors import UsageError
-from stm.reports import Progress
+from stm.progress import Progress
 from stm_cli.main import main
 from tests.hang import HANG
 
@@ -215,8 +216,8 @@ def test_predict_takes_many_images_in_batches(here, mini: Path, tmp_path: Path, 
     for number in range(5):
         Image.new("RGB", (64, 64), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
     sizes: list[int] = []
-    whole = pipeline.logits_of
-    monkeypatch.setattr(pipeline, "logits_of", lambda model, images, *rest: sizes.append(len(images)) or whole(model, images, *rest))
+    whole = predict.logits_of
+    monkeypatch.setattr(predict, "logits_of", lambda model, images, *rest: sizes.append(len(images)) or whole(model, images, *rest))
     names = [f"{number}.png" for number in range(5)]
     one_by_one, at_once = (json.loads(here("predict", mini, *names, "--batch-size", size, "--json").out) for size in ("2", "99"))
     assert sizes == [2, 2, 1, 5]
@@ -224,7 +225,7 @@ def test_predict_takes_many_images_in_batches(here, mini: Path, tmp_path: Path, 
     assert [p["top5"][0]["index"] for p in one_by_one["predictions"]] == [p["top5"][0]["index"] for p in at_once["predictions"]]
 
 
-@pytest.mark.parametrize("command", ["compress", "evaluate", "info", "predict"])
+@pytest.mark.parametrize("command", ["compress", "eval", "info", "predict"])
 def test_downloads_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
     import stm.hub.fetch
 
@@ -235,8 +236,9 @@ def test_downloads_tell_how_far_they_are(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(stm.hub.fetch, "fetch", fetch)
     monkeypatch.chdir(tmp_path)
     told: list[Progress] = []
+    run = getattr(import_module(f"stm.commands.{command}"), "evaluate" if command == "eval" else command)
     with pytest.raises(UsageError, match="enough"):
-        getattr(pipeline, command)("vim-ti", *([["a.png"]] if command == "predict" else []), on_progress=told.append)
+        run("vim-ti", *([["a.png"]] if command == "predict" else []), on_progress=told.append)
     assert told == [Progress("download", 1, 2, "B")]
 
 

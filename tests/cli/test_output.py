@@ -10,6 +10,7 @@ import pytest
 from stm.codec import encode
 from stm.config import Calibration, Protection, Recipe, Source
 from stm.findings import ExplainReport, Fit, PageReport
+from stm.progress import Progress
 from stm.reports import (
     Assessment,
     BackendStatus,
@@ -27,7 +28,6 @@ from stm.reports import (
     ModelsReport,
     Prediction,
     PredictReport,
-    Progress,
     PushedFile,
     PushReport,
     ServedSpeed,

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from stm.commands import speed
+from stm.bench import rate_table
+from stm.commands import bench as bench_command
+from stm.commands import plan as plan_command
 from stm.commands.open_model import From, draw_model, open_model
 from stm.commands.recipe import Wish
 from stm.data.sets import from_files
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
 from stm.measure.stats import wilson
-from stm.reports import Environment, Flops, Progress
+from stm.progress import Progress
+from stm.reports import Environment, Flops
 from stm_cli import bench, plan
 from stm_cli._output import Output
 
@@ -63,7 +66,7 @@ def test_plan(here, mini: Path, labelled: Path) -> None:
     report = json.loads(run.out)
     rows = report["rows"]
     assert (report["n"], report["data"]) == (6, labelled.name)
-    assert [row["rate"] for row in rows] == [0, *speed.rates.RATES]
+    assert [row["rate"] for row in rows] == [0, *rate_table.RATES]
     assert (rows[0]["gain"], rows[0]["agreement"], rows[0]["kl"], rows[0]["compress"]) == (1, 1, 0, None)
     for row in rows[1:]:
         made = here(*shlex.split(row["compress"])[1:], "--data", labelled, "--limit", "6", "--json", "--force", "--out", "made")
@@ -83,7 +86,7 @@ def test_plan_repeats_how_the_model_was_read_and_never_a_token(here, mini: Path)
 
 
 def test_plan_says_what_cannot_be_had(here, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.rates, "RATES", (0.4, 0.99))
+    monkeypatch.setattr(rate_table, "RATES", (0.4, 0.99))
     run = here("plan", mini, "--rounds", "1", "--limit", "1", "--json")
     assert run.code == 0, run.err
     assert [row["reason"] is None for row in json.loads(run.out)["rows"]] == [True, True, False]
@@ -99,7 +102,7 @@ def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) ->
     del wish["rate"]
     samples = from_files(sorted(labelled.glob("*.png")) * 5).shuffled(3)
     seen: list[Progress] = []
-    rows, n = speed.rates.table(vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append)
+    rows, n = rate_table.table(vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append)
     assert len(samples) > 32 and n == 32
     assert [(p.done, p.total) for p in seen if p.stage == "agreement"] == [(16, 24), (32, 32)], "an end in sight"
     for row in rows[1:]:
@@ -108,7 +111,7 @@ def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) ->
 
 
 def test_plan_fails_if_no_rate_can_be_reached(here, mini: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed.rates, "RATES", (0.99,))
+    monkeypatch.setattr(rate_table, "RATES", (0.99,))
     run = here("plan", mini, "--rounds", "1", "--limit", "1")
     assert run.code == 2 and run.err.startswith("Error: no rate can be planned; 0.99: rate 0.99 takes more than half")
 
@@ -138,16 +141,16 @@ def test_random_weights_of_any_image_size() -> None:
 
 def test_random_weights_and_images_exclude_each_other(labelled: Path) -> None:
     with pytest.raises(UsageError, match="random weights agree with nothing"):
-        speed.plan("vim-ti", random_weights=True, data=labelled, device="cpu")
+        plan_command.plan("vim-ti", random_weights=True, data=labelled, device="cpu")
 
 
 def test_what_cannot_be_is_refused(mini: Path) -> None:
     for options in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"rounds": 0}, {"threads": 0}, {"against": "rnn"}):
         with pytest.raises(UsageError):
-            speed.bench(str(mini), device="cpu", **options)
+            bench_command.bench(str(mini), device="cpu", **options)
     for options in ({"batch_size": 0}, {"rate": 0.4}):
         with pytest.raises(UsageError):
-            speed.plan(str(mini), device="cpu", **options)
+            plan_command.plan(str(mini), device="cpu", **options)
 
 
 def test_eval_shows_what_a_dtype_costs(here, mini: Path, labelled: Path) -> None:

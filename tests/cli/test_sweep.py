@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import stm_cli.sweep
-from stm.commands import tables
+from stm.commands import sweep
 from stm.errors import UsageError
 from tests.cli.conftest import ROOT
 from tests.hang import HANG
@@ -77,7 +77,7 @@ def test_every_option_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
         arrived.update(options)
         raise UsageError("enough")
 
-    monkeypatch.setattr(tables, "sweep", record)
+    monkeypatch.setattr(sweep, "sweep", record)
     words = [word for args, _ in ARRIVE.values() for word in args]
     assert here("sweep", "someone/vim", *words).err == "Error: enough\n"
     assert {name: arrived[name] for name in ARRIVE} == {name: value for name, (_, value) in ARRIVE.items()}

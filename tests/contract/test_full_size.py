@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import stm
-from stm.commands import pipeline
+from stm.commands import compress
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
@@ -35,7 +35,7 @@ def checkpoint(vim_ti_state: Callable[[], dict[str, Any]], tmp_path_factory: pyt
 def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: Path) -> None:
     """JPEGs, schedule, folder, reload: the logits are bitwise those of the model before it was saved."""
     out = tmp_path / "out"
-    report = pipeline.compress(str(checkpoint), data=shared("data/imagenet-val-300"), out=out, limit=8, workers=0, device="cpu")
+    report = compress.compress(str(checkpoint), data=shared("data/imagenet-val-300"), out=out, limit=8, workers=0, device="cpu")
     assert report.eval is not None
     assert (report.eval.n, report.eval.failed) == (8, 0)
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top to bottom, as in docs/design.md section 1: each imports only from above itself. An entry is a room, or a file where a room's
 # files stand at several heights: the schedule is a type below the config, and what chooses one stands far above both.
 RUNTIME = (
-    *("errors", "install", "codec", "merging.schedule", "config", "config_file", "reports"),
-    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device", "loading"),
+    *("errors", "install", "codec", "progress", "merging.schedule", "config", "config_file", "reports"),
+    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device", "loading", "saving"),
 )
 LIBRARY = ("options", "checkpoint", "merging", "bake", "findings", "distributed", "hub", "data", "peers", "measure")
 ORDER = (*RUNTIME, *LIBRARY, "bench", "plots", "explain", "page", "commands")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stm.codec import encode
-from stm.commands import evidence, pipeline
+from stm.commands import compress, env, report
 from tests.page.browser import Browser, browser, find
 
 # Of every piece of text: its colour, the colour behind it, and its size, as a person sees them.
@@ -55,7 +55,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of vim-digits, with a sweep and a bench."""
     folder = tmp_path_factory.mktemp("page")
-    pipeline.compress("vim-digits", saving=0.45, eval=False, out=folder / "small")
+    compress.compress("vim-digits", saving=0.45, eval=False, out=folder / "small")
     rows = [
         {"method": method, "schedule": "staged", "flops": {"paper": cost * 10**7}, "top1": top1, "top1_ci": [top1 - 0.02, top1 + 0.02]}
         | {"images_per_second": 900 / cost}
@@ -66,10 +66,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"variant": name, "batch_size": 32, "ms_per_image": 8.0, "images_per_second": 125.0, "ms_iqr": 0.2, "gain": 1.0}
         for name in ("dense", "compressed")
     ]
-    about = {"model": "small", "environment": encode(pipeline.environment().environment)}
+    about = {"model": "small", "environment": encode(env.environment().environment)}
     (folder / "sweep.json").write_text(json.dumps(about | {"command": "sweep", "n": 100, "data": "digits", "rows": rows}))
     (folder / "bench.json").write_text(json.dumps(about | {"command": "bench", "rows": bench}))
-    evidence.report(folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html")
+    report.report(folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html")
     return folder / "page.html"
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import stm
-from stm.commands import tables
+from stm.commands import compare
 from stm.data.images import Sample
-from stm.data.sets import SampleSet, as_samples
+from stm.data.open import as_samples
+from stm.data.sets import SampleSet
 from stm.errors import DataError, UsageError
 from stm.measure.compare import Entrant, entrants, race, rows
 from stm.measure.evaluate import run
@@ -123,16 +124,16 @@ def test_the_command_writes_table_and_figure_whole(tmp_path: Path) -> None:
     images = labelled(tmp_path / "images", ["a.png,1", "b.png,2", "c.png,3"])
     out = tmp_path / "table"
     options = {"data": images, "methods": ["paper", "rmeeto"], "image_size": 64, "device": "cpu", "workers": 0, "out": out}
-    report = tables.compare(str(MINI), also=[str(MINI.with_name("vim_mini.pth"))], at="both", **options)
-    assert {path.name for path in out.iterdir()} == set(report.files) == set(tables.COMPARED)
+    report = compare.compare(str(MINI), also=[str(MINI.with_name("vim_mini.pth"))], at="both", **options)
+    assert {path.name for path in out.iterdir()} == set(report.files) == set(compare.COMPARED)
     assert json.loads((out / "compare.json").read_text()) == json.loads(report.to_json())
     lines = list(csv.DictReader(io.StringIO((out / "compare.csv").read_text())))
     assert [line["method"] for line in lines] == [row.method for row in report.rows]
     assert float(lines[1]["flops_honest_saving"]) == report.target
     assert lines[1]["top1_low"] and lines[1]["acts_after"]
     with pytest.raises(UsageError, match="already exists"):
-        tables.compare(str(MINI), **options)
-    assert tables.compare(str(MINI), **options, force=True).n == 3
+        compare.compare(str(MINI), **options)
+    assert compare.compare(str(MINI), **options, force=True).n == 3
 
 
 def test_entrants_say_what_they_are(dense: stm.ViM) -> None:

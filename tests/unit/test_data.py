@@ -10,9 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stm.config import Preprocess
-from stm.data import sets as data
+from stm.data import open
 from stm.data.images import Pixels, Sample
-from stm.data.sets import SampleSet, as_samples, embedded_digits, iterate, open_samples, photograph_crops
+from stm.data.open import as_samples, embedded_digits, open_samples, photograph_crops
+from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
 from tests.pictures import PREP, labelled, make_config, opened, picture
 
@@ -106,7 +107,7 @@ def test_embedded_digits_are_what_the_file_holds(tmp_path):
 
 def test_what_comes_with_the_package_depends_on_the_model(tmp_path, monkeypatch):
     digits_file(tmp_path / "samples.safetensors")
-    monkeypatch.setattr(data, "embedded_digits", lambda: embedded_digits(tmp_path / "samples.safetensors"))
+    monkeypatch.setattr(open, "embedded_digits", lambda: embedded_digits(tmp_path / "samples.safetensors"))
     assert open_samples(None, config=make_config(file="vim-digits")).name == "digits-heldout"
     assert open_samples(None, config=make_config(file="other.pth")).name == "photograph-crops"
     assert len(open_samples(None, config=make_config(), limit=5)) == 5

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from stm.backends import choose
 from stm.config import Config, ModelConfig, Preprocess, Source, dense_schedule
-from stm.data.sets import SampleSet, as_samples
+from stm.data.open import as_samples
+from stm.data.sets import SampleSet
 from stm.errors import DataError, StmError, UsageError
 from stm.measure import evaluate as module
 from stm.measure.evaluate import assess, evaluate, run
@@ -28,7 +29,7 @@ from stm.measure.records import HEADER, read_records
 from stm.measure.stats import summarize
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.reports import Progress
+from stm.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 SHAPE = ModelConfig(image_size=2, patch=1, stride=1, in_chans=1, d_model=4, depth=2, d_state=2, dt_rank=1)

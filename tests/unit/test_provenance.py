@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stm
-from stm.commands import evidence, pipeline
+from stm.commands import compress, eval, info, report
 from stm.config import Measured
 from stm.errors import ArtifactError, UsageError
 from stm.hub.card import eval_results
@@ -133,18 +133,18 @@ def test_a_dense_model_that_was_trained_is_the_source_of_its_own(dense: stm.ViM,
     assert "fine-tuned before merging" in card.lower() and "No weight was trained after merging" in card
     assert old not in card and "stm compress" not in card
     with pytest.raises(UsageError, match="does not name the file that it was made of"):
-        pipeline.compress(str(MINI), recipe=tmp_path / "direct", out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), recipe=tmp_path / "direct", out=tmp_path / "x", device="cpu", image_size=64)
 
     dense.save_pretrained(tmp_path / "dense")
     config, card = said(tmp_path / "dense")
     assert config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and old not in card
-    made = pipeline.compress(str(tmp_path / "dense"), out=tmp_path / "small", eval=False, device="cpu")
+    made = compress.compress(str(tmp_path / "dense"), out=tmp_path / "small", eval=False, device="cpu")
     assert made.source.sha256 == config["files"]["model.safetensors"]["sha256"]
     assert "fine-tuned before merging" in said(tmp_path / "small")[1].lower()
-    pipeline.compress(str(tmp_path / "dense"), recipe=tmp_path / "small", out=tmp_path / "again", device="cpu")
+    compress.compress(str(tmp_path / "dense"), recipe=tmp_path / "small", out=tmp_path / "again", device="cpu")
     assert said(tmp_path / "again")[0] == said(tmp_path / "small")[0]
     with pytest.raises(UsageError, match="is not the source of"):
-        pipeline.compress(str(MINI), recipe=tmp_path / "small", out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), recipe=tmp_path / "small", out=tmp_path / "x", device="cpu", image_size=64)
 
 
 def test_a_cast_model_was_not_measured(folder: Path, tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_commands_take_a_fine_tuned_folder(folder: Path, tmp_path: Path) -> None
     tuned = tmp_path / "tuned"
     model.save_pretrained(tuned)
     images = labelled(tmp_path / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
-    assert "fine-tuned after merging: the weights are not those of the source" in pipeline.info(str(tuned), device="cpu").notes
-    assert pipeline.evaluate(str(tuned), data=images, device="cpu", workers=0).n == 5
-    evidence.report(tuned, data=images, device="cpu", workers=0, out=tmp_path / "page.html")
+    assert "fine-tuned after merging: the weights are not those of the source" in info.info(str(tuned), device="cpu").notes
+    assert eval.evaluate(str(tuned), data=images, device="cpu", workers=0).n == 5
+    report.report(tuned, data=images, device="cpu", workers=0, out=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Fine-tuned after merging" in page and "No weight was trained" not in page and "stm compress" not in page
     with pytest.raises(ArtifactError, match="holds no recipe: fine-tuned after merging"):
-        pipeline.compress(str(MINI), recipe=tuned, out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), recipe=tuned, out=tmp_path / "x", device="cpu", image_size=64)
     with pytest.raises(UsageError, match="already compressed"):
-        pipeline.compress(str(tuned), out=tmp_path / "x", device="cpu")
+        compress.compress(str(tuned), out=tmp_path / "x", device="cpu")

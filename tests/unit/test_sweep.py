@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import stm
-from stm.commands import tables
+from stm.commands import sweep
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepReport, SweepRow
@@ -41,12 +41,12 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A figure takes longer than the sweep of a mini model."""
-    monkeypatch.setattr(tables.plots, "save", lambda figure, folder, name: None)
+    monkeypatch.setattr(sweep.plots, "save", lambda figure, folder, name: None)
 
 
 def swept(images: Path, out: Path, **options: Any) -> SweepReport:
     more = {"data": images, "image_size": 64, "device": "cpu", "workers": 0, "batch_size": 2, "out": out} | GRID
-    return tables.sweep(str(MINI), **(more | options))
+    return sweep.sweep(str(MINI), **(more | options))
 
 
 def rows_of(report: SweepReport) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_peers_save_what_the_first_cell_of_a_rate_does(dense: stm.ViM) -> None:
 
 def test_the_folder_holds_table_figure_and_cells(images: Path, tmp_path: Path) -> None:
     report = swept(images, tmp_path / "out", also=[str(SIBLING)], limit=3)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {CELLS, IDENTITY, *tables.SWEPT}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {CELLS, IDENTITY, *sweep.SWEPT}
     assert [(row.method, row.rate, row.sides) for row in report.rows] == [
         ("dense", None, None),
         (str(SIBLING), None, None),
@@ -194,6 +194,6 @@ def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> 
 
 
 def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
-    report = tables.sweep(str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)})
+    report = sweep.sweep(str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)})
     assert all(row.top1 is None and row.agreement is not None for row in report.rows)
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000

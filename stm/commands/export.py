@@ -1,69 +1,21 @@
-"""What commands call for models that go to others or come from them: push, export, and the list of those with a short name."""
+"""`stm export`: a model in another format."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stm.artifact import atomic
 from stm.artifact import folder as artifact
-from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
 from stm.commands.open_model import From, name_of, open_model
 from stm.config import INTERPOLATIONS, Config, Preprocess
 from stm.errors import UsageError
-from stm.hub import push as hub_push
-from stm.hub.aliases import ALIASES
-from stm.hub.fetch import cached
-from stm.hub.push import To
-from stm.loading import load, save
-from stm.measure import flops
-from stm.measure.environment import environment_of, here
-from stm.reports import ExportReport, ListedModel, ModelsReport, OnProgress, PushedFile, PushReport
+from stm.measure.environment import environment_of
+from stm.progress import OnProgress
+from stm.reports import ExportReport
+from stm.saving import save
 
 FORMATS = ("official", "folder")
-
-
-def push(
-    folder: str | Path,
-    to: To,
-    on_progress: OnProgress | None = None,
-    on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
-) -> PushReport:
-    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for `stm.hub.push.push`.
-
-    Raises:
-        ArtifactError: it is not a model that stm wrote, or not as it was written.
-        UsageError, HubError: see `stm.hub.push.push`.
-    """
-    artifact.read_config(folder)  # else a name such as a/b would be loaded from the Hub
-    model = load(folder, device="cpu")
-    pushed = hub_push.push(folder, model.config, to, on_progress, on_files)
-    return PushReport(command="push", model=str(folder), environment=environment_of(model), **vars(pushed))
-
-
-def list_models() -> ModelsReport:
-    """`stm models`: every model with a short name, and whether it is in the cache. Nothing is asked of the Hub."""
-    embedded = artifact.read_config(FOLDER / EMBEDDED_MODEL)
-    found = [
-        ListedModel(
-            name=EMBEDDED_MODEL,
-            repo=None,
-            file=None,
-            license=embedded.source.license,
-            parameters=flops.parameters(embedded.model, embedded.num_classes),
-            tokens=embedded.model.tokens,
-            image_size=embedded.model.image_size,
-            top1=None,
-            cached=True,
-            bytes=embedded.files[artifact.WEIGHTS].bytes,
-        )
-    ]
-    for name, alias in ALIASES.items():
-        path = cached(alias.repo, alias.file)
-        about = {key: getattr(alias, key) for key in ("repo", "file", "license", "parameters", "tokens", "image_size", "top1")}
-        found.append(ListedModel(name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size))
-    return ModelsReport(command="models", model="", environment=here(), models=tuple(found))
 
 
 def export(

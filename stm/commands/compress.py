@@ -1,58 +1,33 @@
-"""What the commands do: find the model, do the one thing, report. Everything is checked that can be before anything is loaded."""
+"""`stm compress`: read a dense model, merge its tokens by a fixed schedule, compare the two, and write a folder."""
 
-import copy
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stm import backends
 from stm.artifact import folder as artifact
-from stm.artifact.provenance import tuned
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
 from stm.bench import bench as benching
-from stm.commands.open_model import From, find_default, model_of, name_of, open_model, read_recipe
+from stm.commands.open_model import model_of, name_of, open_model, read_recipe
 from stm.commands.recipe import Wish, as_recorded, check_made, check_source, default_name, split
 from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
-from stm.data.sets import from_files, iterate, open_samples
-from stm.device import pick
-from stm.distributed import ALONE, World
+from stm.data.open import open_samples
+from stm.data.sets import iterate
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
 from stm.hub.push import To
-from stm.loading import ready, save
 from stm.measure import flops
-from stm.measure.environment import environment_of, here, processor_name
-from stm.measure.evaluate import assess, logits_of
-from stm.measure.records import check_path
+from stm.measure.environment import environment_of
+from stm.measure.evaluate import assess
 from stm.merging.bnnm import plan_schedule
 from stm.model.vim import ViM
-from stm.reports import (
-    Assessment,
-    BackendStatus,
-    CompressReport,
-    EnvReport,
-    EvalReport,
-    Gate,
-    Guess,
-    InfoReport,
-    OfSet,
-    OnProgress,
-    Prediction,
-    PredictReport,
-    Progress,
-    ServedSpeed,
-)
-
-NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "pyyaml", "filelock", "typer", "rich")
-OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "pyarrow")
+from stm.progress import OnProgress
+from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
+from stm.saving import save
 
 
 def compress(
@@ -160,120 +135,6 @@ def compress(
     return dataclasses.replace(report, notes=report.notes + skipped, push=pushed)
 
 
-def evaluate(
-    model: str | None = None,
-    *,
-    data: str | Path | None = None,
-    records: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    workers: int | None = None,
-    world: World = ALONE,
-    on_progress: OnProgress | None = None,
-    **source: Any,
-) -> EvalReport:
-    """`stm eval`: a model on a sample set; a compressed one beside the dense one, whose weights it holds.
-
-    Where a dtype is given, the dense one beside it has the file's own: what the dtype costs is part of the drop.
-
-    Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; None: see `stm.commands.open_model.find_default`.
-        world: the processes that share the images and return the same report; the first one has the records' file.
-        source: how to read it, the fields of `stm.commands.open_model.From`.
-    """
-    named = find_default() if model is None else model
-    if records is not None and world.first:
-        check_path(records)
-    options = From(**source)
-    own = open_model(named, dataclasses.replace(options, dtype=None), on_progress)
-    vim = own if options.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, options.dtype)
-    samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
-    dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
-    figures = assess(
-        vim,
-        samples,
-        reference=dense,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        records=records,
-        workers=workers,
-        world=world,
-        on_progress=on_progress,
-    )
-    return EvalReport(command="eval", model=named, environment=environment_of(vim, world), **vars(figures))
-
-
-def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) -> InfoReport:
-    """`stm info`: what a model is, what it costs and where it came from; arguments as for `evaluate`."""
-    vim = open_model(model, From(**source), on_progress)
-    config = vim.config
-    return InfoReport(
-        command="info",
-        model=model,
-        environment=environment_of(vim),
-        config=to_json(config),
-        tokens_per_block=config.schedule.tokens_per_block(config.model.depth),
-        flops=flops.count(config),
-        parameters=flops.parameters(config.model, config.num_classes),
-        source=config.source,
-        measured=config.measured,
-        notes=(*config.said("notes"), *filter(None, (tuned(config),))),
-    )
-
-
-def predict(
-    model: str,
-    images: Sequence[str | Path],
-    *,
-    batch_size: int = 32,
-    workers: int = 0,
-    on_progress: OnProgress | None = None,
-    **source: Any,
-) -> PredictReport:
-    """`stm predict`: the five most likely classes of each image; arguments as for `evaluate`.
-
-    Raises:
-        DataError: no image could be read. One among others that cannot is named in its prediction.
-    """
-    vim = open_model(model, From(**source), on_progress)
-    labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
-    samples, predictions = from_files(images), []
-    for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
-        found = {index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()}
-        if batch.indices:
-            files = [samples.samples[index].file for index in batch.indices]
-            with torch.inference_mode():
-                values, classes = logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
-            for index, file, best in zip(batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True):
-                guesses = (Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True))
-                found[index] = Prediction(file=file, top5=tuple(guesses))
-        predictions += [found[index] for index in sorted(found)]
-        if on_progress is not None:
-            on_progress(Progress("predict", len(predictions), len(samples), "images"))
-    if all(prediction.error is not None for prediction in predictions):
-        raise DataError(f"no image could be read: {predictions[0].error}")
-    return PredictReport(command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions))
-
-
-def environment() -> EnvReport:
-    """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
-    device = pick()
-    found = {name: backends.status(name, device.type) for name in backends.NAMES}
-    cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
-    return EnvReport(
-        command="env",
-        model="",
-        environment=here(),
-        python=platform.python_version(),
-        platform=platform.platform(),
-        packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
-        devices=(f"cpu {processor_name()}", *cards),
-        backends=tuple(BackendStatus(name=name, available=ok, reason=reason) for name, (ok, reason) in found.items()),
-    )
-
-
 def _calibration_images(
     data: str | Path, config: Config, seed: int, token: str | None, on_progress: OnProgress | None
 ) -> tuple[CalibrationImages, tuple[str, ...]]:
@@ -351,10 +212,3 @@ def _asked_saving(recipe: Recipe, config: Config) -> float | None:
     if recipe.schedule != "staged" or recipe.rate is None:
         return recipe.saving
     return plan_schedule(config.model, order="staged", rate=recipe.rate, sides=recipe.sides).saving
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

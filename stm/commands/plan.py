@@ -1,0 +1,95 @@
+"""`stm plan`: what each rate would cost and keep."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from stm.bench import rate_table as rates
+from stm.bench.timing import threads as on_threads
+from stm.commands.open_model import draw_model, open_model
+from stm.commands.recipe import split
+from stm.data.open import open_samples
+from stm.errors import UsageError
+from stm.findings import PlanReport
+from stm.measure.environment import environment_of
+from stm.progress import OnProgress
+
+
+def plan(
+    model: str,
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    seconds: float | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+    threads: int | None = None,
+    rounds: int | None = None,
+    random_weights: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> PlanReport:
+    """`stm plan`: what the rates from 10% to 60% cost on this machine, and how near to the dense model they stay.
+
+    Args:
+        model: a dense MODEL, as for `bench`.
+        data: a folder of images, labelled or not; None: what is embedded.
+        limit: of those, so many, drawn by the seed; None: as many as there is time for.
+        seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` says how many they are.
+        batch_size: of the forwards that are timed.
+        threads, rounds, random_weights, options: as for `bench`; the wish has no budget.
+
+    Raises:
+        UsageError: options that cannot be, or a model that is compressed already.
+        StmError: what reading raises.
+    """
+    source, wish = split(options)
+    if batch_size < 1:
+        raise UsageError(f"batch size is {batch_size}, expected at least 1")
+    if wish.rate is not None or wish.saving is not None or wish.stages is not None:
+        raise UsageError("a budget was given, and the plan is there to find one")
+    if random_weights and (data is not None or limit is not None or seconds is not None):
+        raise UsageError(
+            "images were given, and random weights agree with nothing", "leave out --random-weights, or --data, --limit and --seconds"
+        )
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"seconds is {seconds:g}, expected more than 0")
+    if seconds is None and limit is None:
+        seconds = rates.IMAGE_SECONDS
+    with on_threads(threads):
+        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        if vim.plan is not None:
+            raise UsageError(f"{model} is already compressed", "plan with its dense source")
+        samples = None
+        if not random_weights:
+            samples = open_samples(data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token).shuffled(seed)
+        wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
+        del wanted["rate"]
+        again = (*source.words(), *wish.words())
+        rows, n = rates.table(
+            vim,
+            wanted,
+            samples,
+            seconds=seconds,
+            batch_size=batch_size,
+            rounds=rounds,
+            command=lambda rate: shlex.join(["stm", "compress", model, "--rate", f"{rate:g}", *again]),
+            on_progress=on_progress,
+        )
+        environment = environment_of(vim)
+    reasons = {} if samples is not None else dict.fromkeys(("agreement", "kl"), "the weights are random")
+    return PlanReport(
+        command="plan",
+        model=model,
+        environment=environment,
+        random_weights=random_weights,
+        data=None if samples is None else samples.name,
+        n=n,
+        of=0 if samples is None else len(samples),
+        seconds=None if samples is None else seconds,
+        batch_size=batch_size,
+        rows=rows,
+        notes=vim.config.said("notes"),
+        reasons=reasons,
+        **({} if samples is None else samples.of_set),
+    )

@@ -1,0 +1,49 @@
+"""`stm predict`: the most likely classes of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stm.commands.open_model import From, open_model
+from stm.data.sets import from_files, iterate
+from stm.errors import DataError
+from stm.measure.environment import environment_of
+from stm.measure.evaluate import logits_of
+from stm.progress import OnProgress, Progress
+from stm.reports import Guess, Prediction, PredictReport
+
+
+def predict(
+    model: str,
+    images: Sequence[str | Path],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_progress: OnProgress | None = None,
+    **source: Any,
+) -> PredictReport:
+    """`stm predict`: the five most likely classes of each image; arguments as for `evaluate`.
+
+    Raises:
+        DataError: no image could be read. One among others that cannot is named in its prediction.
+    """
+    vim = open_model(model, From(**source), on_progress)
+    labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
+    samples, predictions = from_files(images), []
+    for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
+        found = {index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()}
+        if batch.indices:
+            files = [samples.samples[index].file for index in batch.indices]
+            with torch.inference_mode():
+                values, classes = logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
+            for index, file, best in zip(batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True):
+                guesses = (Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True))
+                found[index] = Prediction(file=file, top5=tuple(guesses))
+        predictions += [found[index] for index in sorted(found)]
+        if on_progress is not None:
+            on_progress(Progress("predict", len(predictions), len(samples), "images"))
+    if all(prediction.error is not None for prediction in predictions):
+        raise DataError(f"no image could be read: {predictions[0].error}")
+    return PredictReport(command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions))

@@ -1,0 +1,99 @@
+"""`stm sweep`: a grid of schedules, and the curve of accuracy over cost."""
+
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+from stm.codec import encode
+from stm.commands.compare import _siblings
+from stm.commands.open_model import From, name_of, open_model
+from stm.data.open import open_samples
+from stm.distributed import ALONE, World
+from stm.findings import SweepReport
+from stm.measure.environment import environment_of
+from stm.measure.records import fingerprint
+from stm.measure.sweep import Grid, measure_cells, planned
+from stm.measure.sweep_file import CellFile, SweepIdentity, check_folder, write_whole
+from stm.measure.table import as_csv
+from stm.plots import pareto as plots_pareto
+from stm.plots import style as plots
+from stm.progress import OnProgress
+
+SWEPT = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg")
+
+
+def sweep(
+    model: str,
+    *,
+    data: str | Path | None = None,
+    also: Sequence[str] = (),
+    limit: int | None = 100,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+    world: World = ALONE,
+    out: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> SweepReport:
+    """`stm sweep`: Table 3 and the Pareto curve. Every finished cell is stored at once; the same command continues a killed run.
+
+    Args:
+        model, data, also, batch_size, workers, world, seed: as for `compare`.
+        limit: the most images; None: all.
+        out: the folder of the cells, the table and the figure, named after the model by default.
+        options: the fields of `stm.measure.sweep.Grid` (None: its default) and of `stm.commands.open_model.From`.
+
+    Raises:
+        UsageError: a grid or a folder that cannot be had.
+        DataError: the folder holds the cells of another run.
+        StmError: what reading and measuring raise; matplotlib is not installed.
+    """
+    plots.require()
+    output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
+    if world.first:
+        check_folder(output, SWEPT)
+    axes = {name: value for name in Grid.__dataclass_fields__ if (value := options.pop(name, None)) is not None}
+    grid, source = Grid(**axes), From(**options)
+    dense, siblings = open_model(model, source, on_progress), _siblings(also, source, on_progress)
+    plan = list(planned(dense, grid, siblings, seed))
+    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress)
+    environment = environment_of(dense, world)
+    identity = SweepIdentity(
+        model=fingerprint(dense),
+        data=samples.fingerprint,
+        preprocessing=dense.config.preprocessing,
+        limit=limit,
+        seed=seed,
+        batch_size=batch_size,
+        environment=encode(environment),
+    )
+    file = CellFile(output, identity, SWEPT) if world.first else None
+    with nullcontext() if file is None else closing(file):
+        keys = [each.key for each in plan if each.model is not None]
+        resumed = 0 if file is None else sum(key in file.done for key in keys)
+        done = measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress)
+        table = tuple(done[key] for key in keys)
+        report = SweepReport(
+            command="sweep",
+            model=model,
+            environment=environment,
+            data=samples.name,
+            n=table[0].n,
+            seed=seed,
+            limit=limit,
+            rows=table,
+            refused={str(each.cell): each.refused for each in plan if each.refused is not None},
+            resumed=resumed,
+            output=str(output),
+            files=SWEPT,
+            **samples.of_set,
+        )
+        if world.first:
+            write_whole(output / "sweep.csv", as_csv(table))
+            write_whole(output / "sweep.json", report.to_json() + "\n")
+            with plots.style():
+                title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
+                plots.save(plots_pareto.swept(table, title), output, "sweep")
+    return report

@@ -1,0 +1,152 @@
+"""From what a user names to a sample set."""
+
+import operator
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stm.assets import EMBEDDED_MODEL, FOLDER
+from stm.config import Config
+from stm.data.folders import labelled_folder, unlabelled_folder
+from stm.data.formats import open_image
+from stm.data.images import Crop, ImageFile, Pixels, Sample
+from stm.data.sets import SampleSet
+from stm.distributed import ALONE, World
+from stm.errors import DataError, check_name
+from stm.progress import OnProgress
+
+DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
+PHOTOGRAPHS = FOLDER / "photographs"
+
+
+def open_samples(
+    spec: str | Path | None,
+    *,
+    config: Config,
+    limit: int | None = None,
+    seed: int = 0,
+    need_labels: bool = True,
+    token: str | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
+) -> SampleSet:
+    """The sample set that a user names.
+
+    Args:
+        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.data.hub_sets`), shards that are read in place
+            (`stm.data.streams`), or None for what comes with the package: the held-out digits for vim-digits and what was made of it,
+            unlabelled crops of three photographs for any other model.
+        config: of the model that will see it.
+        limit, seed: see `SampleSet.take`.
+        need_labels: without, every image in the folder or below it is taken and none has a label.
+        token, on_progress: of a download.
+        world: the processes that all open this set.
+
+    Raises:
+        DataError: the folder does not exist or cannot be read, or its labels are missing or not the model's classes.
+        HubError: the set cannot be had from the Hub.
+        UsageError: a limit below 1.
+    """
+    if spec is None:
+        return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
+    from stm.data.streams import is_stream, open_stream
+    from stm.hub.aliases import is_set_name  # below this module
+
+    if is_stream(str(spec)):
+        of_shards = open_stream(str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress)
+        return of_shards.take(limit, seed)
+    if is_set_name(str(spec)):
+        from stm.data.hub_sets import open_hub_set
+
+        of_hub = open_hub_set(str(spec), config=config, need_labels=need_labels, token=token, on_progress=on_progress)
+        return of_hub.take(limit, seed)
+    folder = Path(spec)
+    if not folder.is_dir():
+        raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images")
+    name = Path(os.path.abspath(folder)).name
+    check_name(name, DataError)  # it is recorded; those of images need not be text
+    found = labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
+    return SampleSet(name, tuple(found.samples), tuple(found.skipped)).take(limit, seed)
+
+
+def as_samples(data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True) -> SampleSet:
+    """What `stm.evaluate` takes as data, as a sample set.
+
+    Args:
+        data: a `SampleSet`, what `open_samples` takes, or any iterable of pairs (image, label): the image (C, H, W),
+            normalised, ready for the model; the label an index or None. Pairs are held in memory.
+        config: of the model that will see it.
+
+    Raises:
+        DataError: see `open_samples`; an item that is not such a pair; a label that is not a class of the model.
+    """
+    if data is None or isinstance(data, str | Path):
+        return open_samples(data, config=config, limit=limit, seed=seed, need_labels=need_labels)
+    samples = data if isinstance(data, SampleSet) else _from_pairs(data, config)
+    for sample in samples.samples:
+        if sample.label is not None and not 0 <= sample.label < config.num_classes:
+            raise DataError(f"{sample.file}: class {sample.label}, expected 0 to {config.num_classes - 1}")
+        if sample.label is None and need_labels:
+            raise DataError(f"{sample.file} has no label")
+    return samples.take(limit, seed)
+
+
+def is_embedded(config: Config) -> bool:
+    """Whether the model is vim-digits or was made of it."""
+    return EMBEDDED_MODEL in (config.source.repo, config.source.file)
+
+
+def embedded_digits(path: Path = DIGITS) -> SampleSet:
+    """The third of the UCI digits that vim-digits was not trained on: images (n, S, S) uint8, labels (n,) int64."""
+    tensors = load_file(path)
+    images, labels = tensors["images"].contiguous(), tensors["labels"].tolist()
+    sources = [Pixels(image.numpy().tobytes(), image.shape[-1]) for image in images]
+    rows = enumerate(zip(labels, sources, strict=True))
+    return SampleSet("digits-heldout", tuple(Sample(f"digit-{index:04}.png", label, source) for index, (label, source) in rows))
+
+
+def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
+    """The three photographs, without labels."""
+    return SampleSet("photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg"))))
+
+
+def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
+    """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly spread."""
+    samples = []
+    for path in sorted(folder.glob("*.jpg")):
+        with open_image(path) as image:
+            width, height = image.size
+        for rows, columns, side in ((1, 4, height), (2, 6, height * 2 // 3)):
+            for top in _spread(rows, height - side):
+                for left in _spread(columns, width - side):
+                    name = f"{path.name}[{side}x{side}+{left}+{top}]"
+                    samples.append(Sample(name, None, Crop(path, (left, top, left + side, top + side))))
+    return SampleSet("photograph-crops", tuple(samples))
+
+
+def _spread(count: int, room: int) -> list[int]:
+    return [room * step // max(count - 1, 1) for step in range(count)]
+
+
+def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:
+    shape = (config.model.in_chans, config.model.image_size, config.model.image_size)
+    samples = []
+    for number, pair in enumerate(pairs):
+        try:
+            image, label = pair
+            label = None if label is None else operator.index(label)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"item {number} of the data is not a pair of an image and its class: {error}") from error
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise DataError(f"item {number} of the data: the image is {kind}, expected a normalised tensor of floats {shape}")
+        if image.shape != shape:
+            raise DataError(f"item {number} of the data: the image is {tuple(image.shape)}, expected {shape}")
+        samples.append(Sample(f"item-{number}", label, image.detach().float()))
+    if not samples:
+        raise DataError("the data holds no images")
+    return SampleSet("pairs", tuple(samples))

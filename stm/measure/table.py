@@ -1,0 +1,34 @@
+"""Rows of results as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from stm.codec import encode
+from stm.reports import Evaluation
+
+
+def as_csv(table: Iterable[Evaluation]) -> str:
+    """Rows as CSV: nested values in columns of their own, lists as words."""
+    flat = [_flat(encode(row)) for row in table]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in row.items():
+        if key in ("reasons", "notes"):
+            out[key] = "; ".join(dict.fromkeys(value.values() if isinstance(value, dict) else value))
+        elif isinstance(value, dict):
+            out |= {f"{key}_{name}": part for name, part in value.items()}
+        elif key.endswith("_ci"):
+            low, high = value or (None, None)
+            out |= {f"{key[:-3]}_low": low, f"{key[:-3]}_high": high}
+        else:
+            out[key] = " ".join(map(str, value)) if isinstance(value, list) else value
+    return out
