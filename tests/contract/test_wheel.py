@@ -54,7 +54,7 @@ def test_its_metadata(wheel: zipfile.ZipFile) -> None:
     assert re.search(r"^Requires-Python: >=3.11$", read["METADATA"], re.M)
     assert re.search(r"^License-Expression: Apache-2.0$", read["METADATA"], re.M)
     assert re.search(r"^Requires-Dist: torch>=2.13$", read["METADATA"], re.M), "torch has a tested floor and no upper bound"
-    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {"plots", "data", "cuda", "dev"}
+    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {"plots", "data", "cuda", "dev", "docs"}
     assert "stm = stm_cli.main:main" in read["entry_points.txt"]
 
 
@@ -66,7 +66,7 @@ def test_constraints_are_exact_and_cover_the_dependencies() -> None:
     assert pins["torch"] == "2.13.0", "no local version: it must be what any index calls it"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {re.split(r"[<>=;\[ ]", each)[0] for each in (*project["dependencies"], *extras["plots"], *extras["dev"])}
+    wanted = {re.split(r"[<>=;\[ ]", each)[0] for each in (*project["dependencies"], *extras["plots"], *extras["dev"], *extras["docs"])}
 
     def normal(name: str) -> str:
         return name.lower().replace("_", "-")
