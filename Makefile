@@ -1,17 +1,18 @@
-# `make demo` and `make test`, each alone: a virtual environment, an install against constraints.txt, and the job.
+# `make demo`, `make test` and `make docs`, each alone: a virtual environment, an install against constraints.txt, and the job.
 #   make demo PYTHON=python3.12
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"    another wheel index, here torch without CUDA
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+SITE ?= site
 # Threads that wait soon sleep, as the command `stm` lets them: on a machine that others use too, those that spin take the processors.
 export GOMP_SPINCOUNT ?= 2000
 
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
@@ -26,12 +27,21 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The site, into $(SITE), without a network. The variable silences what mkdocs-material says of its successor, no warning about our pages.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m mkdocs build --strict --site-dir $(SITE)
+
 $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[plots]"
 	@touch $@
 
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(INPUTS) | $(VENV)/bin/pip
+	$(INSTALL) -e ".[docs]"
 	@touch $@
 
 $(VENV)/bin/pip:
