@@ -19,7 +19,8 @@ OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # Apple's clang has no
 
 
 class Libraries(build_ext):
-    """Builds libraries without Python's ABI: their names carry no tag, and their objects do not overwrite each other's."""
+    """Builds libraries without Python's ABI: their names carry no tag, and their objects do not overwrite each
+    other's."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"

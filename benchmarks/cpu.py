@@ -1,10 +1,11 @@
 """Every speed figure that a processor can show, as ratios within one run.
 
-    python benchmarks/cpu.py                       # one thread, all figures
-    python benchmarks/cpu.py --threads 2 --only gemms,gain
-    python benchmarks/cpu.py --cpu-time            # on a machine that is busy: this thread's processor time; one thread only
+    python benchmarks/cpu.py                       # one thread, all figures python benchmarks/cpu.py --threads 2 --only
+    gemms,gain python benchmarks/cpu.py --cpu-time            # on a machine that is busy: this thread's processor time;
+    one thread only
 
-Weights are random and images are noise: neither changes the time. Calls take turns, each figure is the median over the rounds of a
+Weights are random and images are noise: neither changes the time. Calls take turns, each figure is the median over the
+    rounds of a
 ratio within a round, with the quartiles beside it. What a figure was measured on stands above the table.
 """
 
@@ -35,7 +36,8 @@ from stm.model.vim import ViM
 
 
 class Figure(NamedTuple):
-    """A ratio: what over what, its goal, and its median and quartiles; `base` is the median of what it is over, in ms."""
+    """A ratio: what over what, its goal, and its median and quartiles; `base` is the median of what it is over, in
+    ms."""
 
     what: str
     goal: str
@@ -84,7 +86,9 @@ def forward_over_gemms(bench: Bench) -> Iterator[Figure]:
             found = bench.time(gemms=gemms.alone(dense, batch), dense=partial(dense, x), served=partial(served, x))
             goal = "<= 1.15" if name == "vim-s" else ""
             yield Figure.of(f"{name} B={batch} dense / its GEMMs in F.linear", goal, found["dense"], found["gemms"])
-            yield Figure.of(f"{name} B={batch} dense, optimize() / its GEMMs in F.linear", goal, found["served"], found["gemms"])
+            yield Figure.of(
+                f"{name} B={batch} dense, optimize() / its GEMMs in F.linear", goal, found["served"], found["gemms"]
+            )
 
 
 def reference_over_dense(bench: Bench) -> Iterator[Figure]:
@@ -95,7 +99,9 @@ def reference_over_dense(bench: Bench) -> Iterator[Figure]:
             slow = bench.model("vim-s", backend=backend)
             found = bench.time(3, slow=partial(slow, x), dense=partial(dense, x), served=partial(served, x))
             yield Figure.of(f"vim-s B={batch}, backend {backend} / native", goal, found["slow"], found["dense"])
-            yield Figure.of(f"vim-s B={batch}, backend {backend} / native, optimize()", goal, found["slow"], found["served"])
+            yield Figure.of(
+                f"vim-s B={batch}, backend {backend} / native, optimize()", goal, found["slow"], found["served"]
+            )
 
 
 def gain(bench: Bench) -> Iterator[Figure]:
@@ -106,7 +112,9 @@ def gain(bench: Bench) -> Iterator[Figure]:
             calls = {"dense": dense, "small": small, "served": served, "small_served": small_served}
             found = bench.time(**{key: partial(model, x) for key, model in calls.items()})
             yield Figure.of(f"{name} B={batch} dense / compressed, rate 0.4", ">= 1.25", found["dense"], found["small"])
-            yield Figure.of(f"{name} B={batch} the same, both optimize()", ">= 1.25", found["served"], found["small_served"])
+            yield Figure.of(
+                f"{name} B={batch} the same, both optimize()", ">= 1.25", found["served"], found["small_served"]
+            )
 
 
 def gain_of_savings(bench: Bench) -> Iterator[Figure]:
@@ -137,13 +145,19 @@ def scan_over_limit(bench: Bench) -> Iterator[Figure]:
         bias = torch.full((K, E), -2.0)
         delta = step_sizes(dt, None, bias)
         laid_out = kernels.materialising(u, delta, A, B, C)
-        expected = bench.model("vim-s", backend="reference").backend.scan(u, dt, A, B, C, D, None, REVERSE, dt_bias=bias, split=True)
+        expected = bench.model("vim-s", backend="reference").backend.scan(
+            u, dt, A, B, C, D, None, REVERSE, dt_bias=bias, split=True
+        )
         torch.testing.assert_close(laid_out() + D[:, None, None] * u, expected, rtol=1e-4, atol=1e-4)
         calls: dict[str, Callable[[], Any]] = {"limit": kernels.limit(K * batch * L * E * N), "materialising": laid_out}
         for backend in ("native", "blocked", "reference"):
             scan = bench.model("vim-s", backend=backend).backend.scan
             calls[backend] = partial(scan, u, dt, A, B, C, D, z, REVERSE, dt_bias=bias)
-        groups = (("native",), ("materialising", "blocked"), ("reference",))  # what one leaves in the caches is in the next one's way
+        groups = (
+            ("native",),
+            ("materialising", "blocked"),
+            ("reference",),
+        )  # what one leaves in the caches is in the next one's way
         for names, rounds in zip(groups, (4 * bench.rounds, bench.rounds, 3), strict=True):
             with threads(1):
                 found = bench.time(rounds, **{name: calls[name] for name in ("limit", *names)})
@@ -159,7 +173,13 @@ def cost_of_a_token(bench: Bench) -> Iterator[Figure]:
         found = bench.time(few=partial(few, images(1)), many=partial(many, images(1)))
         scale = few.config.model.tokens / many.config.model.tokens
         goal = "<= 1.1"
-        yield Figure.of(f"{short} B=1 cost per token at {many.config.model.tokens} / at 197", goal, found["many"], found["few"], scale)
+        yield Figure.of(
+            f"{short} B=1 cost per token at {many.config.model.tokens} / at 197",
+            goal,
+            found["many"],
+            found["few"],
+            scale,
+        )
 
 
 def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
@@ -176,7 +196,11 @@ def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
             mixer = small.blocks[step + 1].mixer
             inputs = torch.randn(batch, merged.x.shape[1], 2 * small.config.model.d_inner).chunk(2, -1)[0]
             conv = partial(small.backend.conv_silu, inputs, mixer.conv1d_weight, mixer.conv1d_bias, REVERSE)
-            calls = {"span": partial(conv, sizes=merged.span), "plain": conv, "merge": partial(small.plan, step, state, Taps())}
+            calls = {
+                "span": partial(conv, sizes=merged.token_sizes),
+                "plain": conv,
+                "merge": partial(small.plan, step, state, Taps()),
+            }
             found = bench.time(4 * bench.rounds, **calls)
             whole = bench.time(small=partial(small, images(batch)))["small"]
             extra = max(0.0, statistics.median(a - b for a, b in zip(found["span"], found["plain"], strict=True)))
@@ -197,7 +221,9 @@ def against_deit(bench: Bench) -> Iterator[Figure]:
             found = bench.time(small=partial(small, x), served=partial(served, x), rival=partial(rival, x))
             called, goal = vit.name_of(dense.config.model), "<= 1" if name == "vim-s" else ""
             yield Figure.of(f"{name} B={batch} compressed, rate 0.4 / {called}", goal, found["small"], found["rival"])
-            yield Figure.of(f"{name} B={batch} compressed, rate 0.4, optimize() / {called}", goal, found["served"], found["rival"])
+            yield Figure.of(
+                f"{name} B={batch} compressed, rate 0.4, optimize() / {called}", goal, found["served"], found["rival"]
+            )
 
 
 FIGURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
@@ -223,7 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--cpu-time", action="store_true", help="measure this thread's processor time instead of the clock")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure this thread's processor time instead of the clock"
+    )
     parser.add_argument("--only", help=f"some of {','.join(FIGURES)}")
     options = parser.parse_args()
     if options.cpu_time and options.threads > 1:
@@ -236,14 +264,21 @@ def main() -> None:
         backend = bench.model("vim-ti").backend
         load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         how = "processor time of the thread" if options.cpu_time else "wall clock"
-        print(f"{processor_name()}, {options.threads} thread(s), torch {torch.__version__}, stm {stm.__version__}, backend {backend.name}")
-        print(f"{how}, {options.rounds} rounds, {os.cpu_count()} processors{load}, GEMM rate {gemm_rate(bench):.0f} GFLOP/s\n")
+        print(
+            f"{processor_name()}, {options.threads} thread(s), torch {torch.__version__}, stm {stm.__version__},"
+            f" backend {backend.name}"
+        )
+        print(
+            f"{how}, {options.rounds} rounds, {os.cpu_count()} processors{load}, GEMM rate {gemm_rate(bench):.0f}"
+            " GFLOP/s\n"
+        )
         print("| what | goal | median ratio | quartiles | the second, ms |\n| --- | --- | --- | --- | --- |")
         for name, figures in FIGURES.items():
             if options.only is None or name in options.only.split(","):
                 for each in figures(bench):
                     print(
-                        f"| {each.what} | {each.goal} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f} | {each.base:.2f} |",
+                        f"| {each.what} | {each.goal} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f} |"
+                        f" {each.base:.2f} |",
                         flush=True,
                     )
 

@@ -1,16 +1,19 @@
-"""The fastest staged schedule that keeps top-1 within half a point of dense: chosen without labels, then confirmed and timed.
+"""The fastest staged schedule that keeps top-1 within half a point of dense: chosen without labels, then confirmed and
+timed.
 
-    python benchmarks/fastest.py vim-s --calibration some_images/ --data imagenet/val
-    python benchmarks/fastest.py proxy.safetensors --image-size 56 --calibration images/calibration --data images/evaluation
+    python benchmarks/fastest.py vim-s --calibration some_images/ --data imagenet/val python benchmarks/fastest.py
+    proxy.safetensors --image-size 56 --calibration images/calibration --data images/evaluation
 
-1. Chosen: one to four stages at equal gaps, on the calibration images, by KL to the dense model; no label is looked at. For each
+1. PlannedSchedule: one to four stages at equal gaps, on the calibration images, by KL to the dense model; no label is
+looked at. For each
    ceiling on KL the schedule under it that saves the most operations goes on.
-2. Confirmed: those, and none else, on images that chose nothing, each beside the dense model on the same images.
-3. Timed: what `optimize` makes of those, in one run in turns with the dense model; ratios within a round, the median and the quartiles
+2. Confirmed: those, and none else, on images that chose nothing, each beside the dense model on the same images. 3.
+Timed: what `optimize` makes of those, in one run in turns with the dense model; ratios within a round, the median and
+the quartiles
    of the rounds.
 
-Several schedules are confirmed and the fastest that holds is named, so that an estimate just inside half a point is also luck;
-whether its whole interval is inside is said beside it.
+Several schedules are confirmed and the fastest that holds is named, so that an estimate just inside half a point is
+also luck; whether its whole interval is inside is said beside it.
 """
 
 import argparse
@@ -35,7 +38,7 @@ from stm.config import Measured
 from stm.data.open import open_samples
 from stm.data.sets import iterate
 from stm.measure import flops
-from stm.measure.compare import Entrant, race
+from stm.measure.compare import Contender, run_all
 from stm.measure.environment import processor_name
 from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence
@@ -48,7 +51,8 @@ BATCHES = (1, 8)
 
 
 class Candidate(NamedTuple):
-    """A schedule: the blocks before which it merges, what it saves of the honest count, KL to dense on the calibration images."""
+    """A schedule: the blocks before which it merges, what it saves of the honest count, KL to dense on the calibration
+    images."""
 
     stages: tuple[int, ...]
     model: ViM
@@ -68,7 +72,8 @@ def schedules(depth: int) -> Iterator[list[tuple[int, ...]]]:
 
 
 def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Candidate]:
-    """The candidates that save at least so much. A family ends where KL leaves the highest ceiling: earlier is worse."""
+    """The candidates that save at least so much. A family ends where KL leaves the highest ceiling: earlier is
+    worse."""
     with torch.inference_mode():
         reference = [forward(dense, batch) for batch in batches]
         for family in schedules(dense.config.model.depth):
@@ -77,7 +82,10 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
                 saving = flops.count(small.config).honest_saving
                 if saving < least:
                     continue
-                found = [kl_divergence(logits, forward(small, batch)) for logits, batch in zip(reference, batches, strict=True)]
+                found = [
+                    kl_divergence(logits, forward(small, batch))
+                    for logits, batch in zip(reference, batches, strict=True)
+                ]
                 candidate = Candidate(stages, small, saving, torch.cat(found).mean().item())
                 print(f"{candidate}: saves {saving:.1%}, KL {candidate.kl:.4f}", file=sys.stderr, flush=True)
                 yield candidate
@@ -87,7 +95,9 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
 
 def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
     """For each ceiling the one that saves most, the cheapest last."""
-    best = (max((c for c in candidates if c.kl <= ceiling), key=lambda c: c.saving, default=None) for ceiling in CEILINGS)
+    best = (
+        max((c for c in candidates if c.kl <= ceiling), key=lambda c: c.saving, default=None) for ceiling in CEILINGS
+    )
     return list(dict.fromkeys(candidate for candidate in best if candidate is not None))
 
 
@@ -102,7 +112,12 @@ def time(dense: ViM, chosen: Sequence[Candidate], batch: int, rounds: int, clock
 
 
 def row(candidate: Candidate, measured: Measured, timed: Sequence[Figure]) -> str:
-    assert measured.drop is not None and measured.drop_ci is not None and measured.kl is not None and measured.agreement is not None
+    assert (
+        measured.drop is not None
+        and measured.drop_ci is not None
+        and measured.kl is not None
+        and measured.agreement is not None
+    )
     low, high = measured.drop_ci
     cells = [
         str(candidate),
@@ -120,33 +135,54 @@ def row(candidate: Candidate, measured: Measured, timed: Sequence[Figure]) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--calibration", type=Path, required=True, metavar="DIR", help="images that choose; labels are not read")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="labelled images that confirm; none of the former")
+    parser.add_argument(
+        "--calibration", type=Path, required=True, metavar="DIR", help="images that choose; labels are not read"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="labelled images that confirm; none of the former"
+    )
     parser.add_argument("--image-size", type=int, help="pixels a side, where the file does not say")
     parser.add_argument("--points", type=float, default=0.5, help="the top-1 that may be lost")
-    parser.add_argument("--least", type=float, default=0.35, help="look at no schedule that saves less of the operations")
+    parser.add_argument(
+        "--least", type=float, default=0.35, help="look at no schedule that saves less of the operations"
+    )
     parser.add_argument("--limit", type=int, default=200, help="calibration images")
     parser.add_argument("--rounds", type=int, default=41)
-    parser.add_argument("--cpu-time", action="store_true", help="measure this thread's processor time instead of the clock")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure this thread's processor time instead of the clock"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     dense = open_model(options.model, From(image_size=options.image_size, device="cpu", dtype="float32"))
-    few = open_samples(options.calibration, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False)
+    few = open_samples(
+        options.calibration, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False
+    )
     samples = open_samples(options.data, config=dense.config)
     with threads(1):
         load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         how = "processor time of the thread" if options.cpu_time else "wall clock"
-        print(f"{processor_name()}, 1 thread, torch {torch.__version__}, stm {stm.__version__}, backend {dense.backend.name}")
+        print(
+            f"{processor_name()}, 1 thread, torch {torch.__version__}, stm {stm.__version__}, backend"
+            f" {dense.backend.name}"
+        )
         print(f"{how}, {options.rounds} rounds, {os.cpu_count()} processors{load}\n")
 
         batches = [batch.images for batch in iterate(few, dense.config.preprocessing, batch_size=8)]
         looked_at = list(screen(dense, batches, options.least))
         chosen = finalists(looked_at)
         if not chosen:
-            raise SystemExit(f"none of {len(looked_at)} schedules stays below a KL of {max(CEILINGS)}: try a smaller --least")
-        print(f"{len(looked_at)} schedules looked at on {len(few)} images of {few.name}; confirmed on {len(samples)} of {samples.name}\n")
-        entered = [Entrant(dense, {"method": "dense"}), *(Entrant(each.model, {"method": str(each)}) for each in chosen)]
-        runs = race(entered, samples, workers=0).runs
+            raise SystemExit(
+                f"none of {len(looked_at)} schedules stays below a KL of {max(CEILINGS)}: try a smaller --least"
+            )
+        print(
+            f"{len(looked_at)} schedules looked at on {len(few)} images of {few.name}; confirmed on {len(samples)} of"
+            f" {samples.name}\n"
+        )
+        entered = [
+            Contender(dense, {"method": "dense"}),
+            *(Contender(each.model, {"method": str(each)}) for each in chosen),
+        ]
+        runs = run_all(entered, samples, workers=0).runs
         measured = [summarize(run.records, data=samples.name) for run in runs[1:]]
         clock = thread_time if options.cpu_time else perf_counter
         timed = list(zip(*(time(dense, chosen, batch, options.rounds, clock) for batch in BATCHES), strict=True))
@@ -162,7 +198,9 @@ def main() -> None:
         found = "none of these"
         if within:
             best = max(within, key=lambda figures: min(figure.ratio for figure in figures))
-            speed = " and ".join(f"{figure.ratio:.2f}x at B = {batch}" for figure, batch in zip(best, BATCHES, strict=True))
+            speed = " and ".join(
+                f"{figure.ratio:.2f}x at B = {batch}" for figure, batch in zip(best, BATCHES, strict=True)
+            )
             found = f"{best[0].what}, {speed}"
         print(f"Fastest within {options.points:g} points {what}: {found}.")
 

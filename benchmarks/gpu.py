@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --out results
 
-Whole models with random weights, dense and compressed, eager and as CUDA graphs, against mamba-ssm's kernels in the same run where they
-are installed; the kernels alone; a training step; a profile of what remains. What is compared is interleaved. Writes gpu.json, and
-gpu.md for people. A section that the time does not suffice for is left out and named. Before it: pytest -m gpu.
+Whole models with random weights, dense and compressed, eager and as CUDA graphs, against mamba-ssm's kernels in the
+same run where they are installed; the kernels alone; a training step; a profile of what remains. What is compared is
+interleaved. Writes gpu.json, and gpu.md for people. A section that the time does not suffice for is left out and named.
+Before it: pytest -m gpu.
 """
 
 import argparse
@@ -69,7 +70,9 @@ class Clock:
         """Median and quartiles of each in milliseconds, taken in turns."""
         for run in runs.values():
             self.once(run, 2)  # compiles, tunes and allocates
-        times = {name: max(1, min(50, int(5 / self.once(run, 1)))) for name, run in runs.items()}  # 5 ms a sample, for the events' sake
+        times = {
+            name: max(1, min(50, int(5 / self.once(run, 1)))) for name, run in runs.items()
+        }  # 5 ms a sample, for the events' sake
         samples: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(ROUNDS):
             for name, run in runs.items():
@@ -131,7 +134,9 @@ def gemms(model: ViM, batch: int) -> Run:
 
 
 @torch.inference_mode()
-def whole_models(clock: Clock, names: list[str], sizes: dict[str, int], batches: Sequence[int]) -> tuple[list[dict[str, Any]], list[str]]:
+def whole_models(
+    clock: Clock, names: list[str], sizes: dict[str, int], batches: Sequence[int]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A row a model, batch, dtype and variant: dense and compressed with the first backend, dense with the others."""
     rows, missing = [], []
     device = clock.device
@@ -152,11 +157,22 @@ def whole_models(clock: Clock, names: list[str], sizes: dict[str, int], batches:
                 runs["GEMMs alone"] = gemms(first, batch)
                 for variant, row in clock.compare(runs).items():
                     peak = peaks.get(variant)
-                    rows.append({"model": size, "batch": batch, "dtype": dtype, "variant": variant, **row, "activation_bytes": peak})
+                    rows.append(
+                        {
+                            "model": size,
+                            "batch": batch,
+                            "dtype": dtype,
+                            "variant": variant,
+                            **row,
+                            "activation_bytes": peak,
+                        }
+                    )
     return rows, missing
 
 
-def scan_inputs(batch: int, length: int, E: int, N: int, R: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def scan_inputs(
+    batch: int, length: int, E: int, N: int, R: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
     """What a block hands to the scan."""
     g = torch.Generator(device).manual_seed(0)
 
@@ -182,7 +198,8 @@ def scan_inputs(batch: int, length: int, E: int, N: int, R: int, dtype: torch.dt
 def kernels_alone(
     clock: Clock, names: list[str], d_model: int, batches: Sequence[int], lengths: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The scan, the convolution and the norm of ViM-S, by tokens: with every backend, and mamba-ssm's own calls on its own layout."""
+    """The scan, the convolution and the norm of ViM-S, by tokens: with every backend, and mamba-ssm's own calls on its
+    own layout."""
     rows, missing = [], []
     E, N, R = 2 * d_model, 16, -(-d_model // 16)
     for dtype in (torch.bfloat16, torch.float32):
@@ -201,19 +218,32 @@ def kernels_alone(
                     chosen = backends.choose(name, clock.device.type)
                     runs[f"scan, {name}"] = lambda c=chosen, v=values: c.scan(**v)
                     runs[f"convolution, {name}"] = lambda c=chosen, x=x, w=w, b=b: c.conv_silu(x, w, b, BOTH)
-                    runs[f"span convolution, {name}"] = lambda c=chosen, x=x, w=w, b=b, s=spans: c.conv_silu(x, w, b, BOTH, sizes=s)
-                    runs[f"add and norm, {name}"] = lambda c=chosen, s=stream, h=h, d=dtype: c.add_norm(s, h, s[0, 0], 1e-5, d)
+                    runs[f"span convolution, {name}"] = lambda c=chosen, x=x, w=w, b=b, s=spans: c.conv_silu(
+                        x, w, b, BOTH, sizes=s
+                    )
+                    runs[f"add and norm, {name}"] = lambda c=chosen, s=stream, h=h, d=dtype: c.add_norm(
+                        s, h, s[0, 0], 1e-5, d
+                    )
                 if "mamba_ssm" in names:
                     runs |= mamba_alone(values, x, w, b)
                 if "triton" in names:
                     runs |= scan_blocks(values)
                 for variant, row in clock.compare(runs).items():
-                    rows.append({"what": variant, "batch": batch, "tokens": length, "dtype": str(dtype).removeprefix("torch."), **row})
+                    rows.append(
+                        {
+                            "what": variant,
+                            "batch": batch,
+                            "tokens": length,
+                            "dtype": str(dtype).removeprefix("torch."),
+                            **row,
+                        }
+                    )
     return rows, missing
 
 
 def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict[str, Run]:
-    """selective_scan_cuda and causal-conv1d, both directions in one call, their inputs laid out beforehand and the gate left out."""
+    """selective_scan_cuda and causal-conv1d, both directions in one call, their inputs laid out beforehand and the gate
+    left out."""
     from stm.backends import mamba_ssm as m
 
     kernels, dtype = m._kernels(""), values["u"].dtype
@@ -223,12 +253,15 @@ def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict
     both = m._side_by_side([x, x], BOTH)
     return {
         "scan, mamba-ssm's call alone": lambda: kernels.scan(u, dt, A, B, C, D, None, bias, True),
-        "convolution, causal-conv1d's call alone": lambda: kernels.conv(both, w.flatten(0, 1), b.flatten(), None, None, None, True),
+        "convolution, causal-conv1d's call alone": lambda: kernels.conv(
+            both, w.flatten(0, 1), b.flatten(), None, None, None, True
+        ),
     }
 
 
 def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
-    """Our scan's kernel alone, for each number of channels a program: what the backend's own choice is to be judged by."""
+    """Our scan's kernel alone, for each number of channels a program: what the backend's own choice is to be judged
+    by."""
     from stm.backends.triton_scan import CHUNK, Walk
 
     walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, None, BOTH)
@@ -286,9 +319,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     for name in ("triton", "mamba_ssm"):
         about[name] = backends.status(name, device.type)[1]
     if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader", f"--id={device.index or 0}"]
+        query = [
+            "nvidia-smi",
+            "--query-gpu=driver_version,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+            f"--id={device.index or 0}",
+        ]
         try:
-            about["driver"] = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+            about["driver"] = subprocess.run(
+                query, capture_output=True, text=True, check=True, timeout=30
+            ).stdout.strip()
         except (OSError, subprocess.SubprocessError) as error:
             about["driver"] = f"unknown: {error}"
     return about
@@ -299,8 +339,11 @@ def markdown(results: dict[str, Any]) -> str:
     about = results["machine"]
     lines = [
         f"# {about['name']}, {about['date']}",
-        f"Driver, largest clock, power limit: {about['driver']}. torch {about['torch']}, CUDA {about['cuda']}; Triton: {about['triton']}; "
-        f"mamba-ssm: {about['mamba_ssm']}. Medians of {ROUNDS} interleaved samples; random weights; 224 x 224; compressed at {RATE:.0%}.",
+        (
+            f"Driver, largest clock, power limit: {about['driver']}. torch {about['torch']}, CUDA {about['cuda']};"
+            f" Triton: {about['triton']}; mamba-ssm: {about['mamba_ssm']}. Medians of {ROUNDS} interleaved samples;"
+            f" random weights; 224 x 224; compressed at {RATE:.0%}."
+        ),
     ]
     for title, key, row_keys, column in (
         ("Whole models, ms an image", "models", ("model", "batch", "dtype"), "variant"),
@@ -314,8 +357,16 @@ def markdown(results: dict[str, Any]) -> str:
             share = row["batch"] if key == "models" else 1
             table[tuple(str(row[k]) for k in row_keys)][row[column]] = f"{row['ms'] / share:.4f}"
         if rows:
-            lines += ["", f"## {title}", "| " + " | ".join((*row_keys, *columns)) + " |", "|" + " --- |" * (len(row_keys) + len(columns))]
-            lines += ["| " + " | ".join((*names, *(cells.get(c, "") for c in columns))) + " |" for names, cells in table.items()]
+            lines += [
+                "",
+                f"## {title}",
+                "| " + " | ".join((*row_keys, *columns)) + " |",
+                "|" + " --- |" * (len(row_keys) + len(columns)),
+            ]
+            lines += [
+                "| " + " | ".join((*names, *(cells.get(c, "") for c in columns))) + " |"
+                for names, cells in table.items()
+            ]
     for variant, shares in results.get("profile", {}).items():
         whole = sum(shares.values())
         lines += [
@@ -323,8 +374,15 @@ def markdown(results: dict[str, Any]) -> str:
             f"## Where the time goes: ViM-S, {variant}, bf16, batch {results['profile_batch']}, {whole:.2f} ms",
             "| kernel | ms | share |",
         ]
-        lines += ["| --- | --- | --- |", *(f"| {name} | {ms:.3f} | {ms / whole:.1%} |" for name, ms in list(shares.items())[:15])]
-    lines += ["", "## Not measured", *(f"- {sentence}" for sentence in results["not_measured"] or ["Nothing was left out."])]
+        lines += [
+            "| --- | --- | --- |",
+            *(f"| {name} | {ms:.3f} | {ms / whole:.1%} |" for name, ms in list(shares.items())[:15]),
+        ]
+    lines += [
+        "",
+        "## Not measured",
+        *(f"- {sentence}" for sentence in results["not_measured"] or ["Nothing was left out."]),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -338,7 +396,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(options.device)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     clock = Clock(device, options.limit)
-    names = [name for name in backends.ORDER if backends.MADE_FOR.get(name) == device.type and backends.status(name, device.type)[0]]
+    names = [
+        name
+        for name in backends.ORDER
+        if backends.MADE_FOR.get(name) == device.type and backends.status(name, device.type)[0]
+    ]
     results: dict[str, Any] = {"machine": machine(device), "not_measured": []}
     for name in ("triton", "mamba_ssm"):
         if name not in names:

@@ -2,8 +2,8 @@
 
     python benchmarks/help_time.py
 
-Each run is a process of its own, from its start to its end; the first, which reads the files from the disk, does not count.
-On a busy machine a run waits for its turn: the processor time beside it is what the command itself takes.
+Each run is a process of its own, from its start to its end; the first, which reads the files from the disk, does not
+count. On a busy machine a run waits for its turn: the processor time beside it is what the command itself takes.
 """
 
 import importlib.metadata

@@ -26,7 +26,15 @@ def library() -> ctypes.CDLL:
     level = next(name for name, description in native.LEVELS.values() if description == native.status()[1])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kernels.so"
-        words = [*flags["FLAGS"], *flags["OPENMP"], *flags["LEVELS"][level], "-I", str(ROOT / "stm" / "backends"), "-fPIC", "-shared"]
+        words = [
+            *flags["FLAGS"],
+            *flags["OPENMP"],
+            *flags["LEVELS"][level],
+            "-I",
+            str(ROOT / "stm" / "backends"),
+            "-fPIC",
+            "-shared",
+        ]
         source = str(ROOT / "benchmarks" / "kernels.c")
         subprocess.run([*sysconfig.get_config_var("CC").split(), *words, source, "-o", str(out)], check=True)
         found = ctypes.CDLL(str(out))
@@ -41,10 +49,12 @@ def limit(updates: int) -> Callable[[], None]:
 
 
 def materialising(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Callable[[], Tensor]:
-    """Both directions of a scan in the design that materialises, without skip and gate, on inputs that are laid out for it.
+    """Both directions of a scan in the design that materialises, without skip and gate, on inputs that are laid out for
+    it.
 
     Args:
-        u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in `stm.backends.reference.scan`.
+        u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in
+            `stm.backends.reference.scan`.
 
     Returns:
         What runs it and returns (2, B, L, E).

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py CHECKPOINT DATA [LIMIT [BATCH]] [--rounds 5]
 
-Each figure is the high-water mark of a process of its own (VmHWM of /proc, so Linux only), one thread. The bound is the bare
-import's peak, 2.5 times the weights, and what one dense forward of the same batch adds; allocators make the last vary from run
-to run, so it is measured several times. It exits 1 where the bound is passed.
+Each figure is the high-water mark of a process of its own (VmHWM of /proc, so Linux only), one thread. The bound is the
+bare import's peak, 2.5 times the weights, and what one dense forward of the same batch adds; allocators make the last
+vary from run to run, so it is measured several times. It exits 1 where the bound is passed.
 """
 
 import argparse

@@ -1,11 +1,13 @@
-"""Make folders of images for the proxy, a ViM of the real geometry trained on 20 classes of Tiny-ImageNet: docs/paper.md says what it is.
+"""Make folders of images for the proxy, a ViM of the real geometry trained on 20 classes of Tiny-ImageNet:
+docs/paper.md says what it is.
 
     python benchmarks/proxy_images.py --train tiny-imagenet-100-train.npz --val tiny-imagenet-100-val.npz --out images/
 
-Each archive holds `blob` (encoded images, one after the other), `offsets`, `labels` and `wnids`. Written, each with a labels.csv:
+Each archive holds `blob` (encoded images, one after the other), `offsets`, `labels` and `wnids`. Written, each with a
+labels.csv:
 
-- `images/evaluation`: 2,000 images that the proxy was never trained on. All 50 of each class of the validation archive, and the 50 of
-  each class that were held out of the training archive.
+- `images/evaluation`: 2,000 images that the proxy was never trained on. All 50 of each class of the validation archive,
+  and the 50 of each class that were held out of the training archive.
 - `images/calibration`: 200 of the 9,000 images that it was trained on, for choosing schedules.
 """
 
@@ -41,7 +43,7 @@ class Archive(NamedTuple):
         return self.blob[self.offsets[place] : self.offsets[place + 1]].tobytes()
 
 
-class Chosen(NamedTuple):
+class PlannedSchedule(NamedTuple):
     """An image: where it is, and its class among the proxy's twenty."""
 
     archive: Archive
@@ -49,21 +51,22 @@ class Chosen(NamedTuple):
     label: int
 
 
-def split(train: Archive, val: Archive) -> dict[str, list[Chosen]]:
-    """The proxy's own split: numpy's legacy generators with the seeds that it was trained with draw the same in every version."""
+def split(train: Archive, val: Archive) -> dict[str, list[PlannedSchedule]]:
+    """The proxy's own split: numpy's legacy generators with the seeds that it was trained with draw the same in every
+    version."""
     classes = sorted(np.random.RandomState(0).choice(100, CLASSES, replace=False))
     generator = np.random.RandomState(1)
     evaluation, calibration = [], []
     for label, original in enumerate(classes):
         mixed = train.of(original)[generator.permutation(len(train.of(original)))]
         held_out, trained_on = mixed[:HELD_OUT], mixed[HELD_OUT:]
-        evaluation += [Chosen(val, place, label) for place in val.of(original)]
-        evaluation += [Chosen(train, place, label) for place in held_out]
-        calibration += [Chosen(train, place, label) for place in trained_on[:CALIBRATION]]
+        evaluation += [PlannedSchedule(val, place, label) for place in val.of(original)]
+        evaluation += [PlannedSchedule(train, place, label) for place in held_out]
+        calibration += [PlannedSchedule(train, place, label) for place in trained_on[:CALIBRATION]]
     return {"evaluation": evaluation, "calibration": calibration}
 
 
-def rows(folder: Path, images: list[Chosen]) -> Iterator[tuple[str, int]]:
+def rows(folder: Path, images: list[PlannedSchedule]) -> Iterator[tuple[str, int]]:
     """Write the images, and give the row of each."""
     for archive, place, label in images:
         name = f"{archive.name}-{place:05}.webp"

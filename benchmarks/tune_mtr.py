@@ -1,4 +1,5 @@
-"""Tune what MTR's paper leaves open (places, group sizes, features) in its favour: KL to the dense model on calibration images.
+"""Tune what MTR's paper leaves open (places, group sizes, features) in its favour: KL to the dense model on calibration
+images.
 
 python benchmarks/tune_mtr.py vim-s --data calibration_images/ --saving 0.2 --limit 256
 """
@@ -23,8 +24,16 @@ SHARES = (1.0, 0.5, 0.25, 0.1)
 
 def places_of(depth: int) -> dict[str, tuple[int, ...]]:
     """The blocks after which it may act: those of the other methods, and one place."""
-    named = {"thirds": (4, 9, 14), "late": (10, 15, 20), "every fourth": (1, 5, 9, 13, 17, 21), "two": (7, 15), "one": (11,)}
-    return {"all": every(1, 1, depth), "every second": every(2, 2, depth)} | {name: scaled(at, depth) for name, at in named.items()}
+    named = {
+        "thirds": (4, 9, 14),
+        "late": (10, 15, 20),
+        "every fourth": (1, 5, 9, 13, 17, 21),
+        "two": (7, 15),
+        "one": (11,),
+    }
+    return {"all": every(1, 1, depth), "every second": every(2, 2, depth)} | {
+        name: scaled(at, depth) for name, at in named.items()
+    }
 
 
 def main() -> None:
@@ -37,7 +46,9 @@ def main() -> None:
     options = parser.parse_args()
     dense = open_model(options.model, From())
     samples = open_samples(options.data, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False)
-    batches = [batch.images.to(dense.cls_token.device) for batch in iterate(samples, dense.config.preprocessing, batch_size=32)]
+    batches = [
+        batch.images.to(dense.cls_token.device) for batch in iterate(samples, dense.config.preprocessing, batch_size=32)
+    ]
     rows = []
     with torch.inference_mode():
         reference = [forward(dense, images) for images in batches]
@@ -48,7 +59,12 @@ def main() -> None:
             if solved is not None:
                 small = dense.with_plan(solved.plan)
                 kl = torch.cat([kl_divergence(a, forward(small, b)) for a, b in zip(reference, batches, strict=True)])
-                rows.append((kl.mean().item(), f"{name}, target share {share:g}, {feature}, saving {solved.flops.honest_saving:.1%}"))
+                rows.append(
+                    (
+                        kl.mean().item(),
+                        f"{name}, target share {share:g}, {feature}, saving {solved.flops.honest_saving:.1%}",
+                    )
+                )
                 print(f"{rows[-1][0]:.4f}  {rows[-1][1]}", flush=True)
     print(f"\nKL to dense on {sum(map(len, batches))} images of {samples.name}, best first")
     for kl_mean, setting in sorted(rows):

@@ -1,4 +1,5 @@
-"""Baking: from a dense model and a wish to a compressed one. The schedule becomes constants, the weights become buffers."""
+"""Baking: from a dense model and a wish to a compressed one. The schedule becomes constants, the weights become
+buffers."""
 
 import copy
 import dataclasses
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark, own_source
-from stm.config import METHODS, Calibration, Protection, Recipe
+from stm.config import PRESET_NAMES, Calibration, Protection, Recipe
 from stm.errors import UsageError
 from stm.merging import hsp
 from stm.merging.bnnm import plan_schedule
@@ -65,11 +66,11 @@ def compress(
     """A compressed copy of a dense model; the model itself is not touched.
 
     Args:
-        rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's rate),
-            for `staged` what the paper's schedule saves at that rate. 0.4 where no budget is given.
+        rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
+            rate), for `staged` what the paper's schedule saves at that rate. 0.4 where no budget is given.
         saving: instead of a rate, the share of token-layers to save.
-        method: the preset: "stm" (staged, size, step scale 0.5, span conv) or "paper" (border, hsp). What is given below
-            replaces that part of it.
+        method: the preset: "stm" (staged, size, step scale 0.5, span conv) or "paper" (border, hsp). What is given
+            below replaces that part of it.
         schedule: the order of the merges: staged, border, sweep, even or outward.
         stages: instead of a rate, the blocks before which the stages of `staged` act.
         sides: of the class token: both, left or right.
@@ -79,8 +80,8 @@ def compress(
         step_scale: p; a token of size s takes s^p times its Delta in every later block.
         span_conv: whether the convolution sees a merged token as often as it is large.
         normalize: divide hsp's weights by their sum.
-        calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come from the
-            parameters alone.
+        calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come
+            from the parameters alone.
         seed: is recorded; what chooses images takes it.
 
     Raises:
@@ -116,15 +117,24 @@ def bake(
     """As `compress`, but the new model shares every parameter with the dense one."""
     if model.plan is not None or model.config.recipe is not None:
         raise UsageError("the model is already compressed", "start from its dense source")
-    if method not in METHODS:
-        raise UsageError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if method not in PRESET_NAMES:
+        raise UsageError(f"method is {method!r}, expected one of {', '.join(PRESET_NAMES)}")
     preset = PRESETS[method]
     protection = _protection(preset, weights, hsp, step_scale, span_conv, normalize)
     if calibration is not None and (protection.weights, protection.mode) != ("hsp", "static"):
-        raise UsageError("calibration images were given, but only static hsp weights are calibrated", "add --weights hsp --hsp static")
+        raise UsageError(
+            "calibration images were given, but only static hsp weights are calibrated",
+            "add --weights hsp --hsp static",
+        )
     order = schedule or preset["schedule"]
     chosen = plan_schedule(
-        model.config.model, order=order, rate=rate, saving=saving, stages=stages, sides=sides, tokens_per_side=tokens_per_side
+        model.config.model,
+        order=order,
+        rate=rate,
+        saving=saving,
+        stages=stages,
+        sides=sides,
+        tokens_per_side=tokens_per_side,
     )
     images = CalibrationImages.of(calibration, "tensor") if isinstance(calibration, Tensor) else calibration
     recipe = Recipe(
@@ -150,7 +160,12 @@ def bake(
 
 
 def _protection(
-    preset: dict[str, Any], weights: str | None, hsp: str | None, step_scale: float | None, span_conv: bool | None, normalize: bool
+    preset: dict[str, Any],
+    weights: str | None,
+    hsp: str | None,
+    step_scale: float | None,
+    span_conv: bool | None,
+    normalize: bool,
 ) -> Protection:
     rule = weights or preset["weights"]
     if rule != "hsp" and (hsp is not None or normalize):
@@ -190,7 +205,12 @@ def rule_weights(rule: str, step: Step, sizes: Sequence[int]) -> list[float]:
 
 
 def _fill(
-    plan: StaticPlan, model: ViM, schedule: Schedule, protection: Protection, images: Tensor | None, on_progress: OnProgress | None
+    plan: StaticPlan,
+    model: ViM,
+    schedule: Schedule,
+    protection: Protection,
+    images: Tensor | None,
+    on_progress: OnProgress | None,
 ) -> None:
     """Give every step its floats, on the CPU."""
     for number, step in enumerate(schedule.steps):
@@ -205,7 +225,9 @@ def _fill(
         elif images is None:
             mixer = model.blocks[step.after].mixer
             bias, A = mixer.dt_proj_bias.detach().cpu(), -mixer.A_log.detach().cpu().exp()  # (K, E), (K, E, N)
-            delta = F.softplus(bias)[:, None, None] * _scale(schedule.sizes[number], protection)[:, None]  # (K, 1, L, E)
+            delta = (
+                F.softplus(bias)[:, None, None] * _scale(schedule.sizes[number], protection)[:, None]
+            )  # (K, 1, L, E)
             B = delta.new_ones(*delta.shape[:3], A.shape[-1])  # taken as equal
             absorbed = _absorbed(schedule, step, len(model.layers))
             baked.weight.copy_(_static(hsp.least_squares(delta, B, A, absorbed)[0], absorbed, protection))
@@ -215,7 +237,12 @@ def _fill(
 
 @torch.no_grad()
 def _calibrate(
-    plan: StaticPlan, model: ViM, schedule: Schedule, protection: Protection, images: Tensor, on_progress: OnProgress | None
+    plan: StaticPlan,
+    model: ViM,
+    schedule: Schedule,
+    protection: Protection,
+    images: Tensor,
+    on_progress: OnProgress | None,
 ) -> None:
     """Static hsp: the mean of the dynamic weights over the images, block by block, the earlier steps already static."""
     device = model.cls_token.device
@@ -227,7 +254,10 @@ def _calibrate(
         seen = [model.blocks[number](state, ("delta", "B", "A") if step else ()) for state in states]
         states = [state for state, _ in seen]
         if step is not None:
-            baked, absorbed = plan.step(number), hsp.Absorbed(*(v.to(device) for v in _absorbed(schedule, step, len(model.layers))))
+            baked, absorbed = (
+                plan.step(number),
+                hsp.Absorbed(*(v.to(device) for v in _absorbed(schedule, step, len(model.layers)))),
+            )
             assert baked is not None and baked.weight is not None
             w = torch.cat([hsp.least_squares(taps.delta, taps.B, taps.A, absorbed) for _, taps in seen])  # (n, S)
             baked.weight.copy_(_static(w.double().mean(0), absorbed, protection))

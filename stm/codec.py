@@ -14,7 +14,8 @@ from typing import Any
 
 
 def parse(text: str) -> Any:
-    """JSON as its standard has it: ValueError for NaN, numbers out of range, a key twice, or text that could not be written again."""
+    """JSON as its standard has it: ValueError for NaN, numbers out of range, a key twice, or text that could not be
+    written again."""
     document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
     json.dumps(document, ensure_ascii=False).encode()  # escapes can spell half a character
     return document
@@ -31,7 +32,8 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`, a dataclass or a type of one of its fields; ValueError names the path, what was expected, what came."""
+    """`value` as `kind`, a dataclass or a type of one of its fields; ValueError names the path, what was expected, what
+    came."""
     if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind is not int and kind is not float):
         return value
     if dataclasses.is_dataclass(kind):
@@ -47,7 +49,9 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         return {key: decode(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is int and type(value) is int:
         return value
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # an int may be larger than any float
+    if (
+        kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max
+    ):  # an int may be larger than any float
         return float(value)
     raise ValueError(f"{path} is {brief(value)}, expected {_kind_name(kind)}")
 

@@ -1,8 +1,9 @@
 """What a model folder says about itself: the types behind `config.json`, which stm/config_file.py writes and reads.
 
-Every value is checked when it is made: a config that is there means what it says. Integers (the schedule among them) live
-here, floats that the model computes with live in `model.safetensors`. Nothing here is a path, a clock time or a speed, so
-that two runs write the same bytes.
+Every value is checked when it is made: a config that is there means what it says. Integers (the schedule among them)
+    live
+here, floats that the model computes with live in `model.safetensors`. Nothing here is a path, a clock time or a speed,
+so that two runs write the same bytes.
 """
 
 import math
@@ -21,10 +22,10 @@ WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
 MODES = ("dynamic", "static")
 ORDERS = ("staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
-METHODS = ("stm", "paper")
+PRESET_NAMES = ("stm", "paper")
 LARGEST_SIDE = 8192  # pixels: an image of that side takes 800 MB as a model's input. Nothing in the weights bounds it
 LARGEST_RESIZE = 10  # times the crop
-AGAIN = "copy or download the folder again, or write it again with stm compress"
+REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -38,7 +39,9 @@ def _within(of: Any, low: float, high: float, *names: str) -> None:
         value = getattr(of, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
-                raise ValueError(f"{name} is {value}, expected {'at least ' + str(low) if high == math.inf else f'{low} to {high}'}")
+                raise ValueError(
+                    f"{name} is {value}, expected {'at least ' + str(low) if high == math.inf else f'{low} to {high}'}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,18 @@ class ModelConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch", "stride", "in_chans", "d_model", "depth", "d_state", "dt_rank", "expand", "d_conv"):
+        for name in (
+            "image_size",
+            "patch",
+            "stride",
+            "in_chans",
+            "d_model",
+            "depth",
+            "d_state",
+            "dt_rank",
+            "expand",
+            "d_conv",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.image_size > LARGEST_SIDE:
@@ -165,7 +179,9 @@ class Protection:
         if not (math.isfinite(self.step_scale) and 0 <= self.step_scale <= 4):
             raise ValueError(f"step_scale is {self.step_scale}, expected a number from 0 to 4")
         if self.weights != "hsp" and (self.mode == "dynamic" or self.normalized):
-            raise ValueError(f"mode {self.mode!r}, normalized {self.normalized}: only hsp weights can be dynamic or normalized")
+            raise ValueError(
+                f"mode {self.mode!r}, normalized {self.normalized}: only hsp weights can be dynamic or normalized"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +228,14 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
+        _one_of("method", self.method, PRESET_NAMES)
         _one_of("schedule", self.schedule, ORDERS)
         _one_of("sides", self.sides, SIDES)
         asked = [name for name in ("rate", "saving", "stages") if getattr(self, name) is not None]
         if len(asked) != 1:
-            raise ValueError(f"it asks for {' and '.join(asked) or 'nothing'}, expected exactly one of rate, saving and stages")
+            raise ValueError(
+                f"it asks for {' and '.join(asked) or 'nothing'}, expected exactly one of rate, saving and stages"
+            )
         _within(self, 0, 1, "rate", "saving")
         _within(self, 1, math.inf, "tokens_per_side")
         _within(self, 0, math.inf, "seed")
@@ -227,8 +245,8 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its own, as the
-    header of the repository's model card states it.
+    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its
+    own, as the header of the repository's model card states it.
 
     A repository's file in a folder has its whole name in `extra.path`.
     """
@@ -246,7 +264,8 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One evaluation. Accuracies, intervals and drops are fractions; what was not measured is null and `reasons` says why."""
+    """One evaluation. Accuracies, intervals and drops are fractions; what was not measured is null and `reasons` says
+    why."""
 
     data: str
     n: int
@@ -302,7 +321,9 @@ class Config:
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}, expected at least 1")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
-            raise ValueError(f"{len(self.label_names)} label_names, expected one for each of the {self.num_classes} classes")
+            raise ValueError(
+                f"{len(self.label_names)} label_names, expected one for each of the {self.num_classes} classes"
+            )
         if (self.schedule.tokens, self.schedule.cls) != (self.model.tokens, self.model.cls):
             raise ValueError(
                 f"the schedule is for {self.schedule.tokens} tokens with the class token at {self.schedule.cls}, "
@@ -312,12 +333,17 @@ class Config:
         if self.schedule.steps and self.protection is None:
             raise ValueError("the schedule merges, but protection is null")
         if self.preprocessing.crop != self.model.image_size:
-            raise ValueError(f"preprocessing.crop is {self.preprocessing.crop}, expected the image_size {self.model.image_size}")
+            raise ValueError(
+                f"preprocessing.crop is {self.preprocessing.crop}, expected the image_size {self.model.image_size}"
+            )
         if len(self.preprocessing.mean) != self.model.in_chans:
-            raise ValueError(f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}")
+            raise ValueError(
+                f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}"
+            )
 
-    def said(self, key: str) -> tuple[str, ...]:
-        """The texts of a list in `extra`, which may hold anything: `notes` on what was assumed when the source was read, `datasets`."""
+    def extra_texts(self, key: str) -> tuple[str, ...]:
+        """The texts of a list in `extra`, which may hold anything: `notes` on what was assumed when the source was
+        read, `datasets`."""
         value = self.extra.get(key)
         return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stm.codec import brief, decode, encode, parse
-from stm.config import AGAIN, Config
+from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
@@ -63,7 +63,7 @@ def loads(text: str, where: str = "config.json") -> Config:
     try:
         document = parse(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not valid JSON: {error}", AGAIN) from error
+        raise ArtifactError(f"{where} is not valid JSON: {error}", REWRITE_HINT) from error
     return from_json(document, where)
 
 
@@ -81,17 +81,25 @@ def from_json(document: Any, where: str = "config.json") -> Config:
             share = config.schedule.removed_share
             raise ValueError(f"recipe.removed_share is {config.recipe.removed_share}, but the schedule removes {share}")
         if len(per_block["tokens_per_block"]) != config.model.depth:
-            raise ValueError(f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth} blocks")
+            raise ValueError(
+                f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth}"
+                " blocks"
+            )
         again = to_json(config)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where}: {error}", AGAIN) from error
+        raise ArtifactError(f"{where}: {error}", REWRITE_HINT) from error
     for key, value in written.items():
         if value != again[key]:
-            raise ArtifactError(f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}", AGAIN)
+            raise ArtifactError(
+                f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}",
+                REWRITE_HINT,
+            )
     for key, value in per_block.items():
         if value != again["schedule"][key]:
             expected = brief(again["schedule"][key])
-            raise ArtifactError(f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", AGAIN)
+            raise ArtifactError(
+                f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", REWRITE_HINT
+            )
     return config
 
 

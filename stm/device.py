@@ -8,7 +8,11 @@ from stm.errors import UsageError
 def available() -> tuple[str, ...]:
     """What a model can run on here: the processor, and the cards of the kind that torch sees, also by their numbers."""
     card = torch.accelerator.current_accelerator(check_available=True)
-    cards = () if card is None else (card.type, *(f"{card.type}:{number}" for number in range(torch.accelerator.device_count())))
+    cards = (
+        ()
+        if card is None
+        else (card.type, *(f"{card.type}:{number}" for number in range(torch.accelerator.device_count())))
+    )
     return "cpu", *cards
 
 
@@ -25,4 +29,6 @@ def pick(name: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except RuntimeError as error:  # a card that others hold, or that this build of torch is too new or too old for
-        raise UsageError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}", "see: stm env") from error
+        raise UsageError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}", "see: stm env"
+        ) from error

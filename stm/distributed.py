@@ -1,12 +1,14 @@
 """The processes that measure together: who they are, who does which batch, and how all come to hold all records.
 
-`torchrun` starts the same command several times and says in each process's environment which one it is. Every process then does the
-same things in the same order; of the batches it takes every `size`-th one, and after each round of `size` batches all hold the records
-of all. So every process makes the same report, the first one alone writes and prints, and a set is never padded to divide evenly.
+`torchrun` starts the same command several times and says in each process's environment which one it is. Every process
+then does the same things in the same order; of the batches it takes every `size`-th one, and after each round of `size`
+batches all hold the records of all. So every process makes the same report, the first one alone writes and prints, and
+a set is never padded to divide evenly.
 
-What is exchanged are records: Python objects in the host's memory. torch's default pair of backends is set up, gloo for the host and
-NCCL for CUDA devices, so it is gloo that carries them, on GPUs too. A process that waits in it learns at once that another one died;
-one that waits for a kernel of NCCL does not.
+What is exchanged are records: Python objects in the host's memory. torch's default pair of backends is set up, gloo for
+    the host and
+NCCL for CUDA devices, so it is gloo that carries them, on GPUs too. A process that waits in it learns at once that
+another one died; one that waits for a kernel of NCCL does not.
 """
 
 import os
@@ -46,7 +48,7 @@ class World:
         """Whether it is the one that writes and prints."""
         return self.rank == 0
 
-    def mine(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """Every `size`-th item, from the `rank`-th on."""
         return items[self.rank :: self.size]
 
@@ -70,7 +72,7 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value, in every process.
 
         Raises:
@@ -85,12 +87,12 @@ class World:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def spread(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`work` of every item, in order, in every process; each does its share."""
-        rounds = self.gather([work(item) for item in self.mine(items)])
+        rounds = self.gather([work(item) for item in self.shard(items)])
         return [rounds[place % self.size][place // self.size] for place in range(len(items))]
 
-    def agree(self, **what: str) -> None:
+    def check_same(self, **what: str) -> None:
         """Refuse to go on where the processes do not have the same model or images.
 
         Args:
@@ -103,17 +105,24 @@ class World:
             for name, mark in theirs.items():
                 if mark != what[name]:
                     hint = "give every machine the same files under the same names"
-                    raise DataError(f"process {self.rank} has another {name.replace('_', ' ')} than process {rank}", hint)
+                    raise DataError(
+                        f"process {self.rank} has another {name.replace('_', ' ')} than process {rank}", hint
+                    )
 
 
 ALONE = World()
 PATIENCE = timedelta(days=1)  # a process that died is noticed at once: this is for one that is slow
 
 
-def here() -> World:
+def current_world() -> World:
     """What the environment says, by the names that torchrun and torch's env:// use."""
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    if not (rank.isdigit() and size.isdigit() and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and int(rank) < int(size)):
+    if not (
+        rank.isdigit()
+        and size.isdigit()
+        and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+        and int(rank) < int(size)
+    ):
         return ALONE
     local = os.environ.get("LOCAL_RANK", rank), os.environ.get("LOCAL_WORLD_SIZE", size)
     return World(int(rank), int(size), *map(int, local))
@@ -123,13 +132,14 @@ def here() -> World:
 def joined() -> Iterator[World]:
     """The processes of this command, connected for as long as the block runs; where there is one, nothing happens.
 
-    An error in any process ends all, and one of them says why: the first to fail raises its error, what the others raise has no
+    An error in any process ends all, and one of them says why: the first to fail raises its error, what the others
+        raise has no
     message. On CUDA each process gets a device of its machine, in turns.
 
     Raises:
         StmError: another process died, or could not be reached.
     """
-    world = here()
+    world = current_world()
     if world.size == 1:
         yield world
         return
@@ -170,7 +180,9 @@ def _connect(world: World, store: "Store") -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     with _telling("the processes of this run cannot connect"):
-        dist.init_process_group(store=PrefixStore("stm", store), rank=world.rank, world_size=world.size, timeout=PATIENCE)
+        dist.init_process_group(
+            store=PrefixStore("stm", store), rank=world.rank, world_size=world.size, timeout=PATIENCE
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
+NAMES_SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
 LONGEST = 300  # characters of one of them; a file may hold a name of any length
 
 
@@ -93,12 +93,16 @@ def brief(text: str, most: int = 80) -> str:
 
 
 def listed(names: Iterable[str], count: int | None = None) -> str:
-    """Names for a sentence: the first few, and how many more there are. Line breaks and other controls are written as escapes.
+    """Names for a sentence: the first few, and how many more there are. Line breaks and other controls are written as
+    escapes.
 
     Args:
         count: how many there are, if `names` are the first few alone.
     """
     every = list(names)
-    more = (len(every) if count is None else count) - len(every[:SHOWN])
-    shown = (brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name), LONGEST) for name in every[:SHOWN])
+    more = (len(every) if count is None else count) - len(every[:NAMES_SHOWN])
+    shown = (
+        brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name), LONGEST)
+        for name in every[:NAMES_SHOWN]
+    )
     return ", ".join(shown) + (f" and {more:,} more" if more else "")

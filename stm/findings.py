@@ -1,4 +1,5 @@
-"""What the commands return that measure and compare: bench, plan, compare, sweep, explain and report. See stm/reports.py."""
+"""What the commands return that measure and compare: bench, plan, compare, sweep, explain and report. See
+stm/reports.py."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +12,8 @@ class BenchRow:
 
     Args:
         ms_per_image, ms_iqr: the median over the rounds, and the distance between the quartiles.
-        peak_bytes: the most that tensors held during a forward, weights and images not counted; None where torch cannot say.
+        peak_bytes: the most that tensors held during a forward, weights and images not counted; None where torch cannot
+            say.
         gain: how many times as fast as the first variant: the median over the rounds.
         gemm_ms: its matrix products alone, an image; None for what is not a plain ViM.
         gemm_ratio: its forward to those: the median over the rounds.
@@ -32,8 +34,9 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport(Report):
-    """`stm bench`. The three figures are those of the first batch size: what FLOPs promise (the honest count) and what the clock
-    says of the compressed model against the dense one, and the dense model's matrix products alone, an image."""
+    """`stm bench`. The three figures are those of the first batch size: what FLOPs promise (the honest count) and what
+    the clock says of the compressed model against the dense one, and the dense model's matrix products alone, an
+    image."""
 
     random_weights: bool
     image_size: int
@@ -78,7 +81,8 @@ class PlanReport(OfSet, Report):
     """`stm plan`: what rates cost and keep.
 
     Args:
-        data, n: the set and the number of its images that the agreement was measured on; None and 0 if it was not measured.
+        data, n: the set and the number of its images that the agreement was measured on; None and 0 if it was not
+            measured.
         of: the images of the set that could have been used; fewer were if the time was up.
         seconds: the time that was given to the images; None if their number was.
     """
@@ -126,8 +130,8 @@ class CompareRow(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareReport(OfSet, Report):
-    """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output` the
-    folder that holds the table and its figure, if one was asked for."""
+    """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output`
+    the folder that holds the table and its figure, if one was asked for."""
 
     data: str
     n: int
@@ -144,7 +148,8 @@ class CompareReport(OfSet, Report):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow(Evaluation):
-    """One cell of a sweep: a preset's (all axes), a peer's (`method` and the `rate` that it saves as much as), "dense", or a sibling's.
+    """One cell of a sweep: a preset's (all axes), a peer's (`method` and the `rate` that it saves as much as), "dense",
+    or a sibling's.
 
     Args:
         conv: plain or span.
@@ -197,7 +202,8 @@ class ExplainReport(Report):
 
     Args:
         fading: by side of the class token, how the change in `block` falls with the distance of one merge before it.
-        losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and sides.
+        losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and
+            sides.
         plan_change: what the whole plan changes in each block, a mean over both walks.
         files: what `output` holds.
     """
@@ -215,7 +221,8 @@ class ExplainReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class PageReport(Report):
-    """`stm report`: the page that was written, and what it found. `missing` says of a section that is empty what would fill it."""
+    """`stm report`: the page that was written, and what it found. `missing` says of a section that is empty what would
+    fill it."""
 
     output: str
     bytes: int

@@ -71,7 +71,9 @@ def load(
 def load_embedded(*, device: str = "auto", dtype: str | None = None, backend: str = "auto") -> ViM:
     """The model that comes with the package; options as for `load`. Its source is its own weights."""
     model = load(FOLDER / EMBEDDED_MODEL, device=device, dtype=dtype, backend=backend)
-    source = dataclasses.replace(model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256)
+    source = dataclasses.replace(
+        model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256
+    )
     model.config = dataclasses.replace(model.config, source=source)
     return model
 
@@ -93,8 +95,8 @@ def load_checkpoint(
 ) -> ViM:
     """A dense model from a ViM checkpoint: a trainer's pickle, a state dict or safetensors; in evaluation mode.
 
-    The shape comes from the tensors. What they cannot tell comes from the arguments, else from the trainer's settings in the file,
-    else from the file's name: `vim_..._midclstok`, `videomamba_..._res224to448`.
+    The shape comes from the tensors. What they cannot tell comes from the arguments, else from the trainer's settings
+    in the file, else from the file's name: `vim_..._midclstok`, `videomamba_..._res224to448`.
 
     Args:
         image_size: side of the input, in pixels.
@@ -107,8 +109,8 @@ def load_checkpoint(
         dtype, device, backend: as for `load`.
 
     Raises:
-        CheckpointError: not a checkpoint, not a ViM that is run, or damaged; or nothing tells which of the two it is: give
-            `class_token` and `divide_out`.
+        CheckpointError: not a checkpoint, not a ViM that is run, or damaged; or nothing tells which of the two it is:
+            give `class_token` and `divide_out`.
         UsageError: an argument that cannot be, or that the tensors contradict.
     """
     asked = {
@@ -133,7 +135,8 @@ def read_checkpoint(
     dtype: str = "float32",
     backend: str = "auto",
 ) -> ViM:
-    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's `extra`.
+    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's
+    `extra`.
 
     What a name told is kept as if it was asked: the same file is then the same model under any name.
     """
@@ -141,7 +144,9 @@ def read_checkpoint(
     from stm.data.labels import imagenet
 
     place = pick(device)
-    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items() if value is not None}
+    asked = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asked.items() if value is not None
+    }
     checkpoint = read(Path(path), **asked, repo=source.repo)
     config = Config(
         model=checkpoint.model,
@@ -181,7 +186,9 @@ def is_repo(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
-def download(repo: str, *, revision: str | None = None, token: str | None = None, on_progress: OnProgress | None = None) -> "Fetched":
+def download(
+    repo: str, *, revision: str | None = None, token: str | None = None, on_progress: OnProgress | None = None
+) -> "Fetched":
     """The config of a repository, with its weights beside it in the cache where the config is one that stm wrote.
 
     Raises:
@@ -191,7 +198,8 @@ def download(repo: str, *, revision: str | None = None, token: str | None = None
         from stm.hub.fetch import fetch  # the runtime does without
     except ImportError as error:
         raise HubError(
-            f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub", "pip install huggingface_hub"
+            f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub",
+            "pip install huggingface_hub",
         ) from error
     config = fetch(repo, artifact.CONFIG, revision=revision, token=token, on_progress=on_progress)
     if artifact.is_model(config.path.parent):

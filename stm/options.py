@@ -15,7 +15,8 @@ def flag(name: str, value: Any) -> str:
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
-    """Options by the library's names as the command line takes them; None is none. A token is a secret, and never among them."""
+    """Options by the library's names as the command line takes them; None is none. A token is a secret, and never among
+    them."""
     out = []
     for name, value in options.items():
         if name == "token" or value is None or (value is False and name not in _EITHER):

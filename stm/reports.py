@@ -18,7 +18,8 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are sentences.
+    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are
+    sentences.
 
     `threads` are each process's; a speed is that of all `processes` together.
     """
@@ -80,7 +81,8 @@ class Evaluation(Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class OfSet:
-    """What a report says of the sample set that was opened: how many of its files were not taken for images, and the first few's names."""
+    """What a report says of the sample set that was opened: how many of its files were not taken for images, and the
+    first few's names."""
 
     skipped: int = 0
     skipped_files: tuple[str, ...] = ()
@@ -139,7 +141,8 @@ class ServedSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class PushedFile:
-    """A file of a push and what becomes of it there: added, changed, unchanged, kept (somebody wrote another) or deleted."""
+    """A file of a push and what becomes of it there: added, changed, unchanged, kept (somebody wrote another) or
+    deleted."""
 
     name: str
     bytes: int
@@ -170,7 +173,8 @@ class PushReport(Report, Pushed):
 class CompressReport(Report):
     """`stm compress`. `bytes` are those of model.safetensors; savings are shares of the token-layers.
 
-    `saving` was reached; `asked_saving` is what was asked for, which under `staged` a rate stands for (null where none does).
+    `saving` was reached; `asked_saving` is what was asked for, which under `staged` a rate stands for (null where none
+    does).
     """
 
     output: str
@@ -207,7 +211,8 @@ class InfoReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
-    """`stm export`: the file, and what of the model it does not hold. `reading`: the options that read an official file as this model."""
+    """`stm export`: the file, and what of the model it does not hold. `reading`: the options that read an official file
+    as this model."""
 
     output: str
     format: str
@@ -220,7 +225,8 @@ class ExportReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedModel:
-    """A model with a short name. `top1` is its authors'; `bytes` are those of the file in the cache, null where it is not there."""
+    """A model with a short name. `top1` is its authors'; `bytes` are those of the file in the cache, null where it is
+    not there."""
 
     name: str
     repo: str | None

@@ -22,7 +22,8 @@ def save(
     images_per_second: float | None = None,
     served: ServedSpeed | None = None,
 ) -> Config:
-    """Write a model's folder, card included; see `ViM.save_pretrained`. From then on the model's config speaks of these weights.
+    """Write a model's folder, card included; see `ViM.save_pretrained`. From then on the model's config speaks of these
+    weights.
 
     Args:
         images_per_second: the speed that was measured here, for the card.

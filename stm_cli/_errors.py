@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from stm.distributed import here
+from stm.distributed import current_world
 from stm.errors import Question, StmError
 from stm_cli._output import error, typed
 from stm_cli._visible import visible_traceback
@@ -44,18 +44,23 @@ def _memory(caught: BaseException) -> Failure:
 
 
 def _system(caught: OSError) -> Failure:
-    """What no part of stm expected of the system; without a file's name it is what was printed that could not be written."""
+    """What no part of stm expected of the system; without a file's name it is what was printed that could not be
+    written."""
     why = caught.strerror or _line(caught)
     if caught.filename is None:
         return Failure(1, f"the output cannot be written: {why}", "see where it goes, and whether there is room")
-    return Failure(1, f"{os.fsdecode(caught.filename)} cannot be used: {why}", "see whether it is there and may be read or written")
+    return Failure(
+        1, f"{os.fsdecode(caught.filename)} cannot be used: {why}", "see whether it is there and may be read or written"
+    )
 
 
 def _other(caught: Exception) -> Failure:
     # torch's: by name, because importing torch takes seconds; on a processor it is a RuntimeError
     if type(caught).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(caught):
         return _memory(caught)
-    return Failure(1, f"stm failed unexpectedly: {type(caught).__name__}: {_line(caught)}", f"set {DEBUG}=1 to see the traceback")
+    return Failure(
+        1, f"stm failed unexpectedly: {type(caught).__name__}: {_line(caught)}", f"set {DEBUG}=1 to see the traceback"
+    )
 
 
 def _line(caught: BaseException) -> str:
@@ -99,7 +104,7 @@ def guard(command: Callable[[], Any]) -> int:
         if isinstance(caught, BrokenPipeError):
             # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(caught, typer.TyperException) and not here().first:
+        if isinstance(caught, typer.TyperException) and not current_world().first:
             return 0  # the first process says the same, if torchrun does not end it because another one failed before
         if failure.message:
             error(failure.message, failure.hint)

@@ -109,7 +109,12 @@ def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
 
 def measured_rows(measured: Measured) -> list[Row]:
     """What an evaluation found, and why it found no more."""
-    rows = [("images", f"{measured.n:,} of {measured.data}" + (f", {measured.failed:,} unreadable" if measured.failed else ""))]
+    rows = [
+        (
+            "images",
+            f"{measured.n:,} of {measured.data}" + (f", {measured.failed:,} unreadable" if measured.failed else ""),
+        )
+    ]
     for name, value, ci in (("top-1", measured.top1, measured.top1_ci), ("top-5", measured.top5, measured.top5_ci)):
         if value is not None:
             rows.append((name, percent(value) + (f" (95%: {interval(ci)})" if ci else "")))
@@ -128,7 +133,8 @@ def measured_rows(measured: Measured) -> list[Row]:
 
 
 def image_notes(measured: Assessment) -> list[str]:
-    """The images that could not be read and the files that were taken for none, by name: the first few, and how many more there are."""
+    """The images that could not be read and the files that were taken for none, by name: the first few, and how many
+    more there are."""
     more = measured.failed - len(measured.broken)
     return [*measured.broken, *([f"{more:,} more could not be read"] if more else []), *measured.skipped_notes]
 
@@ -145,7 +151,8 @@ def source_text(source: Source) -> str:
         source.file,
         source.revision and f"revision {source.revision[:12]}",
         source.sha256 and f"sha256 {source.sha256[:12]}",
-        source.license and f"license {source.license}" + (" by the model card's header, read its text too" if source.repo else ""),
+        source.license
+        and f"license {source.license}" + (" by the model card's header, read its text too" if source.repo else ""),
     ]
     return ", ".join(part for part in parts if part) or "not recorded"
 

@@ -14,10 +14,17 @@ from typing import Annotated, Any
 
 import typer
 
-from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, METHODS, MODES, ORDERS, SIDES, WEIGHTS
+from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRESET_NAMES, SIDES, WEIGHTS
 from stm.options import words
 
-BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = "Budget (one of these)", "Method", "Check", "Output", "Source", "Machine"
+BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = (
+    "Budget (one of these)",
+    "Method",
+    "Check",
+    "Output",
+    "Source",
+    "Machine",
+)
 AXES = "Axes (every combination is a cell)"
 HUB = "Hub"
 TIMING = "Timing"
@@ -96,8 +103,11 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's to say."""
-    return typer.Option(name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more)
+    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's
+    to say."""
+    return typer.Option(
+        name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more
+    )
 
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
@@ -106,173 +116,303 @@ def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
     return _option(name, panel, f"{either}: {help}", "NAME", **choices)
 
 
-_MODEL = "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in one."
+_MODEL = (
+    "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in"
+    " one."
+)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 OptionalModel = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help=f"{_MODEL} Without it: the folder here, else the only one below, else vim-digits.", show_default=False
+        metavar="MODEL",
+        help=f"{_MODEL} Without it: the folder here, else the only one below, else vim-digits.",
+        show_default=False,
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", readable=False)]
 
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
 FolderOrRepo = Annotated[
-    str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote, or a Hub repository (user/name) of one.")
+    str,
+    typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote, or a Hub repository (user/name) of one."),
 ]
 SomeImages = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False),
+    typer.Argument(
+        metavar="IMAGE...", help="Image files, at most 16. Default: some of what is embedded.", show_default=False
+    ),
 ]
-Peer = Annotated[str | None, _option("--peer", METHOD, "Explain this method of stm compare, at the same operations.", "NAME")]
-Block = Annotated[int | None, _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1))]
-Places = Annotated[int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))]
+Peer = Annotated[
+    str | None, _option("--peer", METHOD, "Explain this method of stm compare, at the same operations.", "NAME")
+]
+Block = Annotated[
+    int | None,
+    _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1)),
+]
+Places = Annotated[
+    int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))
+]
 
-Rate = Annotated[float | None, _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number)]
-Saving = Annotated[float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)]
-Stages = Annotated[Sequence[int] | None, _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks)]
-Recipe = Annotated[str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")]
+Rate = Annotated[
+    float | None,
+    _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number),
+]
+Saving = Annotated[
+    float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)
+]
+Stages = Annotated[
+    Sequence[int] | None,
+    _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks),
+]
+Recipe = Annotated[
+    str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
+]
 
 Rates = Annotated[
-    Sequence[float] | None, _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number))
+    Sequence[float] | None,
+    _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number)),
 ]
-SweepSides = Annotated[Sequence[str] | None, _option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)]
+SweepSides = Annotated[
+    Sequence[str] | None, _option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)
+]
 Orders = Annotated[
     Sequence[str] | None,
     _option("--schedules", AXES, f"Orders: {', '.join(ORDERS)}. Default: the preset's.", "NAME,...", parser=_words),
 ]
 SweepWeights = Annotated[
-    Sequence[str] | None, _option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words)
+    Sequence[str] | None,
+    _option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words),
 ]
-StepScales = Annotated[Sequence[float] | None, _option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))]
-Convs = Annotated[Sequence[str] | None, _option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)]
+StepScales = Annotated[
+    Sequence[float] | None, _option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))
+]
+Convs = Annotated[
+    Sequence[str] | None, _option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)
+]
 SweepTokensPerSide = Annotated[
     Sequence[int] | None, _option("--tokens-per-side", AXES, "r, for gradual orders.", "N,...", parser=_list(_whole(1)))
 ]
 Peers = Annotated[
     Sequence[str] | None,
-    _option("--peers", AXES, "Methods to draw as curves. Default: paper,random,hsa,rmeeto,mtr,storm.", "NAME,...", parser=_words),
+    _option(
+        "--peers",
+        AXES,
+        "Methods to draw as curves. Default: paper,random,hsa,rmeeto,mtr,storm.",
+        "NAME,...",
+        parser=_words,
+    ),
 ]
 NoPeers = Annotated[bool, _option("--no-peers", AXES, "Draw no peers.")]
-SweepLimit = Annotated[int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))]
-SweepOut = Annotated[Path | None, _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR")]
+SweepLimit = Annotated[
+    int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))
+]
+SweepOut = Annotated[
+    Path | None,
+    _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR"),
+]
 
 CompareRate = Annotated[
-    float | None, _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number)
+    float | None,
+    _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number),
 ]
 CompareSaving = Annotated[
     float | None,
     _option(
-        "--saving", BUDGET, "Share of the token-layers that ours saves; all others save as much. Default: 0.2.", "SHARE", parser=_number
+        "--saving",
+        BUDGET,
+        "Share of the token-layers that ours saves; all others save as much. Default: 0.2.",
+        "SHARE",
+        parser=_number,
     ),
 ]
 Methods = Annotated[
     Sequence[str] | None,
-    _option("--methods", METHOD, "Rows beside stm and random, such as paper,hsa,rmeeto. Default: all.", "NAME,...", parser=_words),
+    _option(
+        "--methods",
+        METHOD,
+        "Rows beside stm and random, such as paper,hsa,rmeeto. Default: all.",
+        "NAME,...",
+        parser=_words,
+    ),
 ]
 At = Annotated[
-    str, _choice("--at", METHOD, "where peers act: as published, where ours merges, or a row each.", ("published", "stm", "both"))
+    str,
+    _choice(
+        "--at", METHOD, "where peers act: as published, where ours merges, or a row each.", ("published", "stm", "both")
+    ),
 ]
 Also = Annotated[
     Sequence[str] | None,
-    _option("--also", METHOD, "Other dense models, such as the smaller sibling, to stand beside.", "MODEL,...", parser=_words),
+    _option(
+        "--also",
+        METHOD,
+        "Other dense models, such as the smaller sibling, to stand beside.",
+        "MODEL,...",
+        parser=_words,
+    ),
 ]
 
-Method = Annotated[str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", METHODS)]
+Method = Annotated[
+    str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", PRESET_NAMES)
+]
 Schedule = Annotated[str | None, _choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
-Sides = Annotated[str | None, _choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)]
+Sides = Annotated[
+    str | None, _choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)
+]
 TokensPerSide = Annotated[
-    int | None, _option("--tokens-per-side", METHOD, "Tokens merged per side and step (gradual orders).", "N", parser=_whole(1))
+    int | None,
+    _option("--tokens-per-side", METHOD, "Tokens merged per side and step (gradual orders).", "N", parser=_whole(1)),
 ]
 Weights = Annotated[str | None, _choice("--weights", METHOD, "how merged tokens are weighted.", WEIGHTS)]
 Hsp = Annotated[str | None, _choice("--hsp", METHOD, "hsp weights from the running input, or baked.", MODES)]
 Normalize = Annotated[bool, _option("--normalize", METHOD, "Divide hsp weights by their sum.")]
-StepScale = Annotated[float | None, _option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)]
-SpanConv = Annotated[
-    bool | None, _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large.")
+StepScale = Annotated[
+    float | None, _option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)
 ]
-CalibrationImages = Annotated[str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")]
+SpanConv = Annotated[
+    bool | None,
+    _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large."),
+]
+CalibrationImages = Annotated[
+    str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
+]
 
 _DATA = (
-    "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or hf:USER/SET[:SPLIT]; "
-    "read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
+    "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
+    " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
 )
 Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
-Records = Annotated[Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")]
+Records = Annotated[
+    Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")
+]
 Sweep = Annotated[Path | None, _option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]
 Bench = Annotated[Path | None, _option("--bench", CHECK, "Show what stm bench --json printed.", "FILE")]
-Page = Annotated[Path | None, _option("--out", OUTPUT, "The HTML file to write. Default: FOLDER-report.html, here.", "FILE")]
+Page = Annotated[
+    Path | None, _option("--out", OUTPUT, "The HTML file to write. Default: FOLDER-report.html, here.", "FILE")
+]
 ForcePage = Annotated[bool, _option("--force", OUTPUT, "Replace a page that is there.")]
-Limit = Annotated[int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))]
+Limit = Annotated[
+    int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))
+]
 BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
 Seed = Annotated[int, _option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]
-OptionalSeed = Annotated[int | None, _option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))]
+OptionalSeed = Annotated[
+    int | None, _option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))
+]
 MaxDrop = Annotated[
-    float | None, _option("--max-drop", CHECK, "Write nothing and exit 3 if top-1 drops by more points.", "POINTS", parser=_points)
+    float | None,
+    _option("--max-drop", CHECK, "Write nothing and exit 3 if top-1 drops by more points.", "POINTS", parser=_points),
 ]
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 
-Pictures = Annotated[Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")]
+Pictures = Annotated[
+    Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")
+]
 Few = Annotated[
-    int | None, _option("--limit", CHECK, "Use so many images, drawn by the seed. Default: what --seconds allow.", "N", parser=_whole(1))
+    int | None,
+    _option(
+        "--limit", CHECK, "Use so many images, drawn by the seed. Default: what --seconds allow.", "N", parser=_whole(1)
+    ),
 ]
 Seconds = Annotated[
-    float | None, _option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number)
+    float | None,
+    _option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number),
 ]
 
-BatchSizes = Annotated[Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)]
-Timed = Annotated[int, _option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))]
-Threads = Annotated[int | None, _option("--threads", TIMING, "Threads on the processor. Default: torch's choice.", "N", parser=_whole(1))]
-Rounds = Annotated[int | None, _option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1))]
-Against = Annotated[str | None, _option("--against", TIMING, "vit: a DeiT of the same width beside them.", "NAME", parser=_one_of("vit"))]
+BatchSizes = Annotated[
+    Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)
+]
+Timed = Annotated[
+    int, _option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))
+]
+Threads = Annotated[
+    int | None,
+    _option("--threads", TIMING, "Threads on the processor. Default: torch's choice.", "N", parser=_whole(1)),
+]
+Rounds = Annotated[
+    int | None,
+    _option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1)),
+]
+Against = Annotated[
+    str | None,
+    _option("--against", TIMING, "vit: a DeiT of the same width beside them.", "NAME", parser=_one_of("vit")),
+]
 Optimize = Annotated[bool, _option("--optimize", TIMING, "Time what optimize(batch_size) makes of each as well.")]
-RandomWeights = Annotated[bool, _option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")]
+RandomWeights = Annotated[
+    bool, _option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")
+]
 
-Out = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")]
-TableOut = Annotated[Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")]
+Out = Annotated[
+    Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")
+]
+TableOut = Annotated[
+    Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")
+]
 Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wrote.")]
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
 
 RepoId = Annotated[
-    str | None, typer.Argument(metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False
+    ),
 ]
 Private = Annotated[bool, _option("--private", HUB, "Make a repository that only you may see.")]
-Branch = Annotated[str | None, _option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")]
+Branch = Annotated[
+    str | None, _option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")
+]
 CommitMessage = Annotated[str | None, _option("--commit-message", HUB, "Of the one commit.", "TEXT")]
 CreatePr = Annotated[bool, _option("--create-pr", HUB, "Propose the commit as a pull request.")]
-ExistOk = Annotated[bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")]
+ExistOk = Annotated[
+    bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")
+]
 OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
 PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
 PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
-PushTo = Annotated[str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")]
+PushTo = Annotated[
+    str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
+]
 ExportFormat = Annotated[
     str, _choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
 ]
-OutFile = Annotated[Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")]
+OutFile = Annotated[
+    Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
+]
 ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
 
 File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
 Token = Annotated[str | None, _option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]
 ImageSize = Annotated[
-    int | None, _option("--image-size", SOURCE, "Side of the input in pixels, where the file does not say.", "PIXELS", parser=_whole(1))
+    int | None,
+    _option(
+        "--image-size", SOURCE, "Side of the input in pixels, where the file does not say.", "PIXELS", parser=_whole(1)
+    ),
 ]
 ClassToken = Annotated[
-    str | None, _choice("--class-token", SOURCE, "its place, if the file does not say (ViM: middle, VideoMamba: head).", CLASS_TOKENS)
+    str | None,
+    _choice(
+        "--class-token", SOURCE, "its place, if the file does not say (ViM: middle, VideoMamba: head).", CLASS_TOKENS
+    ),
 ]
 DivideOut = Annotated[
-    bool | None, _option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba).")
+    bool | None,
+    _option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
 ]
 Ema = Annotated[bool, _option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
 Mean = Annotated[
     Sequence[float] | None,
     _option("--mean", SOURCE, "Of images in 0 to 1: a number, or one per channel.", "M,...", parser=_list(_number)),
 ]
-Std = Annotated[Sequence[float] | None, _option("--std", SOURCE, "Their standard deviation, as --mean.", "S,...", parser=_list(_number))]
+Std = Annotated[
+    Sequence[float] | None,
+    _option("--std", SOURCE, "Their standard deviation, as --mean.", "S,...", parser=_list(_number)),
+]
 CropRatio = Annotated[
-    float | None, _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number)
+    float | None,
+    _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number),
 ]
 Interpolation = Annotated[str | None, _choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
 
@@ -321,7 +461,8 @@ class Machine:
 
 
 def grouped(run: Callable[..., None]) -> Callable[..., None]:
-    """A command some of whose parameters are groups: for typer, which reads signatures, each is the options that it holds."""
+    """A command some of whose parameters are groups: for typer, which reads signatures, each is the options that it
+    holds."""
     signature = inspect.signature(run)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
@@ -329,13 +470,18 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
         if is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
             for option in fields(parameter.annotation):
-                flat.append(inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type))
+                flat.append(
+                    inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type)
+                )
         else:
             flat.append(parameter)
 
     @wraps(run)
     def command(*args: Any, **options: Any) -> None:
-        made = {name: group(**{option.name: options.pop(option.name) for option in fields(group)}) for name, group in groups.items()}
+        made = {
+            name: group(**{option.name: options.pop(option.name) for option in fields(group)})
+            for name, group in groups.items()
+        }
         run(*args, **options, **made)
 
     command.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # inspect's own protocol

@@ -16,7 +16,7 @@ from typing import TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stm.distributed import here
+from stm.distributed import current_world
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm_cli._format import size
@@ -54,12 +54,12 @@ class Output:
 
     Args:
         json: print the report as one JSON document.
-        quiet: print its one essential value, if there is one; no progress, notes or hints. Of several processes all but the first
-            are quiet.
+        quiet: print its one essential value, if there is one; no progress, notes or hints. Of several processes all but
+            the first are quiet.
     """
 
     def __init__(self, *, json: bool, quiet: bool) -> None:
-        self.json, self.quiet = json, quiet or not here().first
+        self.json, self.quiet = json, quiet or not current_world().first
 
     def report(self, report: R, screen: Callable[[R], RenderableType], value: Callable[[R], str]) -> None:
         """Print a report to stdout, in the one form that was asked for.

@@ -1,7 +1,9 @@
-"""Text of files and of the Hub as a terminal may show it: whatever is no character to be read becomes an escape, such as `\\x1b`.
+"""Text of files and of the Hub as a terminal may show it: whatever is no character to be read becomes an escape, such
+as `\\x1b`.
 
-A label or a file name may hold what a terminal obeys (set a title, clear the screen, write right to left), and a line break in it
-could pass for a line of ours. Letters of every script stay as they are. JSON stays JSON: it has escapes of its own.
+A label or a file name may hold what a terminal obeys (set a title, clear the screen, write right to left), and a line
+break in it could pass for a line of ours. Letters of every script stay as they are. JSON stays JSON: it has escapes of
+its own.
 """
 
 import dataclasses
@@ -14,10 +16,12 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# C0 with line breaks and tabs, DEL and C1; marks, embeddings, overrides and isolates of direction; separators of lines and
-# paragraphs; halves of characters, as which Python holds the bytes of a file name that is not UTF-8.
+# C0 with line breaks and tabs, DEL and C1; marks, embeddings, overrides and isolates of direction; separators of lines
+# and paragraphs; halves of characters, as which Python holds the bytes of a file name that is not UTF-8.
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_NOT_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # the rest is JSON's own to escape
+_NOT_IN_JSON = re.compile(
+    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)  # the rest is JSON's own to escape
 
 
 def visible(text: str) -> str:
@@ -26,7 +30,8 @@ def visible(text: str) -> str:
 
 
 def visible_json(document: str) -> str:
-    """JSON as ASCII would have it where a terminal would act, and as it is elsewhere: every reader gets the same values."""
+    """JSON as ASCII would have it where a terminal would act, and as it is elsewhere: every reader gets the same
+    values."""
     return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
@@ -52,7 +57,8 @@ def visible_traceback(caught: BaseException) -> str:
 
 
 def tame_libraries() -> None:
-    """Have what libraries warn of and log pass `visible` too: both may repeat a file's or a server's words on stderr."""
+    """Have what libraries warn of and log pass `visible` too: both may repeat a file's or a server's words on
+    stderr."""
     logging.setLogRecordFactory(_Record)
     warnings.formatwarning = _warning
 
@@ -62,5 +68,7 @@ class _Record(logging.LogRecord):
         return visible(super().getMessage())
 
 
-def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     return f"{visible(filename)}:{lineno}: {category.__name__}: {visible(str(message))}\n"

@@ -74,15 +74,29 @@ def run(
 def screen(report: CompareReport) -> RenderableType:
     """Two lines a method, and what the numbers are under them."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    heads = ("method\n", "FLOPs\nhonest", "saved\n", "tokens\nleft", "top-1\ntop-5", "drop\n(95%)", "agree\nKL", "p\nimages/s")
+    heads = (
+        "method\n",
+        "FLOPs\nhonest",
+        "saved\n",
+        "tokens\nleft",
+        "top-1\ntop-5",
+        "drop\n(95%)",
+        "agree\nKL",
+        "p\nimages/s",
+    )
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
     for row in report.rows:
         table.add_row(*_cells(row))
     about = (
-        f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)} of the honest operations",
-        "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is computed. "
-        "drop: points from dense. p: McNemar's test against stm.",
+        (
+            f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)}"
+            " of the honest operations"
+        ),
+        (
+            "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is"
+            " computed. drop: points from dense. p: McNemar's test against stm."
+        ),
         f"measured on {environment_text(report.environment)}",
     )
     return Group(table, "", *about)
@@ -92,8 +106,12 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
     flops = row.flops
     kind = "dense" if row.method == "dense" or row.sibling else "static" if row.static else "looks at data"
     drop = (
-        "" if row.drop is None or row.drop_ci is None else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
+        ""
+        if row.drop is None or row.drop_ci is None
+        else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
     )
+    p = "-" if row.stm_p is None else f"{row.stm_p:.2g}"
+    speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
     return (
         f"{_name(row)}\n  {kind}",
         f"{operations(flops.paper)}\n{operations(flops.honest)}",
@@ -102,7 +120,7 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         f"{_share(row.top1)}\n{_share(row.top5)}",
         drop,
         f"{_share(row.agreement)}\n{'-' if row.kl is None else f'{row.kl:.4f}'}",
-        f"{'-' if row.stm_p is None else f'{row.stm_p:.2g}'}\n{'-' if row.images_per_second is None else f'{row.images_per_second:.0f}'}",
+        f"{p}\n{speed}",
     )
 
 

@@ -8,7 +8,18 @@ from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
 from stm_cli import _options as o
-from stm_cli._format import fields, flops_rows, image_notes, measured_rows, merging_row, size, source_text, speed_row, staircase, tokens
+from stm_cli._format import (
+    fields,
+    flops_rows,
+    image_notes,
+    measured_rows,
+    merging_row,
+    size,
+    source_text,
+    speed_row,
+    staircase,
+    tokens,
+)
 from stm_cli._output import Output, typed
 
 EXAMPLES = (
@@ -99,7 +110,8 @@ def run(
         output.note(note)
     if report.gate is not None and failed:
         raise GateError(
-            f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing was written",
+            f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing"
+            " was written",
             "a smaller --rate or --saving loses less",
         )
     if dry_run:
@@ -107,7 +119,9 @@ def run(
         output.next(*([tuple(word for word in again if word != "--dry-run")] if again else []))
     else:
         images = () if data is None else ("--data", str(data))
-        output.next(("stm", "eval", report.output, *images), ("stm", "info", report.push.repo if report.push else report.output))
+        output.next(
+            ("stm", "eval", report.output, *images), ("stm", "info", report.push.repo if report.push else report.output)
+        )
 
 
 def screen(report: CompressReport) -> RenderableType:
@@ -116,7 +130,13 @@ def screen(report: CompressReport) -> RenderableType:
     rows = [
         merging_row(encode(report.recipe), encode(report.protection)),
         ("asked", _asked(report)),
-        ("reached", f"saving {report.saving:.4f} of the token-layers, {report.recipe.removed_share:.4f} of the patch tokens gone"),
+        (
+            "reached",
+            (
+                f"saving {report.saving:.4f} of the token-layers, {report.recipe.removed_share:.4f} of the patch tokens"
+                " gone"
+            ),
+        ),
         ("tokens", f"{staircase(per_block)}  {tokens(per_block)}"),
         *((("steps", _steps(report.schedule["steps"])),) if report.dry_run else ()),
         *flops_rows(report.flops),

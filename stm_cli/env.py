@@ -20,14 +20,18 @@ def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
 
 def screen(report: EnvReport) -> RenderableType:
     backends = [
-        (f"  {backend.name}", f"{'available' if backend.available else 'not available'}: {backend.reason}") for backend in report.backends
+        (f"  {backend.name}", f"{'available' if backend.available else 'not available'}: {backend.reason}")
+        for backend in report.backends
     ]
     return fields(
         [
             ("stm", report.environment.stm),
             ("python", report.python),
             ("platform", report.platform),
-            ("packages", ", ".join(f"{name} {version or 'not installed'}" for name, version in sorted(report.packages.items()))),
+            (
+                "packages",
+                ", ".join(f"{name} {version or 'not installed'}" for name, version in sorted(report.packages.items())),
+            ),
             ("devices", ", ".join(report.devices)),
             ("runs on", environment_text(report.environment)),
             ("backends", ""),

@@ -55,7 +55,11 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, value)
-    found = () if model is not None else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
+    found = (
+        ()
+        if model is not None
+        else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
+    )
     for note in (*found, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
     if report.top1 is None:

@@ -43,5 +43,9 @@ def run(
 
 
 def screen(report: ExportReport) -> RenderableType:
-    rows = [("format", report.format), ("tensors", f"{report.tensors:,}, {size(report.bytes)}"), ("source", source_text(report.source))]
+    rows = [
+        ("format", report.format),
+        ("tensors", f"{report.tensors:,}, {size(report.bytes)}"),
+        ("source", source_text(report.source)),
+    ]
     return Group(f"{report.model} -> {report.output}", fields(rows))

@@ -60,7 +60,7 @@ def _shape(config: dict[str, Any]) -> str:
     channels = f"{model['in_chans']} channel{'s' if model['in_chans'] > 1 else ''}"
     token = "in the middle" if model["class_token"] == "middle" else "at the head"
     return (
-        f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes, "
-        f"{model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride {model['stride']}, "
-        f"class token {token}, {config['dtype']}"
+        f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes,"
+        f" {model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride"
+        f" {model['stride']}, class token {token}, {config['dtype']}"
     )

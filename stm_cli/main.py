@@ -9,10 +9,26 @@ import typer
 from typer.main import get_command
 
 import stm
-from stm.distributed import here
+from stm.distributed import current_world
 from stm.errors import UsageError
 from stm.model.malloc import keep_freed
-from stm_cli import _errors, bench, compare, compress, env, eval, explain, export, info, models, plan, predict, push, report, sweep
+from stm_cli import (
+    _errors,
+    bench,
+    compare,
+    compress,
+    env,
+    eval,
+    explain,
+    export,
+    info,
+    models,
+    plan,
+    predict,
+    push,
+    report,
+    sweep,
+)
 from stm_cli._options import examples
 from stm_cli._visible import tame_libraries
 
@@ -52,7 +68,7 @@ def root(
         os.getcwd()
     except FileNotFoundError:
         raise UsageError("the current folder does not exist any more", "change to one that does") from None
-    world = here()
+    world = current_world()
     if world.size > 1 and context.invoked_subcommand not in SHARED:
         if not world.first:
             raise typer.Exit  # the first process fails for all
@@ -65,8 +81,9 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-    # OpenMP's threads spin while they wait, by default so long that on a machine that others use too they take the processors from
-    # those that work. A few microseconds cost nothing there, and save waking up on a quiet one. It is read when torch is imported.
+    # OpenMP's threads spin while they wait, by default so long that on a machine that others use too they take the
+    # processors from those that work. A few microseconds cost nothing there, and save waking up on a quiet one. It is
+    # read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     keep_freed()
@@ -74,6 +91,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
     tame_libraries()
-    if not here().first:
+    if not current_world().first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first alone prints
-    sys.exit(_errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False)))
+    sys.exit(
+        _errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False))
+    )

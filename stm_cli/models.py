@@ -19,7 +19,10 @@ def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
     output = Output(json=json, quiet=quiet)
     output.report(report, screen, lambda shown: "\n".join(model.name for model in shown.models))
     output.note("accuracies are their authors', on ImageNet-1k's validation set")
-    output.note("licenses are those of the model cards' headers: read the text of a card too, which may say more, or something else")
+    output.note(
+        "licenses are those of the model cards' headers: read the text of a card too, which may say more, or something"
+        " else"
+    )
     output.next(("stm", "compress", report.models[-1].name))
 
 
@@ -29,7 +32,9 @@ def screen(report: ModelsReport) -> RenderableType:
         table.add_column(heading, no_wrap=True)
     for model in report.models:
         accuracy = "" if model.top1 is None else percent(model.top1)
-        table.add_row(model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _here(model))
+        table.add_row(
+            model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _here(model)
+        )
     return table
 
 

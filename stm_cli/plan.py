@@ -68,9 +68,18 @@ def screen(report: PlanReport) -> RenderableType:
         table.add_column(Text(name), justify="right", no_wrap=True)
     rows = [row for row in report.rows if row.reason is None]
     for row in rows:
-        assert row.tokens_per_block is not None and row.flops is not None and row.ms_per_image is not None and row.gain is not None
+        assert (
+            row.tokens_per_block is not None
+            and row.flops is not None
+            and row.ms_per_image is not None
+            and row.gain is not None
+        )
         kept = (_over(row.agreement, row.agreement_ci, percent), _over(row.kl, row.kl_ci, "{:.4f}".format))
-        cells = (f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}", operations(row.flops.honest), f"{row.ms_per_image:.2f}")
+        cells = (
+            f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}",
+            operations(row.flops.honest),
+            f"{row.ms_per_image:.2f}",
+        )
         table.add_row(*map(Text, (percent(row.rate, 0) if row.rate else "dense", *cells, f"{row.gain:.2f}x", *kept)))
     below = [("on", environment_text(report.environment))]
     below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
@@ -92,7 +101,10 @@ def _over(figure: float | None, interval: tuple[float, float] | None, shown: Cal
 def _images(report: PlanReport) -> str:
     if report.seconds is None or report.n == report.of:
         return f"{report.n:,} images of {report.data}"
-    return f"{report.n:,} of the {report.of:,} images of {report.data}: those that {report.seconds:g} s allowed, drawn at random"
+    return (
+        f"{report.n:,} of the {report.of:,} images of {report.data}: those that {report.seconds:g} s allowed, drawn at"
+        " random"
+    )
 
 
 def value(report: PlanReport) -> str:

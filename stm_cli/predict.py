@@ -41,7 +41,9 @@ def run(
     for note in report.environment.fallbacks:
         output.note(note)
     if broken := [prediction for prediction in report.predictions if prediction.error]:
-        raise DataError(f"{len(broken)} of {len(report.predictions)} images could not be read; the first: {broken[0].error}")
+        raise DataError(
+            f"{len(broken)} of {len(report.predictions)} images could not be read; the first: {broken[0].error}"
+        )
 
 
 def screen(report: PredictReport) -> RenderableType:

@@ -46,7 +46,10 @@ def run(
     output = Output(json=json, quiet=quiet)
 
     def announce(files: tuple[PushedFile, ...]) -> None:
-        output.note("uploading " + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed")))
+        output.note(
+            "uploading "
+            + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed"))
+        )
 
     # Without a listener huggingface_hub shows its own progress.
     report = push.push(folder, to, None if output.live else lambda _: None, announce)

@@ -1,4 +1,5 @@
-"""`stm sweep`: rates by sides by whatever else is asked for, as the paper's Table 3, with the curve of accuracy over cost."""
+"""`stm sweep`: rates by sides by whatever else is asked for, as the paper's Table 3, with the curve of accuracy over
+cost."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -80,7 +81,11 @@ def run(
     output.report(report, screen, lambda shown: shown.output)
     if report.resumed:
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
-    for note in (*report.environment.fallbacks, *report.skipped_notes, *(f"{cell}: {why}" for cell, why in report.refused.items())):
+    for note in (
+        *report.environment.fallbacks,
+        *report.skipped_notes,
+        *(f"{cell}: {why}" for cell, why in report.refused.items()),
+    ):
         output.note(note)
 
 
@@ -93,12 +98,19 @@ def screen(report: SweepReport) -> RenderableType:
         parts += [variant, _table("rate", rows, lambda row: f"{row.rate:g}", lambda row: f"{row.sides}"), ""]
     peers = [row for row in report.rows if row.schedule is None and row.rate is not None]
     if peers:
-        parts += ["peers, saving as much", _table("method", peers, lambda row: row.method, lambda row: f"{row.rate:g}"), ""]
+        parts += [
+            "peers, saving as much",
+            _table("method", peers, lambda row: row.method, lambda row: f"{row.rate:g}"),
+            "",
+        ]
     for row in report.rows:
         if row.rate is None:
             name = row.method if row.method == "dense" else f"{row.method}, dense"
             parts.append(f"{name}: {_quality(row)}, {operations(row.flops.paper)} in the paper's convention")
-    parts.append("A cell: top-1 (agreement with dense where there are no labels), FLOPs in the paper's convention, honest saving.")
+    parts.append(
+        "A cell: top-1 (agreement with dense where there are no labels), FLOPs in the paper's convention, honest"
+        " saving."
+    )
     parts.append(f"{report.model} on {report.n:,} images of {report.data}")
     parts.append(f"measured on {environment_text(report.environment)}")
     return Group(*parts)

@@ -15,7 +15,9 @@ settings.register_profile("stm", derandomize=True, deadline=None, suppress_healt
 settings.load_profile("stm")
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels then run on the CPU, slowly
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before anything imports triton: its kernels then run on the CPU, slowly
 
 PARITY = "error against a golden output"  # the key of what `tell` of tests/golden leaves with a test
 
@@ -28,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The largest error of every golden file. It travels with the tests' reports, so that several processes may run them."""
+    """The largest error of every golden file. It travels with the tests' reports, so that several processes may run
+    them."""
     largest: dict[str, tuple[float, str]] = {}
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         for key, value in getattr(report, "user_properties", ()):
@@ -56,7 +59,8 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def vim_ti_state(shared: Callable[[str], Path]) -> Callable[[], dict[str, Any]]:
-    """Makes the official state dict of full-size ViM-Ti from the golden script (seed 1); skipped where that is absent."""
+    """Makes the official state dict of full-size ViM-Ti from the golden script (seed 1); skipped where that is
+    absent."""
 
     def make() -> dict[str, Any]:
         spec = importlib.util.spec_from_file_location("golden_weights", shared("golden/weights.py"))

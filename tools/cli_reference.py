@@ -2,7 +2,8 @@
 
     python tools/cli_reference.py      # prints it
 
-`mkdocs build` calls `on_page_markdown` of this file (mkdocs.yml, `hooks`), which puts the reference where docs/cli.md has `PLACE`.
+`mkdocs build` calls `on_page_markdown` of this file (mkdocs.yml, `hooks`), which puts the reference where docs/cli.md
+has `PLACE`.
 """
 
 import html
@@ -18,7 +19,8 @@ PLACE = "<!-- reference -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return a page's Markdown with the reference in its place, if the page has one. mkdocs calls this for every page."""
+    """Return a page's Markdown with the reference in its place, if the page has one. mkdocs calls this for every
+    page."""
     return markdown.replace(PLACE, reference()) if PLACE in markdown else markdown
 
 
@@ -45,7 +47,9 @@ def _panels(parameters: list[Any]) -> dict[str, list[Any]]:
     """The parameters by the heading that the help screen gives them, in its order."""
     panels: dict[str, list[Any]] = {}
     for each in parameters:
-        panel = getattr(each, "rich_help_panel", None) or ("Arguments" if each.param_type_name == "argument" else "Options")
+        panel = getattr(each, "rich_help_panel", None) or (
+            "Arguments" if each.param_type_name == "argument" else "Options"
+        )
         panels.setdefault(panel, []).append(each)
     return panels
 

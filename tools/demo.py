@@ -35,7 +35,9 @@ def main() -> None:
         ours = compress.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
         paper = compress.compress(MODEL, rate=RATE, method="paper", eval=False, out=Path(scratch) / "paper")
         small, theirs = stm.load(OUT), stm.load(paper.output)
-        measured = stm.evaluate(theirs, None, on_progress=on_progress)  # beside nothing: `ours` has measured the dense model
+        measured = stm.evaluate(
+            theirs, None, on_progress=on_progress
+        )  # beside nothing: `ours` has measured the dense model
         ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -55,7 +57,8 @@ def main() -> None:
 
 
 def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
-    """The median time an image of each model, in rounds in which each has a turn: what else the machine does hits all alike."""
+    """The median time an image of each model, in rounds in which each has a turn: what else the machine does hits all
+    alike."""
     shape = next(iter(models.values())).config.model
     images = torch.zeros(BATCH, shape.in_chans, shape.image_size, shape.image_size)
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -65,30 +68,41 @@ def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
                 start = time.perf_counter()
                 model(images.to(model.cls_token.device)).cpu()  # the copy waits for the device
                 seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(each[1:]) / BATCH for name, each in seconds.items()}  # the first round warms up
+    return {
+        name: 1000 * statistics.median(each[1:]) / BATCH for name, each in seconds.items()
+    }  # the first round warms up
 
 
 def _row(per_block: Sequence[int], flops: Flops, ms: float, top1: float | None, n: int) -> tuple[str, ...]:
     assert top1 is not None  # the digits have labels
     count = str(per_block[0]) if per_block[0] == per_block[-1] else f"{per_block[0]} to {per_block[-1]}"
     saved = f" (-{percent(flops.paper_saving)})" if flops.paper_saving else ""
-    return count, operations(flops.paper) + saved, f"{ms:.2f}", f"{percent(top1)} ({interval(wilson(round(top1 * n), n))})"
+    return (
+        count,
+        operations(flops.paper) + saved,
+        f"{ms:.2f}",
+        f"{percent(top1)} ({interval(wilson(round(top1 * n), n))})",
+    )
 
 
 def _words(measured: EvalReport, ours: CompressReport) -> str:
     return (
-        f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on {measured.n} held-out "
-        f"digits; time in batches of {BATCH} on {environment_text(measured.environment)}.\n"
-        "What this cannot show: digits are not photographs. Their border is empty and neighbouring patches of an upscaled image are "
-        "nearly equal, which is easy on merging, above all from the border inward (--method paper); photographs have neither. "
-        "Measure your own model on your own images before you believe a number. Now type:"
+        f"{ours.output} was written. Tokens by block: {tokens(ours.schedule['tokens_per_block'])}. Accuracy on"
+        f" {measured.n} held-out digits; time in batches of {BATCH} on {environment_text(measured.environment)}.\nWhat"
+        " this cannot show: digits are not photographs. Their border is empty and neighbouring patches of an upscaled"
+        " image are nearly equal, which is easy on merging, above all from the border inward (--method paper);"
+        " photographs have neither. Measure your own model on your own images before you believe a number. Now type:"
     )
 
 
 def _next() -> list[tuple[str, ...]]:
     """Three commands, as they can be typed here: the environment of `make demo` is not the shell's."""
     beside = Path(sys.executable).with_name("stm")
-    program = "stm" if shutil.which("stm") else str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+    program = (
+        "stm"
+        if shutil.which("stm")
+        else str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+    )
     return [
         (program, "info", str(OUT)),
         (program, "eval", str(OUT)),

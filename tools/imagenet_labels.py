@@ -3,8 +3,8 @@
     pip download --no-deps timm
     python tools/imagenet_labels.py timm-*.whl stm/assets/imagenet1k.tsv
 
-A class's label is the first lemma of its WordNet synset. Where another class has the same one, letters' case aside, it is the whole list
-of lemmas, and where even the lists are equal, what the thing is stands behind it.
+A class's label is the first lemma of its WordNet synset. Where another class has the same one, letters' case aside, it
+is the whole list of lemmas, and where even the lists are equal, what the thing is stands behind it.
 """
 
 import argparse
@@ -40,7 +40,10 @@ def main() -> None:
     version = args.wheel.name.split("-")[1]
     head = [
         "# The classes of ImageNet-1k (ILSVRC2012): index, WordNet id, label. Made by tools/imagenet_labels.py.",
-        f"# Source: timm {version} (Apache-2.0), data/_info/imagenet_synsets.txt and imagenet_synset_to_lemma.txt; lemmas of WordNet 3.0.",
+        (
+            f"# Source: timm {version} (Apache-2.0), data/_info/imagenet_synsets.txt and imagenet_synset_to_lemma.txt;"
+            " lemmas of WordNet 3.0."
+        ),
     ]
     rows = [f"{index}\t{wnid}\t{labels[wnid]}" for index, wnid in enumerate(wnids)]
     args.table.write_text("\n".join(head + rows) + "\n", encoding="utf-8")

@@ -1,11 +1,13 @@
-"""Make the outputs that README.md shows: every `$ stm ...` in an indented block is run, and what it prints is put below it.
+"""Make the outputs that README.md shows: every `$ stm ...` in an indented block is run, and what it prints is put below
+it.
 
     python tools/readme.py            # writes them into README.md
     python tools/readme.py --check    # runs them, writes nothing, and fails where one says something else
 
-The commands run one after the other in an empty folder, 80 columns wide, offline. Two outputs are the same where they differ only in
-numbers, and in those by less than a twentieth. No two machines agree on a speed: show none, or end the command with `# speeds vary`: then
-the last number of a line, and what comes from the line on that says "measured on", are not compared.
+The commands run one after the other in an empty folder, 80 columns wide, offline. Two outputs are the same where they
+differ only in numbers, and in those by less than a twentieth. No two machines agree on a speed: show none, or end the
+command with `# speeds vary`: then the last number of a line, and what comes from the line on that says "measured on",
+are not compared.
 """
 
 import argparse
@@ -61,16 +63,24 @@ def run(wanted: list[str]) -> list[list[str]]:
         outputs = []
         for command in wanted:
             words = [sys.executable, "-m", "stm_cli", *shlex.split(command, comments=True)[1:]]
-            done = subprocess.run(words, cwd=folder, env=os.environ | SHOWN, stdout=subprocess.PIPE, text=True, check=True)
-            outputs.append([line.rstrip() for line in done.stdout.splitlines() if line.strip()])  # a blank line would end the block
+            done = subprocess.run(
+                words, cwd=folder, env=os.environ | SHOWN, stdout=subprocess.PIPE, text=True, check=True
+            )
+            outputs.append(
+                [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
+            )  # a blank line would end the block
         return outputs
 
 
 def same(shown: list[str], printed: list[str], speeds_vary: bool = False) -> bool:
     """Whether two outputs say the same, but for the last digits and, where they vary, speeds and the machine."""
     if speeds_vary:
-        shown, printed = (list(takewhile(lambda line: not line.startswith("measured on "), lines)) for lines in (shown, printed))
-    return len(shown) == len(printed) and all(_same_line(*pair, speeds_vary) for pair in zip(shown, printed, strict=True))
+        shown, printed = (
+            list(takewhile(lambda line: not line.startswith("measured on "), lines)) for lines in (shown, printed)
+        )
+    return len(shown) == len(printed) and all(
+        _same_line(*pair, speeds_vary) for pair in zip(shown, printed, strict=True)
+    )
 
 
 def _same_line(shown: str, printed: str, speeds_vary: bool) -> bool:
@@ -96,7 +106,9 @@ def main() -> int:
         README.write_text(replaced(text, outputs), encoding="utf-8")
         return 0
     wrong = [
-        (command, printed) for (command, shown), printed in zip(found, outputs, strict=True) if not same(shown, printed, SPEEDS in command)
+        (command, printed)
+        for (command, shown), printed in zip(found, outputs, strict=True)
+        if not same(shown, printed, SPEEDS in command)
     ]
     for command, printed in wrong:
         print(f"README.md shows something else than {command}, which printed:", *printed, sep="\n")

@@ -1,12 +1,14 @@
 """Train the embedded model, vim-digits, and write it, measured, with its sample set to stm/assets/vim-digits.
 
-    python tools/train_digits.py                    # the model that is shipped: same seed, same machine and threads, same bytes
+    python tools/train_digits.py                    # the model that is shipped: same seed, same machine and threads,
+    same bytes
 
-A ViM of the real geometry (14 x 14 patches and a class token, 24 blocks, N = 16) but D = 32, on the UCI handwritten digits
-that scikit-learn ships: 8 x 8 pixels, upscaled, turned and placed at random on a canvas of 28 x 28. A third of the digits is
-held out: training never sees it, nothing is chosen by it, and drawn once it is the sample set.
+A ViM of the real geometry (14 x 14 patches and a class token, 24 blocks, N = 16) but D = 32, on the UCI handwritten
+digits that scikit-learn ships: 8 x 8 pixels, upscaled, turned and placed at random on a canvas of 28 x 28. A third of
+the digits is held out: training never sees it, nothing is chosen by it, and drawn once it is the sample set.
 
-Data: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY 4.0.
+Data: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY
+    4.0.
 """
 
 import argparse
@@ -91,7 +93,9 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def config(options: argparse.Namespace) -> Config:
-    shape = ModelConfig(image_size=SIDE, patch=PATCH, stride=PATCH, in_chans=1, d_model=32, depth=24, d_state=16, dt_rank=2)
+    shape = ModelConfig(
+        image_size=SIDE, patch=PATCH, stride=PATCH, in_chans=1, d_model=32, depth=24, d_state=16, dt_rank=2
+    )
     settings = {key: getattr(options, key) for key in ("epochs", "batch_size", "lr", "seed")}
     return Config(
         model=shape,
@@ -116,7 +120,10 @@ def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespac
     steps = options.epochs * (len(labels) // options.batch_size)
     warm = steps // 20
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (warm + 1), 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm))))
+        optimizer,
+        lambda step: min(
+            (step + 1) / (warm + 1), 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
+        ),
     )
     averaged, g = copy.deepcopy(model), torch.Generator().manual_seed(options.seed + 2)
     start = time.perf_counter()

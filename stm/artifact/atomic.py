@@ -1,10 +1,10 @@
 """Folders and files that appear whole or not at all.
 
-A new folder is filled under a temporary name beside its place and then renamed into it. One that replaces another changes
-places with it: in one step where the system can (Linux), else in two, between which `find` and the next run see the old
-one. So a process that is killed at any moment leaves the old folder or the new one, and what else it left is recognised by
-its name, and cleared, by the next run. Several processes may write one place at once: each looks, and each renames, in turn.
-Standard library only; writing is for POSIX systems, reading for any.
+A new folder is filled under a temporary name beside its place and then renamed into it. One that replaces another
+changes places with it: in one step where the system can (Linux), else in two, between which `find` and the next run see
+the old one. So a process that is killed at any moment leaves the old folder or the new one, and what else it left is
+recognised by its name, and cleared, by the next run. Several processes may write one place at once: each looks, and
+each renames, in turn. Standard library only; writing is for POSIX systems, reading for any.
 """
 
 import ctypes
@@ -46,11 +46,16 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
     check_name(given, UsageError)
     try:
         if given.is_symlink():
-            raise UsageError(f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to")
+            raise UsageError(
+                f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to"
+            )
         path = given.resolve()
         here = Path.cwd()
         if path in (here, *here.parents):
-            raise UsageError(f"{given} is the current folder or one that holds it, which is never replaced", "name a new folder with --out")
+            raise UsageError(
+                f"{given} is the current folder or one that holds it, which is never replaced",
+                "name a new folder with --out",
+            )
         with _turn(path):
             _recover(path, names)
             if path.exists():
@@ -108,10 +113,12 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
 
 
 def check_file(path: Path, *, force: bool) -> None:
-    """Refuse a place where a file cannot be written, before any work is done, and clear what killed runs left beside it.
+    """Refuse a place where a file cannot be written, before any work is done, and clear what killed runs left beside
+    it.
 
     Raises:
-        UsageError: it exists and may not be replaced, it is a folder, or its folder is not there or may not be written to.
+        UsageError: it exists and may not be replaced, it is a folder, or its folder is not there or may not be written
+            to.
     """
     another = "choose another place with --out"
     try:
@@ -119,7 +126,9 @@ def check_file(path: Path, *, force: bool) -> None:
             raise UsageError(f"{path} is a folder, expected a file", "name a file with --out")
         _check_new(path, force)
         if not path.parent.is_dir():
-            raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+            raise UsageError(
+                f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
+            )
         if not os.access(path.parent, os.W_OK):
             raise UsageError(f"{path} cannot be written: permission denied", another)
         draft_of(path).exists()  # the longest name that will be needed
@@ -131,7 +140,8 @@ def check_file(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is gone if that fails.
+    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is
+    gone if that fails.
 
     Args:
         force: whether it may take the place of another file.
@@ -200,7 +210,10 @@ def _check_replaceable(given: Path, path: Path, names: tuple[str, ...], force: b
         raise UsageError(f"{given} is a mount point, which cannot be replaced", "name a folder inside it with --out")
     if foreign := sorted(_foreign(path, names)):
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise UsageError(f"{given} holds {foreign[0]}{more}, and --force replaces only a folder with nothing but stm's files", another)
+        raise UsageError(
+            f"{given} holds {foreign[0]}{more}, and --force replaces only a folder with nothing but stm's files",
+            another,
+        )
 
 
 def _foreign(folder: Path, names: tuple[str, ...], inside: str = "") -> Iterator[str]:
@@ -255,7 +268,8 @@ def _exchange(path: Path, token: str) -> None:
 
 
 def _exchange_at_once(new: Path, path: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE). False, with nothing changed, where it is missing or refused: two renames then do it, or say why not."""
+    """renameat2(RENAME_EXCHANGE). False, with nothing changed, where it is missing or refused: two renames then do it,
+    or say why not."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError):
@@ -264,7 +278,8 @@ def _exchange_at_once(new: Path, path: Path) -> bool:
 
 
 def _recover(path: Path, names: tuple[str, ...]) -> None:
-    """Put back an old folder that a killed run had moved away, and clear what killed runs left. What a living one writes stays."""
+    """Put back an old folder that a killed run had moved away, and clear what killed runs left. What a living one
+    writes stays."""
     for token in _tokens(path, "tmp"):
         temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
         with _lock(temporary) as held:
@@ -279,7 +294,8 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Wait until no other process looks or renames in the folder that holds `path`, or is to hold it; all of them are quick."""
+    """Wait until no other process looks or renames in the folder that holds `path`, or is to hold it; all of them are
+    quick."""
     import fcntl  # here, because reading also works where there is no fcntl
 
     descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
@@ -293,9 +309,11 @@ def _turn(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder or file; False where a living process has it, or where nobody can lock, as on some network drives.
+    """Hold the lock of a folder or file; False where a living process has it, or where nobody can lock, as on some
+    network drives.
 
-    The kernel takes a dead process's lock away. A process id would be no proof: it may be another's by now, or one of another machine.
+    The kernel takes a dead process's lock away. A process id would be no proof: it may be another's by now, or one of
+    another machine.
     """
     import fcntl  # here, because reading also works where there is no fcntl
 
@@ -328,7 +346,8 @@ def _sync(folder: Path) -> None:
 def _discard(folder: Path, names: tuple[str, ...]) -> None:
     """Delete a folder and our files in it.
 
-    Whatever else is in there stays, and what the system will not delete: the outcome of the run is decided by then, and the next one
+    Whatever else is in there stays, and what the system will not delete: the outcome of the run is decided by then, and
+        the next one
     tries again.
     """
     with suppress(OSError):

@@ -2,8 +2,8 @@
 
 Where it was measured on a set of the Hub, `.eval_results/stm.yaml` says so as the Hub's leaderboards read it.
 
-A folder is written whole or not at all (`stm.artifact.atomic`), and is read only if it is exactly what was written: `config.json` holds
-the weights' size and SHA-256. The same model gives the same bytes.
+A folder is written whole or not at all (`stm.artifact.atomic`), and is read only if it is exactly what was written:
+`config.json` holds the weights' size and SHA-256. The same model gives the same bytes.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from torch import Tensor
 from stm import __version__
 from stm.artifact import atomic
 from stm.artifact.tensors import check_finite
-from stm.config import AGAIN, Config, FileInfo
+from stm.config import REWRITE_HINT, Config, FileInfo
 from stm.config_file import FORMAT, dumps, loads
 from stm.errors import ArtifactError, UsageError, check_name
 
@@ -40,8 +40,8 @@ def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None
         force: replace a folder that is there, if it holds a model of ours and nothing else.
 
     Raises:
-        UsageError: it exists and `force` is not given; it holds something else, or is a file, a symbolic link, a mount point, the
-            current folder or one that holds it; or nothing can be written there.
+        UsageError: it exists and `force` is not given; it holds something else, or is a file, a symbolic link, a mount
+            point, the current folder or one that holds it; or nothing can be written there.
         ArtifactError: the disk is full.
     """
     path = atomic.check(folder, FILES, force=force)
@@ -85,8 +85,8 @@ def write(
 
     Raises:
         UsageError: see `check_output`.
-        ArtifactError: a tensor holds NaN or infinity, the disk is full, or the system refused a write. Nothing is left behind, and
-            a folder that was there is as it was.
+        ArtifactError: a tensor holds NaN or infinity, the disk is full, or the system refused a write. Nothing is left
+            behind, and a folder that was there is as it was.
     """
     check_output(folder, force=force)
     check_finite(tensors, str(folder), ArtifactError)
@@ -111,7 +111,8 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
-    """A model's config and its tensors, which are mapped from the file and not copied. Whether the model takes them, it says itself.
+    """A model's config and its tensors, which are mapped from the file and not copied. Whether the model takes them, it
+    says itself.
 
     Raises:
         ArtifactError: as `read_config`; or the weights are missing, or not what was written, by size or SHA-256.
@@ -125,9 +126,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
         _check_written(place / WEIGHTS, name, config.files[WEIGHTS])
         return config, load_file(place / WEIGHTS)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no {WEIGHTS}", AGAIN) from error
+        raise ArtifactError(f"{folder} has no {WEIGHTS}", REWRITE_HINT) from error
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
+        raise ArtifactError(f"{name} cannot be read: {error}", REWRITE_HINT) from error
 
 
 def weights_size(tensors: Mapping[str, Tensor]) -> int:
@@ -141,7 +142,9 @@ def _place(folder: str | os.PathLike[str]) -> Path:
         place = atomic.find(Path(folder))
         if place.is_dir():
             return place
-        raise ArtifactError(f"{folder} is a file, expected a folder" if place.exists() else f"there is no folder {folder}")
+        raise ArtifactError(
+            f"{folder} is a file, expected a folder" if place.exists() else f"there is no folder {folder}"
+        )
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
 
@@ -153,7 +156,7 @@ def _read_config(place: Path, folder: str | os.PathLike[str]) -> Config:
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {CONFIG}: it is not a folder that stm wrote") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{name} cannot be read: {error}", AGAIN) from error
+        raise ArtifactError(f"{name} cannot be read: {error}", REWRITE_HINT) from error
 
 
 def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
@@ -162,18 +165,19 @@ def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
             pointer = file.read(24) == b"version https://git-lfs."
-            hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else AGAIN
+            hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else REWRITE_HINT
             raise ArtifactError(f"{name} has {size} bytes, expected the {expected.bytes} that were written", hint)
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.sha256:
         told = f"{found[:12]}..., expected {expected.sha256[:12]}..."
-        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", AGAIN)
+        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", REWRITE_HINT)
 
 
-# safetensors' own writer needs numpy, reports a full disk as text out of Rust, and leaves the hash to a second pass over the
-# file. The format is simple: the header's length in 8 bytes, the header as JSON, the tensors' bytes. What is written here equals
-# safetensors.torch.save_file byte for byte (tests/contract/test_bytes.py), one tensor at a time, so that saving needs no copy of
-# the weights. The metadata has one entry, because safetensors writes several in random order (its issue 584).
+# safetensors' own writer needs numpy, reports a full disk as text out of Rust, and leaves the hash to a second pass
+# over the file. The format is simple: the header's length in 8 bytes, the header as JSON, the tensors' bytes. What is
+# written here equals safetensors.torch.save_file byte for byte (tests/contract/test_bytes.py), one tensor at a time, so
+# that saving needs no copy of the weights. The metadata has one entry, because safetensors writes several in random
+# order (its issue 584).
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
@@ -212,7 +216,9 @@ def _write_text(path: Path, text: str) -> None:
         data = text.encode()
     except UnicodeEncodeError as error:
         around = text[max(0, error.start - 20) : error.end + 20]
-        raise ArtifactError(f"{path.name} cannot hold {around!r}, which is not valid Unicode: rename that file or label") from error
+        raise ArtifactError(
+            f"{path.name} cannot hold {around!r}, which is not valid Unicode: rename that file or label"
+        ) from error
     with open(path, "wb") as file:
         file.write(data)
         _flush(file)

@@ -12,7 +12,8 @@ Shape = tuple[int, ...]
 
 
 def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: type[StmError]) -> None:
-    """Refuse a config whose tensors are not the ones that are there, before anything exists of the sizes that it claims.
+    """Refuse a config whose tensors are not the ones that are there, before anything exists of the sizes that it
+    claims.
 
     Args:
         config: what the model is said to be; its numbers may be any.
@@ -30,7 +31,8 @@ def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: 
 
 
 def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
-    """The tensors of a model by name, told by arithmetic alone: those of the state dict of `ViM(config)`, in another order."""
+    """The tensors of a model by name, told by arithmetic alone: those of the state dict of `ViM(config)`, in another
+    order."""
     model, classes = config.model, config.num_classes
     D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, 2, model.d_conv
     yield "patch_embed.weight", (D, model.in_chans, model.patch, model.patch)
@@ -64,7 +66,9 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
             yield f"plan.{step.after}.h0", (K, E, N)
 
 
-def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]
+) -> None:
     """Refuse tensors that are not exactly the expected ones.
 
     Args:
@@ -74,10 +78,12 @@ def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         error: what to raise.
 
     Raises:
-        error: with every kind of difference in one sentence: what is missing, unexpected, of another shape or dtype; or else the
-            tensors that hold NaN or infinity.
+        error: with every kind of difference in one sentence: what is missing, unexpected, of another shape or dtype; or
+            else the tensors that hold NaN or infinity.
     """
-    differences = _by_shape(*({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, found)))
+    differences = _by_shape(
+        *({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, found))
+    )
     differences["of another dtype"] = [
         f"{name} {dtype_name(found[name])} instead of {dtype_name(expected[name])}"
         for name in sorted(expected.keys() & found.keys())
@@ -93,7 +99,9 @@ def _by_shape(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict
     return {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]],
+        "of another shape": [
+            f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]
+        ],
     }
 
 
@@ -121,16 +129,24 @@ def check_images(images: object, expected: tuple[int, int, int], device: torch.d
         UsageError: they are of another kind, dtype, shape or device.
     """
     if not isinstance(images, Tensor) or images.layout != torch.strided:
-        kind = f"a tensor of layout {images.layout}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
+        kind = (
+            f"a tensor of layout {images.layout}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
+        )
         raise UsageError(f"images are {kind}, expected a dense tensor (B, {', '.join(map(str, expected))})")
     if images.dim() != 4 or images.shape[1:] != expected:
-        hint = "resize and crop them as config.preprocessing says" if images.dim() == 4 else "stack them: torch.stack(images)"
+        hint = (
+            "resize and crop them as config.preprocessing says"
+            if images.dim() == 4
+            else "stack them: torch.stack(images)"
+        )
         raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))})", hint)
     if not images.is_floating_point():
         hint = "divide bytes by 255, then subtract config.preprocessing.mean and divide by its std"
         raise UsageError(f"images are {dtype_name(images)}, expected floating numbers that are normalised", hint)
     if device is not None and images.device != device:
-        raise UsageError(f"images are on {images.device}, expected {device}, where the model is", f'move them: images.to("{device}")')
+        raise UsageError(
+            f"images are on {images.device}, expected {device}, where the model is", f'move them: images.to("{device}")'
+        )
 
 
 def dtype_name(tensor: Tensor) -> str:

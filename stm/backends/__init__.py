@@ -1,7 +1,8 @@
 """Backends: who computes the convolution, the scan and the norm. Frozen values with one signature, chosen once a model.
 
 `reference` is the definition, `blocked` torch alone. Each says whether it can be used here and why; `auto` takes the
-first that can, and what it passed over is reported as a fallback. `kernels@COMMIT` runs code of the Hub: only where asked for.
+first that can, and what it passed over is reported as a fallback. `kernels@COMMIT` runs code of the Hub: only where
+asked for.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,19 @@ from typing import Any, cast
 
 from stm.errors import BackendError, UsageError
 
-ORDER = ("triton", "mamba_ssm", "native", "blocked", "reference")  # `auto` takes the first that is available; reference is never needed
-MADE_FOR = {"triton": "cuda", "mamba_ssm": "cuda", "kernels": "cuda", "native": "cpu"}  # types of device; the others run on any
+ORDER = (
+    "triton",
+    "mamba_ssm",
+    "native",
+    "blocked",
+    "reference",
+)  # `auto` takes the first that is available; reference is never needed
+MADE_FOR = {
+    "triton": "cuda",
+    "mamba_ssm": "cuda",
+    "kernels": "cuda",
+    "native": "cpu",
+}  # types of device; the others run on any
 NAMES = (*ORDER, "kernels")
 PLURAL = {"cuda": "CUDA devices", "cpu": "processors"}
 
@@ -53,7 +65,9 @@ def choose(name: str = "auto", device: str = "cpu") -> Backend:
         BackendError: it is not available here; the reason is given.
     """
     if name not in ("auto", *ORDER) and name.partition("@")[0] != "kernels":
-        raise UsageError(f"unknown backend {name!r}, expected auto, {', '.join(ORDER)} or kernels@COMMIT", "see: stm env")
+        raise UsageError(
+            f"unknown backend {name!r}, expected auto, {', '.join(ORDER)} or kernels@COMMIT", "see: stm env"
+        )
     fallbacks: list[str] = []
     for candidate in [each for each in ORDER if MADE_FOR.get(each, device) == device] if name == "auto" else [name]:
         available, reason = status(candidate, device)
@@ -66,7 +80,9 @@ def choose(name: str = "auto", device: str = "cpu") -> Backend:
 def _operations(name: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     family, _, revision = name.partition("@")
     if family == "kernels":
-        return cast("tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]", _module("mamba_ssm").from_hub(revision))
+        return cast(
+            "tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]", _module("mamba_ssm").from_hub(revision)
+        )
     module = _module(name)
     return module.conv_silu, module.scan, module.add_norm
 

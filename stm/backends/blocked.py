@@ -1,7 +1,7 @@
 """Torch alone: the scan in blocks of tokens that stay in the cache, both directions and all states at once.
 
-Runs wherever torch does. A block's decays and inputs are computed at once into two small buffers, (T, K, B, N, E) with E
-innermost, and the loop over its T tokens is one fused multiply-add each; nothing of size (B, L, E, N) is ever built.
+Runs wherever torch does. A block's decays and inputs are computed at once into two small buffers, (T, K, B, N, E) with
+E innermost, and the loop over its T tokens is one fused multiply-add each; nothing of size (B, L, E, N) is ever built.
 The recurrence is an opaque operator, so that torch.compile and torch.export see one node instead of thousands.
 """
 
@@ -14,7 +14,9 @@ from stm.backends.reference import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "scan"]
 
-BUFFER = 2**19  # elements of a block's buffer (two of them, float32): a few megabytes, fastest of 2**13 to 2**21 on CPUs
+BUFFER = (
+    2**19
+)  # elements of a block's buffer (two of them, float32): a few megabytes, fastest of 2**13 to 2**21 on CPUs
 LONGEST = 32  # tokens of a block
 
 
@@ -54,7 +56,8 @@ _RECURRENCE = "Tensor elapsed, Tensor x, Tensor A, Tensor B, Tensor C, Tensor h0
 def _recurrence_backward(
     grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of elapsed, x, A, B, C and h0. States are recomputed a block at a time from those between the blocks."""
+    """The gradients of elapsed, x, A, B, C and h0. States are recomputed a block at a time from those between the
+    blocks."""
     blocks = _blocks(x, A)
     between = [h0.mT[:, None].expand(-1, x.shape[1], -1, -1)]  # the state before each block, (K, B, N, E)
     for lo, hi in blocks[:-1]:
@@ -79,9 +82,14 @@ def _recurrence_backward(
     return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C, g_h.sum(1).mT.contiguous()
 
 
-@operator(f"blocked_recurrence({_RECURRENCE}) -> Tensor", fake=lambda elapsed, x, *_: torch.empty_like(x), backward=_recurrence_backward)
+@operator(
+    f"blocked_recurrence({_RECURRENCE}) -> Tensor",
+    fake=lambda elapsed, x, *_: torch.empty_like(x),
+    backward=_recurrence_backward,
+)
 def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
-    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in `stm.backends.reference.scan`."""
+    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in
+    `stm.backends.reference.scan`."""
     y = torch.empty_like(x)
     h = h0.mT[:, None]  # (K, B, N, E)
     for lo, hi in _blocks(x, A):
@@ -98,8 +106,11 @@ def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:
     return [(lo, min(lo + size, length)) for lo in range(0, length, size)]
 
 
-def _states(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor, reverse: list[bool], lo: int, hi: int) -> tuple[Tensor, Tensor]:
-    """The decays and states of one block, each (T, K, B, N, E) in walking order, from the state h (K, B, N, E) before it."""
+def _states(
+    elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor, reverse: list[bool], lo: int, hi: int
+) -> tuple[Tensor, Tensor]:
+    """The decays and states of one block, each (T, K, B, N, E) in walking order, from the state h (K, B, N, E) before
+    it."""
     decay = (_walk(elapsed, reverse, lo, hi)[..., None, :] * A.mT[:, None]).exp_()
     states = _walk(x, reverse, lo, hi)[..., None, :] * _walk(B, reverse, lo, hi)[..., None]
     for t in range(hi - lo):
@@ -115,7 +126,8 @@ def _walk(v: Tensor, reverse: list[bool], lo: int, hi: int) -> Tensor:
 
 
 def _put(v: Tensor, values: Tensor, reverse: list[bool], lo: int, hi: int) -> None:
-    """The inverse of `_walk`: write values (T, K, B, X) to tokens lo..hi of each direction's walk through v (K, B, L, X)."""
+    """The inverse of `_walk`: write values (T, K, B, X) to tokens lo..hi of each direction's walk through v (K, B, L,
+    X)."""
     length = v.shape[2]
     for k, back in enumerate(reverse):
         part = values[:, k].movedim(0, 1)  # (B, T, X)

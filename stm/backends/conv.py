@@ -9,7 +9,9 @@ from torch import Tensor
 from stm.backends.operators import operator
 
 
-def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
+def conv_silu(
+    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
+) -> Tensor:
     """As `stm.backends.reference.conv_silu`."""
     wide = x.to(torch.promote_types(x.dtype, w.dtype))
     if sizes is not None:
@@ -60,7 +62,9 @@ def _span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -
     return torch.zeros_like(x).index_add(1, token, F.silu(_sums(taps, w, b)) * share)
 
 
-def _span_backward(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _span_backward(
+    grad: Tensor, x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, w and b from that of `_span` (B, L, E)."""
     token, window, share, taps = _evaluations(x, w, sizes, back)
     sums = _sums(taps, w, b)
@@ -73,7 +77,9 @@ def _span_backward(grad: Tensor, x: Tensor, w: Tensor, b: Tensor, sizes: tuple[i
     return g_padded[:, :-1], g_w, g_sums.sum((0, 1))
 
 
-def _evaluations(x: Tensor, w: Tensor, sizes: tuple[int, ...], back: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def _evaluations(
+    x: Tensor, w: Tensor, sizes: tuple[int, ...], back: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The table of a schedule where x is, and the tokens that each tap sees: W times (B, evaluations, E)."""
     token, window, share = (v.to(x.device) for v in _table(sizes, back, w.shape[-1]))
     padded = F.pad(x, (0, 0, 0, 1))  # the zero that stands before the first token
@@ -90,13 +96,16 @@ def _sums(taps: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _table(sizes: tuple[int, ...], back: bool, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What the span convolution evaluates: at most `width` repeats a token, since from then on the window holds it alone.
+    """What the span convolution evaluates: at most `width` repeats a token, since from then on the window holds it
+    alone.
 
     Returns:
-        The token of each evaluation, its window (W, evaluations): the tokens 0, 1, .. before it in walking order, len(sizes)
-        for none, and the share of the token's repeats that it stands for.
+        The token of each evaluation, its window (W, evaluations): the tokens 0, 1, .. before it in walking order,
+        len(sizes) for none, and the share of the token's repeats that it stands for.
     """
-    walk = [k for k in (reversed(range(len(sizes))) if back else range(len(sizes))) for _ in range(sizes[k])]  # of each repeat
+    walk = [
+        k for k in (reversed(range(len(sizes))) if back else range(len(sizes))) for _ in range(sizes[k])
+    ]  # of each repeat
     tokens, windows, shares, repeat = [], [], [], 0
     for place, k in enumerate(walk):
         repeat = repeat + 1 if place > 0 and walk[place - 1] == k else 0

@@ -1,10 +1,11 @@
 """mamba-ssm's and causal-conv1d's CUDA kernels: a second opinion, and what to use where there is no Triton.
 
-Both directions are one call: side by side as channels, B and C in two groups, the backward one flipped (these kernels walk forward
-only, tokens innermost; every other backend needs neither flips nor copies). Only `selective_scan_cuda` and causal-conv1d are imported,
-never mamba_ssm itself. Or, opt-in, the same kernels as Hugging Face's `kernels` builds them, of a commit that the user names: it is
-code from the network.
-Sources: state-spaces/mamba, csrc/selective_scan/selective_scan.cpp; Dao-AILab/causal-conv1d, causal_conv1d/cpp_functions.py;
+Both directions are one call: side by side as channels, B and C in two groups, the backward one flipped (these kernels
+    walk forward
+only, tokens innermost; every other backend needs neither flips nor copies). Only `selective_scan_cuda` and
+causal-conv1d are imported, never mamba_ssm itself. Or, opt-in, the same kernels as Hugging Face's `kernels` builds
+them, of a commit that the user names: it is code from the network. Sources: state-spaces/mamba,
+csrc/selective_scan/selective_scan.cpp; Dao-AILab/causal-conv1d, causal_conv1d/cpp_functions.py;
 huggingface/kernels-community, mamba-ssm/torch-ext.
 """
 
@@ -59,7 +60,13 @@ def from_hub(revision: str) -> tuple[Callable[..., Any], Callable[..., Any], Cal
 
 
 def conv_silu(
-    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None, source: str = ""
+    x: Tensor,
+    w: Tensor,
+    b: Tensor,
+    reverse: tuple[bool, ...],
+    *,
+    sizes: tuple[int, ...] | None = None,
+    source: str = "",
 ) -> Tensor:
     """As `stm.backends.reference.conv_silu`. Spans, which causal-conv1d does not know, are torch's."""
     if sizes is not None:
@@ -88,7 +95,8 @@ def scan(
 ) -> Tensor:
     """As `stm.backends.reference.scan`. What the kernel does not know becomes what it does.
 
-    A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much smaller.
+    A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much
+        smaller.
     h0: tokens before the first, one for each state, that inject it.
     """
     dt = projected(dt, dt_weight)
@@ -120,13 +128,17 @@ def _with_state(
     """The inputs with N tokens more at the start of each walk: the n-th injects state n alone, and C is 0 there."""
     _, batch, _, _ = x.shape
     N = A.shape[-1]
-    step = torch.exp2(torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1)))))  # (K, E): little decay, exact in any dtype
+    step = torch.exp2(
+        torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1))))
+    )  # (K, E): little decay, exact in any dtype
     later = torch.arange(N - 1, -1, -1, device=A.device)  # of the N tokens, after the n-th
     inputs = (h0 * torch.exp(-later * step[..., None] * A) / step[..., None]).mT  # (K, N, E)
 
     def put_first(before: Tensor, v: Tensor) -> Tensor:  # (K, N, X) or (N, X), (K, B, L, X)
         before = before.to(v.dtype).expand(len(reverse), N, -1)[:, None].expand(-1, batch, -1, -1)
-        return torch.stack([torch.cat([v[k], before[k].flip(1)] if back else [before[k], v[k]], 1) for k, back in enumerate(reverse)])
+        return torch.stack(
+            [torch.cat([v[k], before[k].flip(1)] if back else [before[k], v[k]], 1) for k, back in enumerate(reverse)]
+        )
 
     one_each, none = torch.eye(N, device=A.device), torch.zeros(N, N, device=A.device)
     return put_first(inputs, x), put_first(step[:, None], delta), put_first(one_each, B), put_first(none, C)
@@ -162,7 +174,9 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     u, delta, A, B, C, D, bias, softplus, source = inputs
     kernels = _kernels(source)
     _, states, *_ = kernels.scan(u, delta, A, B, C, D, None, bias, softplus)
-    grads = kernels.scan_backward(u, delta, A, B, C, D, None, bias, grad.contiguous(), states, None, None, softplus, False)
+    grads = kernels.scan_backward(
+        u, delta, A, B, C, D, None, bias, grad.contiguous(), states, None, None, softplus, False
+    )
     return [g for g, v in zip(grads[:7], inputs[:7], strict=True) if v is not None]
 
 
@@ -222,4 +236,6 @@ def _fetch(revision: str) -> _Kernels:
         conv_functions = convolution.causal_conv1d_fwd_function, convolution.causal_conv1d_bwd_function
         return _Kernels(ops.selective_scan_fwd, ops.selective_scan_bwd, *conv_functions)
     except Exception as error:  # the network's, the cache's, the loader's and the fetched code's own
-        raise BackendError(f"{REPO} at {revision} cannot be used: {error}", "see the commits that hold a build for your torch") from error
+        raise BackendError(
+            f"{REPO} at {revision} cannot be used: {error}", "see the commits that hold a build for your torch"
+        ) from error

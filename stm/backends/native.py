@@ -1,8 +1,8 @@
 """The native backend: plain C through ctypes, for processors. Float32 inside; other dtypes are converted on the way.
 
-The libraries are built by the package's own build (setup.py), one for each level of the processor. They are loaded after
-torch, so that its OpenMP is shared, and run on as many threads as torch does; results do not depend on how many. The
-operators hide them from torch.compile and torch.export, which see one node each.
+The libraries are built by the package's own build (setup.py), one for each level of the processor. They are loaded
+after torch, so that its OpenMP is shared, and run on as many threads as torch does; results do not depend on how many.
+The operators hide them from torch.compile and torch.export, which see one node each.
 """
 
 import ctypes
@@ -22,7 +22,11 @@ from stm.errors import BackendError, UsageError
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
-LEVELS = {4: ("-v4", "C with AVX-512"), 3: ("-v3", "C with AVX2"), 0: ("", "portable C")}  # stm_level() of native.c, best first
+LEVELS = {
+    4: ("-v4", "C with AVX-512"),
+    3: ("-v3", "C with AVX2"),
+    0: ("", "portable C"),
+}  # stm_level() of native.c, best first
 SPAN = 64  # channels that a thread takes at a time, as in native.h: there are E / SPAN partial sums of some gradients
 WIDEST_VECTOR = 16  # floats, as LANES in native.h
 WIDEST = 16  # taps of the convolution, as in native_conv.c
@@ -36,7 +40,9 @@ def status() -> tuple[bool, str]:
         return False, error.message
 
 
-def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
+def conv_silu(
+    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
+) -> Tensor:
     """As `stm.backends.reference.conv_silu`. A slice of a wider tensor's channels is not copied."""
     out: Tensor = _conv(x.float(), w.float(), b.float(), list(reverse), None if sizes is None else list(sizes))
     return out.to(x.dtype)
@@ -59,9 +65,12 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.backends.reference.scan`. A slice of a wider tensor's channels is not copied; dt times its weight is never in memory."""
+    """As `stm.backends.reference.scan`. A slice of a wider tensor's channels is not copied; dt times its weight is
+    never in memory."""
     optional = (None if v is None else v.float() for v in (None if split else z, dt_weight, dt_bias, scale, gap, h0))
-    out: Tensor = _scan(u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split)
+    out: Tensor = _scan(
+        u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split
+    )
     return out.to(u.dtype)
 
 
@@ -131,7 +140,9 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_weight, g_bias, g_scale, g_gap, g_h0) if v is not None]
 
 
-@operator(f"native_scan({_SCAN}, bool split) -> Tensor", fake=_scan_out, device="CPU", backward=_scan_backward, constants=1)
+@operator(
+    f"native_scan({_SCAN}, bool split) -> Tensor", fake=_scan_out, device="CPU", backward=_scan_backward, constants=1
+)
 def _scan(*inputs: Any) -> Tensor:
     out = _scan_out(*inputs)
     _call("stm_scan", _scan_args(*inputs[:-1], out=out))
@@ -288,11 +299,14 @@ def _library() -> tuple[ctypes.CDLL, str]:
     folder = Path(__file__).parent
     try:
         level = ctypes.CDLL(str(folder / "libstm.so")).stm_level()
-        name, description = next(LEVELS[n] for n in LEVELS if n <= level and (folder / f"libstm{LEVELS[n][0]}.so").exists())
+        name, description = next(
+            LEVELS[n] for n in LEVELS if n <= level and (folder / f"libstm{LEVELS[n][0]}.so").exists()
+        )
         return ctypes.CDLL(str(folder / f"libstm{name}.so")), description
     except OSError as error:
         raise BackendError(
-            f"the native library cannot be loaded: {error}", "install stm again where there is a C compiler (gcc or clang)"
+            f"the native library cannot be loaded: {error}",
+            "install stm again where there is a C compiler (gcc or clang)",
         ) from None
 
 
@@ -317,7 +331,8 @@ class Prepared:
     def __init__(self, name: str, arguments: _Words, **views: int) -> None:
         self._function = _function(_library()[0], name, 1)
         self._words, self._address, self._views = arguments.words, arguments.words.buffer_info()[0], views
-        # Detached: a parameter changes its memory when its model is moved or cast. What moves is here for its strides only.
+        # Detached: a parameter changes its memory when its model is moved or cast. What moves is here for its strides
+        # only.
         fixed = (v for word, v in arguments.keep.items() if word not in views.values())
         self._alive = [v.detach() if isinstance(v, Tensor) else v for v in fixed]
 
@@ -344,12 +359,14 @@ class Prepared:
             _check(name, v, shape)
             if not v.is_contiguous() or width % WIDEST_VECTOR:
                 raise UsageError(
-                    f"{name} has strides {v.stride()}, expected it contiguous and the width {width} a multiple of {WIDEST_VECTOR}"
+                    f"{name} has strides {v.stride()}, expected it contiguous and the width {width} a multiple of"
+                    f" {WIDEST_VECTOR}"
                 )
         return cls("stm_product", _pack((K, rows, E, width), (), (x, weight, out)))
 
     def point(self, name: str, to: Tensor, offset: int = 0) -> None:
-        """Use another tensor of the same shape and strides, which begins so many bytes after `to`, and has to live until the run."""
+        """Use another tensor of the same shape and strides, which begins so many bytes after `to`, and has to live
+        until the run."""
         self._words[self._views[name]] = to.data_ptr() + offset
 
     def __call__(self) -> None:
@@ -358,7 +375,8 @@ class Prepared:
 
 
 def for_product(weight: Tensor) -> Tensor:
-    """A weight (K, columns, E) as `Prepared.product` takes it: (K, E, width), zeros beyond the columns, the width some whole vectors."""
+    """A weight (K, columns, E) as `Prepared.product` takes it: (K, E, width), zeros beyond the columns, the width some
+    whole vectors."""
     return F.pad(weight.mT, (0, -weight.shape[1] % WIDEST_VECTOR)).contiguous()
 
 

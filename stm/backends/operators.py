@@ -1,6 +1,7 @@
 """Our operators in torch's registry: torch.compile and torch.export see one node each, and autograd works through them.
 
-`torch.library.custom_op` would do, but the first call of one imports torch's compiler: a second, and 35 MB for the rest of the run.
+`torch.library.custom_op` would do, but the first call of one imports torch's compiler: a second, and 35 MB for the rest
+of the run.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def operator(
         schema: its name and signature in torch's notation; it changes no input, and none is an alias of its output.
         fake: the same signature; returns empty tensors of the right shapes.
         device: the dispatch key that the function serves; every device by default.
-        backward: the operator that takes the gradient and the inputs, and returns one gradient for each tensor that was given.
+        backward: the operator that takes the gradient and the inputs, and returns one gradient for each tensor that was
+            given.
         constants: so many of the last inputs are left out of it.
     """
 
@@ -44,7 +46,8 @@ def operator(
 
 
 def _in_own_dtypes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward operator without autocast, which may be on when `backward()` is called, and would give its products another dtype."""
+    """A backward operator without autocast, which may be on when `backward()` is called, and would give its products
+    another dtype."""
 
     def run(*inputs: Any) -> Any:
         tensor = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]

@@ -61,7 +61,9 @@ def scan(
     return (out if split else gated(out, z)).to(u.dtype)
 
 
-def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
+def conv_silu(
+    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
+) -> Tensor:
     """SiLU of the causal depthwise convolution of each direction.
 
     Args:
@@ -111,7 +113,8 @@ def projected(dt: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def step_sizes(dt: Tensor, scale: Tensor | None, dt_bias: Tensor | None = None) -> Tensor:
-    """Delta (K, B, L, E): the softplus of dt (K, B, L, E) and its bias (K, E), times `scale` (L,) or (B, L), in at least float32."""
+    """Delta (K, B, L, E): the softplus of dt (K, B, L, E) and its bias (K, E), times `scale` (L,) or (B, L), in at
+    least float32."""
     dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
     delta = F.softplus(dt if dt_bias is None else dt + dt_bias[:, None, None])
     return delta if scale is None else delta * scale[..., None]

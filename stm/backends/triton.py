@@ -18,5 +18,8 @@ def status() -> tuple[bool, str]:
         return False, "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST:
-        return False, f"{torch.cuda.get_device_name()} has compute capability {'.'.join(map(str, capability))}, 8.0 is needed"
+        return (
+            False,
+            f"{torch.cuda.get_device_name()} has compute capability {'.'.join(map(str, capability))}, 8.0 is needed",
+        )
     return True, f"Triton {triton.__version__}"

@@ -17,7 +17,8 @@ def sigmoid(x):
 
 @triton.jit
 def softplus(x):
-    """max(x, 0) + log1p(exp(-|x|)), to the last digits also where exp is small: log1p(y) = 2 artanh(y / (2 + y)) for y in [0, 1]."""
+    """max(x, 0) + log1p(exp(-|x|)), to the last digits also where exp is small: log1p(y) = 2 artanh(y / (2 + y)) for y
+    in [0, 1]."""
     y = tl.exp(-tl.abs(x))
     s = y / (2.0 + y)  # at most 1/3: the next term of the series would be s^14 / 15 < 2e-8
     q = s * s
@@ -26,7 +27,8 @@ def softplus(x):
 
 
 def rows(v: Tensor) -> tuple[Tensor, int]:
-    """A tensor (.., channels) whose leading dimensions are one run of rows, with the distance of two rows; copied where it must be.
+    """A tensor (.., channels) whose leading dimensions are one run of rows, with the distance of two rows; copied where
+    it must be.
 
     A slice of a wider tensor's channels is not.
     """

@@ -1,8 +1,9 @@
-"""The causal convolution with its SiLU, and its span form, in Triton: tiles of tokens and channels, read where they lie.
+"""The causal convolution with its SiLU, and its span form, in Triton: tiles of tokens and channels, read where they
+lie.
 
-A token's window holds itself and, before it, the repeats of the tokens before: repeat j before its first one belongs to the token a
-`distance` back in walking order. Without spans that is j; with them it is a table of the schedule, as is the share that each of a
-token's first W repeats has in its mean (from the W-th on, the window holds the token alone).
+A token's window holds itself and, before it, the repeats of the tokens before: repeat j before its first one belongs to
+the token a `distance` back in walking order. Without spans that is j; with them it is a table of the schedule, as is
+the share that each of a token's first W repeats has in its mean (from the W-th on, the window holds the token alone).
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ BLOCK_L, BLOCK_E = 16, 64  # a tile's tokens and channels
 WIDEST = 8  # taps: the kernels are unrolled over them
 
 
-def conv_silu(x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None) -> Tensor:
+def conv_silu(
+    x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
+) -> Tensor:
     """As `stm.backends.reference.conv_silu`."""
     out: Tensor = _conv(x, w, b, list(reverse), None if sizes is None else list(sizes))
     return out
@@ -41,12 +44,16 @@ def _distance(distances, t, inside, k, L, j: tl.constexpr, W: tl.constexpr):
 def _tap(x, distances, t, e, inside, in_e, row_x, k, step, L, j: tl.constexpr, W: tl.constexpr):
     """What stands j repeats before the first one of the tokens t: (BLOCK_L, BLOCK_E), zero before the walk begins."""
     if j == 0:
-        return tl.load(x + t[:, None] * row_x + e[None, :], mask=inside[:, None] & in_e[None, :], other=0.0).to(tl.float32)
+        return tl.load(x + t[:, None] * row_x + e[None, :], mask=inside[:, None] & in_e[None, :], other=0.0).to(
+            tl.float32
+        )
     else:
         distance = _distance(distances, t, inside, k, L, j, W)
         seen = t - step * distance
         there = (distance > 0) & (seen >= 0) & (seen < L)
-        return tl.load(x + seen[:, None] * row_x + e[None, :], mask=there[:, None] & in_e[None, :], other=0.0).to(tl.float32)
+        return tl.load(x + seen[:, None] * row_x + e[None, :], mask=there[:, None] & in_e[None, :], other=0.0).to(
+            tl.float32
+        )
 
 
 @triton.jit
@@ -92,7 +99,8 @@ def conv_backward(
     grad, x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, L, E, reverse,
     K: tl.constexpr, REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """g_x (B, L, E), gathered from the windows that hold a token; g_w (.., K, E, W) and g_b (.., K, E) are of a tile and repeat."""
+    """g_x (B, L, E), gathered from the windows that hold a token; g_w (.., K, E, W) and g_b (.., K, E) are of a tile
+    and repeat."""
     t, e = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L), tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     image, in_e = tl.program_id(2).to(tl.int64), e < E
     tile = image * tl.num_programs(1) + tl.program_id(1)
@@ -104,7 +112,9 @@ def conv_backward(
             owner = t + step * behind
             inside = (t < L) & (owner >= 0) & (owner < L)
             g_out = tl.load(
-                grad + ((k * batch + image) * L + owner[:, None]) * E + e[None, :], mask=inside[:, None] & in_e[None, :], other=0.0
+                grad + ((k * batch + image) * L + owner[:, None]) * E + e[None, :],
+                mask=inside[:, None] & in_e[None, :],
+                other=0.0,
             ).to(tl.float32)
             for repeat in tl.static_range(REPEATS):
                 value = _sum(x, w, b, distances, owner, e, inside, in_e, row_x, k, step, L, E, repeat, W)
@@ -126,7 +136,11 @@ def conv_backward(
                     for tap in tl.static_range(W):
                         seen = _tap(x, distances, owner, e, inside, in_e, row_x, k, step, L, max(tap - repeat, 0), W)
                         tl.store(g_w + parameter * W + (W - 1 - tap), tl.sum(g_sum * seen, 0), mask=in_e)
-    tl.store(g_x + (image * L + t[:, None]) * E + e[None, :], g_t.to(g_x.dtype.element_ty), mask=(t < L)[:, None] & in_e[None, :])
+    tl.store(
+        g_x + (image * L + t[:, None]) * E + e[None, :],
+        g_t.to(g_x.dtype.element_ty),
+        mask=(t < L)[:, None] & in_e[None, :],
+    )
 
 
 # The host's side.
@@ -152,7 +166,22 @@ def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     if x.numel():
         with torch.cuda.device_of(x):
             conv_backward[grid](
-                *(grad.contiguous(), x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, length, channels, reverse),
+                *(
+                    grad.contiguous(),
+                    x,
+                    w,
+                    b,
+                    distances,
+                    shares,
+                    g_x,
+                    g_w,
+                    g_b,
+                    row_x,
+                    batch,
+                    length,
+                    channels,
+                    reverse,
+                ),
                 K=directions,
                 **block,
             )
@@ -172,7 +201,8 @@ def _conv(*inputs: Any) -> Tensor:
 
 
 def _arrange(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> tuple[Any, ...]:
-    """The inputs checked and laid out for the kernels: x, w, b, the tables of the spans, x's row distance, reverse, and the sizes."""
+    """The inputs checked and laid out for the kernels: x, w, b, the tables of the spans, x's row distance, reverse, and
+    the sizes."""
     _, length, channels = x.shape
     width = w.shape[-1]
     check("w", w, (len(reverse), channels, width))
@@ -191,13 +221,17 @@ def _arrange(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Se
 
 
 @lru_cache(maxsize=256)
-def _tables(sizes: tuple[int, ...], reverse: tuple[bool, ...], width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _tables(
+    sizes: tuple[int, ...], reverse: tuple[bool, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The distances (K, L, W - 1) and the shares (L, W) of a schedule."""
     distances = torch.zeros(len(reverse), len(sizes), width - 1, dtype=torch.int32)
     for k, back in enumerate(reverse):
         walk = list(reversed(range(len(sizes)))) if back else list(range(len(sizes)))
         for place, token in enumerate(walk):
-            owners = [further for further in range(1, min(place, width - 1) + 1) for _ in range(sizes[walk[place - further]])]
+            owners = [
+                further for further in range(1, min(place, width - 1) + 1) for _ in range(sizes[walk[place - further]])
+            ]
             found = owners[: width - 1]
             distances[k, token, : len(found)] = torch.tensor(found, dtype=torch.int32)
     size = torch.tensor(sizes)[:, None]

@@ -75,7 +75,9 @@ def _gradients(grads: list[Tensor], *inputs: Any) -> list[Tensor]:
 
 
 @operator(f"triton_add_norm_backward(Tensor[] grads, {_NORM}) -> Tensor[]", fake=_gradients)
-def _add_norm_backward(grads: list[Tensor], x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> list[Tensor]:
+def _add_norm_backward(
+    grads: list[Tensor], x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
+) -> list[Tensor]:
     *g_total, g_out = (g.contiguous() for g in grads)
     (x_rows, row_x), (h_rows, row_h) = rows(x), (None, 0) if h is None else rows(h)
     count, block = x.numel() // max(1, x.shape[-1]), _block(x)
@@ -100,7 +102,18 @@ def _add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: to
     if x.numel():
         with torch.cuda.device_of(x):
             norm_forward[x.numel() // x.shape[-1],](
-                *(x, h, weight.contiguous(), made[0] if h is not None else None, made[-1], row_x, row_h, x.shape[-1], eps), **_block(x)
+                *(
+                    x,
+                    h,
+                    weight.contiguous(),
+                    made[0] if h is not None else None,
+                    made[-1],
+                    row_x,
+                    row_h,
+                    x.shape[-1],
+                    eps,
+                ),
+                **_block(x),
             )
     return made
 

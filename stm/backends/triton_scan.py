@@ -1,7 +1,7 @@
 """The selective scan in Triton: both directions at once, time linear in the number of tokens, no padding.
 
-Tensors are read where they lie and keep their dtypes; the state is float32. The backward pass computes states again, a chunk of tokens
-at a time, from those between the chunks: nothing of size (B, L, E, N) is ever built.
+Tensors are read where they lie and keep their dtypes; the state is float32. The backward pass computes states again, a
+chunk of tokens at a time, from those between the chunks: nothing of size (B, L, E, N) is ever built.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
 from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
 
 STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
-PROGRAMS = 1024  # fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
+# fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
+PROGRAMS = 1024
 CHUNK = 16  # tokens between two states that are kept for the backward pass
 
 
@@ -51,7 +52,8 @@ _SCAN = (
 
 
 class Walk(NamedTuple):
-    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of `stm.backends.reference.scan`."""
+    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of
+    `stm.backends.reference.scan`."""
 
     u: Tensor
     dt: Tensor
@@ -128,27 +130,57 @@ class Walk(NamedTuple):
         if y.numel():
             with torch.cuda.device_of(y):
                 scan_forward[blocks(channels, block["BLOCK_E"]), batch, directions](
-                    *(self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, self.h0, y, between),
+                    *(
+                        self.u,
+                        self.dt,
+                        self.A,
+                        self.B,
+                        self.C,
+                        self.D,
+                        self.dt_bias,
+                        self.scale,
+                        self.gap,
+                        self.h0,
+                        y,
+                        between,
+                    ),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
                 )
         return y, between
 
     def backward(self, grad: Tensor, between: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E) for all directions."""
+        """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E)
+        for all directions."""
         directions, batch, length, channels = self.u.shape
         block = self.block(STATES // 4)
         count = blocks(channels, block["BLOCK_E"])
         scratch = self.A.new_empty(directions * batch * count, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
         g_u, g_dt, g_gap = (None if v is None else torch.empty_like(v) for v in (self.u, self.dt, self.gap))
         g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
-        g_bias, g_h0 = None if self.dt_bias is None else torch.zeros_like(g_D), None if self.h0 is None else torch.zeros_like(g_A)
+        g_bias, g_h0 = (
+            None if self.dt_bias is None else torch.zeros_like(g_D),
+            None if self.h0 is None else torch.zeros_like(g_A),
+        )
         g_B, g_C = (self.A.new_zeros(count, *v.shape) for v in (self.B, self.C))
         g_scale = None if self.scale is None else self.A.new_zeros(count, directions, batch, length)
         if self.u.numel():
             with torch.cuda.device_of(grad):
                 scan_backward[count, batch, directions](
-                    *(grad, self.u, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, self.scale, self.gap, between, scratch),
+                    *(
+                        grad,
+                        self.u,
+                        self.dt,
+                        self.A,
+                        self.B,
+                        self.C,
+                        self.D,
+                        self.dt_bias,
+                        self.scale,
+                        self.gap,
+                        between,
+                        scratch,
+                    ),
                     *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
                     *(batch, length, channels, self.reverse, 1),
@@ -169,7 +201,9 @@ def gate(y: Tensor, z: Tensor | None) -> Tensor:
     if out.numel():
         block = min(1024, power_of_two(channels))
         with torch.cuda.device_of(y):
-            gate_forward[batch * length, blocks(channels, block)](y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block)
+            gate_forward[batch * length, blocks(channels, block)](
+                y, z, out, row_z, out.numel(), channels, K=directions, BLOCK=block
+            )
     return out
 
 

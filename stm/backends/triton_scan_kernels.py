@@ -1,10 +1,11 @@
 """The kernels of triton_scan.py, in Triton's language.
 
-A program walks one direction of one image for a few channels, all N states in registers; inside everything is float32. It holds its
-states as (N, channels), channels innermost: a thread then owns whole columns, and C_t h_t is a sum of its own registers. With fewer
-channels to a program, the threads of a warp share the states, which trades work for more programs. Triton would lay out the states
-after whatever it finds contiguous in memory, so their addresses contain a factor `one` that it knows nothing about. A kernel serves
-any number of images and tokens: they are not specialised on, or each last batch and merge step would be compiled anew.
+A program walks one direction of one image for a few channels, all N states in registers; inside everything is float32.
+It holds its states as (N, channels), channels innermost: a thread then owns whole columns, and C_t h_t is a sum of its
+own registers. With fewer channels to a program, the threads of a warp share the states, which trades work for more
+programs. Triton would lay out the states after whatever it finds contiguous in memory, so their addresses contain a
+factor `one` that it knows nothing about. A kernel serves any number of images and tokens: they are not specialised on,
+or each last batch and merge step would be compiled anew.
 """
 
 import triton
@@ -55,7 +56,8 @@ def scan_forward(
     u, dt, A, B, C, D, dt_bias, scale, gap, h0, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """y (K, B, L, E), and in `between` (K, B, chunks, N, E), where it is given, the state before each chunk of tokens."""
+    """y (K, B, L, E), and in `between` (K, B, chunks, N, E), where it is given, the state before each chunk of
+    tokens."""
     b, k = tl.program_id(1), tl.program_id(2)
     e, n = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_N)
     in_e, in_n = e < E, n < N
@@ -71,8 +73,9 @@ def scan_forward(
     walk = k * batch + b  # of all walks
     first = walk.to(tl.int64) * L
     t = back * (L - 1)
-    # In a turn of the loop, the channels of the token after the next are on their way, as are B and C of the next, whose step is being
-    # computed, while this one's states are: three chains that do not wait for each other. After the last token it is the last again.
+    # In a turn of the loop, the channels of the token after the next are on their way, as are B and C of the next,
+    # whose step is being computed, while this one's states are: three chains that do not wait for each other. After the
+    # last token it is the last again.
     ahead = t + tl.where(L > 1, step, 0)
     u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + t, b * row_scale + t, e, in_e, E)
     x, soft, elapsed = _steps(u_t, dt_t, factor, gap_t, bias_e)
@@ -98,7 +101,8 @@ def scan_forward(
 
 @triton.jit(do_not_specialize=["total"])
 def gate_forward(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexpr):
-    """out (B, L, E): the sum of y (K, B, L, E) over the directions, times SiLU(z) where z is given; `total` is B L E."""
+    """out (B, L, E): the sum of y (K, B, L, E) over the directions, times SiLU(z) where z is given; `total` is B L
+    E."""
     row, e = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     in_e = e < E
     place = row * E + e
@@ -118,10 +122,12 @@ def scan_backward(
     row_B, row_C, row_scale, walk_grad, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The gradients from that of y: `grad` (K, B, L, E), or (B, L, E) for all directions. From the last chunk of tokens to the first.
+    """The gradients from that of y: `grad` (K, B, L, E), or (B, L, E) for all directions. From the last chunk of tokens
+    to the first.
 
-    A chunk's states are computed again into `scratch` (programs, CHUNK, N, channels), then its tokens are walked backwards. Sums over
-    the images (A, D, dt_bias, h0: a leading B) and over channels (B, C, scale: a leading axis of channel blocks) are the caller's.
+    A chunk's states are computed again into `scratch` (programs, CHUNK, N, channels), then its tokens are walked
+    backwards. Sums over the images (A, D, dt_bias, h0: a leading B) and over channels (B, C, scale: a leading axis of
+    channel blocks) are the caller's.
     """
     block, b, k = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     e_local, n = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_N)
@@ -137,7 +143,9 @@ def scan_backward(
     walks = tl.num_programs(2) * batch
     first, start = walk * L, back * (L - 1)
     chunks = (L + CHUNK - 1) // CHUNK
-    mine = ((walk * tl.num_programs(0) + block) * CHUNK * BLOCK_N + n[:, None]) * BLOCK_E + e_local[None, :] * one  # in scratch
+    mine = ((walk * tl.num_programs(0) + block) * CHUNK * BLOCK_N + n[:, None]) * BLOCK_E + e_local[
+        None, :
+    ] * one  # in scratch
     g_h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)  # of the state that leaves the token in hand
     sum_A = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
     sum_D = tl.zeros((BLOCK_E,), tl.float32)
@@ -160,7 +168,9 @@ def scan_backward(
             t = start + step * (chunk * CHUNK + j)
             u_t, dt_t, factor, gap_t = _channels(u, dt, gap, scale, first + t, b * row_scale + t, e, in_e, E)
             B_t, C_t = _states(B, C, first + t, n, in_n, row_B, row_C)
-            g_y = tl.load(grad + (k * walk_grad + b).to(tl.int64) * L * E + t * E + e, mask=in_e, other=0.0).to(tl.float32)
+            g_y = tl.load(grad + (k * walk_grad + b).to(tl.int64) * L * E + t * E + e, mask=in_e, other=0.0).to(
+                tl.float32
+            )
             B_f, C_f = B_t.to(tl.float32)[:, None], C_t.to(tl.float32)[:, None]
             x, soft, elapsed = _steps(u_t, dt_t, factor, gap_t, bias_e)
             delta = soft * factor

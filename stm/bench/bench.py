@@ -62,7 +62,8 @@ def measure(
     clock: Callable[[], float] = perf_counter,
     on_progress: OnProgress | None = None,
 ) -> tuple[BenchRow, ...]:
-    """A row for each variant at each batch size; all of one batch size take turns, and the first is what the others gain on.
+    """A row for each variant at each batch size; all of one batch size take turns, and the first is what the others
+    gain on.
 
     Args:
         shape: (C, H, W) of an image.
@@ -76,14 +77,23 @@ def measure(
     rows = []
     for batch_size in batch_sizes:
         images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-        calls: dict[str, Callable[[], Any]] = {name: partial(variant.prepare(batch_size), images) for name, variant in variants.items()}
+        calls: dict[str, Callable[[], Any]] = {
+            name: partial(variant.prepare(batch_size), images) for name, variant in variants.items()
+        }
         products = {name: f"{name}: products" for name, variant in variants.items() if variant.vim is not None}
-        calls |= {to: gemms.alone(vim, batch_size) for name, to in products.items() if (vim := variants[name].vim) is not None}
+        calls |= {
+            to: gemms.alone(vim, batch_size) for name, to in products.items() if (vim := variants[name].vim) is not None
+        }
         with torch.inference_mode():
             report = partial(_tell, on_progress, f"batch size {batch_size}")
-            seconds = interleave({name: waiting(call, device) for name, call in calls.items()}, rounds, clock=clock, on_round=report)
+            seconds = interleave(
+                {name: waiting(call, device) for name, call in calls.items()}, rounds, clock=clock, on_round=report
+            )
             # Anew: what keeps its buffers takes them in its first run.
-            peaks = {name: peak_bytes(partial(variant.prepare(batch_size), images), device) for name, variant in variants.items()}
+            peaks = {
+                name: peak_bytes(partial(variant.prepare(batch_size), images), device)
+                for name, variant in variants.items()
+            }
         first = seconds[next(iter(variants))]
         for name, variant in variants.items():
             an_image = [1000 * value / batch_size for value in seconds[name]]
@@ -98,7 +108,9 @@ def measure(
                     peak_bytes=peaks[name],
                     flops=variant.flops,
                     gain=ratio(first, seconds[name]),
-                    gemm_ms=1000 * statistics.median(seconds[products[name]]) / batch_size if name in products else None,
+                    gemm_ms=1000 * statistics.median(seconds[products[name]]) / batch_size
+                    if name in products
+                    else None,
                     gemm_ratio=ratio(seconds[name], seconds[products[name]]) if name in products else None,
                     rounds=len(an_image),
                 )
@@ -106,7 +118,9 @@ def measure(
     return tuple(rows)
 
 
-def served(dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = None, on_progress: OnProgress | None = None) -> ServedSpeed:
+def served(
+    dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = None, on_progress: OnProgress | None = None
+) -> ServedSpeed:
     """Time what `optimize` makes of a dense model and of the compressed one, in turns.
 
     Args:
@@ -116,7 +130,10 @@ def served(dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = 
     shape, device = dense.config.model, dense.cls_token.device
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=generator).to(device)
-    calls = {name: waiting(partial(optimize(model, batch_size), images), device) for name, model in ((DENSE, dense), (COMPRESSED, small))}
+    calls = {
+        name: waiting(partial(optimize(model, batch_size), images), device)
+        for name, model in ((DENSE, dense), (COMPRESSED, small))
+    }
     seconds = interleave(calls, rounds, seconds=SERVED_SECONDS, on_round=partial(_tell, on_progress, "speed"))
     these, those = seconds[DENSE], seconds[COMPRESSED]
     gains = [a / b for a, b in zip(these, those, strict=True)]

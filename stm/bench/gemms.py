@@ -18,7 +18,8 @@ class Gemm(NamedTuple):
 
 
 def gemms_of(model: ViM) -> list[Gemm]:
-    """Every product in the order of the forward: patches, the projections of each block on the tokens that enter it, the head.
+    """Every product in the order of the forward: patches, the projections of each block on the tokens that enter it,
+    the head.
 
     Of the last block only what reaches the class token, as the model runs it.
     """

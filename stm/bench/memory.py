@@ -11,8 +11,8 @@ import torch
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     """The most bytes that a call's tensors hold at once, beyond what there was before; None where torch cannot say.
 
-    On a processor every allocation of torch's is counted, those inside operators included, but not the scratch of the native
-    kernels: some 10 KB a thread.
+    On a processor every allocation of torch's is counted, those inside operators included, but not the scratch of the
+    native kernels: some 10 KB a thread.
     """
     if device.type == "cpu":
         held = peak = 0
@@ -34,7 +34,9 @@ def allocations(call: Callable[[], Any]) -> list[int]:
     """The bytes of every allocation on the processor in order; those of a release are negative."""
     with _no_stderr(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
         call()
-    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]  # its public list loses their order
+    events = [
+        event for event in profile.kineto_results.events() if event.name() == "[memory]"
+    ]  # its public list loses their order
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 

@@ -1,4 +1,5 @@
-"""What each rate would cost and keep: `stm plan`. Measured on this machine, on as many images as a given time allows."""
+"""What each rate would cost and keep: `stm plan`. Measured on this machine, on as many images as a given time
+allows."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -43,7 +44,8 @@ def table(
 
     Args:
         wish: options of `stm.bake.bake`, rate left out.
-        samples: for the agreement, in random order, so that however many there is time for are a fair draw; None: not measured.
+        samples: for the agreement, in random order, so that however many there is time for are a fair draw; None: not
+            measured.
         seconds: the time for them; None: all of them, however long it takes.
         batch_size: of the forwards that are timed.
         command: what makes the model of a rate, for a command line.
@@ -65,7 +67,9 @@ def table(
     if len(models) == 1:
         raise UsageError(f"no rate can be planned; {RATES[0]:g}: {refused[RATES[0]]}")
     shape, device = dense.config.model, dense.cls_token.device
-    images = torch.randn(batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=torch.Generator().manual_seed(0)
+    )
     with torch.inference_mode():
         kept = _kept(list(models.values()), samples, seconds, clock, on_progress)
         calls = {str(rate): waiting(partial(model, images.to(device)), device) for rate, model in models.items()}
@@ -118,7 +122,8 @@ def _kept(
     clock: Callable[[], float],
     on_progress: OnProgress | None,
 ) -> list[_Near]:
-    """Agreement with the first model and KL to it, of each. Every image is decoded once, and all models see the same images."""
+    """Agreement with the first model and KL to it, of each. Every image is decoded once, and all models see the same
+    images."""
     if samples is None:
         return [_Near()] * len(models)
     records: list[list[Record]] = [[] for _ in models]
@@ -130,7 +135,11 @@ def _kept(
         for found, values in zip(records, logits, strict=True):
             found += recorded(samples, batch, values, logits[0])
         images, passed = len(records[0]), clock() - start
-        possible = len(samples) if seconds is None or passed <= 0 else min(len(samples), max(images, int(images * seconds / passed)))
+        possible = (
+            len(samples)
+            if seconds is None or passed <= 0
+            else min(len(samples), max(images, int(images * seconds / passed)))
+        )
         if on_progress is not None:
             on_progress(Progress("agreement", images, possible, "images"))
         if seconds is not None and passed >= seconds:

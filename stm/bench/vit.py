@@ -1,7 +1,9 @@
 """A Vision Transformer to compare speed with: DeiT's architecture on torch's attention, random weights.
 
-Source: DeiT (arXiv 2012.12877), Table 1, and timm's vision_transformer.py: 12 pre-norm blocks, heads of 64, MLP four times as
-wide, GELU, biases everywhere, LayerNorm with eps 1e-6, a class token at the head. Widths 192 / 384 / 768 are DeiT-Ti / S / B.
+Source: DeiT (arXiv 2012.12877), Table 1, and timm's vision_transformer.py: 12 pre-norm blocks, heads of 64, MLP four
+    times as
+wide, GELU, biases everywhere, LayerNorm with eps 1e-6, a class token at the head. Widths 192 / 384 / 768 are DeiT-Ti /
+S / B.
 """
 
 import torch
@@ -54,7 +56,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, L, D): (B, L, D)."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads)
+        q, k, v = (
+            self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, L, D / heads)
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 

@@ -1,8 +1,9 @@
 """What a pickle would make if it were loaded, told by reading it: the names that it wants, and how much it claims.
 
-A few bytes of a pickle can ask for any amount of memory: `bytearray(2_000_000_000)`, a tensor of 10^12 elements that are all the same
-number, a path made of itself twice, and again. So its opcodes are followed first, with stand-ins for what they would make, and what
-they claim is held to what the file itself can hold. Nothing is built here, and nothing is run.
+A few bytes of a pickle can ask for any amount of memory: `bytearray(2_000_000_000)`, a tensor of 10^12 elements that
+    are all the same
+number, a path made of itself twice, and again. So its opcodes are followed first, with stand-ins for what they would
+make, and what they claim is held to what the file itself can hold. Nothing is built here, and nothing is run.
 """
 
 import pickletools
@@ -145,14 +146,22 @@ class Reader:
         """The elements of the tensor that a function of torch._utils makes."""
         if member in _SIZE_AT:
             return self._view(_elements(args[_SIZE_AT[member]]), "a tensor")
-        if member == "_rebuild_sparse_tensor":  # (indices, values, size, whether coalesced) or (indices, indices, values, size)
-            return max(self._view(_elements(part), "a sparse tensor") for part in _arguments(args[1]) if _is_shape(part))
+        if (
+            member == "_rebuild_sparse_tensor"
+        ):  # (indices, values, size, whether coalesced) or (indices, indices, values, size)
+            return max(
+                self._view(_elements(part), "a sparse tensor") for part in _arguments(args[1]) if _is_shape(part)
+            )
         if member.startswith("_rebuild_device_tensor"):
             return self._view(_size(args[0]), "a copy of a tensor")
         return _size(args[0])
 
     def _build(self, made: Any, state: Any) -> Any:
-        if isinstance(made, _Made) and (_CLASS.fullmatch(made.what) or _is_made(made, "torch._utils.")) and not _is_dict(state):
+        if (
+            isinstance(made, _Made)
+            and (_CLASS.fullmatch(made.what) or _is_made(made, "torch._utils."))
+            and not _is_dict(state)
+        ):
             made.size = self._view(_elements(_arguments(state)[2]), "a tensor")  # set_(storage, offset, size, stride)
         self._pay(_size(state))  # its items are copied
         return made
@@ -173,7 +182,11 @@ class Reader:
     def _view(self, count: int, what: str) -> int:
         self._viewed += count
         if self._viewed > max(self.held, 1) * _VIEWS:
-            raise Claim(f"{what} of {count:,} elements" if count > self.held else f"tensors of {self._viewed:,} elements together")
+            raise Claim(
+                f"{what} of {count:,} elements"
+                if count > self.held
+                else f"tensors of {self._viewed:,} elements together"
+            )
         return count
 
     def _pay(self, cost: int, what: str = "") -> None:
@@ -236,16 +249,23 @@ def _elements(shape: Any) -> int:
 
 
 def _check_arguments(name: str, args: Sequence[Any]) -> None:
-    """Refuse arguments that no pickler writes, and of which a function makes more than it takes: a size, a codec that repeats."""
+    """Refuse arguments that no pickler writes, and of which a function makes more than it takes: a size, a codec that
+    repeats."""
     first = args[0] if args else b""
-    if name == "builtins.bytearray" and not (isinstance(first, str | bytes | bytearray) or _is_made(first, "_codecs.encode")):
-        raise Claim(f"a bytearray of {first:,} bytes" if isinstance(first, int) else "a bytearray of something else than bytes")
+    if name == "builtins.bytearray" and not (
+        isinstance(first, str | bytes | bytearray) or _is_made(first, "_codecs.encode")
+    ):
+        raise Claim(
+            f"a bytearray of {first:,} bytes" if isinstance(first, int) else "a bytearray of something else than bytes"
+        )
     if name == "_codecs.encode" and (len(args) < 2 or re.sub("[-_]", "", str(args[1]).lower()) not in _CODECS):
         raise Claim("bytes in an encoding that no pickle has")
     if name == "numpy.dtype" and not (isinstance(first, str) and _DTYPE.fullmatch(first)):
         raise Claim("a numpy.dtype that is not one of plain numbers")
     number = args[1] if len(args) == 2 else None
-    if re.fullmatch(r"numpy\..*\.scalar", name) and not (isinstance(number, str | bytes) or _is_made(number, "_codecs.encode")):
+    if re.fullmatch(r"numpy\..*\.scalar", name) and not (
+        isinstance(number, str | bytes) or _is_made(number, "_codecs.encode")
+    ):
         raise Claim("a number of numpy without its bytes")
     if _CLASS.fullmatch(name) and not all(isinstance(arg, bool | None) or _is_made(arg, "torch.") for arg in args):
         raise Claim(f"a {name} of a size of its own")

@@ -1,8 +1,9 @@
 """What a file of weights holds, read without running anything in it.
 
-Pickles go through PyTorch's restricted unpickler and nothing else: what it may build is its own list of tensor types and
-`_ALLOWED` below. What a pickle claims is held to what its file can hold before any of it is built (`checkpoint_pickle`). Zip files and
-safetensors are mapped, not read, so that only the tensors that are used cost memory.
+Pickles go through PyTorch's restricted unpickler and nothing else: what it may build is its own list of tensor types
+and `_ALLOWED` below. What a pickle claims is held to what its file can hold before any of it is built
+(`checkpoint_pickle`). Zip files and safetensors are mapped, not read, so that only the tensors that are used cost
+memory.
 """
 
 import argparse
@@ -26,20 +27,21 @@ from safetensors import safe_open
 from stm.checkpoint.claims import Claim, Reader
 from stm.errors import CheckpointError, check_name, listed
 
-_AGAIN = "download or copy it again, and compare its size with the source's"
+_DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
 _HEAD = 4096  # bytes that tell what a file is
 _DAMAGED = "its pickle is damaged, or not of the protocol that torch.save uses"
 
-# How much more than the file a deflated zip may unpack to. Weights hardly shrink, an optimizer's zeros do; a bomb makes 1000 of 1.
+# How much more than the file a deflated zip may unpack to. Weights hardly shrink, an optimizer's zeros do; a bomb makes
+# 1000 of 1.
 _UNPACKED, _UNPACKED_ANYWAY = 32, 1 << 22
 
 _Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's multiarray.scalar, wherever this version keeps it
 
-# What a trainer's pickle may build beside tensors, under each name that Python and numpy versions gave it. Paths become pure
-# ones, which can do nothing to a disk, and load on any system.
+# What a trainer's pickle may build beside tensors, under each name that Python and numpy versions gave it. Paths become
+# pure ones, which can do nothing to a disk, and load on any system.
 _ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
     (argparse.Namespace, "argparse.Namespace"),
     *(
@@ -87,15 +89,19 @@ def sha256(path: Path) -> str:
 def _head(path: Path) -> bytes:
     check_name(path, CheckpointError)
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a checkpoint file", "check the path; ls shows what is there")
+        raise CheckpointError(
+            f"{path} does not exist: expected a checkpoint file", "check the path; ls shows what is there"
+        )
     if path.is_dir():
-        raise CheckpointError(f"{path} is a directory: expected a checkpoint file", f"name the file in it: {path / 'FILE.pth'}")
+        raise CheckpointError(
+            f"{path} is a directory: expected a checkpoint file", f"name the file in it: {path / 'FILE.pth'}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: expected a checkpoint file", _WHAT)
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
-        raise CheckpointError(f"{path} is empty: expected a checkpoint file", _AGAIN)
+        raise CheckpointError(f"{path} is empty: expected a checkpoint file", _DOWNLOAD_AGAIN)
     return head
 
 
@@ -104,12 +110,14 @@ def _not_weights(path: Path, head: bytes) -> CheckpointError:
     if head.startswith(b"version https://git-lfs"):
         return CheckpointError(f"{path} is a Git LFS pointer, not the weights that it points to", "run: git lfs pull")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return CheckpointError(f"{path} is a web page, not a checkpoint: the download led to a page", _AGAIN)
+        return CheckpointError(f"{path} is a web page, not a checkpoint: the download led to a page", _DOWNLOAD_AGAIN)
     if wanted := _wanted(path):  # a pickle of the first protocol is text
         return _unsafe(path, wanted)
     if _is_text(head):
         return CheckpointError(f"{path} is a text file, not a checkpoint", _WHAT)
-    return CheckpointError(f"{path} is not a checkpoint: it begins like neither torch.save's files nor safetensors", _WHAT)
+    return CheckpointError(
+        f"{path} is not a checkpoint: it begins like neither torch.save's files nor safetensors", _WHAT
+    )
 
 
 def _is_text(head: bytes) -> bool:
@@ -127,7 +135,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except OSError:
         raise
     except Exception as error:  # the parser's own type, and others for dtypes that torch does not have
-        raise CheckpointError(f"{path} is cut off or damaged: {_first_line(error)}", _AGAIN) from error
+        raise CheckpointError(f"{path} is cut off or damaged: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
 
 
 def _load_zip(path: Path) -> Any:
@@ -135,12 +143,18 @@ def _load_zip(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise CheckpointError(f"{path} is cut off or damaged: its zip directory cannot be read ({_first_line(error)})", _AGAIN) from error
+        raise CheckpointError(
+            f"{path} is cut off or damaged: its zip directory cannot be read ({_first_line(error)})", _DOWNLOAD_AGAIN
+        ) from error
     names = {entry.filename.partition("/")[2] for entry in entries}
     if "constants.pkl" in names:
-        raise CheckpointError(f"{path} is a TorchScript program, not weights: reading it would run it", "save the model's state_dict()")
+        raise CheckpointError(
+            f"{path} is a TorchScript program, not weights: reading it would run it", "save the model's state_dict()"
+        )
     if "data.pkl" not in names:
-        raise CheckpointError(f"{path} is a zip archive, not a checkpoint", f"if it holds one, unpack it first: unzip {path}")
+        raise CheckpointError(
+            f"{path} is a zip archive, not a checkpoint", f"if it holds one, unpack it first: unzip {path}"
+        )
     size, unpacked = path.stat().st_size, sum(entry.file_size for entry in entries)
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if unpacked > (size if stored else size * _UNPACKED + _UNPACKED_ANYWAY):
@@ -160,7 +174,9 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
     except Exception as error:  # damaged bytes make it raise anything at all
         if wanted := _unknown(reader.names):
             raise _unsafe(path, wanted) from error
-        raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _AGAIN) from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _DOWNLOAD_AGAIN
+        ) from error
     known = set(torch.serialization.get_safe_globals())
     ours: list[_Buildable] = [
         pair for pair in _ALLOWED if pair not in known
@@ -175,7 +191,9 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
             if wanted := _unknown(reader.names) or re.findall(r"GLOBAL (\S+)", str(error)):
                 raise _unsafe(path, wanted) from error
             what = _first_line(error) if isinstance(error, RuntimeError) else _DAMAGED
-            raise CheckpointError(f"{path} cannot be read as a checkpoint of torch.save: {what}", _AGAIN) from error
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint of torch.save: {what}", _DOWNLOAD_AGAIN
+            ) from error
 
 
 def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
@@ -187,9 +205,12 @@ def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
 
 def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
     # os.system pickles under the module that implements it
-    names = listed(f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted)
+    names = listed(
+        f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted
+    )
     return CheckpointError(
-        f"{path} wants {names}, which is neither a tensor nor a plain setting: reading it would run code, so it was not read",
+        f"{path} wants {names}, which is neither a tensor nor a plain setting: reading it would run code, so it was not"
+        " read",
         "ask its author for the state dict alone: torch.save(model.state_dict(), FILE)",
     )
 
@@ -212,7 +233,9 @@ def _unknown(names: list[str]) -> list[str]:
 def _follow(path: Path, reader: Reader, archive: bool) -> None:
     """Have every pickle of the file read that torch would load."""
     if archive:
-        with path.open("rb") as file:  # by torch's own reader: two readers of zip files can find two different records in one
+        with path.open(
+            "rb"
+        ) as file:  # by torch's own reader: two readers of zip files can find two different records in one
             reader.read(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
         return
     # Mapped, because a length in a pickle may be any number: reading a file would make room for it first.

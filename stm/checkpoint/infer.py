@@ -1,7 +1,7 @@
 """What a ViM checkpoint is, told from the names and shapes of its tensors and from what is said beside them.
 
-Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What decides every number and
-nothing tells is a question, never an assumption.
+Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What decides every number
+and nothing tells is a question, never an assumption.
 """
 
 import math
@@ -19,7 +19,15 @@ from stm.options import words
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Tensors of a mixer that each direction has its own of; {} is empty for the forward one, _b for the backward one.
-DIRECTED = ("conv1d{}.weight", "conv1d{}.bias", "x_proj{}.weight", "dt_proj{}.weight", "dt_proj{}.bias", "A{}_log", "D{}")
+DIRECTED = (
+    "conv1d{}.weight",
+    "conv1d{}.bias",
+    "x_proj{}.weight",
+    "dt_proj{}.weight",
+    "dt_proj{}.bias",
+    "A{}_log",
+    "D{}",
+)
 
 _OFFICIAL_SIZE = 224
 _RUNS = "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions"
@@ -43,11 +51,13 @@ _NEEDED = (
 
 
 class Inferred(NamedTuple):
-    """The model, its number of classes, its preprocessing, and a sentence for everything that was taken from elsewhere or assumed.
+    """The model, its number of classes, its preprocessing, and a sentence for everything that was taken from elsewhere
+    or assumed.
 
-    `by_name`: the options that give the same model under any name, where a name told. `question`: what is to be answered before the
-    model means anything, where nothing tells where the class token is or whether the directions are averaged, or where it is told both
-    ways. It is not raised here: a file that is damaged is not worth an answer.
+    `by_name`: the options that give the same model under any name, where a name told. `question`: what is to be
+        answered before the
+    model means anything, where nothing tells where the class token is or whether the directions are averaged, or where
+    it is told both ways. It is not raised here: a file that is damaged is not worth an answer.
     """
 
     model: ModelConfig
@@ -137,14 +147,22 @@ def _refuse_names(where: str, shapes: Shapes, depth: int) -> None:
     missing = [name for name in expected if name not in shapes]
     unexpected = [name for name in shapes if name not in expected]
     if missing or unexpected:
-        parts = [f"{len(names)} {kind} ({listed(names)})" for names, kind in ((missing, "missing"), (unexpected, "unexpected")) if names]
-        raise CheckpointError(f"{where} does not hold the tensors of a ViM with {depth} blocks: {', '.join(parts)}", _RUNS)
+        parts = [
+            f"{len(names)} {kind} ({listed(names)})"
+            for names, kind in ((missing, "missing"), (unexpected, "unexpected"))
+            if names
+        ]
+        raise CheckpointError(
+            f"{where} does not hold the tensors of a ViM with {depth} blocks: {', '.join(parts)}", _RUNS
+        )
 
 
 def _refuse_shapes(where: str, shapes: Shapes, expected: Shapes) -> None:
     wrong = [f"{name} {shapes[name]} instead of {shape}" for name, shape in expected.items() if shapes[name] != shape]
     if wrong:
-        raise CheckpointError(f"{where}: {len(wrong)} mis-shaped ({listed(wrong)})", "it was damaged or edited: get the original")
+        raise CheckpointError(
+            f"{where}: {len(wrong)} mis-shaped ({listed(wrong)})", "it was damaged or edited: get the original"
+        )
 
 
 def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
@@ -175,16 +193,25 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     if tokens != 1:
         raise CheckpointError(f"{where} is a ViM with {tokens} class tokens (cls_token), expected 1", _RUNS)
     if height != width:
-        raise CheckpointError(f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS)
+        raise CheckpointError(
+            f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS
+        )
     if grid < 1 or grid**2 != L - 1:
-        raise CheckpointError(f"{where} has {L} positions (pos_embed), expected a square grid of patches and one class token", _RUNS)
+        raise CheckpointError(
+            f"{where} has {L} positions (pos_embed), expected a square grid of patches and one class token", _RUNS
+        )
     if D < 1 or E % D:
         raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
-    return {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}, classes, grid
+    return (
+        {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height},
+        classes,
+        grid,
+    )
 
 
 def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
-    """Image size, stride, and where they come from: the size asked for, else the stored one, a name's, or the official one."""
+    """Image size, stride, and where they come from: the size asked for, else the stored one, a name's, or the official
+    one."""
     fits = f"{grid} x {grid} patches of {patch} pixels"
     edge = f"edge to edge, they make --image-size {grid * patch}"
     own, named = stored.input_size, stored.size_by_name
@@ -192,15 +219,23 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
         if (stride := _stride(asked, patch, grid, stored.stride) or _stride(asked, patch, grid, None)) is None:
             raise UsageError(f"image_size is {asked}, but {where} holds {fits}", edge)
         by = named.by if own is None and named is not None and named.value == asked else None  # as in `_reading`
-        return asked, stride, f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}"
+        return (
+            asked,
+            stride,
+            f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}",
+        )
     if own is not None:
         if (stride := _stride(own, patch, grid, stored.stride)) is None:
             said = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
-            raise CheckpointError(f"{where}: its own arguments say {said}, but it holds {fits}", "give the right one: --image-size N")
+            raise CheckpointError(
+                f"{where}: its own arguments say {said}, but it holds {fits}", "give the right one: --image-size N"
+            )
         return own, stride, f"image size {own} from the file's own arguments, stride {stride} as it gives {fits}"
     if named is not None:
         if (stride := _stride(named.value, patch, grid, stored.stride)) is None:
-            raise CheckpointError(f"{where}: by {named.by} its images have {named.value} pixels, but it holds {fits}", edge)
+            raise CheckpointError(
+                f"{where}: by {named.by} its images have {named.value} pixels, but it holds {fits}", edge
+            )
         return named.value, stride, f"image size {named.value} by {named.by}, stride {stride} as it gives {fits}"
     stride = _stride(_OFFICIAL_SIZE, patch, grid, stored.stride)
     if stride is None or stride * (grid - 1) != _OFFICIAL_SIZE - patch:
@@ -212,10 +247,15 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
 
 
 def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
-    """The stride at which an image of that size has `grid` patches along a side; None if there is none or no telling."""
+    """The stride at which an image of that size has `grid` patches along a side; None if there is none or no
+    telling."""
     if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
         return None
-    fitting = [stride for stride in (range(1, patch + 1) if told is None else (told,)) if stride and (size - patch) // stride + 1 == grid]
+    fitting = [
+        stride
+        for stride in (range(1, patch + 1) if told is None else (told,))
+        if stride and (size - patch) // stride + 1 == grid
+    ]
     whole = [stride for stride in fitting if stride * (grid - 1) == size - patch]
     if patch in fitting:
         return patch
@@ -235,7 +275,8 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
         first, in_words = all_said[0], _IN_WORDS[name]
         against = next((each for each in all_said if each.value != (first.value if wanted is None else wanted)), None)
         if against is None:
-            # What is asked and said as well is told as if it was not asked: the same bytes come of a recipe, which asks what a name said.
+            # What is asked and said as well is told as if it was not asked: the same bytes come of a recipe, which asks
+            # what a name said.
             found[name] = first.value
             if first.by != OWN:
                 told.setdefault(first.by, []).append(in_words(first.value))
@@ -247,13 +288,15 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
     notes = [f"by {by} {' and '.join(values)}" for by, values in told.items()] + overruled
     if found["class_token"] is None:
         raise Question(
-            f"{where} has the tensors that a ViM and a VideoMamba share, and neither its settings nor its name tells which it is: "
-            "where its class token is and whether its directions are averaged or added",
+            f"{where} has the tensors that a ViM and a VideoMamba share, and neither its settings nor its name tells"
+            " which it is: where its class token is and whether its directions are averaged or added",
             _answers(asked),
         )
     if found["divide_out"] is None and found["class_token"] == "middle":
         found["divide_out"] = True
-        notes.append("the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle")
+        notes.append(
+            "the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle"
+        )
     if found["divide_out"] is None:
         raise Question(f"{where}: nothing tells whether its two directions are averaged or added", _answers(asked))
     return found["class_token"], found["divide_out"], tuple(notes)
@@ -262,7 +305,8 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
 def _answers(asked: Asked) -> dict[str, list[str]]:
     """What the model may be, and the options that say so beside those that were given."""
     return {
-        what: words({name: value for name, value in options.items() if getattr(asked, name) is None}) for what, options in _MODELS.items()
+        what: words({name: value for name, value in options.items() if getattr(asked, name) is None})
+        for what, options in _MODELS.items()
     }
 
 

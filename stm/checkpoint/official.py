@@ -116,7 +116,8 @@ def _tuple(name: str, value: Any) -> tuple[float, ...] | None:
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: a dense model's parameters by stm's names to the official state dict; no tensor shares memory with another.
+    """The inverse: a dense model's parameters by stm's names to the official state dict; no tensor shares memory with
+    another.
 
     Raises:
         CheckpointError: a tensor that the official format has no place for, such as a merge plan's.
@@ -136,10 +137,15 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _names(depth: int) -> dict[str, tuple[str, ...]]:
     """stm's name of every tensor to the official one, or to those of the two directions."""
-    names: dict[str, tuple[str, ...]] = {name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")}
+    names: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")
+    }
     names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
     for block in (f"layers.{i}" for i in range(depth)):
-        names |= {f"{block}.{name}": (f"{block}.{name}",) for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")}
+        names |= {
+            f"{block}.{name}": (f"{block}.{name}",)
+            for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")
+        }
         for name in DIRECTED:
             ours = name.replace("{}", "").replace(".", "_")
             names[f"{block}.mixer.{ours}"] = (f"{block}.mixer.{name.format('')}", f"{block}.mixer.{name.format('_b')}")
@@ -147,15 +153,23 @@ def _names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
-    """The weights of a checkpoint, the settings beside them (None: there is nothing), and a sentence about what is left."""
+    """The weights of a checkpoint, the settings beside them (None: there is nothing), and a sentence about what is
+    left."""
     if not isinstance(document, dict):
-        raise CheckpointError(f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'")
+        raise CheckpointError(
+            f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'"
+        )
     held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
     key = next((key for key in (_AVERAGES if ema else _STATES) if key in held), None)
     if ema and key is None:
-        raise CheckpointError(f"{where} holds no averaged weights (model_ema), only {listed(map(repr, document))}", "read it without --ema")
+        raise CheckpointError(
+            f"{where} holds no averaged weights (model_ema), only {listed(map(repr, document))}",
+            "read it without --ema",
+        )
     if key is None and held:
-        raise CheckpointError(f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema")
+        raise CheckpointError(
+            f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema"
+        )
     state = document if key is None else held[key]
     for prefix in _WRAPPERS * 2:  # either may be around the other
         if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
@@ -165,21 +179,30 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
             kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
-            what = f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
+            what = (
+                f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
+            )
             raise CheckpointError(f"{where}: {listed([repr(name)])} {what}", f"it holds {listed(map(repr, state))}")
     ignored: tuple[str, ...] = ()
     if not ema and any(name in held for name in _AVERAGES):
         ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
-    settings = {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held} if key else None
+    settings = (
+        {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held}
+        if key
+        else None
+    )
     return dict(state), settings, ignored
 
 
 def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The parameters by stm's names. Each official tensor leaves `state` as it is copied: two whole models are never held."""
+    """The parameters by stm's names. Each official tensor leaves `state` as it is copied: two whole models are never
+    held."""
     tensors = {}
     for ours, theirs in _names(depth).items():
         parts = [_float32(where, name, state.pop(name)) for name in theirs]
-        tensor = parts[0].clone(memory_format=torch.contiguous_format) if len(parts) == 1 else torch.stack(parts)  # (K, ...)
+        tensor = (
+            parts[0].clone(memory_format=torch.contiguous_format) if len(parts) == 1 else torch.stack(parts)
+        )  # (K, ...)
         tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
     return tensors
 
@@ -187,8 +210,12 @@ def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor
 def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
-        raise CheckpointError(f"{where}: {name} is {kind}, expected floating-point numbers", "save the float weights of the model")
+        raise CheckpointError(
+            f"{where}: {name} is {kind}, expected floating-point numbers", "save the float weights of the model"
+        )
     tensor = tensor.detach().to(torch.float32)
     if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{where}: {name} holds NaN or infinite values", "training diverged or the file is damaged: use another")
+        raise CheckpointError(
+            f"{where}: {name} holds NaN or infinite values", "training diverged or the file is damaged: use another"
+        )
     return tensor

@@ -1,4 +1,5 @@
-"""From a photograph to the input of a checkpoint: as asked, else as its settings say, else as hustvl/Vim does (vim/datasets.py)."""
+"""From a photograph to the input of a checkpoint: as asked, else as its settings say, else as hustvl/Vim does
+(vim/datasets.py)."""
 
 from typing import Any
 
@@ -9,7 +10,10 @@ from stm.errors import CheckpointError, UsageError
 RATIO = 0.875  # hustvl/Vim's, and timm's where a model has none of its own
 RATIOS = (0.1, 1.0)
 _SMALL = 32  # pixels: hustvl/Vim takes images of up to this size as they are
-_COLOURS = {"mean": (IMAGENET_MEAN, 0.0, (0.0, 1.0)), "std": (IMAGENET_STD, 1.0, (1e-6, 1.0))}  # usual, without colours, limits
+_COLOURS = {
+    "mean": (IMAGENET_MEAN, 0.0, (0.0, 1.0)),
+    "std": (IMAGENET_STD, 1.0, (1e-6, 1.0)),
+}  # usual, without colours, limits
 
 
 def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
@@ -40,7 +44,9 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
     if unknown:
         names, values = (" and ".join(parts) for parts in zip(*unknown, strict=True))
         are = "are" if len(unknown) > 1 else "is"
-        notes.append(f"the model takes {_channels(model.in_chans)}: their {names} {are} unknown, {values} {are} assumed")
+        notes.append(
+            f"the model takes {_channels(model.in_chans)}: their {names} {are} unknown, {values} {are} assumed"
+        )
 
     ratio, from_file = _value("crop_ratio", stored, asked)
     if ratio is not None and not RATIOS[0] <= ratio <= RATIOS[1]:
@@ -54,7 +60,9 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
     elif from_file:
         told.append(f"crop ratio {ratio:g}")
     # timm resizes images of any size, and so does whoever asks for a ratio
-    as_they_are = model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
+    as_they_are = (
+        model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
+    )
     resize = model.image_size if as_they_are else int(model.image_size / ratio)
 
     interpolation, from_file = _value("interpolation", stored, asked)
@@ -77,7 +85,10 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
         if told:
             notes.append(f"preprocessing by {OWN}: {', '.join(told)}")
         if usual:
-            notes.append(f"no word on {'the rest of ' if told else ''}the preprocessing, hence as in hustvl/Vim: {', '.join(usual)}")
+            notes.append(
+                f"no word on {'the rest of ' if told else ''}the preprocessing, hence as in hustvl/Vim:"
+                f" {', '.join(usual)}"
+            )
     return Preprocess(resize=resize, crop=model.image_size, interpolation=interpolation, **colours), tuple(notes)
 
 
@@ -93,7 +104,10 @@ def _per_channel(where: str, name: str, values: tuple[float, ...], channels: int
     one_each = values * channels if len(values) == 1 else values
     if len(one_each) == channels and all(low <= value <= high for value in one_each):
         return one_each
-    expected = f"expected one number per channel, {'above 0' if name == 'std' else '0'} to 1: the model takes {_channels(channels)}"
+    expected = (
+        f"expected one number per channel, {'above 0' if name == 'std' else '0'} to 1: the model takes"
+        f" {_channels(channels)}"
+    )
     if from_file:
         hint = f"give the right one: --{name} {','.join(f'{value:g}' for value in _COLOURS[name][0][:channels])}"
         raise CheckpointError(f"{where}: its own arguments say {name} {_listed(values)}, {expected}", hint)

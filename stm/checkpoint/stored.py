@@ -1,7 +1,8 @@
-"""What is said of a checkpoint beside its tensors: by the trainer's settings in it, by its file's name and by its repository's.
+"""What is said of a checkpoint beside its tensors: by the trainer's settings in it, by its file's name and by its
+repository's.
 
-A ViM of hustvl/Vim and a VideoMamba of OpenGVLab/VideoMamba have the same tensors by the same names; only this tells them apart.
-The name of the folder that holds a file says where it lies, not what it is, and is not read.
+A ViM of hustvl/Vim and a VideoMamba of OpenGVLab/VideoMamba have the same tensors by the same names; only this tells
+them apart. The name of the folder that holds a file says where it lies, not what it is, and is not read.
 """
 
 import argparse
@@ -19,7 +20,13 @@ T = TypeVar("T")
 Settings = Mapping[str, Any]
 
 OWN = "the file's own arguments"
-_HELD = ("args", "config", "model_args", "pretrained_cfg", "default_cfg")  # where trainers keep settings, the nearest first
+_HELD = (
+    "args",
+    "config",
+    "model_args",
+    "pretrained_cfg",
+    "default_cfg",
+)  # where trainers keep settings, the nearest first
 _BUILDERS = ("model", "arch", "model_name", "architecture")
 _PIXELS = 10**5  # of a side, the most that is believed
 
@@ -60,7 +67,8 @@ class Stored:
         size_by_name: side of the input, by a name such as `..._res224to448`: the last one.
         class_token, divide_out: everything that is said, the nearest first: two that differ are a question.
         mean, std, crop_ratio, interpolation, crop_mode: of the evaluation, by the settings.
-        fixed: whether the trainer is DeiT's, as hustvl/Vim's and VideoMamba's: ImageNet's mean and std, bicubic, a crop of its own ratio.
+        fixed: whether the trainer is DeiT's, as hustvl/Vim's and VideoMamba's: ImageNet's mean and std, bicubic, a crop
+            of its own ratio.
     """
 
     input_size: int | None = None
@@ -79,8 +87,8 @@ class Stored:
     def of(cls, document: Any, file: str, repo: str | None = None) -> "Stored":
         """From a checkpoint's document (None: it holds nothing but tensors), its file's name and its repository's.
 
-        Settings are read as timm's and DeiT's trainers write them: at the top or under `args`, `config`, `model_args`, `pretrained_cfg`.
-        What is not of its kind is passed over.
+        Settings are read as timm's and DeiT's trainers write them: at the top or under `args`, `config`, `model_args`,
+        `pretrained_cfg`. What is not of its kind is passed over.
         """
         settings = list(_settings(document)) if isinstance(document, dict) else []
         builders = [name for each in settings for key in _BUILDERS if isinstance(name := each.get(key), str)]
@@ -126,10 +134,11 @@ def _first(settings: list[Settings], of: Any, *keys: str) -> Any:
 
 
 def _reading(name: str, *, builder: bool = False) -> Reading:
-    """What a name tells. A builder's (hustvl/Vim vim/models_mamba.py) says all: `..._with_midclstok_div2` averages, without div2 it adds.
+    """What a name tells. A builder's (hustvl/Vim vim/models_mamba.py) says all: `..._with_midclstok_div2` averages,
+    without div2 it adds.
 
-    Names of weights are shorter. `vim_s_midclstok_80p5acc.pth` averages as all of hustvl/Vim's weights do; a VideoMamba has its class
-    token at the head and adds (OpenGVLab/VideoMamba image_sm/models/videomamba.py).
+    Names of weights are shorter. `vim_s_midclstok_80p5acc.pth` averages as all of hustvl/Vim's weights do; a VideoMamba
+    has its class token at the head and adds (OpenGVLab/VideoMamba image_sm/models/videomamba.py).
     """
     text = re.sub(r"[^a-z0-9]+", "_", name.lower())
     if re.match(r"hustvl_vim(_|$)", text):
@@ -169,7 +178,11 @@ def _number(value: Any) -> float | None:
 def _numbers(value: Any) -> tuple[float, ...] | None:
     """One number or several."""
     if isinstance(value, Tensor):
-        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+        plain = (
+            value.layout == torch.strided
+            and value.device.type == "cpu"
+            and value.dtype in (torch.float32, torch.float64)
+        )
         value = value.tolist() if plain and not value.is_nested else None
     found = [_number(each) for each in (value if isinstance(value, list | tuple) else (value,))]
     return tuple(each for each in found if each is not None) if found and None not in found else None

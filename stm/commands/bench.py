@@ -12,7 +12,7 @@ from stm.commands.recipe import Wish, split
 from stm.errors import UsageError
 from stm.findings import BenchReport
 from stm.measure.environment import environment_of
-from stm.model.layers import DTYPES
+from stm.model.layers import TORCH_DTYPES
 from stm.model.vim import ViM
 from stm.progress import OnProgress
 
@@ -34,8 +34,8 @@ def bench(
     """`stm bench`: a dense model against a compressed one, in one process and in turns.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed by the wish, a compressed
-            one has the dense one in it.
+        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed by the wish, a
+            compressed one has the dense one in it.
         batch_sizes: images a forward, one or several.
         threads: of torch on the processor; None: torch's choice.
         rounds: None: what fits into ten seconds a batch size.
@@ -57,8 +57,10 @@ def bench(
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
         if against is not None:
-            rival = vit.ViT(shape, dense.config.num_classes).to(device, DTYPES[dense.config.dtype])
-            variants[vit.name_of(shape)] = benching.Variant(lambda batch_size: rival, vit.flops(shape, dense.config.num_classes))
+            rival = vit.ViT(shape, dense.config.num_classes).to(device, TORCH_DTYPES[dense.config.dtype])
+            variants[vit.name_of(shape)] = benching.Variant(
+                lambda batch_size: rival, vit.flops(shape, dense.config.num_classes)
+            )
         rows = benching.measure(
             variants,
             (shape.in_chans, shape.image_size, shape.image_size),
@@ -82,7 +84,7 @@ def bench(
         flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
         wall_clock_gain=None if ours is None else ours.gain,
         gemm_ms=theirs.gemm_ms,
-        notes=vim.config.said("notes"),
+        notes=vim.config.extra_texts("notes"),
         reasons=_reasons(ours is None, any(row.peak_bytes is None for row in rows)),
     )
 

@@ -11,7 +11,7 @@ from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport
 from stm.measure import compare as comparison
-from stm.measure.compare import entrants, race, rows
+from stm.measure.compare import contenders, rows, run_all
 from stm.measure.environment import environment_of
 from stm.measure.table import as_csv
 from stm.model.vim import ViM
@@ -46,7 +46,7 @@ def compare(
     Args:
         model: a dense MODEL as `stm.commands.open_model.open_model` takes it.
         data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded.
-        methods, saving, rate, at: see `stm.measure.compare.entrants`.
+        methods, saving, rate, at: see `stm.measure.compare.contenders`.
         also: other dense MODELs: smaller siblings, which a compressed model should beat.
         seed: chooses images, and draws what random pruning removes.
         world: the processes that share the images and return the same report; the first one writes.
@@ -63,9 +63,13 @@ def compare(
         atomic.check(out, COMPARED, force=force)
     options = From(**source)
     dense = open_model(model, options, on_progress)
-    entered = entrants(dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options, on_progress), seed=seed)
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
-    runs = race(entered, samples, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress).runs
+    entered = contenders(
+        dense, methods=methods, saving=saving, rate=rate, at=at, also=_siblings(also, options, on_progress), seed=seed
+    )
+    samples = open_samples(
+        data, config=dense.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress
+    )
+    runs = run_all(entered, samples, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress).runs
     table = rows(entered, runs, data=samples.name, seed=seed)
     report = CompareReport(
         command="compare",

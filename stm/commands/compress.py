@@ -55,10 +55,11 @@ def compress(
         model: a MODEL as `stm.commands.open_model.open_model` takes it.
         recipe: a folder, here or on the Hub, whose recipe is run again, instead of a wish.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
-        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or as many
-            images as the recipe's folder was measured on.
+        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or
+            as many images as the recipe's folder was measured on.
         seed: chooses images; 0, or the recipe's.
-        max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not passed.
+        max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not
+            passed.
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
@@ -80,9 +81,13 @@ def compress(
         wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again, recipe)
         eval = eval and (bool(again.measured) or to_measure)
     if not eval and to_measure:
-        raise UsageError("data, limit and max drop belong to the comparison with the dense model, which is switched off")
+        raise UsageError(
+            "data, limit and max drop belong to the comparison with the dense model, which is switched off"
+        )
     if calibration is not None and data is not None and os.path.realpath(calibration) == os.path.realpath(data):
-        raise UsageError(f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on")
+        raise UsageError(
+            f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on"
+        )
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish))
     artifact.check_output(output, force=force)
     to = None if push_to is None else To(repo=push_to, token=source.token)
@@ -97,9 +102,14 @@ def compress(
         check_source(dense.config, again, model, recipe)
     samples = None
     if eval:
-        samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress)
+        samples = open_samples(
+            data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress
+        )
     if max_drop is not None and samples is not None and not samples.labelled:
-        raise UsageError(f"max drop needs labels, and {samples.name} has none", "give labelled images: --data DIR, or leave --max-drop out")
+        raise UsageError(
+            f"max drop needs labels, and {samples.name} has none",
+            "give labelled images: --data DIR, or leave --max-drop out",
+        )
     images, skipped = None, tuple[str, ...]()
     if calibration is not None:
         images, skipped = _calibration_images(calibration, dense.config, seed, source.token, on_progress)
@@ -140,7 +150,13 @@ def _calibration_images(
 ) -> tuple[CalibrationImages, tuple[str, ...]]:
     """The images of a set, labelled or not, that weights are averaged over, and what there is to say of the set."""
     samples = open_samples(
-        data, config=config, limit=CALIBRATION_IMAGES, seed=seed, need_labels=False, token=token, on_progress=on_progress
+        data,
+        config=config,
+        limit=CALIBRATION_IMAGES,
+        seed=seed,
+        need_labels=False,
+        token=token,
+        on_progress=on_progress,
     )
     batches = list(iterate(samples, config.preprocessing, batch_size=CALIBRATION_IMAGES))
     if errors := [error for batch in batches for error in batch.errors.values()]:
@@ -161,7 +177,7 @@ def _compress_report(
 ) -> CompressReport:
     config = small.config
     assert config.recipe is not None and config.protection is not None
-    notes, reasons = config.said("notes"), {}
+    notes, reasons = config.extra_texts("notes"), {}
     if figures is None:
         why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
         reasons = dict.fromkeys(("eval", "served", "gate"), why)
@@ -173,9 +189,16 @@ def _compress_report(
         notes += (_no_gain(served, config.protection),)
     if figures is not None and figures.top1 is None:
         where = shlex.quote(model_of(str(output)))
-        notes += (f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR",)
+        notes += (
+            f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR",
+        )
     if again is not None and figures is not None and again.measured and figures.data != again.measured[0].data:
-        notes += (f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR chooses",)
+        notes += (
+            (
+                f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR"
+                " chooses"
+            ),
+        )
     return CompressReport(
         command="compress",
         model=model,
@@ -208,7 +231,8 @@ def _no_gain(served: ServedSpeed, protection: Protection) -> str:
 
 
 def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """The saving that a wish asks for, where it is one: under `staged` a rate stands for the paper's saving at that rate."""
+    """The saving that a wish asks for, where it is one: under `staged` a rate stands for the paper's saving at that
+    rate."""
     if recipe.schedule != "staged" or recipe.rate is None:
         return recipe.saving
     return plan_schedule(config.model, order="staged", rate=recipe.rate, sides=recipe.sides).saving

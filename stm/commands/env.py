@@ -7,10 +7,22 @@ import torch
 
 from stm import backends
 from stm.device import pick
-from stm.measure.environment import here, processor_name
+from stm.measure.environment import current_environment, processor_name
 from stm.reports import BackendStatus, EnvReport
 
-NEEDED = ("torch", "safetensors", "numpy", "scipy", "pillow", "huggingface-hub", "jinja2", "pyyaml", "filelock", "typer", "rich")
+NEEDED = (
+    "torch",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pillow",
+    "huggingface-hub",
+    "jinja2",
+    "pyyaml",
+    "filelock",
+    "typer",
+    "rich",
+)
 OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "pyarrow")
 
 
@@ -22,7 +34,7 @@ def environment() -> EnvReport:
     return EnvReport(
         command="env",
         model="",
-        environment=here(),
+        environment=current_environment(),
         python=platform.python_version(),
         platform=platform.platform(),
         packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},

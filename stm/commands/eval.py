@@ -36,7 +36,8 @@ def evaluate(
     Where a dtype is given, the dense one beside it has the file's own: what the dtype costs is part of the drop.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; None: see `stm.commands.open_model.find_default`.
+        model: a MODEL as `stm.commands.open_model.open_model` takes it; None: see
+            `stm.commands.open_model.find_default`.
         world: the processes that share the images and return the same report; the first one has the records' file.
         source: how to read it, the fields of `stm.commands.open_model.From`.
     """
@@ -46,7 +47,9 @@ def evaluate(
     options = From(**source)
     own = open_model(named, dataclasses.replace(options, dtype=None), on_progress)
     vim = own if options.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, options.dtype)
-    samples = open_samples(data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress)
+    samples = open_samples(
+        data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress
+    )
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,

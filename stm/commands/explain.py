@@ -9,7 +9,7 @@ from stm.artifact import atomic
 from stm.bake import bake
 from stm.commands.open_model import name_of, open_model
 from stm.commands.recipe import Wish, split
-from stm.commands.report import SHOWN
+from stm.commands.report import PICTURE_PIXELS
 from stm.config import Config
 from stm.data.images import enlarged
 from stm.data.open import is_embedded, open_samples, photographs
@@ -23,7 +23,7 @@ from stm.measure.environment import environment_of
 from stm.measure.equal_cost import solve_peer
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
-from stm.peers import METHODS
+from stm.peers import PEERS
 from stm.plots import style as plots
 from stm.progress import OnProgress
 
@@ -49,7 +49,7 @@ def explain(
     Args:
         model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed here, by the wish.
         images: files; none: some of what is embedded.
-        peer: a method of `stm.peers.METHODS`, which is explained instead, at the operations that the wish would save.
+        peer: a method of `stm.peers.PEERS`, which is explained instead, at the operations that the wish would save.
         block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
         places: the most distances of a side that are measured.
         out: the folder to write, named after the model by default.
@@ -64,12 +64,14 @@ def explain(
     """
     plots.require()
     if len(images) > explanation.MOST_IMAGES:
-        raise UsageError(f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own")
+        raise UsageError(
+            f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own"
+        )
     source, wish = split(options)
     output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
     atomic.check(output, explanation.file_names(), force=force)
-    if peer is not None and peer not in METHODS:
-        raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(METHODS)}")
+    if peer is not None and peer not in PEERS:
+        raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(PEERS)}")
     small = _compressed(open_model(model, source, on_progress), model, wish, seed)
     title = _title(small)
     if peer is not None:
@@ -84,7 +86,9 @@ def explain(
     (batch,) = iterate(samples, small.config.preprocessing, batch_size=len(samples))
     for error in batch.errors.values():
         raise DataError(error)
-    pictures = [(sample.file, enlarged(sample, small.config.preprocessing, SHOWN)) for sample in samples.samples]
+    pictures = [
+        (sample.file, enlarged(sample, small.config.preprocessing, PICTURE_PIXELS)) for sample in samples.samples
+    ]
     found = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
     with atomic.replacing(output, explanation.file_names(), force=force) as folder:
         with plots.style():
@@ -113,7 +117,9 @@ def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:
         return bake(model, **wish.options(), calibration=None, seed=seed, on_progress=None)
     if wish != Wish():
         given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
-        raise UsageError(f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out")
+        raise UsageError(
+            f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out"
+        )
     return model
 
 
@@ -122,7 +128,7 @@ def _as_peer(ours: ViM, name: str, seed: int) -> tuple[ViM, str]:
     dense = ours.with_plan(None)
     solved = solve_peer(dense.config, name, flops.count(ours.config).honest_saving, seed=seed)
     plan = solved.plan.to(dense.cls_token.device)
-    return dense.with_plan(plan), f"{METHODS[name].title}, {solved.flops.honest_saving:.1%} of the operations saved"
+    return dense.with_plan(plan), f"{PEERS[name].title}, {solved.flops.honest_saving:.1%} of the operations saved"
 
 
 def _samples(images: Sequence[str | Path], config: Config, seed: int) -> SampleSet:

@@ -71,13 +71,21 @@ def export(
 def _reading(config: Config) -> dict[str, Any]:
     """The options that read an official file, which holds tensors alone, as the model that it was written from."""
     shape, prep = config.model, config.preprocessing
-    options: dict[str, Any] = {"image_size": shape.image_size, "class_token": shape.class_token, "divide_out": shape.divide_out}
+    options: dict[str, Any] = {
+        "image_size": shape.image_size,
+        "class_token": shape.class_token,
+        "divide_out": shape.divide_out,
+    }
     usual = Preprocess.official(shape.image_size)
-    options |= {name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)}
+    options |= {
+        name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)
+    }
     if prep.interpolation != usual.interpolation and prep.interpolation in INTERPOLATIONS:
         options["interpolation"] = prep.interpolation
     if prep.resize != usual.resize:
         # the shortest ratio that gives this side; half a pixel more, because the quotient is rounded down
         ratios = (round(prep.crop / (prep.resize + 0.5), digits) for digits in range(1, 16))
-        options |= next(({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {})
+        options |= next(
+            ({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {}
+        )
     return options

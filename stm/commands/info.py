@@ -25,5 +25,5 @@ def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) ->
         parameters=flops.parameters(config.model, config.num_classes),
         source=config.source,
         measured=config.measured,
-        notes=(*config.said("notes"), *filter(None, (tuned(config),))),
+        notes=(*config.extra_texts("notes"), *filter(None, (tuned(config),))),
     )

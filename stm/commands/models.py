@@ -5,7 +5,7 @@ from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.hub.aliases import ALIASES
 from stm.hub.fetch import cached
 from stm.measure import flops
-from stm.measure.environment import here
+from stm.measure.environment import current_environment
 from stm.reports import ListedModel, ModelsReport
 
 
@@ -28,6 +28,13 @@ def list_models() -> ModelsReport:
     ]
     for name, alias in ALIASES.items():
         path = cached(alias.repo, alias.file)
-        about = {key: getattr(alias, key) for key in ("repo", "file", "license", "parameters", "tokens", "image_size", "top1")}
-        found.append(ListedModel(name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size))
-    return ModelsReport(command="models", model="", environment=here(), models=tuple(found))
+        about = {
+            key: getattr(alias, key)
+            for key in ("repo", "file", "license", "parameters", "tokens", "image_size", "top1")
+        }
+        found.append(
+            ListedModel(
+                name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size
+            )
+        )
+    return ModelsReport(command="models", model="", environment=current_environment(), models=tuple(found))

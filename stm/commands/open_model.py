@@ -37,7 +37,8 @@ class From:
 
     Args:
         file, revision, token: of a Hub repository.
-        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see `stm.load_checkpoint`.
+        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
+            `stm.load_checkpoint`.
         device, dtype, backend: see `stm.load`.
     """
 
@@ -90,19 +91,24 @@ def find_default() -> str:
     if artifact.is_model("."):
         return "."
     below = sorted(
-        entry.name for entry in os.scandir(".") if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
+        entry.name
+        for entry in os.scandir(".")
+        if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
     )
     if len(below) > 1:
         raise UsageError(
-            f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}", command("eval", model_of(below[0]), {})
+            f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}",
+            command("eval", model_of(below[0]), {}),
         )
     return model_of(below[0]) if below else EMBEDDED_MODEL
 
 
 def open_model(model: str, options: From, on_progress: OnProgress | None = None) -> ViM:
-    """The model that MODEL names: an alias, a folder, a checkpoint file, a Hub repository with either, or a link to one.
+    """The model that MODEL names: an alias, a folder, a checkpoint file, a Hub repository with either, or a link to
+    one.
 
-    A name of an alias means the alias; write `./NAME` for a file or folder of that name. `on_progress` is told of downloads.
+    A name of an alias means the alias; write `./NAME` for a file or folder of that name. `on_progress` is told of
+    downloads.
 
     Raises:
         UsageError: options that do not belong to what MODEL is.
@@ -113,7 +119,9 @@ def open_model(model: str, options: From, on_progress: OnProgress | None = None)
         return load_embedded(device=options.device, dtype=options.dtype, backend=options.backend)
     if model in ALIASES:
         alias = ALIASES[model]
-        return _from_hub(alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license, on_progress)
+        return _from_hub(
+            alias.repo, dataclasses.replace(options, file=options.file or alias.file), alias.license, on_progress
+        )
     if is_link(model):
         link = read_link(model)
         for name in ("file", "revision"):
@@ -130,7 +138,8 @@ def open_model(model: str, options: From, on_progress: OnProgress | None = None)
         if not path.exists() and os.sep not in model and not _FILE.fullmatch(model):
             known = ", ".join((EMBEDDED_MODEL, *ALIASES))
             raise CheckpointError(
-                f"{model} is neither a file or folder here nor an alias", f"the aliases are {known}; a Hub repository is user/name"
+                f"{model} is neither a file or folder here nor an alias",
+                f"the aliases are {known}; a Hub repository is user/name",
             )
         return _from_file(path, Source(file=path.name), options)
     return _from_hub(model, options, None, on_progress)
@@ -145,7 +154,18 @@ def draw_model(model: str, options: From) -> ViM:
     if model not in ALIASES:
         raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
     alias = ALIASES[model]
-    _refuse(model, options, "drawn with random weights", "file", "revision", "ema", "mean", "std", "crop_ratio", "interpolation")
+    _refuse(
+        model,
+        options,
+        "drawn with random weights",
+        "file",
+        "revision",
+        "ema",
+        "mean",
+        "std",
+        "crop_ratio",
+        "interpolation",
+    )
     place = pick(options.device)
     try:
         shape = ModelConfig(
@@ -175,7 +195,9 @@ def _refuse(model: str, options: From, what: str, *names: str) -> None:
     """No option is ignored."""
     for name in names:
         if options.given(name):
-            raise UsageError(f"{flag(name, getattr(options, name))} was given, but {model} is {what}, which does not take it")
+            raise UsageError(
+                f"{flag(name, getattr(options, name))} was given, but {model} is {what}, which does not take it"
+            )
 
 
 def _from_hub(repo: str, options: From, license: str | None, on_progress: OnProgress | None) -> ViM:
@@ -209,8 +231,12 @@ def _from_hub_folder(config: "Fetched", options: From) -> ViM:
 
         known, sha256 = model.config.source, model.config.files[artifact.WEIGHTS].sha256
         license = known.license or about(config.repo, config.revision, token=options.token).license
-        source = Source(repo=config.repo, file=artifact.WEIGHTS, revision=config.revision, sha256=sha256, license=license)
-        extra = {key: value for key, value in model.config.extra.items() if key != TUNED}  # these are the source's own weights
+        source = Source(
+            repo=config.repo, file=artifact.WEIGHTS, revision=config.revision, sha256=sha256, license=license
+        )
+        extra = {
+            key: value for key, value in model.config.extra.items() if key != TUNED
+        }  # these are the source's own weights
         model.config = dataclasses.replace(model.config, source=source, extra=extra)
     return model
 
@@ -225,4 +251,6 @@ def read_recipe(folder_or_repo: str | Path, options: From) -> Config:
 
 def _from_file(path: Path, source: Source, options: From) -> ViM:
     asked = {name: getattr(options, name) for name in CHECKPOINT_OPTIONS} | {"ema": options.ema or None}
-    return read_checkpoint(path, source, asked, device=options.device, dtype=options.dtype or "float32", backend=options.backend)
+    return read_checkpoint(
+        path, source, asked, device=options.device, dtype=options.dtype or "float32", backend=options.backend
+    )

@@ -50,7 +50,8 @@ def plan(
         raise UsageError("a budget was given, and the plan is there to find one")
     if random_weights and (data is not None or limit is not None or seconds is not None):
         raise UsageError(
-            "images were given, and random weights agree with nothing", "leave out --random-weights, or --data, --limit and --seconds"
+            "images were given, and random weights agree with nothing",
+            "leave out --random-weights, or --data, --limit and --seconds",
         )
     if seconds is not None and not seconds > 0:
         raise UsageError(f"seconds is {seconds:g}, expected more than 0")
@@ -62,7 +63,9 @@ def plan(
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         samples = None
         if not random_weights:
-            samples = open_samples(data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token).shuffled(seed)
+            samples = open_samples(
+                data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token
+            ).shuffled(seed)
         wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
         del wanted["rate"]
         again = (*source.words(), *wish.words())
@@ -89,7 +92,7 @@ def plan(
         seconds=None if samples is None else seconds,
         batch_size=batch_size,
         rows=rows,
-        notes=vim.config.said("notes"),
+        notes=vim.config.extra_texts("notes"),
         reasons=reasons,
         **({} if samples is None else samples.of_set),
     )

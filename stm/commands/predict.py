@@ -33,17 +33,27 @@ def predict(
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(images), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
-        found = {index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()}
+        found = {
+            index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()
+        }
         if batch.indices:
             files = [samples.samples[index].file for index in batch.indices]
             with torch.inference_mode():
-                values, classes = logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
-            for index, file, best in zip(batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True):
-                guesses = (Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True))
+                values, classes = (
+                    logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
+                )
+            for index, file, best in zip(
+                batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True
+            ):
+                guesses = (
+                    Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True)
+                )
                 found[index] = Prediction(file=file, top5=tuple(guesses))
         predictions += [found[index] for index in sorted(found)]
         if on_progress is not None:
             on_progress(Progress("predict", len(predictions), len(samples), "images"))
     if all(prediction.error is not None for prediction in predictions):
         raise DataError(f"no image could be read: {predictions[0].error}")
-    return PredictReport(command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions))
+    return PredictReport(
+        command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions)
+    )

@@ -18,7 +18,8 @@ def push(
     on_progress: OnProgress | None = None,
     on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
 ) -> PushReport:
-    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for `stm.hub.push.push`.
+    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for
+    `stm.hub.push.push`.
 
     Raises:
         ArtifactError: it is not a model that stm wrote, or not as it was written.

@@ -10,7 +10,7 @@ from stm.artifact.folder import CONFIG
 from stm.artifact.provenance import own_source, tuned
 from stm.codec import decode
 from stm.commands.open_model import From
-from stm.config import AGAIN, Config
+from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError, UsageError
 from stm.merging.bnnm import DEFAULT_RATE
 from stm.options import CHECKPOINT_OPTIONS, words
@@ -43,9 +43,13 @@ class Wish:
         recipe, protection = config.recipe, config.protection
         if recipe is None and config.schedule.steps:
             why = tuned(config) or "its weights have another dtype than they were made in"
-            raise ArtifactError(f"{folder} holds no recipe: {why}", "compress a dense model with the options of your choice instead")
+            raise ArtifactError(
+                f"{folder} holds no recipe: {why}", "compress a dense model with the options of your choice instead"
+            )
         if recipe is None or protection is None:
-            raise ArtifactError(f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote")
+            raise ArtifactError(
+                f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote"
+            )
         return cls(
             rate=recipe.rate,
             saving=recipe.saving,
@@ -71,13 +75,15 @@ class Wish:
 
 
 def split(options: dict[str, Any]) -> tuple[From, Wish]:
-    """The options of a command that takes a MODEL and says what to make of it: the fields of `From`, and those of `Wish`."""
+    """The options of a command that takes a MODEL and says what to make of it: the fields of `From`, and those of
+    `Wish`."""
     source = {name: value for name, value in options.items() if name in From.__dataclass_fields__}
     return From(**source), Wish(**{name: value for name, value in options.items() if name not in source})
 
 
 def default_name(name: str, wish: Wish) -> str:
-    """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages `-b10-16`."""
+    """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages
+    `-b10-16`."""
     method = wish.method or "stm"
     if wish.stages is not None:
         return f"{name}-{method}-b{'-'.join(map(str, wish.stages))}"
@@ -95,10 +101,18 @@ def as_recorded(source: From, again: Config, recipe: str | Path) -> From:
     kinds = get_type_hints(From)
     try:
         asked = decode(dict[str, Any], again.extra.get("asked", {}), "extra.asked")
-        recorded = {name: decode(kinds[name], asked[name], f"extra.asked.{name}") for name in CHECKPOINT_OPTIONS if name in asked}
+        recorded = {
+            name: decode(kinds[name], asked[name], f"extra.asked.{name}")
+            for name in CHECKPOINT_OPTIONS
+            if name in asked
+        }
     except ValueError as error:
-        raise ArtifactError(f"{Path(recipe) / CONFIG}: {error}", AGAIN) from error
-    known = {name: value for name, value in (recorded | {"dtype": again.dtype}).items() if value is not None and not source.given(name)}
+        raise ArtifactError(f"{Path(recipe) / CONFIG}: {error}", REWRITE_HINT) from error
+    known = {
+        name: value
+        for name, value in (recorded | {"dtype": again.dtype}).items()
+        if value is not None and not source.given(name)
+    }
     return dataclasses.replace(source, **known)
 
 
@@ -111,8 +125,10 @@ def check_source(dense: Config, again: Config, model: str, recipe: str | Path | 
         )
     if (found := own_source(dense).source.sha256) != again.source.sha256:
         raise UsageError(
-            f"{model} is not the source of {recipe}: its sha256 is {str(found)[:12]}..., the recipe's {str(again.source.sha256)[:12]}...",
-            f"name the source {again.source.repo or again.source.file} at revision {again.source.revision or 'that was used'}",
+            f"{model} is not the source of {recipe}: its sha256 is {str(found)[:12]}..., the recipe's"
+            f" {str(again.source.sha256)[:12]}...",
+            f"name the source {again.source.repo or again.source.file} at revision"
+            f" {again.source.revision or 'that was used'}",
         )
 
 
@@ -120,7 +136,8 @@ def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
     """Refuse what is not the recipe's: other calibration images, or another schedule than its folder holds."""
     if (made.schedule, made.protection) != (again.schedule, again.protection):
         raise ArtifactError(
-            f"{recipe} does not hold what its own recipe makes: it was edited, or made by another version of stm ({again.stm_version})",
+            f"{recipe} does not hold what its own recipe makes: it was edited, or made by another version of stm"
+            f" ({again.stm_version})",
             "compress with the options of your choice instead",
         )
     found, recorded = (config.recipe.calibration if config.recipe else None for config in (made, again))
@@ -128,10 +145,12 @@ def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
         return
     if found is None and recorded is not None:
         raise UsageError(
-            f"{recipe} was calibrated on {recorded.n} images of {recorded.data}, and none were given", "give them: --calibration DIR"
+            f"{recipe} was calibrated on {recorded.n} images of {recorded.data}, and none were given",
+            "give them: --calibration DIR",
         )
     raise UsageError(
-        f"the calibration images are not those that {recipe} was made with", "give the same folder, or leave --calibration out"
+        f"the calibration images are not those that {recipe} was made with",
+        "give the same folder, or leave --calibration out",
     )
 
 

@@ -15,7 +15,7 @@ from stm.page import content as facts
 from stm.page.render import render
 from stm.progress import OnProgress
 
-SHOWN = 448  # pixels of a side that a picture has at least
+PICTURE_PIXELS = 448  # pixels of a side that a picture has at least
 
 
 def report(
@@ -61,7 +61,9 @@ def report(
     model = open_model(named, options, on_progress)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
-    samples = open_samples(data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress)
+    samples = open_samples(
+        data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress
+    )
     evaluation, found_records = assess_each(
         model,
         samples,
@@ -74,8 +76,14 @@ def report(
         on_progress=on_progress,
     )
     missing = {
-        "bench": "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench FILE shows it.",
-        "sweep": "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it.",
+        "bench": (
+            "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench"
+            " FILE shows it."
+        ),
+        "sweep": (
+            "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE"
+            " shows it."
+        ),
     }
     findings = facts.Findings(
         name=name,
@@ -86,7 +94,7 @@ def report(
         bench=found_bench,
         sweep=found_sweep,
         missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
-        notes=model.config.said("notes"),
+        notes=model.config.extra_texts("notes"),
     )
     page = render(model.config, findings).encode()
     _write_page(output, page, force)
@@ -108,4 +116,6 @@ def _write_page(path: Path, page: bytes, force: bool) -> None:
         with atomic.drafted(path, force=force) as draft:
             draft.write_bytes(page)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out") from error
+        raise ArtifactError(
+            f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out"
+        ) from error

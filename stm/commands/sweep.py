@@ -37,7 +37,8 @@ def sweep(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> SweepReport:
-    """`stm sweep`: Table 3 and the Pareto curve. Every finished cell is stored at once; the same command continues a killed run.
+    """`stm sweep`: Table 3 and the Pareto curve. Every finished cell is stored at once; the same command continues a
+    killed run.
 
     Args:
         model, data, also, batch_size, workers, world, seed: as for `compare`.
@@ -58,7 +59,9 @@ def sweep(
     grid, source = Grid(**axes), From(**options)
     dense, siblings = open_model(model, source, on_progress), _siblings(also, source, on_progress)
     plan = list(planned(dense, grid, siblings, seed))
-    samples = open_samples(data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress)
+    samples = open_samples(
+        data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress
+    )
     environment = environment_of(dense, world)
     identity = SweepIdentity(
         model=fingerprint(dense),
@@ -73,7 +76,9 @@ def sweep(
     with nullcontext() if file is None else closing(file):
         keys = [each.key for each in plan if each.model is not None]
         resumed = 0 if file is None else sum(key in file.done for key in keys)
-        done = measure_cells(plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress)
+        done = measure_cells(
+            plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress
+        )
         table = tuple(done[key] for key in keys)
         report = SweepReport(
             command="sweep",

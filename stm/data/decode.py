@@ -1,4 +1,5 @@
-"""Decoding many images, in this process or in others. No torch here: a process starts in a tenth of a second without it."""
+"""Decoding many images, in this process or in others. No torch here: a process starts in a tenth of a second without
+it."""
 
 import multiprocessing
 import os
@@ -44,7 +45,9 @@ def _decode(sample: Sample, prep: Preprocess) -> Decoded:
                 return fit(image, prep).tobytes()
     except HubError:  # the line is at fault, not the image: the run stops, and goes on from its records
         raise
-    except Exception as error:  # a broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more
+    except (
+        Exception
+    ) as error:  # a broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more
         return f"{sample.file}: {_reason(error)}"
 
 
@@ -81,7 +84,10 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
         while under_way:
             yield under_way.popleft().result()
     except BrokenProcessPool as error:
-        hint = "decode in this process (--workers 0); a script that asks for workers needs its `if __name__ == '__main__':`"
+        hint = (
+            "decode in this process (--workers 0); a script that asks for workers needs its `if __name__ =="
+            " '__main__':`"
+        )
         raise DataError("a process that decodes images died", hint) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -89,7 +95,8 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
 
 @contextmanager
 def _own_modules() -> Iterator[None]:
-    """Processes started inside do not look for modules in the current folder, which may be the data's and hold a `pickle.py`.
+    """Processes started inside do not look for modules in the current folder, which may be the data's and hold a
+    `pickle.py`.
 
     The variable is what reaches them before their first import, and multiprocessing's tracker of resources too.
     """

@@ -21,7 +21,11 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
 TABLES = (LABELS, KAGGLE, GROUND_TRUTH, META)
 COMMON = (".jpg", ".png", ".webp", ".tif")  # of the suffixes, for a hint
-KIT = ("", "data", "ILSVRC2012_devkit_t12/data")  # where the development kit's files are, seen from the folder or a parent of it
+KIT = (
+    "",
+    "data",
+    "ILSVRC2012_devkit_t12/data",
+)  # where the development kit's files are, seen from the folder or a parent of it
 PARENTS = 4  # from ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has the images, up to where it has their labels
 # Files that are usual beside images and no part of a set: nobody need be told of them, nor of hidden ones.
 LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence"})
@@ -33,7 +37,8 @@ class Found(NamedTuple):
 
     Args:
         samples: its images.
-        skipped: the files that were not taken for images, by name; an image that a table leaves out is one, and its name says so.
+        skipped: the files that were not taken for images, by name; an image that a table leaves out is one, and its
+            name says so.
     """
 
     samples: list[Sample]
@@ -61,7 +66,9 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
         return _from_csv(folder, classes, label_names)
     files, folders, others = _contents(folder)
     if any(VALIDATION.fullmatch(file.name) for file in files):
-        strays = [image for path in folders for image in _below(path, strict=False).images]  # the development kit may be among the rest
+        strays = [
+            image for path in folders for image in _below(path, strict=False).images
+        ]  # the development kit may be among the rest
         return Found(_validation_set(folder, files, classes), _names(folder, [*others, *strays]))
     below = {path.name: _below(path) for path in folders}
     labelled = {name: found.images for name, found in below.items() if found.images}
@@ -74,7 +81,9 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
     if not labelled:
         raise _no_labels(folder, f"{folder} holds no images{only(skipped)}")
     indices = class_indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names)
-    return Found(_sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped)
+    return Found(
+        _sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped
+    )
 
 
 def unlabelled_folder(folder: Path) -> Found:
@@ -82,7 +91,9 @@ def unlabelled_folder(folder: Path) -> Found:
     files = _below(folder)
     skipped = _names(folder, files.others)
     if not files.images:
-        raise DataError(f"{folder} holds no images{only(skipped)}", f"files that end in {', '.join(COMMON)} and the like are images")
+        raise DataError(
+            f"{folder} holds no images{only(skipped)}", f"files that end in {', '.join(COMMON)} and the like are images"
+        )
     return Found(_sorted(_sample(folder, path, None) for path in files.images), skipped)
 
 
@@ -107,7 +118,8 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _below(folder: Path, *, strict: bool = True) -> _Files:
-    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as other files.
+    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as
+    other files.
 
     Args:
         strict: refuse folders that cannot be read; else they are left out.
@@ -126,7 +138,8 @@ def _below(folder: Path, *, strict: bool = True) -> _Files:
 
 
 def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
-    """What the files are called in the folder, sorted; without what nobody need be told of: litter, tables, and all that is hidden."""
+    """What the files are called in the folder, sorted; without what nobody need be told of: litter, tables, and all
+    that is hidden."""
     told = (path.relative_to(folder) for path in paths if not _is_litter(path))
     return sorted(path.as_posix() for path in told if not any(part.startswith(".") for part in path.parts))
 
@@ -142,7 +155,9 @@ def only(skipped: Sequence[str]) -> str:
 
 
 def _no_labels(folder: Path, sentence: str) -> DataError:
-    return DataError(sentence, f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder a class")
+    return DataError(
+        sentence, f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder a class"
+    )
 
 
 # labels.csv
@@ -165,12 +180,17 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
     indices = class_indices(where, classes, label_names)
     samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
     listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
-    left = [name for name in _names(folder, _below(folder, strict=False).images) if os.path.normpath(name) not in listed_here]
+    left = [
+        name
+        for name in _names(folder, _below(folder, strict=False).images)
+        if os.path.normpath(name) not in listed_here
+    ]
     return Found(samples, [f"{name} (not in {LABELS})" for name in left])
 
 
 def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
-    """The rows of a table by their line numbers; empty lines, and the mark that Excel writes at the beginning, are left out."""
+    """The rows of a table by their line numbers; empty lines, and the mark that Excel writes at the beginning, are left
+    out."""
     rows: dict[int, list[str]] = {}
     try:
         check_file(table)
@@ -181,7 +201,10 @@ def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
                 raise DataError(f"{table} begins with {','.join(found)!r}, expected the header {','.join(header)}")
             for row in reader:
                 if row and len(row) != len(header):
-                    raise DataError(f"{table} line {reader.line_num}: {len(row)} columns, expected {len(header)}: {','.join(header)}")
+                    raise DataError(
+                        f"{table} line {reader.line_num}: {len(row)} columns, expected {len(header)}:"
+                        f" {','.join(header)}"
+                    )
                 if row:
                     rows[reader.line_num] = row
     except OSError as error:
@@ -205,7 +228,9 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
         wnids = _from_kit(kit)
     else:
         sentence = f"{folder} holds {len(files)} of ImageNet's validation images and no labels"
-        raise DataError(sentence, f"put Kaggle's {KAGGLE} or the development kit's {KIT[-1]} into {folder} or a folder above it")
+        raise DataError(
+            sentence, f"put Kaggle's {KAGGLE} or the development kit's {KIT[-1]} into {folder} or a folder above it"
+        )
     source = table or kit
     for file in files:
         if file.stem not in wnids:
@@ -228,16 +253,19 @@ def _from_kaggle(table: Path) -> dict[str, str]:
     return {image: (prediction.split() or [""])[0] for image, prediction in rows.values()}
 
 
-# In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its _mio5_utils).
+# In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its
+# _mio5_utils).
 _READ_META = """
 import json, sys, scipy.io
 synsets = scipy.io.loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
-print(json.dumps({int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}))
+pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+print(json.dumps({int(number): str(wnid) for number, wnid in pairs}))
 """
 
 
 def _from_kit(ground_truth: Path) -> dict[str, str]:
-    """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet ids."""
+    """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet
+    ids."""
     meta = ground_truth.with_name(META)
     try:
         for file in (meta, ground_truth):

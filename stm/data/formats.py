@@ -1,4 +1,5 @@
-"""Which files are images, and the one place that opens one. Pillow alone: the processes that decode images do not import torch."""
+"""Which files are images, and the one place that opens one. Pillow alone: the processes that decode images do not
+import torch."""
 
 import errno
 import io
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-# The formats that are decoded, with the suffixes that Pillow knows them by: those that Pillow's own code decodes in this process.
-# EPS and PS run Ghostscript, WMF and EMF the system's drawing, GRIB, HDF5 and BUFR whatever was registered for them; IPTC, ICNS, BLP,
-# FPX and MIC open another image inside; and what has neither a signature nor a checked header would make pictures of noise.
-# MPO is what phones write as .jpg: Pillow's JPEG decoder takes its first picture. TGA has no signature and is therefore tried last.
+# The formats that are decoded, with the suffixes that Pillow knows them by: those that Pillow's own code decodes in
+# this process. EPS and PS run Ghostscript, WMF and EMF the system's drawing, GRIB, HDF5 and BUFR whatever was
+# registered for them; IPTC, ICNS, BLP, FPX and MIC open another image inside; and what has neither a signature nor a
+# checked header would make pictures of noise. MPO is what phones write as .jpg: Pillow's JPEG decoder takes its first
+# picture. TGA has no signature and is therefore tried last.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -36,10 +38,12 @@ FORMATS = {
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 HEAD = 16  # bytes that a signature may need
-# What the formats begin with that are known by it. Only files without a suffix are judged by this: raw photographs (.dng, .nef) begin as
-# TIFF does and hold a thumbnail first, and a copy called a.jpg~ or a.jpg.part is not one more image.
+# What the formats begin with that are known by it. Only files without a suffix are judged by this: raw photographs
+# (.dng, .nef) begin as TIFF does and hold a thumbnail first, and a copy called a.jpg~ or a.jpg.part is not one more
+# image.
 SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|P[1-6][ \t\r\n#]|II\*\0|MM\0\*|II\+\0|MM\0\+"
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|P[1-6]["
+    rb" \t\r\n#]|II\*\0|MM\0\*|II\+\0|MM\0\+"
     rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51|....ftypavi[fs]|qoif|8BPS\0\x01|DDS \x7c\0\0\0",
     re.DOTALL,
 )
@@ -81,7 +85,8 @@ def _formats() -> tuple[str, ...]:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what would hang a reader: who opens a named pipe waits for ever for someone to write, and a device has no end.
+    """Refuse what would hang a reader: who opens a named pipe waits for ever for someone to write, and a device has no
+    end.
 
     Raises:
         OSError: it is not there, or no plain file; `strerror` says what. A folder passes, as opening it fails at once.

@@ -22,7 +22,7 @@ from stm.data.sets import SampleSet
 from stm.data.unpack import unpack
 from stm.errors import DataError, UsageError, brief, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
-from stm.hub.errors import Request, told
+from stm.hub.errors import Request, translate_errors
 from stm.hub.fetch import check_hash, fetch, list_files
 from stm.progress import OnProgress
 
@@ -32,7 +32,12 @@ ONE_CLASS = "expected one class for each image: its index or its name"
 
 
 def open_hub_set(
-    spec: str, *, config: Config, need_labels: bool = True, token: str | None = None, on_progress: OnProgress | None = None
+    spec: str,
+    *,
+    config: Config,
+    need_labels: bool = True,
+    token: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SampleSet:
     """The set that a name stands for; downloaded once.
 
@@ -49,16 +54,21 @@ def open_hub_set(
     name = read_set_name(spec)
     if name is None:
         raise UsageError(
-            f"{spec!r} is no name of a sample set on the Hub", "it is hf:USER/SET, hf:USER/SET:SPLIT or hf:USER/SET@REVISION:SPLIT"
+            f"{spec!r} is no name of a sample set on the Hub",
+            "it is hf:USER/SET, hf:USER/SET:SPLIT or hf:USER/SET@REVISION:SPLIT",
         )
     read = _from_parquet if name.alias is None else _from_archive
     return read(name, config, need_labels, token, on_progress)
 
 
-def _from_archive(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
+def _from_archive(
+    name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None
+) -> SampleSet:
     file = ARCHIVES[name.alias or ""].file
-    found = fetch(name.repo, file, kind="dataset", revision=name.revision, token=token, check=False, on_progress=on_progress)
-    with told(Request(name.repo)):
+    found = fetch(
+        name.repo, file, kind="dataset", revision=name.revision, token=token, check=False, on_progress=on_progress
+    )
+    with translate_errors(Request(name.repo)):
         from huggingface_hub import cached_assets_path
 
         folder = Path(cached_assets_path("stm", namespace=name.repo)).parent / found.revision
@@ -72,10 +82,14 @@ def _from_archive(name: SetName, config: Config, need_labels: bool, token: str |
     return SampleSet(f"{name.alias}@{found.revision}", tuple(images.samples), tuple(images.skipped))
 
 
-def _from_parquet(name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None) -> SampleSet:
+def _from_parquet(
+    name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None
+) -> SampleSet:
     need_pyarrow(f"hf:{name.repo}")
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
-    split, shards = choose_shards(asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split)
+    split, shards = choose_shards(
+        asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split
+    )
     revision, samples = name.revision, list[Sample]()
     for shard in shards:
         found = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
@@ -94,7 +108,9 @@ def need_pyarrow(name: str) -> None:
         raise DataError(f"{name} is kept in parquet, and reading it needs pyarrow", "pip install pyarrow") from error
 
 
-def choose_shards(name: str, files: Sequence[str], split: str | None, ending: str = ".parquet") -> tuple[str, list[str]]:
+def choose_shards(
+    name: str, files: Sequence[str], split: str | None, ending: str = ".parquet"
+) -> tuple[str, list[str]]:
     """The split that is meant and its files, by the names that the Hub's sets have."""
     splits: dict[str, list[str]] = defaultdict(list)
     for file in files:
@@ -112,15 +128,21 @@ def choose_shards(name: str, files: Sequence[str], split: str | None, ending: st
         raise UsageError(f"{name} has no split {chosen}, only {listed(names)}", f"name one: {name}:{names[-1]}")
     folders = sorted({file.rpartition("/")[0] for file in splits[chosen]})
     if len(folders) > 1:
-        raise DataError(f"{name}:{chosen} is in several folders, {listed(folders)}: only sets of one configuration are read")
+        raise DataError(
+            f"{name}:{chosen} is in several folders, {listed(folders)}: only sets of one configuration are read"
+        )
     numbers = {int(found[1]) for file in splits[chosen] if (found := re.search(r"-of-(\d{5})", file))}
     if numbers and numbers != {len(splits[chosen])}:
-        raise DataError(f"{name}:{chosen} has {max(numbers)} files, and {len(splits[chosen])} of them are here", "run it once online")
+        raise DataError(
+            f"{name}:{chosen} has {max(numbers)} files, and {len(splits[chosen])} of them are here",
+            "run it once online",
+        )
     return chosen, sorted(splits[chosen])
 
 
 def _split_of(file: str) -> str:
-    """`data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test"; else it is "train"."""
+    """`data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test"; else it
+    is "train"."""
     *folders, base = file.removesuffix(".parquet").removesuffix(".tar").split("/")
     if numbered := re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?", base):
         return numbered[1]
@@ -155,7 +177,8 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What the `datasets` library wrote of the columns, if it did: {"label": {"_type": "ClassLabel", "names": [...]}, ...}."""
+    """What the `datasets` library wrote of the columns, if it did: {"label": {"_type": "ClassLabel", "names": [...]},
+    ...}."""
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -187,10 +210,19 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
     called = [name for name in schema.names if name in LABEL_NAMES]
     found = classes if len(classes) == 1 else [name for name in called if name in classes] or called
     if len(found) != 1:
-        raise DataError(f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label")
+        raise DataError(
+            f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label"
+        )
     kind = schema.field(found[0]).type
     values = kind.value_type if types.is_dictionary(kind) else kind
-    single = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string, types.is_large_string)
+    single = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_null,
+        types.is_string,
+        types.is_large_string,
+    )
     if not any(fits(values) for fits in single):  # lists, mappings, dates
         raise DataError(f"{shard}, {found[0]}: {kind}, {ONE_CLASS}")
     names = features.get(found[0], {}).get("names")
@@ -198,7 +230,8 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
 
 
 def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
-    """The model's class of each label: a name, or a number that stands for one of `names`, or else is the index itself."""
+    """The model's class of each label: a name, or a number that stands for one of `names`, or else is the index
+    itself."""
     classes = config.num_classes
     if values and all(isinstance(value, str) for value in values):
         table: dict[Any, int] = dict(class_indices(dict.fromkeys(values, where), classes, config.label_names))

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from stm.data.ranges import HubFile
 
 MODES = {1: "L", 3: "RGB"}  # by channels of the model
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class ImageFile:
     def open(self) -> Image.Image:
         return open_image(self.path)
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """What tells two contents apart, cheaply: the size in bytes."""
         try:
             return str(self.path.stat().st_size)
@@ -52,7 +56,7 @@ class Crop:
         with open_image(self.path) as whole:
             return whole.crop(self.box)
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         return f"{self.path.stat().st_size} {self.box}"
 
 
@@ -66,7 +70,7 @@ class Pixels:
     def open(self) -> Image.Image:
         return Image.frombytes("L", (self.side, self.side), self.data)
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         return hashlib.sha256(self.data).hexdigest()
 
 
@@ -85,7 +89,7 @@ class ParquetImage:
             raise DataError("the image is not in the parquet file: it was left out, or is only named there")
         return open_image(data)
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         return f"{_mark(self.path)} {self.group} {self.row}"
 
 
@@ -102,7 +106,7 @@ class TarImage:
             stream.seek(self.offset)
             return open_image(stream.read(self.size))
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         return f"{_mark(self.path)} {self.offset} {self.size}"
 
 
@@ -114,15 +118,15 @@ def open_shard(path: "Path | HubFile") -> BinaryIO:
 
 
 def _mark(path: "Path | HubFile") -> str:
-    return ImageFile(path).mark() if isinstance(path, Path) else path.mark()
+    return ImageFile(path).fingerprint() if isinstance(path, Path) else path.fingerprint()
 
 
 @contextmanager
 def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
     """A parquet file, whose bytes this thread alone reads.
 
-    With `pre_buffer`, threads of pyarrow call the Python stream. One of them that is not yet done with it when the interpreter ends
-    aborts the process (SIGABRT, exit 134), and a command that refuses the set ends at once.
+    With `pre_buffer`, threads of pyarrow call the Python stream. One of them that is not yet done with it when the
+    interpreter ends aborts the process (SIGABRT, exit 134), and a command that refuses the set ends at once.
     """
     from pyarrow.parquet import ParquetFile  # an extra
 
@@ -131,7 +135,8 @@ def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
 
 
 def read_column(file: Any, group: int, column: str) -> Any:
-    """A column of a row group, as pyarrow's ChunkedArray. It is one range of bytes, so that threads would gain nothing."""
+    """A column of a row group, as pyarrow's ChunkedArray. It is one range of bytes, so that threads would gain
+    nothing."""
     return file.read_row_group(group, columns=[column], use_threads=False).column(0)
 
 
@@ -171,7 +176,8 @@ class Sample:
 
 
 def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
-    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop do on PIL images.
+    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop do on PIL
+    images.
 
     The image becomes RGB, or grayscale for a model of one channel, as `convert` of Pillow has it: transparency is
     dropped. Of 16-bit grayscale the high byte is taken, where Pillow would clip nearly everything to white. EXIF
@@ -186,7 +192,10 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
     width, height = image.size
     if prep.interpolation == "none":
         if image.size != (prep.crop, prep.crop):
-            raise DataError(f"the image is {width} x {height} pixels, expected {prep.crop} x {prep.crop}: this model takes no resizing")
+            raise DataError(
+                f"the image is {width} x {height} pixels, expected {prep.crop} x {prep.crop}: this model takes no"
+                " resizing"
+            )
         return image
     if not width or not height:
         raise DataError(f"the image is {width} x {height} pixels, expected at least one")
@@ -201,7 +210,8 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
 
 
 def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
-    """What a model sees of an image, for people: the same part of it, with at least `side` pixels where it may be resized.
+    """What a model sees of an image, for people: the same part of it, with at least `side` pixels where it may be
+    resized.
 
     Raises:
         DataError: an image that `fit` refuses, or one that is a tensor and never was a picture.
@@ -217,7 +227,9 @@ def _as_mode(image: Image.Image, channels: int) -> Image.Image:
     if channels not in MODES:
         raise DataError(f"the model takes {channels} channels, expected 1 or 3: an image file has no others")
     if image.mode in ("I", "F"):
-        raise DataError(f"the image has 32 bits a pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits")
+        raise DataError(
+            f"the image has 32 bits a pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits"
+        )
     if image.mode.startswith("I;16"):
         high = 0 if image.mode == "I;16B" else 1
         image = Image.frombytes("L", image.size, image.tobytes()[high::2])

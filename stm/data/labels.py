@@ -11,7 +11,8 @@ from stm.errors import DataError, brief
 
 
 class ImageNet(NamedTuple):
-    """The 1000 classes of ImageNet-1k by index: WordNet ids, which are in sorted order, and labels, which are unique."""
+    """The 1000 classes of ImageNet-1k by index: WordNet ids, which are in sorted order, and labels, which are
+    unique."""
 
     wnids: tuple[str, ...]
     labels: tuple[str, ...]
@@ -48,12 +49,19 @@ def class_indices(names: Mapping[str, str], classes: int, label_names: Collectio
     kind_of = {name: next((kind for kind, read in kinds.items() if read(name) is not None), None) for name in names}
     for name, where in names.items():
         if kind_of[name] is None and re.fullmatch(r"[+-]?[0-9]+", name):
-            raise DataError(f"{where}: class {brief(name)}, expected 0 to {classes - 1}: the model has {classes} classes")
+            raise DataError(
+                f"{where}: class {brief(name)}, expected 0 to {classes - 1}: the model has {classes} classes"
+            )
         if kind_of[name] is None:
-            raise DataError(f"{where}: {brief(name)!r} is not a class of the model: expected {_either(kinds)}", _hint(classes))
+            raise DataError(
+                f"{where}: {brief(name)!r} is not a class of the model: expected {_either(kinds)}", _hint(classes)
+            )
     first = next(iter(names))
     name = next(name for name in names if kind_of[name] != kind_of[first])
-    raise DataError(f"{names[name]}: {name!r} is {kind_of[name]} and {first!r} is {kind_of[first]}: expected one kind for all classes")
+    raise DataError(
+        f"{names[name]}: {name!r} is {kind_of[name]} and {first!r} is {kind_of[first]}: expected one kind for all"
+        " classes"
+    )
 
 
 Reader = Callable[[str], int | None]
@@ -68,7 +76,9 @@ def _kinds(classes: int, label_names: Collection[str] | None) -> dict[str, Reade
     kinds: dict[str, Reader] = {}
     if labels:
         kinds["a label"] = lambda name: labels.get(_plain(name))
-    kinds["a class index"] = lambda name: int(name) if re.fullmatch(r"[0-9]{1,9}", name) and int(name) < classes else None
+    kinds["a class index"] = lambda name: (
+        int(name) if re.fullmatch(r"[0-9]{1,9}", name) and int(name) < classes else None
+    )
     if classes == len(imagenet().wnids):
         wnids = {wnid: index for index, wnid in enumerate(imagenet().wnids)}
         kinds["a WordNet id"] = wnids.get

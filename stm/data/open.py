@@ -37,9 +37,9 @@ def open_samples(
     """The sample set that a user names.
 
     Args:
-        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.data.hub_sets`), shards that are read in place
-            (`stm.data.streams`), or None for what comes with the package: the held-out digits for vim-digits and what was made of it,
-            unlabelled crops of three photographs for any other model.
+        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.data.hub_sets`), shards that are read in
+            place (`stm.data.streams`), or None for what comes with the package: the held-out digits for vim-digits and
+            what was made of it, unlabelled crops of three photographs for any other model.
         config: of the model that will see it.
         limit, seed: see `SampleSet.take`.
         need_labels: without, every image in the folder or below it is taken and none has a label.
@@ -57,7 +57,9 @@ def open_samples(
     from stm.hub.aliases import is_set_name  # below this module
 
     if is_stream(str(spec)):
-        of_shards = open_stream(str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress)
+        of_shards = open_stream(
+            str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress
+        )
         return of_shards.take(limit, seed)
     if is_set_name(str(spec)):
         from stm.data.hub_sets import open_hub_set
@@ -66,14 +68,20 @@ def open_samples(
         return of_hub.take(limit, seed)
     folder = Path(spec)
     if not folder.is_dir():
-        raise DataError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images")
+        raise DataError(
+            f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images"
+        )
     name = Path(os.path.abspath(folder)).name
     check_name(name, DataError)  # it is recorded; those of images need not be text
-    found = labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
+    found = (
+        labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
+    )
     return SampleSet(name, tuple(found.samples), tuple(found.skipped)).take(limit, seed)
 
 
-def as_samples(data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True) -> SampleSet:
+def as_samples(
+    data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True
+) -> SampleSet:
     """What `stm.evaluate` takes as data, as a sample set.
 
     Args:
@@ -106,16 +114,21 @@ def embedded_digits(path: Path = DIGITS) -> SampleSet:
     images, labels = tensors["images"].contiguous(), tensors["labels"].tolist()
     sources = [Pixels(image.numpy().tobytes(), image.shape[-1]) for image in images]
     rows = enumerate(zip(labels, sources, strict=True))
-    return SampleSet("digits-heldout", tuple(Sample(f"digit-{index:04}.png", label, source) for index, (label, source) in rows))
+    return SampleSet(
+        "digits-heldout", tuple(Sample(f"digit-{index:04}.png", label, source) for index, (label, source) in rows)
+    )
 
 
 def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
     """The three photographs, without labels."""
-    return SampleSet("photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg"))))
+    return SampleSet(
+        "photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg")))
+    )
 
 
 def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
-    """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly spread."""
+    """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly
+    spread."""
     samples = []
     for path in sorted(folder.glob("*.jpg")):
         with open_image(path) as image:
@@ -143,7 +156,9 @@ def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:
             raise DataError(f"item {number} of the data is not a pair of an image and its class: {error}") from error
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise DataError(f"item {number} of the data: the image is {kind}, expected a normalised tensor of floats {shape}")
+            raise DataError(
+                f"item {number} of the data: the image is {kind}, expected a normalised tensor of floats {shape}"
+            )
         if image.shape != shape:
             raise DataError(f"item {number} of the data: the image is {tuple(image.shape)}, expected {shape}")
         samples.append(Sample(f"item-{number}", label, image.detach().float()))

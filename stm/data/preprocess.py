@@ -29,7 +29,9 @@ def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
 def normalise(images: Sequence[bytes], prep: Preprocess) -> Tensor:
     """Pixels to input: B images of (H, W, C) uint8 as bytes to (B, C, H, W) float32, (pixel / 255 - mean) / std."""
     shape = (len(images), prep.crop, prep.crop, len(prep.mean))
-    pixels = torch.frombuffer(bytearray().join(images), dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
+    pixels = (
+        torch.frombuffer(bytearray().join(images), dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
+    )
     x = pixels.reshape(shape).permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, C, H, W)
     mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (prep.mean, prep.std))  # (C, 1, 1)
     return x.sub_(mean).div_(std)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from stm.errors import HubError
-from stm.hub.errors import Request, told
+from stm.hub.errors import Request, translate_errors
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class HubFile:
         """For reading from the beginning to the end, so many bytes a request."""
         return cast(BinaryIO, io.BufferedReader(_Ranges(self), size))
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """What tells two contents apart: the commit does."""
         return f"{self.repo}@{self.commit}/{self.file}"
 
@@ -46,7 +46,7 @@ class HubFile:
             HubError: they cannot be had. huggingface_hub has then tried several times.
         """
         request = Request(self.repo, self.file, self.commit, kind="dataset")
-        with told(request):
+        with translate_errors(request):
             from huggingface_hub import constants, hf_hub_url
             from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
@@ -55,7 +55,9 @@ class HubFile:
             answer = http_backoff("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
             hf_raise_for_status(answer)
         if answer.status_code != 206 or len(answer.content) != stop - start:
-            raise HubError(f"{request} did not come in the range that was asked for", "download it instead: without stream:")
+            raise HubError(
+                f"{request} did not come in the range that was asked for", "download it instead: without stream:"
+            )
         return answer.content
 
 
@@ -78,7 +80,8 @@ class _Ranges(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
         return self._at
 
-    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]  # of the kinds of buffers, memoryview is what io gives
+    # of the kinds of buffers, memoryview is what io gives
+    def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         stop = min(self._at + len(buffer), self._file.size)
         if stop <= self._at:
             return 0

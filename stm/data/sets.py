@@ -18,9 +18,9 @@ from stm.data.decode import decode_all
 from stm.data.images import ImageFile, ParquetImage, Sample, TarImage
 from stm.data.preprocess import normalise
 from stm.distributed import ALONE, World
-from stm.errors import SHOWN, UsageError
+from stm.errors import NAMES_SHOWN, UsageError
 
-FEW = 64  # images that one process decodes sooner than others would start
+FEWEST_FOR_WORKERS = 64  # images that one process decodes sooner than others would start
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class SampleSet:
     @property
     def of_set(self) -> dict[str, Any]:
         """What reports say of it: the fields of `stm.reports.OfSet`."""
-        return {"skipped": len(self.skipped), "skipped_files": self.skipped[:SHOWN]}
+        return {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over every image's name, label and size in bytes (of what is in memory: its bytes)."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            mark = _mark(sample.source) if isinstance(sample.source, Tensor) else sample.source.mark()
+            mark = _mark(sample.source) if isinstance(sample.source, Tensor) else sample.source.fingerprint()
             digest.update(json.dumps([sample.file, sample.label, mark]).encode())
         return digest.hexdigest()
 
@@ -77,7 +77,9 @@ class SampleSet:
 
     def _drawn(self, seed: int) -> list[int]:
         generator = random.Random(seed)
-        ranks = [generator.random() for _ in self.samples]  # of Python's generator, `random` alone is the same in every version
+        ranks = [
+            generator.random() for _ in self.samples
+        ]  # of Python's generator, `random` alone is the same in every version
         return sorted(range(len(self)), key=ranks.__getitem__)
 
 
@@ -105,12 +107,15 @@ class Batch(NamedTuple):
 
 
 def workers_for(samples: SampleSet, world: World = ALONE) -> int:
-    """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is in memory.
+    """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is
+    in memory.
 
     Args:
         world: the processes that share the machine, and each want some.
     """
-    if len(samples) <= FEW or not isinstance(samples.samples[0].source, ImageFile | ParquetImage | TarImage):
+    if len(samples) <= FEWEST_FOR_WORKERS or not isinstance(
+        samples.samples[0].source, ImageFile | ParquetImage | TarImage
+    ):
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, max(1, processors // world.local_size))
@@ -140,10 +145,12 @@ def iterate(
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if workers < 0:
         raise UsageError(f"workers is {workers}, expected 0 or more")
-    return _batches(samples, prep, world.mine(range(start, len(samples), batch_size)), batch_size, workers)
+    return _batches(samples, prep, world.shard(range(start, len(samples), batch_size)), batch_size, workers)
 
 
-def _batches(samples: SampleSet, prep: Preprocess, starts: Sequence[int], batch_size: int, workers: int) -> Iterator[Batch]:
+def _batches(
+    samples: SampleSet, prep: Preprocess, starts: Sequence[int], batch_size: int, workers: int
+) -> Iterator[Batch]:
     chunks = [samples.samples[first : first + batch_size] for first in starts]
     if chunks and isinstance(chunks[0][0].source, Tensor):
         for first, chunk in zip(starts, chunks, strict=True):

@@ -1,13 +1,14 @@
-"""Sample sets in shards that are read where they are, parquet or WebDataset's tar files: nothing is unpacked, and of the Hub
-nothing is kept on disk.
+"""Sample sets in shards that are read where they are, parquet or WebDataset's tar files: nothing is unpacked, and of
+the Hub nothing is kept on disk.
 
     stream:hf:USER/SET[@REVISION][:SPLIT]      a set of the Hub
     set.parquet, "folder/val-*.tar"            files on this machine
 
-The shards are looked through once: where each image is, and its label. Of parquet that costs the column of labels; a tar file of the
-Hub passes by whole, as it has no list of what it holds, and where several processes work each looks through its share of the shards.
-After that a set is as any other: it has a length, `limit` draws from all of it, a batch is read by the process that measures it alone,
-and a run that stopped goes on without reading again what it has.
+The shards are looked through once: where each image is, and its label. Of parquet that costs the column of labels; a
+    tar file of the
+Hub passes by whole, as it has no list of what it holds, and where several processes work each looks through its share
+of the shards. After that a set is as any other: it has a length, `limit` draws from all of it, a batch is read by the
+process that measures it alone, and a run that stopped goes on without reading again what it has.
 """
 
 import glob
@@ -30,7 +31,7 @@ from stm.data.unpack import Bounded, Limits
 from stm.distributed import ALONE, World
 from stm.errors import DataError, UsageError
 from stm.hub.aliases import read_set_name
-from stm.hub.errors import Request, check_token, told
+from stm.hub.errors import Request, check_token, translate_errors
 from stm.progress import OnProgress, Progress
 
 PREFIX = "stream:"
@@ -84,7 +85,7 @@ def open_stream(
             on_progress(Progress("look through", seen, len(shards), "files"))
         return found
 
-    found = world.spread(look, shards)
+    found = world.map(look, shards)
     samples = [sample for each in found for sample in each.samples]
     skipped = [file for each in found for file in each.skipped]
     if not samples:
@@ -98,20 +99,32 @@ def _called(shard: Path | HubFile) -> str:
 
 def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
     if Path(spec).is_dir():
-        raise DataError(f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"')
+        raise DataError(
+            f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"'
+        )
     # What is there and no file is refused when it is opened.
-    paths = [Path(spec)] if os.path.lexists(spec) else sorted(Path(path) for path in glob.glob(spec) if not Path(path).is_dir())
+    paths = (
+        [Path(spec)]
+        if os.path.lexists(spec)
+        else sorted(Path(path) for path in glob.glob(spec) if not Path(path).is_dir())
+    )
     if not paths:
-        raise DataError(f"{spec} does not exist, expected a parquet or tar file, or a pattern of several", 'quote a pattern: "val-*.tar"')
+        raise DataError(
+            f"{spec} does not exist, expected a parquet or tar file, or a pattern of several",
+            'quote a pattern: "val-*.tar"',
+        )
     return Path(spec).name, paths
 
 
 def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]]:
     name = read_set_name(spec)
     if name is None or name.alias is not None:
-        raise UsageError(f"{PREFIX}{spec} is no set that can be streamed", f"expected {PREFIX}hf:USER/SET, or with @REVISION or :SPLIT")
+        raise UsageError(
+            f"{PREFIX}{spec} is no set that can be streamed",
+            f"expected {PREFIX}hf:USER/SET, or with @REVISION or :SPLIT",
+        )
     check_token(token)
-    with told(Request(name.repo, None, name.revision, kind="dataset")):
+    with translate_errors(Request(name.repo, None, name.revision, kind="dataset")):
         from huggingface_hub import HfApi
 
         info = HfApi(token=token).dataset_info(name.repo, revision=name.revision, files_metadata=True)
@@ -120,14 +133,18 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
     ending = next((ending for ending in ENDINGS if any(file.endswith(ending) for file in sizes)), ENDINGS[0])
     split, files = choose_shards(asked, sorted(sizes), name.split, ending)
     commit = str(info.sha)
-    return f"hf:{name.repo}@{commit}:{split}", [HubFile(name.repo, commit, file, sizes[file] or 0, token) for file in files]
+    return f"hf:{name.repo}@{commit}:{split}", [
+        HubFile(name.repo, commit, file, sizes[file] or 0, token) for file in files
+    ]
 
 
 def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: bool) -> Found:
-    """The images of a WebDataset's shard: files of one name up to its first dot are a sample, the label is its `.cls` or in its `.json`.
+    """The images of a WebDataset's shard: files of one name up to its first dot are a sample, the label is its `.cls`
+    or in its `.json`.
 
     Raises:
-        DataError: no tar file that can be read in place, a sample of two images or without a label, or a label that is no class.
+        DataError: no tar file that can be read in place, a sample of two images or without a label, or a label that is
+            no class.
     """
     places: dict[str, TarImage] = {}
     names: dict[str, str] = {}
@@ -140,8 +157,12 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
             tarfile.open(fileobj=cast(Any, Bounded(stream, Limits())), mode="r:") as tar,
         ):
             for member in tar:
-                if not 0 <= member.size <= length and not member.issparse():  # a negative one would send the reader back for ever
-                    raise DataError(f"{shard} is damaged: {member.name} has {member.size:,} bytes, and the whole file {length:,}")
+                if (
+                    not 0 <= member.size <= length and not member.issparse()
+                ):  # a negative one would send the reader back for ever
+                    raise DataError(
+                        f"{shard} is damaged: {member.name} has {member.size:,} bytes, and the whole file {length:,}"
+                    )
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, kind = base.partition(".")
                 key, kind = f"{folder}{slash}{stem}", kind.lower()
@@ -157,7 +178,10 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                     skipped.append(f"{shard}/{member.name}")
                 elif need_labels and (part := tar.extractfile(member)) is not None:
                     if member.size > MOST_LABEL:
-                        raise DataError(f"{shard}: {member.name} has {member.size:,} bytes, expected a label of at most {MOST_LABEL:,}")
+                        raise DataError(
+                            f"{shard}: {member.name} has {member.size:,} bytes, expected a label of at most"
+                            f" {MOST_LABEL:,}"
+                        )
                     beside[key][kind] = part.read()
     except (tarfile.TarError, ValueError, OverflowError) as error:  # a header's numbers may be no places in a file
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
@@ -176,4 +200,6 @@ def _label(parts: dict[str, bytes], sample: str) -> Any:
         document = json.loads(parts["json"])
         return next(document[name] for name in LABEL_NAMES if name in document)
     except (KeyError, StopIteration, TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{sample} has no label, expected a .cls, or a .json with one of {', '.join(LABEL_NAMES)}") from error
+        raise DataError(
+            f"{sample} has no label, expected a .cls, or a .json with one of {', '.join(LABEL_NAMES)}"
+        ) from error

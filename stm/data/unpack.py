@@ -31,8 +31,8 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
     What a killed run left is cleared by the next.
 
     Raises:
-        DataError: it is damaged, holds something else than files and folders or a name that leads outside, is larger than the limits,
-            or the disk is full.
+        DataError: it is damaged, holds something else than files and folders or a name that leads outside, is larger
+            than the limits, or the disk is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -43,9 +43,13 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
                 _extract(archive, new, limits, on_progress)
                 os.rename(new, folder)
             except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise DataError(f"{archive.name} cannot be unpacked: {error}", "delete it from the cache and run it again") from error
+                raise DataError(
+                    f"{archive.name} cannot be unpacked: {error}", "delete it from the cache and run it again"
+                ) from error
             except OSError as error:
-                raise DataError(f"{archive.name} cannot be unpacked: {error.strerror} ({folder.parent})", "make room there") from error
+                raise DataError(
+                    f"{archive.name} cannot be unpacked: {error.strerror} ({folder.parent})", "make room there"
+                ) from error
             finally:
                 shutil.rmtree(new, ignore_errors=True)
     return folder
@@ -57,17 +61,23 @@ def _extract(archive: Path, new: Path, limits: Limits, on_progress: OnProgress |
     with gzip.open(archive) as stream, tarfile.open(fileobj=cast(Any, Bounded(stream, limits)), mode="r:") as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
-                raise DataError(f"{archive.name} holds {member.name}, which is neither a file nor a folder: it was not unpacked")
+                raise DataError(
+                    f"{archive.name} holds {member.name}, which is neither a file nor a folder: it was not unpacked"
+                )
             files, total = files + member.isreg(), total + member.size
             if files > limits.files or total > limits.total or member.size > limits.one:
-                raise DataError(f"{archive.name} holds more than {limits.files:,} files or {limits.total:,} bytes: it was not unpacked")
+                raise DataError(
+                    f"{archive.name} holds more than {limits.files:,} files or {limits.total:,} bytes: it was not"
+                    " unpacked"
+                )
             tar.extract(member, new, filter="data")
             if on_progress is not None:
                 on_progress(Progress(f"unpack {archive.name}", files, None, "files"))
 
 
 class Bounded(io.RawIOBase):
-    """A stream that does not give more at once than one file may have: headers claim sizes too, and are read into memory."""
+    """A stream that does not give more at once than one file may have: headers claim sizes too, and are read into
+    memory."""
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, limits: Limits) -> None:
         self._stream, self._limits = stream, limits

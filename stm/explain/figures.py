@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stm.explain.measurements import RULES, SIDES, Faded, Influence, Loss
+from stm.explain.measurements import REACHING_SIDES, RULES, Faded, Influence, Loss
 from stm.findings import Fit
 from stm.merging.groups import Groups, Stage, edges, patches, pruned, scattered
 from stm.plots import style as plots
@@ -52,7 +52,8 @@ class Maps:
 def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: int) -> "Figure":
     """The photograph, the state's norm along both walks, the class token's attention and all attention: a row a model.
 
-    The models share the colours of a column; a line across the map of the class token's attention is its place in the sequence.
+    The models share the colours of a column; a line across the map of the class token's attention is its place in the
+    sequence.
     """
     figure, axes = plots.new(1.42 * len(rows) + 0.62, len(rows), 5)
     grid = math.isqrt(tokens - 1)
@@ -90,7 +91,7 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
 def fading(rows: Sequence[Faded], fits: dict[str, Fit | None], before: int, images: int) -> "Figure":
     """The change over the distance with its exponential, and the class token's change in every block after."""
     figure, axes = plots.new(4.7, 2, 2, sharey="row", height_ratios=(1.1, 1))
-    sides = [(side, [row for row in rows if row.side == side]) for side in SIDES]
+    sides = [(side, [row for row in rows if row.side == side]) for side in REACHING_SIDES]
     seen = [math.log10(value) for row in rows for value in row.cls if value > 0]
     for (side, here), axis, heat in zip(sides, axes[0], axes[1], strict=True):
         if not here:  # a class token at the head has nothing before it
@@ -108,7 +109,9 @@ def fading(rows: Sequence[Faded], fits: dict[str, Fit | None], before: int, imag
             axis.semilogy(distances, values, label=name, **plots.line(number, every=max(1, len(here) // 12)))
         if fit := fits.get(side):
             curve = [fit.amplitude * math.exp(-fit.rate * d) for d in distances]
-            axis.semilogy(distances, curve, color="black", linewidth=1.4, label="exponential fitted to the class token's state")
+            axis.semilogy(
+                distances, curve, color="black", linewidth=1.4, label="exponential fitted to the class token's state"
+            )
             text = f"{fit.amplitude:.2g} exp({-fit.rate:.2g} d), R² = {fit.r2:.2f}"
             axis.text(0.02, 0.03, text, transform=axis.transAxes, fontsize=7)
         axis.set_title(f"{side} of the class token, {'forward' if side == 'left' else 'backward'} walk")
@@ -166,10 +169,14 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
     for number in range(3):
         part = range(number * depth // 3, (number + 1) * depth // 3)
         look = plots.line(number, every=max(1, len(rows) // 24))
-        for side, sign in zip(SIDES, (-1, 1), strict=True):
+        for side, sign in zip(REACHING_SIDES, (-1, 1), strict=True):
             here = [row for row in rows if row.side == side]
             means = [sum(row.blocks[block] for block in part) / len(part) for row in here]
-            label = f"blocks {part[0]} to {part[-1]}" if side == "left" or not any(row.side == "left" for row in rows) else None
+            label = (
+                f"blocks {part[0]} to {part[-1]}"
+                if side == "left" or not any(row.side == "left" for row in rows)
+                else None
+            )
             curves.semilogy([sign * row.distance for row in here], means, label=label, **look)
     curves.legend(handlelength=3)
     curves.set_ylabel("change of the class token's state")
@@ -249,7 +256,12 @@ def _some(found: Sequence[Stage]) -> list[Stage]:
 
 
 def _heat(
-    axis: "Axes", distances: Sequence[int], rows: list[list[float]], first: int, low: float | None = None, high: float | None = None
+    axis: "Axes",
+    distances: Sequence[int],
+    rows: list[list[float]],
+    first: int,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Any:
     """log10 of a value by block (upward) and distance (across)."""
     from matplotlib.ticker import MaxNLocator

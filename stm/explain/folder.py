@@ -1,4 +1,5 @@
-"""All that `stm explain` shows of a model and its images, and the folder that holds it: figures, and the data of each."""
+"""All that `stm explain` shows of a model and its images, and the folder that holds it: figures, and the data of
+each."""
 
 import csv
 import dataclasses
@@ -34,7 +35,8 @@ Row = TypeVar("Row", Faded, Loss, Influence)
 
 @dataclass(frozen=True)
 class OfImage:
-    """What belongs to one image: the picture, the maps of the dense and the compressed model, and its groups by block."""
+    """What belongs to one image: the picture, the maps of the dense and the compressed model, and its groups by
+    block."""
 
     file: str
     picture: Image.Image
@@ -59,7 +61,11 @@ class Explanation:
 def file_names() -> tuple[str, ...]:
     """Every file that an explanation of any images may consist of."""
     drawn = [*SHARED, *(_name(number, kind) for number in range(MOST_IMAGES) for kind in OF_IMAGE)]
-    data = [*(f"{name}.csv" for name in (*SHARED, "plan")), *(name for n in range(MOST_IMAGES) for name in _data_names(n)), SUMMARY]
+    data = [
+        *(f"{name}.csv" for name in (*SHARED, "plan")),
+        *(name for n in range(MOST_IMAGES) for name in _data_names(n)),
+        SUMMARY,
+    ]
     return (*(f"{name}.{kind}" for name in drawn for kind in ("png", "svg")), *data)
 
 
@@ -100,7 +106,10 @@ def measure(
         image = inputs[number : number + 1].to(dense.cls_token.device)
         was, now = (list(explain.walk(model, model.embed(image))) for model in (dense, small))
         groups = explain.groups_by_block(now)
-        maps = (_maps("dense", was[block], explain.groups_by_block(was)[block]), _maps("merged", now[block], groups[block]))
+        maps = (
+            _maps("dense", was[block], explain.groups_by_block(was)[block]),
+            _maps("merged", now[block], groups[block]),
+        )
         shown.append(OfImage(file, picture, maps, groups))
         fading = explain.fading(dense, image, block, most=places)
         losses = explain.losses(dense, image, most=fewer)
@@ -108,12 +117,15 @@ def measure(
     tell(Progress("explain", len(pictures), len(pictures), "images"))
     all_fading, all_losses, all_influence, changes = zip(*per_image, strict=True)
     rows = mean_rows(all_fading)
-    sides = {side: [row for row in rows if row.side == side] for side in explain.SIDES}
+    sides = {side: [row for row in rows if row.side == side] for side in explain.REACHING_SIDES}
     return Explanation(
         block=block,
         images=tuple(shown),
         fading=rows,
-        fits={side: explain.fit_exponential([row.distance for row in here], [row.cls[0] for row in here]) for side, here in sides.items()},
+        fits={
+            side: explain.fit_exponential([row.distance for row in here], [row.cls[0] for row in here])
+            for side, here in sides.items()
+        },
         losses=mean_rows(all_losses),
         influence=mean_rows(all_influence),
         plan=tuple(map(tuple, torch.stack(list(changes)).mean(0).tolist())),
@@ -136,7 +148,7 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     return dataclasses.replace(rows[0], **changed)
 
 
-def _maps(name: str, seen: explain.Seen, groups: Groups) -> Maps:
+def _maps(name: str, seen: explain.BlockTrace, groups: Groups) -> Maps:
     forward, backward = attention(seen.scan)
     both = forward + backward.triu(1)  # a token's attention to itself is the forward walk's
     return Maps(name, state_norms(seen.scan)[:, 0].tolist(), both.tolist(), int(seen.entered.cls), groups)
@@ -167,7 +179,10 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
             ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(found))),
             ((r.side, r.distance, r.merged, r.predicted, r.logits, *r.cls) for r in found.fading),
         ),
-        "losses.csv": (("after_block", "rule", "merged", "class"), ((r.after, r.rule, r.merged, r.cls) for r in found.losses)),
+        "losses.csv": (
+            ("after_block", "rule", "merged", "class"),
+            ((r.after, r.rule, r.merged, r.cls) for r in found.losses),
+        ),
         "ldsd.csv": (
             ("side", "distance", *(f"block_{b}" for b in range(len(found.plan)))),
             ((r.side, r.distance, *r.blocks) for r in found.influence),
@@ -176,7 +191,10 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
     }
     for number, image in enumerate(found.images):
         maps, matrix, groups = _data_names(number)
-        tables[maps] = (("model", "token", "positions", "state_forward", "state_backward", "class_attention"), _map_rows(image.maps))
+        tables[maps] = (
+            ("model", "token", "positions", "state_forward", "state_backward", "class_attention"),
+            _map_rows(image.maps),
+        )
         tables[matrix] = (
             ("model", "token", *(str(j) for j in range(tokens))),
             ((each.name, t, *row) for each in image.maps for t, row in enumerate(each.attention)),

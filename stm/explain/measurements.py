@@ -1,8 +1,9 @@
 """What merging does to the states of a ViM, measured: the paper's figures and tables as quantities.
 
-Sequential Token Merging (arXiv 2509.22691) reasons about h_c, the state of a block's scan at the class token. Here its relative
-change |h_c - h_c'| / |h_c| is measured when one token alone is merged, removed or zeroed. What lies before the class token
-reaches it through the forward walk, what lies after it through the backward one: that is the state that is read.
+Sequential Token Merging (arXiv 2509.22691) reasons about h_c, the state of a block's scan at the class token. Here its
+relative change |h_c - h_c'| / |h_c| is measured when one token alone is merged, removed or zeroed. What lies before the
+class token reaches it through the forward walk, what lies after it through the backward one: that is the state that is
+read.
 
 - `fading`: merge one token at each distance, and follow the change through the blocks (equations 12 and 13, Figure 3).
 - `losses`: the change in the next block, block by block, for each rule of merging (equations 8 to 10).
@@ -31,11 +32,11 @@ from stm.merging.schedule import Step
 from stm.model.vim import ViM
 
 FORWARD, BACKWARD = 0, 1
-SIDES = ("left", "right")  # of the class token; the index is the direction that reaches it from there
+REACHING_SIDES = ("left", "right")  # of the class token; the index is the direction that reaches it from there
 RULES = ("prune", "mean", "hsp")  # removal, and merging without and with the paper's compensation
 
 
-class Seen(NamedTuple):
+class BlockTrace(NamedTuple):
     """One block of a run: what entered it, what left it, and what its scan ran on."""
 
     number: int
@@ -44,13 +45,13 @@ class Seen(NamedTuple):
     scan: Scan
 
 
-def walk(model: ViM, state: State, start: int = 0) -> Iterator[Seen]:
+def walk(model: ViM, state: State, start: int = 0) -> Iterator[BlockTrace]:
     """The blocks from `start` on, with the model's plan between them; all of the last block too."""
     last = model.config.model.depth - 1
     for number in range(start, last + 1):
         wanted = model.plan.wants(number) if model.plan is not None else ()
         left, taps = model.blocks[number](state, (*TAPS, *wanted))
-        yield Seen(number, state, left, Scan.of(state, taps))
+        yield BlockTrace(number, state, left, Scan.of(state, taps))
         state = left if model.plan is None or number == last else model.plan(number, left, taps)
 
 
@@ -59,7 +60,7 @@ class Single:
     """One token that is absorbed by its neighbour toward the class token.
 
     Args:
-        side: of the class token, an index of `SIDES`.
+        side: of the class token, an index of `REACHING_SIDES`.
         source, into: positions in the sequence.
         distance: of `into` from the class token, in tokens.
     """
@@ -89,8 +90,9 @@ def _spread(items: list[Any], most: int | None) -> list[Any]:
     return [items[round(number * (len(items) - 1) / max(most - 1, 1))] for number in range(most)]
 
 
-def single_weights(seen: Seen, rule: str, merges: Sequence[Single]) -> Tensor:
-    """What each merge multiplies the tokens that left the block by, (S, L): prune, mean, or hsp from that block's scan."""
+def single_weights(seen: BlockTrace, rule: str, merges: Sequence[Single]) -> Tensor:
+    """What each merge multiplies the tokens that left the block by, (S, L): prune, mean, or hsp from that block's
+    scan."""
     tokens, cls = seen.left.x.shape[1], int(seen.left.cls)
     if rule == "hsp":
         pairs = Step(seen.number, tuple((each.source, each.into) for each in merges))
@@ -102,13 +104,19 @@ def single_weights(seen: Seen, rule: str, merges: Sequence[Single]) -> Tensor:
     return torch.tensor(rows, device=seen.left.x.device)
 
 
-def merge_singles(seen: Seen, rule: str, merges: Sequence[Single]) -> State:
+def merge_singles(seen: BlockTrace, rule: str, merges: Sequence[Single]) -> State:
     """What enters the next block after each merge: S images of L - 1 tokens. All merges are of one side."""
     tokens, cls = seen.left.x.shape[1], int(seen.left.cls)
     device = seen.left.x.device
-    keep = torch.tensor([[p for p in range(tokens) if p != each.source] for each in merges], device=device)  # (S, L - 1)
+    keep = torch.tensor(
+        [[p for p in range(tokens) if p != each.source] for each in merges], device=device
+    )  # (S, L - 1)
     place = [each.into - (each.into > each.source) for each in merges]
-    index = Merge(keep, torch.tensor([[each.source] for each in merges], device=device), torch.tensor(place, device=device)[:, None])
+    index = Merge(
+        keep,
+        torch.tensor([[each.source] for each in merges], device=device),
+        torch.tensor(place, device=device)[:, None],
+    )
     x = seen.left.stream.expand(len(merges), -1, -1)  # (S, L, D)
     return State(merge(x, index, single_weights(seen, rule, merges).to(x)), cls=cls - (merges[0].side == 0))
 
@@ -121,8 +129,8 @@ class Faded:
         side: left or right of the class token.
         distance: from the merge to the class token, in tokens.
         merged: of the state at the merge, in the first block after it.
-        predicted: of the class token's state there, if nothing had changed but the state at the merge: that times the decays
-            between the two.
+        predicted: of the class token's state there, if nothing had changed but the state at the merge: that times the
+            decays between the two.
         cls: of the class token's state, in each block after the merge.
         logits: of the logits.
     """
@@ -147,9 +155,11 @@ def fading(dense: ViM, image: Tensor, before: int, rule: str = "mean", most: int
     run = list(walk(dense, dense.embed(image)))
     here, logits = run[before - 1], dense.classify(run[-1].left)
     c = int(here.left.cls)
-    at_cls = [[state_at(seen.scan, side, [c]) for side in range(len(SIDES))] for seen in run]  # of each block and direction, (1, E, N)
+    at_cls = [
+        [state_at(seen.scan, side, [c]) for side in range(len(REACHING_SIDES))] for seen in run
+    ]  # of each block and direction, (1, E, N)
     out = []
-    for side, name in enumerate(SIDES):
+    for side, name in enumerate(REACHING_SIDES):
         chosen = [each for each in singles(here.left.x.shape[1], c, most) if each.side == side]
         for part in _portions(dense, chosen):
             merged = merge_singles(here, rule, part)
@@ -167,7 +177,9 @@ def fading(dense: ViM, image: Tensor, before: int, rule: str = "mean", most: int
             reached = (to_cls * (was - now)).flatten(1).norm(dim=1) / at_cls[before][side].norm()
             moved = (dense.classify(last) - logits).norm(dim=1) / logits.norm()
             rows = zip(part, change(was, now), reached, torch.stack(changes, 1), moved, strict=True)
-            out += [Faded(name, each.distance, m.item(), p.item(), tuple(h.tolist()), y.item()) for each, m, p, h, y in rows]
+            out += [
+                Faded(name, each.distance, m.item(), p.item(), tuple(h.tolist()), y.item()) for each, m, p, h, y in rows
+            ]
     return out
 
 
@@ -208,7 +220,7 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
         every = singles(here.left.x.shape[1], c, most)
         for rule in RULES:
             merged, cls = [], []
-            for side in range(len(SIDES)):
+            for side in range(len(REACHING_SIDES)):
                 at_cls = state_at(following.scan, side, [c])
                 for part in _portions(dense, [each for each in every if each.side == side]):
                     state = merge_singles(here, rule, part)
@@ -223,7 +235,8 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
 
 @dataclass(frozen=True)
 class Influence:
-    """LDSD of one token, by block: how much the class token's state changes when that token is zero as the block begins."""
+    """LDSD of one token, by block: how much the class token's state changes when that token is zero as the block
+    begins."""
 
     side: str
     distance: int
@@ -253,29 +266,34 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
             columns[side].append(torch.cat(found))
     return [
         Influence(name, abs(position - c), tuple(row.tolist()))
-        for name, chosen, blocks in zip(SIDES, sides, columns, strict=True)
+        for name, chosen, blocks in zip(REACHING_SIDES, sides, columns, strict=True)
         for position, row in zip(chosen, torch.stack(blocks, 1), strict=True)
     ]
 
 
-def plan_change(was: Sequence[Seen], now: Sequence[Seen]) -> Tensor:
-    """What a plan changes of the class token's state in each block: (depth, K), from a run without it and one with it."""
+def plan_change(was: Sequence[BlockTrace], now: Sequence[BlockTrace]) -> Tensor:
+    """What a plan changes of the class token's state in each block: (depth, K), from a run without it and one with
+    it."""
     return torch.stack(
-        [torch.cat([change(*(_at_class(run, k) for run in pair)) for k in (FORWARD, BACKWARD)]) for pair in zip(was, now, strict=True)]
+        [
+            torch.cat([change(*(_at_class(run, k) for run in pair)) for k in (FORWARD, BACKWARD)])
+            for pair in zip(was, now, strict=True)
+        ]
     )
 
 
-def _at_class(seen: Seen, direction: int) -> Tensor:
+def _at_class(seen: BlockTrace, direction: int) -> Tensor:
     return state_at(seen.scan, direction, [int(seen.entered.cls)])
 
 
-def groups_by_block(run: Sequence[Seen]) -> tuple[Groups, ...]:
-    """The positions that each token holds as it enters each block of a run of one image, from the maps that its plan left."""
+def groups_by_block(run: Sequence[BlockTrace]) -> tuple[Groups, ...]:
+    """The positions that each token holds as it enters each block of a run of one image, from the maps that its plan
+    left."""
     groups: Groups = tuple((position,) for position in range(run[0].entered.x.shape[1]))
     out, last = [groups], None
     for seen in run[1:]:
-        if seen.entered.map is not None and seen.entered.map is not last:
-            groups = follow(groups, *(index.flatten().tolist() for index in seen.entered.map))
-        last = seen.entered.map
+        if seen.entered.last_merge is not None and seen.entered.last_merge is not last:
+            groups = follow(groups, *(index.flatten().tolist() for index in seen.entered.last_merge))
+        last = seen.entered.last_merge
         out.append(groups)
     return tuple(out)

@@ -1,7 +1,7 @@
 """The state of a selective scan and its hidden attention, written out: pure functions of what a block's scan ran on.
 
-With A_i = exp(elapsed_i A) and B_j = Delta_j B_j (elementwise, (E, N)), the recurrence unrolled is the paper's general form
-(arXiv 2509.22691, equations 4 and 5):
+With A_i = exp(elapsed_i A) and B_j = Delta_j B_j (elementwise, (E, N)), the recurrence unrolled is the paper's general
+form (arXiv 2509.22691, equations 4 and 5):
 
     h_t = sum_j [prod_{j < i <= t} A_i] B_j u_j          a_tj = mean over E of |C_t [prod_{j < i <= t} A_i] B_j|
 
@@ -45,7 +45,15 @@ class Scan(NamedTuple):
         """From what entered a block and its taps, `TAPS`."""
         u, delta, A, B, C = (getattr(taps, name) for name in TAPS)
         gap = entering.gap
-        return cls(u.to(delta), delta, delta if gap is None else delta + gap, A.to(delta), B.to(delta), C.to(delta), entering.h0)
+        return cls(
+            u.to(delta),
+            delta,
+            delta if gap is None else delta + gap,
+            A.to(delta),
+            B.to(delta),
+            C.to(delta),
+            entering.h0,
+        )
 
 
 def states(scan: Scan, direction: int) -> Iterator[tuple[int, Tensor]]:
@@ -79,7 +87,8 @@ def state_at(scan: Scan, direction: int, at: Sequence[int]) -> Tensor:
 
 
 def decay_to(scan: Scan, direction: int, t: int) -> Tensor:
-    """What is left at token t of each token before it, prod_{j < i <= t} A_i, (B, L, E, N) by j; zero for those that come after."""
+    """What is left at token t of each token before it, prod_{j < i <= t} A_i, (B, L, E, N) by j; zero for those that
+    come after."""
     elapsed = scan.elapsed[direction]  # (B, L, E)
     passed = torch.zeros(elapsed.shape[1], dtype=torch.bool, device=elapsed.device)
     passed[slice(t, None) if REVERSE[direction] else slice(t + 1)] = True

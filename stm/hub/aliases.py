@@ -55,8 +55,8 @@ class HubArchive:
     license: str
 
 
-# Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019): 10,000 images, collected as ImageNet's were but apart from
-# them; the folders' names are class indices.
+# Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019): 10,000 images, collected as ImageNet's were
+# but apart from them; the folders' names are class indices.
 ARCHIVES = {
     "imagenet-v2": HubArchive("vaishaal/ImageNetV2", "imagenetv2-matched-frequency.tar.gz", "matched-frequency", "mit"),
 }

@@ -45,8 +45,8 @@ def card(
         flops: of one image.
         parameters: how many there are.
         weights_bytes: of model.safetensors.
-        images_per_second, served, environment: the speeds that were measured, alone and beside the dense model, and what they were
-            measured on.
+        images_per_second, served, environment: the speeds that were measured, alone and beside the dense model, and
+            what they were measured on.
 
     Raises:
         ArtifactError: jinja2 is not installed.
@@ -67,8 +67,8 @@ def card(
             served=served,
             environment=environment,
             version=__version__,
-            notes=config.said("notes"),
-            datasets=config.said("datasets"),
+            notes=config.extra_texts("notes"),
+            datasets=config.extra_texts("datasets"),
             steps=_steps(config),
             staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
             saving=config.schedule.saving(config.model.depth),
@@ -94,7 +94,8 @@ def retarget(text: str, config: Config, name: str) -> str:
 
 
 def eval_results(config: Config) -> str | None:
-    """The text of `.eval_results/stm.yaml`: top-1 on sets of the Hub, which is all that its format can name; None without any."""
+    """The text of `.eval_results/stm.yaml`: top-1 on sets of the Hub, which is all that its format can name; None
+    without any."""
     entries = []
     for each in config.measured:
         name = read_set_name(each.data)
@@ -102,7 +103,9 @@ def eval_results(config: Config) -> str | None:
             continue
         revision = {} if name.revision is None else {"revision": name.revision}
         interval = f", 95% interval {each.top1_ci[0]:.4f} to {each.top1_ci[1]:.4f}" if each.top1_ci else ""
-        notes = f"top-1 accuracy, a fraction, of {each.n} images{interval}, seed {each.seed}; measured by stm {__version__}"
+        notes = (
+            f"top-1 accuracy, a fraction, of {each.n} images{interval}, seed {each.seed}; measured by stm {__version__}"
+        )
         dataset = {"id": name.repo, "task_id": name.split or "default", **revision}
         entries.append({"dataset": dataset, "value": round(each.top1, 6), "notes": notes})
     if not entries:
@@ -120,7 +123,10 @@ def _use(config: Config, name: str) -> str:
 
 
 def _sealed(body: str) -> str:
-    return f"{body}\n<!-- stm wrote this; its SHA-256 is {hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()} -->\n"
+    return (
+        f"{body}\n<!-- stm wrote this; its SHA-256 is"
+        f" {hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()} -->\n"
+    )
 
 
 def _render(template: Path, config: Config, **values: Any) -> str:
@@ -128,10 +134,19 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         from jinja2 import Environment as Templates
         from jinja2 import StrictUndefined
     except ImportError as error:
-        raise ArtifactError("writing a model card needs jinja2, which is not installed", "pip install jinja2") from error
+        raise ArtifactError(
+            "writing a model card needs jinja2, which is not installed", "pip install jinja2"
+        ) from error
     # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
     templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    templates.filters |= {"yaml": _yaml, "text": _text, "shell": shlex.join, "python": _python, "percent": _percent, "giga": _giga}
+    templates.filters |= {
+        "yaml": _yaml,
+        "text": _text,
+        "shell": shlex.join,
+        "python": _python,
+        "percent": _percent,
+        "giga": _giga,
+    }
     templates.filters["hub_set"] = read_set_name
     rendered: str = templates.from_string(template.read_text(encoding="utf-8")).render(
         config=config, model=config.model, preprocessing=config.preprocessing, **values
@@ -142,7 +157,8 @@ def _render(template: Path, config: Config, **values: Any) -> str:
 def recipe_command(config: Config) -> list[str] | None:
     """The words of the command that makes this model again, every option spelled out.
 
-    None where there is no such command: for a dense model, one that was fine-tuned, a source without a name, or weights averaged over
+    None where there is no such command: for a dense model, one that was fine-tuned, a source without a name, or weights
+        averaged over
     images, whose folder is not known.
     """
     recipe, protection, source = config.recipe, config.protection, config.source
@@ -179,7 +195,13 @@ def _steps(config: Config) -> list[dict[str, int]]:
     """The rows of the schedule's table."""
     tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
     return [
-        {"after": s.after, "before": tokens[s.after], "absorbed": len(s.absorb), "left": tokens[s.after + 1], "cls": cls[s.after + 1]}
+        {
+            "after": s.after,
+            "before": tokens[s.after],
+            "absorbed": len(s.absorb),
+            "left": tokens[s.after + 1],
+            "cls": cls[s.after + 1],
+        }
         for s in config.schedule.steps
     ]
 
@@ -230,7 +252,8 @@ def _yaml(text: str) -> str:
 
 
 def _python(text: str) -> str:
-    """A Python string in the quotes that formatters want. JSON's escapes are Python's too, but for pairs of surrogates."""
+    """A Python string in the quotes that formatters want. JSON's escapes are Python's too, but for pairs of
+    surrogates."""
     return json.dumps(text, ensure_ascii=False)
 
 

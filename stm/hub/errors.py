@@ -38,11 +38,11 @@ class Request:
         return f"{what} at {self.revision}" if self.revision else what
 
 
-Told = tuple[str, str]
+Explained = tuple[str, str]
 
 
 @contextmanager
-def told(request: Request) -> Iterator[None]:
+def translate_errors(request: Request) -> Iterator[None]:
     """Turn what huggingface_hub raises inside into a HubError; what the table does not know is raised as it is."""
     try:
         yield
@@ -52,19 +52,21 @@ def told(request: Request) -> Iterator[None]:
         missing = (error.name or "huggingface_hub").partition(".")[0]
         raise HubError(f"the Hub needs {missing}, which is not installed", f"pip install {missing}") from error
     except ImportError as error:
-        raise HubError(f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub") from error
+        raise HubError(
+            f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub"
+        ) from error
     except Exception as error:
-        found = explain(error, request)
+        found = explain_error(error, request)
         if found is None:
             raise
         raise HubError(*found) from error
 
 
-def explain(error: BaseException, request: Request) -> Told | None:
+def explain_error(error: BaseException, request: Request) -> Explained | None:
     """The sentence and the next step for an exception; None for one that is not of the Hub."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    teller = next((teller for kind, teller in _TABLE if kind in kinds), None)
-    return None if teller is None else teller(error, request)
+    explainer = next((explainer for kind, explainer in _TABLE if kind in kinds), None)
+    return None if explainer is None else explainer(error, request)
 
 
 def check_token(token: str | None) -> None:
@@ -74,42 +76,56 @@ def check_token(token: str | None) -> None:
         UsageError: empty, or with blanks or other characters that no token has.
     """
     if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise UsageError("the token is empty or holds characters that no token has", "copy it again, without blanks or line ends")
+        raise UsageError(
+            "the token is empty or holds characters that no token has", "copy it again, without blanks or line ends"
+        )
 
 
-def _gated(error: Any, request: Request) -> Told:
-    return f"{request.repo} is gated: its authors decide who may read it", f"ask for access at {request.page}, then {_LOGIN}"
+def _gated(error: Any, request: Request) -> Explained:
+    return (
+        f"{request.repo} is gated: its authors decide who may read it",
+        f"ask for access at {request.page}, then {_LOGIN}",
+    )
 
 
-def _no_repo(error: Any, request: Request) -> Told:
+def _no_repo(error: Any, request: Request) -> Explained:
     access = "may not be written" if request.upload else "may not be seen"
-    return f"{request.repo} was not found on the Hub, or it {access} with this login", f"check the name; if it is private, {_LOGIN}"
+    return (
+        f"{request.repo} was not found on the Hub, or it {access} with this login",
+        f"check the name; if it is private, {_LOGIN}",
+    )
 
 
-def _no_revision(error: Any, request: Request) -> Told:
+def _no_revision(error: Any, request: Request) -> Explained:
     return (
         f"{request.repo} has no revision {request.revision}",
         f"{request.page}/commits lists its branches, tags and commits",
     )
 
 
-def _no_entry(error: Any, request: Request) -> Told:
-    return f"{request.repo} has no file {request.file}", f"see what it has: {request.page}/tree/{request.revision or 'main'}"
+def _no_entry(error: Any, request: Request) -> Explained:
+    return (
+        f"{request.repo} has no file {request.file}",
+        f"see what it has: {request.page}/tree/{request.revision or 'main'}",
+    )
 
 
-def _not_cached(error: Any, request: Request) -> Told:
+def _not_cached(error: Any, request: Request) -> Explained:
     # with the request that failed as its cause, unless there was none
-    cause = error.__cause__ and explain(error.__cause__, request)
+    cause = error.__cause__ and explain_error(error.__cause__, request)
     return cause or _offline(error, request)
 
 
-def _offline(error: Any, request: Request) -> Told:
+def _offline(error: Any, request: Request) -> Explained:
     if request.upload:
         return f"{request} cannot be written: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"
-    return f"{request} is not in the local cache ({_cache()}), and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE and run it once online"
+    return (
+        f"{request} is not in the local cache ({_cache()}), and HF_HUB_OFFLINE is set",
+        "unset HF_HUB_OFFLINE and run it once online",
+    )
 
 
-def _status(error: Any, request: Request) -> Told:
+def _status(error: Any, request: Request) -> Explained:
     status = error.response.status_code
     verb = "write" if request.upload else "read"
     if status == 401:
@@ -120,39 +136,45 @@ def _status(error: Any, request: Request) -> Told:
         return f"somebody else changed {request} meanwhile ({status}): nothing was written", "run it again"
     if status == 429:
         wait = error.response.headers.get("Retry-After", "")
-        return f"the Hub takes no more requests for now (429), {request} among them", f"wait {wait} seconds" if wait.isdigit() else _LATER
+        return (
+            f"the Hub takes no more requests for now (429), {request} among them",
+            f"wait {wait} seconds" if wait.isdigit() else _LATER,
+        )
     if status >= 500:
         return f"the Hub failed ({status}) on {request}", _LATER
     return f"the Hub refused {request} ({status})", f"see {request.page}"
 
 
-def _unreachable(error: Any, request: Request) -> Told:
+def _unreachable(error: Any, request: Request) -> Explained:
     cached = "" if request.upload else "; what is in the cache is read with HF_HUB_OFFLINE=1"
     return f"{endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
 
 
-def _no_hub(error: Any, request: Request) -> Told:
+def _no_hub(error: Any, request: Request) -> Explained:
     return f"{endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
 
 
-def _bad_name(error: Any, request: Request) -> Told:
+def _bad_name(error: Any, request: Request) -> Explained:
     return f"{request.repo!r} is no name of a repo on the Hub", "a repo is OWNER/NAME"
 
 
-def _not_text(error: Any, request: Request) -> Told:
+def _not_text(error: Any, request: Request) -> Explained:
     return f"{request} is not a name in UTF-8", "type it again: names on the Hub are plain text"
 
 
-def _system(error: Any, request: Request) -> Told:
+def _system(error: Any, request: Request) -> Explained:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
     if error.errno is None:  # huggingface_hub's own check of the size
         return f"{request} did not come whole", "run it again"
     where = error.filename or _cache()
-    return f"{request} cannot be kept: {os.strerror(error.errno)} ({where})", "set HF_HOME to a folder that can be written"
+    return (
+        f"{request} cannot be kept: {os.strerror(error.errno)} ({where})",
+        "set HF_HOME to a folder that can be written",
+    )
 
 
-_TABLE: tuple[tuple[str, Callable[[Any, Request], Told]], ...] = (
+_TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
     ("GatedRepoError", _gated),
     ("RepositoryNotFoundError", _no_repo),
     ("RevisionNotFoundError", _no_revision),

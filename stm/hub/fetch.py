@@ -1,7 +1,7 @@
 """Files of a repo on the Hugging Face Hub: downloaded once, then taken from its cache.
 
-Resuming, locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It compares sizes only, so what comes
-is also held to the hash that the Hub names it by, and does not stay in the cache where it is something else.
+Resuming, locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It compares sizes only, so
+what comes is also held to the hash that the Hub names it by, and does not stay in the cache where it is something else.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.errors import HubError, listed
-from stm.hub.errors import Request, check_token, told
+from stm.hub.errors import Request, check_token, translate_errors
 from stm.progress import OnProgress, Progress
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
@@ -58,14 +58,15 @@ def fetch(
         on_progress: is told of every piece; without it, huggingface_hub draws its own bars on stderr.
 
     Raises:
-        HubError: not there, not to be had with this login, not reachable, not what the Hub announced, or no room for it.
+        HubError: not there, not to be had with this login, not reachable, not what the Hub announced, or no room for
+            it.
         UsageError: a token that cannot be one.
     """
     check_token(token)
     if not file or file.startswith("/") or ".." in file.split("/"):
         raise HubError(f"{file!r} is no file of a repo", "give its path in the repo: --file FOLDER/NAME")
     request = Request(repo, file, revision, kind=kind)
-    with told(request):
+    with translate_errors(request):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -84,7 +85,8 @@ def fetch(
 
 
 def check_hash(fetched: Fetched) -> None:
-    """Hold a file in the cache to its name there, which is its SHA-256 or, if it is small, its git hash; else remove it.
+    """Hold a file in the cache to its name there, which is its SHA-256 or, if it is small, its git hash; else remove
+    it.
 
     Raises:
         HubError: it is something else.
@@ -93,7 +95,7 @@ def check_hash(fetched: Fetched) -> None:
     if not path.is_symlink():
         return  # a file system without links: the name is not kept
     blob = path.parent / os.readlink(path)
-    with told(request), open(path, "rb") as file:
+    with translate_errors(request), open(path, "rb") as file:
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
             found = hashlib.file_digest(file, "sha256").hexdigest()
         elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
@@ -104,7 +106,8 @@ def check_hash(fetched: Fetched) -> None:
         for each in (path.resolve(), blob, path):
             each.unlink(missing_ok=True)
         raise HubError(
-            f"{request} is not what the Hub says it is: its hash is {found[:12]}..., expected {blob.name[:12]}...", "run it again"
+            f"{request} is not what the Hub says it is: its hash is {found[:12]}..., expected {blob.name[:12]}...",
+            "run it again",
         )
 
 
@@ -116,7 +119,7 @@ def list_files(repo: str, *, kind: str = "model", revision: str | None = None, t
         UsageError: a token that cannot be one.
     """
     check_token(token)
-    with told(Request(repo, None, revision, kind=kind)):
+    with translate_errors(Request(repo, None, revision, kind=kind)):
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -136,7 +139,10 @@ def only_checkpoint(repo: str, names: list[str]) -> str:
     found = [name for name in names if name.lower().endswith(CHECKPOINTS)]
     if not found:
         only = f"only {listed(names)}" if names else "nor any other file"
-        raise HubError(f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}", "check the name, or name a file: --file NAME")
+        raise HubError(
+            f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}",
+            "check the name, or name a file: --file NAME",
+        )
     if len(found) > 1:
         raise HubError(f"{repo} holds {len(found)} checkpoints: {listed(found)}", f"name one: --file {found[0]}")
     return found[0]
@@ -148,7 +154,7 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
     Raises:
         HubError: it cannot be asked for.
     """
-    with told(Request(repo, "README.md", commit)):
+    with translate_errors(Request(repo, "README.md", commit)):
         import yaml
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
@@ -173,7 +179,7 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
 
 def cached(repo: str, file: str) -> Path | None:
     """A file of a repo's main branch as it is in the cache; nothing is asked of the Hub."""
-    with told(Request(repo, file)):
+    with translate_errors(Request(repo, file)):
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(repo, file)

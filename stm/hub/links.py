@@ -29,8 +29,8 @@ def read_link(text: str) -> Link:
     """The repo and file that a link names.
 
     Raises:
-        UsageError: it leads to another host than the Hub (HF_ENDPOINT), or to nothing that can be a model. What a link may carry
-            beside a name, such as a password, is not repeated.
+        UsageError: it leads to another host than the Hub (HF_ENDPOINT), or to nothing that can be a model. What a link
+            may carry beside a name, such as a password, is not repeated.
     """
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
@@ -39,7 +39,10 @@ def read_link(text: str) -> Link:
     given, hub = urlsplit(text), urlsplit(endpoint())
     if given.scheme != "hf":
         if (given.scheme, given.netloc) != (hub.scheme, hub.netloc):
-            raise UsageError(f"the link leads to {given.scheme}://{given.hostname or ''}, expected the Hub's own host, {endpoint()}", hint)
+            raise UsageError(
+                f"the link leads to {given.scheme}://{given.hostname or ''}, expected the Hub's own host, {endpoint()}",
+                hint,
+            )
         if given.query not in ("", "download=true"):
             raise UsageError("the link carries a query, which only the Hub's web pages understand", hint)
     try:

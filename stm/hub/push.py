@@ -14,7 +14,7 @@ from stm.artifact import folder as artifact
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
-from stm.hub.errors import Request, check_token, endpoint, told
+from stm.hub.errors import Request, check_token, endpoint, translate_errors
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import Pushed, PushedFile
@@ -52,7 +52,8 @@ class To:
 
 @dataclass(frozen=True)
 class _Remote:
-    """What is there: the commit of the branch, or of the main one where the branch is missing, and its files' size and hash."""
+    """What is there: the commit of the branch, or of the main one where the branch is missing, and its files' size and
+    hash."""
 
     commit: str
     private: bool
@@ -75,7 +76,7 @@ def check(to: To) -> str:
         )
     if to.commit_message is not None and not to.commit_message.strip():
         raise UsageError("the commit message is empty", "leave --commit-message out for a plain one")
-    with told(Request(to.repo or "the repository", upload=True)):
+    with translate_errors(Request(to.repo or "the repository", upload=True)):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import LocalTokenNotFoundError
 
@@ -103,8 +104,8 @@ def push(
     Raises:
         ArtifactError: it has no card, or one whose front matter is not YAML.
         UsageError: see `check`.
-        HubError: the repository exists and may not, is public where a private one was asked for, may not be written, was changed by
-            somebody meanwhile, or cannot be reached.
+        HubError: the repository exists and may not, is public where a private one was asked for, may not be written,
+            was changed by somebody meanwhile, or cannot be reached.
     """
     place = Path(folder)
     ours = _read_card(place)
@@ -113,7 +114,7 @@ def push(
     repo = repo if "/" in repo else f"{user}/{repo}"
     if is_untouched(ours):
         ours = retarget(ours, config, repo)
-    with told(Request(repo, revision=to.revision, upload=True)):
+    with translate_errors(Request(repo, revision=to.revision, upload=True)):
         from huggingface_hub import HfApi
 
         api = HfApi(token=to.token, library_name="stm", library_version=__version__)
@@ -122,7 +123,8 @@ def push(
             raise HubError(f"{repo} exists", "choose another name, or allow it with --exist-ok")
         if remote is not None and to.private and not remote.private:
             raise HubError(
-                f"{repo} exists and is public, and --private was given", "choose another name, or change its settings on the Hub"
+                f"{repo} exists and is public, and --private was given",
+                "choose another name, or change its settings on the Hub",
             )
         kept = remote is not None and not to.overwrite_card and _somebody_wrote(api, repo, remote, ours)
         files = _changes(place, ours, config, {} if remote is None else remote.files, kept)
@@ -156,7 +158,7 @@ def push_model(model: ViM, to: To) -> Pushed:
 
 
 def _read_card(folder: Path) -> str:
-    with told(Request(str(folder), upload=True)):
+    with translate_errors(Request(str(folder), upload=True)):
         from huggingface_hub import ModelCard
         from yaml import YAMLError
 
@@ -173,7 +175,9 @@ def _read_card(folder: Path) -> str:
         ModelCard(text, ignore_metadata_errors=False)
     except (YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path}: its front matter is not what the Hub takes: {reason}", "mend the lines between ---") from error
+        raise ArtifactError(
+            f"{path}: its front matter is not what the Hub takes: {reason}", "mend the lines between ---"
+        ) from error
     return text
 
 
@@ -192,7 +196,10 @@ def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
         raise
     except RepositoryNotFoundError:
         return None
-    files = {each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id or "") for each in info.siblings or ()}
+    files = {
+        each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id or "")
+        for each in info.siblings or ()
+    }
     return _Remote(info.sha, bool(info.private), has_branch, files)
 
 
@@ -207,7 +214,9 @@ def _somebody_wrote(api: Any, repo: str, remote: _Remote, ours: str) -> bool:
     return text != ours and not is_untouched(text)
 
 
-def _changes(folder: Path, card: str, config: Config, there: Mapping[str, tuple[int, str]], kept: bool) -> list[PushedFile]:
+def _changes(
+    folder: Path, card: str, config: Config, there: Mapping[str, tuple[int, str]], kept: bool
+) -> list[PushedFile]:
     """Every file of ours, here or there, and what becomes of it."""
     files = []
     for name in artifact.FILES:
@@ -221,15 +230,21 @@ def _changes(folder: Path, card: str, config: Config, there: Mapping[str, tuple[
         else:
             body = card.encode() if name == artifact.CARD else path.read_bytes()
             git = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
-            size, hashes = len(body), {git, hashlib.sha256(body).hexdigest()}  # the Hub decides which of them names a file
+            size, hashes = (
+                len(body),
+                {git, hashlib.sha256(body).hexdigest()},
+            )  # the Hub decides which of them names a file
         change = "added" if name not in there else "unchanged" if there[name][1] in hashes else "changed"
         change = "kept" if name == artifact.CARD and kept else change
         files.append(PushedFile(name=name, bytes=size, change=change))
     return files
 
 
-def _upload(api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, files: list[PushedFile]) -> tuple[str, str | None]:
-    """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any more."""
+def _upload(
+    api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, files: list[PushedFile]
+) -> tuple[str, str | None]:
+    """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any
+    more."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if remote is None:
@@ -252,7 +267,9 @@ def _upload(api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, fi
     except RuntimeError as error:  # what huggingface_hub wraps a failed upload of a large file in
         raise (error.__cause__ or error) from error
     except ValueError as error:  # of huggingface_hub: what the Hub says of the front matter
-        raise HubError(f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---") from error
+        raise HubError(
+            f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---"
+        ) from error
     return done.oid, done.pr_url
 
 

@@ -1,7 +1,7 @@
 """Methods side by side on the same images: the rows of the paper's Table 2, at one saving.
 
-All models of a table see a batch before the next one is decoded, so that images are read once, the dense model runs once,
-and what slows the machine down for a while slows all of them.
+All models of a table see a batch before the next one is decoded, so that images are read once, the dense model runs
+once, and what slows the machine down for a while slows all of them.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ from stm.measure.records import Record
 from stm.measure.stats import compared, summarize
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
-from stm.peers import DEFAULT, METHODS
+from stm.peers import DEFAULT, PEERS
 from stm.progress import OnProgress, Progress
 from stm.reports import Flops
 
-PRESETS = ("stm", "paper")
+OWN_METHODS = ("stm", "paper")
 DEFAULT_SAVING = 0.2
 AT = ("published", "stm", "both")
 
 
 @dataclasses.dataclass(frozen=True)
-class Entrant:
+class Contender:
     """A model that is to be measured, and the part of its row that is known before."""
 
     model: ViM
@@ -52,7 +52,7 @@ class Race(NamedTuple):
     logits: list[Tensor]
 
 
-def entrants(
+def contenders(
     dense: ViM,
     *,
     methods: Sequence[str] | None = None,
@@ -61,16 +61,17 @@ def entrants(
     at: str = "published",
     also: Mapping[str, ViM] | None = None,
     seed: int = 0,
-) -> list[Entrant]:
+) -> list[Contender]:
     """The dense model, both presets, the peers, and other dense models.
 
     Args:
         dense: what all of them are made of.
-        methods: names of `PRESETS` and `METHODS`; by default both presets and the peers of `DEFAULT`. Ours and random pruning
-            are always rows.
-        saving: the share of the token-layers that ours saves. The honest saving that this reaches is what all others are
-            solved for. `DEFAULT_SAVING` where no rate is given.
-        rate: instead of a saving, the paper's rate, for both presets; peers are solved for the honest saving that ours reaches.
+        methods: names of `OWN_METHODS` and `PEERS`; by default both presets and the peers of `DEFAULT`. Ours and random
+            pruning are always rows.
+        saving: the share of the token-layers that ours saves. The honest saving that this reaches is what all others
+            are solved for. `DEFAULT_SAVING` where no rate is given.
+        rate: instead of a saving, the paper's rate, for both presets; peers are solved for the honest saving that ours
+            reaches.
         at: where peers act: "published", "stm" (where ours merges), or "both", a row each.
         also: other dense models, by name.
         seed: draws what random pruning removes.
@@ -87,7 +88,7 @@ def entrants(
     budget = {"rate": rate, "saving": DEFAULT_SAVING if rate is None and saving is None else saving}
     ours = _preset(dense, "stm", budget)
     target = flops.count(ours.config).honest_saving
-    out = [_entrant("dense", "dense", dense, Plan(), flops.count(dense.config))]
+    out = [_contender("dense", "dense", dense, Plan(), flops.count(dense.config))]
     for name in names:
         if name == "stm":
             out.append(_of_preset("stm", ours))
@@ -102,8 +103,8 @@ def entrants(
     return out
 
 
-def race(
-    entered: Sequence[Entrant],
+def run_all(
+    entered: Sequence[Contender],
     samples: SampleSet,
     *,
     batch_size: int = 32,
@@ -112,10 +113,11 @@ def race(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Race:
-    """Run the entrants over a sample set.
+    """Run the contenders over a sample set.
 
     Args:
-        reference: the dense model's logits, a tensor a batch of this process; None: the first entrant is the dense model.
+        reference: the dense model's logits, a tensor a batch of this process; None: the first entrant is the dense
+            model.
         world: the processes that share the batches; all of them find the same runs.
     """
     same_work(world, entered[0].model, samples)
@@ -136,7 +138,9 @@ def race(
                 dense_logits = reference[len(kept)] if reference is not None else None
                 for entrant in entered:
                     if batch.indices and not warm:
-                        logits_of(entrant.model, batch.images[:1], [chosen[batch.indices[0]].file], entrant.method)  # once, untimed
+                        logits_of(
+                            entrant.model, batch.images[:1], [chosen[batch.indices[0]].file], entrant.method
+                        )  # once, untimed
                     records, timing, logits = _score(entrant, samples, batch, dense_logits)
                     dense_logits = logits if dense_logits is None else dense_logits
                     scored.append((records, timing))
@@ -153,8 +157,11 @@ def race(
     return Race(runs, kept)
 
 
-def _score(entrant: Entrant, samples: SampleSet, batch: Batch, dense_logits: Tensor | None) -> tuple[list[Record], Timing, Tensor | None]:
-    """An entrant's records of a batch in the set's order, its time, and its logits (B, classes): the dense ones where none are given."""
+def _score(
+    entrant: Contender, samples: SampleSet, batch: Batch, dense_logits: Tensor | None
+) -> tuple[list[Record], Timing, Tensor | None]:
+    """An entrant's records of a batch in the set's order, its time, and its logits (B, classes): the dense ones where
+    none are given."""
     logits, seconds = None, 0.0
     if batch.indices:
         files = [samples.samples[place].file for place in batch.indices]
@@ -163,13 +170,15 @@ def _score(entrant: Entrant, samples: SampleSet, batch: Batch, dense_logits: Ten
     return records, (len(batch.indices), seconds), logits
 
 
-def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:
+def rows(entered: Sequence[Contender], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:
     """The table: every entrant against the dense model and, where ours is among them, against ours."""
     ours = next((run.records for entrant, run in zip(entered, runs, strict=True) if entrant.method == "stm"), None)
     out = []
     for entrant, run in zip(entered, runs, strict=True):
         speed = run.images / run.seconds if run.images else None
-        row: dict[str, Any] = vars(summarize(run.records, data=data, seed=seed)) | entrant.known | {"images_per_second": speed}
+        row: dict[str, Any] = (
+            vars(summarize(run.records, data=data, seed=seed)) | entrant.known | {"images_per_second": speed}
+        )
         versus = compared(ours, run.records) if ours is not None and run.records is not ours else None
         if versus is not None:
             row |= {"stm_ahead": versus.difference, "stm_ahead_ci": versus.ci, "stm_p": versus.p}
@@ -182,30 +191,38 @@ def rows(entered: Sequence[Entrant], runs: Sequence[Run], *, data: str, seed: in
 
 def _names(methods: Sequence[str] | None) -> list[str]:
     """What was asked for, in the table's order; ours and random pruning in any case."""
-    asked = (*PRESETS, *DEFAULT) if methods is None else ("stm", "random", *methods)
-    known = (*PRESETS, *METHODS)
+    asked = (*OWN_METHODS, *DEFAULT) if methods is None else ("stm", "random", *methods)
+    known = (*OWN_METHODS, *PEERS)
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"unknown method {unknown[0]!r}, expected some of {', '.join(known)}")
     return [name for name in known if name in asked]
 
 
 def _preset(dense: ViM, method: str, budget: dict[str, Any]) -> ViM:
-    unset = dict.fromkeys(("schedule", "stages", "tokens_per_side", "weights", "hsp", "step_scale", "span_conv", "calibration"))
+    unset = dict.fromkeys(
+        ("schedule", "stages", "tokens_per_side", "weights", "hsp", "step_scale", "span_conv", "calibration")
+    )
     return bake(dense, method=method, sides="both", normalize=False, seed=0, on_progress=None, **unset, **budget)
 
 
-def _entrant(method: str, title: str, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Entrant:
+def _contender(method: str, title: str, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Contender:
     per_block = plan.lengths(model.config.model)
-    facts = {"method": method, "title": title, "flops": counted, "tokens_per_block": per_block, "tokens_left": per_block[-1]}
-    return Entrant(model, facts | {"static": True} | known)
+    facts = {
+        "method": method,
+        "title": title,
+        "flops": counted,
+        "tokens_per_block": per_block,
+        "tokens_left": per_block[-1],
+    }
+    return Contender(model, facts | {"static": True} | known)
 
 
-def _of_preset(name: str, model: ViM, notes: tuple[str, ...] = ()) -> Entrant:
+def _of_preset(name: str, model: ViM, notes: tuple[str, ...] = ()) -> Contender:
     config = model.config
     protection = config.protection
     if model.plan is None or protection is None:
         raise UsageError("a saving of 0 leaves nothing to compare", "give a saving above 0")
-    return _entrant(
+    return _contender(
         name,
         {"stm": "STM (ours)", "paper": "STM, the paper's form"}[name],
         model,
@@ -219,12 +236,12 @@ def _of_preset(name: str, model: ViM, notes: tuple[str, ...] = ()) -> Entrant:
     )
 
 
-def _of_peer(dense: ViM, name: str, where: str, target: float, stm_places: Sequence[int], seed: int) -> Entrant:
+def _of_peer(dense: ViM, name: str, where: str, target: float, stm_places: Sequence[int], seed: int) -> Contender:
     solved = solve_peer(dense.config, name, target, places=stm_places if where == "stm" else None, seed=seed)
     plan = solved.plan.to(dense.cls_token.device)
-    return _entrant(
+    return _contender(
         name,
-        METHODS[name].title,
+        PEERS[name].title,
         dense.with_plan(plan),
         plan,
         solved.flops,
@@ -249,13 +266,15 @@ def check_sibling(dense: ViM, name: str, other: ViM) -> None:
     """Refuse (UsageError) a model that cannot stand beside what is made of another one."""
     for what in ("num_classes", "preprocessing"):
         if getattr(dense.config, what) != getattr(other.config, what):
-            raise UsageError(f"{name} has other {what} than the model, expected one that takes the same images to the same classes")
+            raise UsageError(
+                f"{name} has other {what} than the model, expected one that takes the same images to the same classes"
+            )
     if other.plan is not None:
         raise UsageError(f"{name} is compressed, expected a dense model beside the compressed ones")
 
 
-def _sibling(dense: ViM, name: str, other: ViM) -> Entrant:
+def _sibling(dense: ViM, name: str, other: ViM) -> Contender:
     """Another dense model, its savings against the one that is compressed."""
     check_sibling(dense, name, other)
     counted = flops.against(flops.count(other.config), flops.count(dense.config))
-    return _entrant(name, f"{name}, dense", other, Plan(), counted, sibling=True)
+    return _contender(name, f"{name}, dense", other, Plan(), counted, sibling=True)

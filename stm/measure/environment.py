@@ -16,13 +16,16 @@ from stm.reports import Environment
 
 
 def environment_of(model: ViM, world: World = ALONE) -> Environment:
-    """The environment that a ViM runs in: its device, dtype and backend, the fallbacks that it met, the processes that share the work."""
+    """The environment that a ViM runs in: its device, dtype and backend, the fallbacks that it met, the processes that
+    share the work."""
     device, backend = next(model.parameters()).device, model.backend
     found = environment(device, dtype=model.config.dtype, backend=backend.name, fallbacks=backend.fallbacks)
     return replace(found, processes=world.size)
 
 
-def environment(device: str | torch.device, *, dtype: str, backend: str, fallbacks: tuple[str, ...] = ()) -> Environment:
+def environment(
+    device: str | torch.device, *, dtype: str, backend: str, fallbacks: tuple[str, ...] = ()
+) -> Environment:
     """The environment of work on a device, with or without a model."""
     device = torch.device(device)
     return Environment(
@@ -37,7 +40,7 @@ def environment(device: str | torch.device, *, dtype: str, backend: str, fallbac
     )
 
 
-def here() -> Environment:
+def current_environment() -> Environment:
     """What a model would run on for which nothing is asked."""
     device = pick()
     chosen = backends.choose(device=device.type)
@@ -56,7 +59,10 @@ def _from_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str | None:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"), None)
+    return next(
+        (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name"),
+        None,
+    )
 
 
 def _from_sysctl() -> str | None:
@@ -64,7 +70,9 @@ def _from_sysctl() -> str | None:
     if platform.system() != "Darwin":
         return None
     try:
-        run = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5, check=True)
+        run = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, timeout=5, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip() or None

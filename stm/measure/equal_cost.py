@@ -1,4 +1,5 @@
-"""The same saving for every method: which tokens a peer, or the paper's schedule, must remove for a share of the operations.
+"""The same saving for every method: which tokens a peer, or the paper's schedule, must remove for a share of the
+operations.
 
 The measure is the honest count, in which a method's own work is counted too. What can be had is whole tokens: the first
 merges of a method may take one token more than the others, and the nearest saving wins.
@@ -13,10 +14,10 @@ from stm.config import Config, Protection
 from stm.errors import UsageError
 from stm.measure import flops
 from stm.merging.bnnm import uneven
-from stm.merging.budget import Room
+from stm.merging.budget import Capacity
 from stm.merging.plan import StaticPlan
 from stm.model.vim import ViM
-from stm.peers import METHODS
+from stm.peers import PEERS
 from stm.peers.peer import Peer
 from stm.reports import Flops
 
@@ -31,12 +32,14 @@ class Solved(NamedTuple):
     near: bool
 
 
-def solve_peer(config: Config, method: str, saving: float, *, places: Sequence[int] | None = None, seed: int = 0) -> Solved:
+def solve_peer(
+    config: Config, method: str, saving: float, *, places: Sequence[int] | None = None, seed: int = 0
+) -> Solved:
     """A peer with the honest saving nearest to `saving`.
 
     Args:
         config: of the dense model.
-        method: a name of `METHODS`.
+        method: a name of `PEERS`.
         saving: a share of the dense model's honest count.
         places: the blocks after which it acts; where it was published to act by default.
         seed: draws where it draws.
@@ -44,7 +47,7 @@ def solve_peer(config: Config, method: str, saving: float, *, places: Sequence[i
     Raises:
         UsageError: there is no token that it could remove.
     """
-    kind, model = METHODS[method], config.model
+    kind, model = PEERS[method], config.model
     acts = kind.places(model.depth) if places is None else places
     plans = (kind.make(model, removals, seed) for removals in kind.kind.budgets(model, acts))
     solved = nearest(config, plans, saving)
@@ -81,8 +84,10 @@ def _papers(config: Config, saving: float) -> Iterator[Config]:
     """What the paper's schedule can be around a saving."""
     preset, model = PRESETS["paper"], config.model
     sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
-    room = Room(model.tokens, model.depth, sides)
-    protection = Protection(weights=preset["weights"], mode="dynamic", step_scale=preset["step_scale"], span_conv=preset["span_conv"])
+    capacity = Capacity(model.tokens, model.depth, sides)
+    protection = Protection(
+        weights=preset["weights"], mode="dynamic", step_scale=preset["step_scale"], span_conv=preset["span_conv"]
+    )
 
     def made(counts: Sequence[int]) -> Config:
         schedule = uneven(model.tokens, model.cls, preset["schedule"], counts)
@@ -91,11 +96,13 @@ def _papers(config: Config, saving: float) -> Iterator[Config]:
     def saved(r: int, steps: int) -> float:
         return flops.count(made([r] * steps)).honest_saving if steps else 0.0
 
-    most = [(r, room.most_steps(r)) for r in range(1, min(sides, default=0) // 2 + 1) if room.most_steps(r)]
+    most = [(r, capacity.most_steps(r)) for r in range(1, min(sides, default=0) // 2 + 1) if capacity.most_steps(r)]
     if not most:
         return
     r, steps = next((each for each in most if saved(*each) >= saving), None) or max(most, key=lambda each: saved(*each))
     below = max(k for k in range(steps + 1) if saved(r, k) <= saving)
     for k in {max(1, below), min(steps, below + 1)}:
-        for more in range(k + 1 if room.most_steps(r + 1) >= k else 1):  # r + 1 of so many steps may be more than a side has
+        for more in range(
+            k + 1 if capacity.most_steps(r + 1) >= k else 1
+        ):  # r + 1 of so many steps may be more than a side has
             yield made([r + (number < more) for number in range(k)])

@@ -18,11 +18,11 @@ from stm.config import Config
 from stm.data.open import as_samples
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
-from stm.errors import SHOWN, StmError, UsageError
+from stm.errors import NAMES_SHOWN, StmError, UsageError
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
 from stm.measure.stats import summarize
-from stm.model.serving import AT_ONCE
+from stm.model.serving import IMAGES_AT_ONCE
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import Assessment, EvalReport
@@ -59,9 +59,9 @@ def evaluate(
 
     Args:
         model: a ViM, on the device and in the dtype that it is to be measured in.
-        data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs (image, label),
-            or None for what comes with the package.
-            Without labels there is no accuracy, but agreement and KL to the dense model.
+        data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs
+            (image, label), or None for what comes with the package. Without labels there is no accuracy, but agreement
+            and KL to the dense model.
         reference: the dense model.
         limit: the most images, drawn at random by `seed`; None: all.
         batch_size: images a batch.
@@ -155,14 +155,25 @@ def assess_each(
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
     with nullcontext() if file is None else closing(file):
         found = run(
-            model, samples, reference=reference, batch_size=batch_size, workers=workers, file=file, world=world, on_progress=on_progress
+            model,
+            samples,
+            reference=reference,
+            batch_size=batch_size,
+            workers=workers,
+            file=file,
+            world=world,
+            on_progress=on_progress,
         )
     measured = vars(summarize(found.records, data=samples.name, seed=seed))
-    broken = tuple(record.error for record in found.records if record.error is not None)[:SHOWN]
+    broken = tuple(record.error for record in found.records if record.error is not None)[:NAMES_SHOWN]
     if found.images:
-        return Assessment(**measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds), found.records
+        return Assessment(
+            **measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds
+        ), found.records
     reason = {"images_per_second": f"every image was already in {records}"}
-    return Assessment(**samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason}), found.records
+    return Assessment(
+        **samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason}
+    ), found.records
 
 
 def run(
@@ -181,10 +192,11 @@ def run(
     Only the model is timed: not decoding, not copying images to the device, not the dense model.
 
     Args:
-        file: where the records go, batch by batch; those that are in it already are not computed again. The first process's.
+        file: where the records go, batch by batch; those that are in it already are not computed again. The first
+            process's.
         world: the processes that share the batches; all of them find the same.
     """
-    records = world.share(list(file.done) if file is not None else [])
+    records = world.broadcast(list(file.done) if file is not None else [])
     timings: list[list[Timing]] = [[] for _ in range(world.size)]
     report = on_progress or (lambda progress: None)
     report(Progress("evaluate", len(records), len(samples), "images"))
@@ -223,8 +235,9 @@ def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
 
 
 def forward(model: ViM, images: Tensor) -> Tensor:
-    """Logits (B, classes) of a batch (B, C, H, W) of any size: a processor takes `AT_ONCE` images after the other."""
-    parts = images.split(AT_ONCE) if images.device.type == "cpu" else (images,)
+    """Logits (B, classes) of a batch (B, C, H, W) of any size: a processor takes `IMAGES_AT_ONCE` images after the
+    other."""
+    parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else (images,)
     return torch.cat([model(part) for part in parts])
 
 
@@ -240,9 +253,13 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
 
 
 def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logits: Tensor | None) -> list[Record]:
-    """A batch's records in the set's order, the images that could not be read among them; logits (b, classes), None where none could."""
+    """A batch's records in the set's order, the images that could not be read among them; logits (b, classes), None
+    where none could."""
     chosen = samples.samples
-    records = {place: Record(file=chosen[place].file, label=chosen[place].label, error=error) for place, error in batch.errors.items()}
+    records = {
+        place: Record(file=chosen[place].file, label=chosen[place].label, error=error)
+        for place, error in batch.errors.items()
+    }
     if logits is not None:
         files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
@@ -258,7 +275,11 @@ def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tup
     if not (finite := logits.isfinite().all(-1)).all():
         file = files[int(finite.logical_not().nonzero()[0])]
         half = model.config.dtype != "float32"
-        hint = "run it in float32: --dtype float32" if half else "the weights that the model was made of are at fault: see stm info"
+        hint = (
+            "run it in float32: --dtype float32"
+            if half
+            else "the weights that the model was made of are at fault: see stm info"
+        )
         raise StmError(f"{who}'s logits for {file} are not finite, expected numbers", hint)
     return logits, seconds
 
@@ -279,7 +300,7 @@ def evaluating(*models: ViM | None) -> Iterator[None]:
 def same_work(world: World, model: ViM, samples: SampleSet) -> None:
     """Refuse (DataError) to share work among processes that have other models or other images."""
     if world.size > 1:
-        world.agree(model=fingerprint(model), sample_set=samples.fingerprint)
+        world.check_same(model=fingerprint(model), sample_set=samples.fingerprint)
 
 
 def _check_pair(config: Config, reference: Config) -> None:

@@ -1,8 +1,10 @@
-"""Multiply-accumulates of one image, in two conventions, and parameters: counted from the shapes alone, for any model and plan.
+"""Multiply-accumulates of one image, in two conventions, and parameters: counted from the shapes alone, for any model
+and plan.
 
-The paper's convention is R-MeeTo's counter (NUS-HPC-AI-Lab/R-MeeTo): one direction of convolution, projections and scan,
-every token in every block, the class token among the patches. The honest count has both directions, what the merges and
-their weights cost, and of the last block only what reaches the class token. Neither counts norms, biases or activations.
+The paper's convention is R-MeeTo's counter (NUS-HPC-AI-Lab/R-MeeTo): one direction of convolution, projections and
+scan, every token in every block, the class token among the patches. The honest count has both directions, what the
+merges and their weights cost, and of the last block only what reaches the class token. Neither counts norms, biases or
+activations.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,9 @@ def count(config: Config, plan: Plan | None = None) -> Flops:
         plan = dense if config.protection is None else StaticPlan(config.schedule, config.protection, model)
     ours, theirs = paper(model, classes, plan), paper(model, classes, dense)
     honest_ours, honest_theirs = honest(model, classes, plan), honest(model, classes, dense)
-    return Flops(paper=ours, honest=honest_ours, paper_saving=1 - ours / theirs, honest_saving=1 - honest_ours / honest_theirs)
+    return Flops(
+        paper=ours, honest=honest_ours, paper_saving=1 - ours / theirs, honest_saving=1 - honest_ours / honest_theirs
+    )
 
 
 def against(counted: Flops, base: Flops) -> Flops:
@@ -47,10 +51,13 @@ def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
     D, E, last = model.d_model, model.d_inner, model.depth - 1
     total = model.in_chans * model.patch**2 * D * (model.tokens - 1) + D * num_classes
     for block, (L, c, span) in enumerate(plan.entering(model)):
-        windows = [1] * L if span is None else [min(size, model.d_conv) for size in span]  # evaluations of the convolution a token takes
+        windows = (
+            [1] * L if span is None else [min(size, model.d_conv) for size in span]
+        )  # evaluations of the convolution a token takes
         if block < last:
             total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
-        else:  # only the class token is read: z, y and out_proj there alone, each direction up to it where its place is known
+        # only the class token is read: z, y and out_proj there alone, each direction up to it where its place is known
+        else:
             passed = (windows, windows) if c is None else (windows[: c + 1], windows[c:])
             total += D * E * (L + 1) + sum(_direction(model, part, 1) for part in passed) + E * D
     return total

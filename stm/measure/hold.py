@@ -1,6 +1,7 @@
 """Files to which one process at a time adds: a lock that ends with its holder, and who holds it.
 
-The lock is on the file itself, so nothing is left beside it, and the kernel takes it away from a process that was killed.
+The lock is on the file itself, so nothing is left beside it, and the kernel takes it away from a process that was
+killed.
 """
 
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from stm.errors import DataError
 
-_LOCKS = Path("/proc/locks")  # Linux: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", the process and the file's number
+_LOCKS = Path(
+    "/proc/locks"
+)  # Linux: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", the process and the file's number
 
 
 class Hold:
@@ -76,4 +79,6 @@ def _held(path: Path, descriptor: int) -> DataError:
             words = line.split()
             if words[1:2] == ["FLOCK"] and words[3] == "WRITE" and words[5].rpartition(":")[2] == number:
                 who = f"process {words[4]}"
-    return DataError(f"{path} is in use: {who} is writing to it", "wait until it has ended, or give this run another place")
+    return DataError(
+        f"{path} is in use: {who} is writing to it", "wait until it has ended, or give this run another place"
+    )

@@ -43,7 +43,8 @@ class Record:
         top5, dense_top5: the five most likely classes, best first; fewer where there are fewer classes.
         margin: the largest logit minus the second; None with a single class.
         kl: KL(dense || this) of the class probabilities, in nats.
-        error: a sentence, which names the image, why it was not scored; then there is nothing but the file and the label.
+        error: a sentence, which names the image, why it was not scored; then there is nothing but the file and the
+            label.
     """
 
     file: str
@@ -60,7 +61,9 @@ class Record:
 HEADER = ",".join(field.name for field in fields(Record)) + "\n"
 
 
-def records_of(files: Sequence[str], labels: Sequence[int | None], logits: Tensor, dense_logits: Tensor | None = None) -> list[Record]:
+def records_of(
+    files: Sequence[str], labels: Sequence[int | None], logits: Tensor, dense_logits: Tensor | None = None
+) -> list[Record]:
     """The records of a batch, computed in float64. Equal logits rank by class index.
 
     Args:
@@ -86,7 +89,9 @@ def records_of(files: Sequence[str], labels: Sequence[int | None], logits: Tenso
             margin=margin,
             kl=kl,
         )
-        for file, label, top, dense, margin, kl in zip(files, labels, top5, dense_top5, margins, divergences, strict=True)
+        for file, label, top, dense, margin, kl in zip(
+            files, labels, top5, dense_top5, margins, divergences, strict=True
+        )
     ]
 
 
@@ -135,9 +140,14 @@ def check_path(path: str | Path) -> Path:
     path, another = Path(path), "choose another file for the records"
     try:
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, expected a CSV file for the records", another)
+            raise UsageError(
+                f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, expected a CSV file for the records",
+                another,
+            )
         if not path.parent.is_dir():
-            raise UsageError(f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
+            raise UsageError(
+                f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
+            )
         atomic.draft_of(path.with_name(path.name + ".json")).exists()  # the longest name that will be needed
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UsageError(f"{path} cannot be written: permission denied", another)
@@ -159,8 +169,8 @@ def read_records(path: str | Path) -> list[Record]:
 class RecordFile:
     """The records of one run on disk, appended batch by batch and resumed from where a killed run stopped.
 
-    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there. One run at a time
-    has the file, until `close`.
+    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there. One run at a
+    time has the file, until `close`.
 
     Args:
         path: FILE. A new one is made; one that an equal run left is continued, from a multiple of `batch_size`, so that
@@ -201,7 +211,9 @@ class RecordFile:
             if record.file != file:
                 raise DataError(f"{self.path}: record {number} is of {record.file}, expected {file}", self._hint)
         if len(done) > len(files):
-            raise DataError(f"{self.path} holds {len(done)} records, expected at most the {len(files)} of this run", self._hint)
+            raise DataError(
+                f"{self.path} holds {len(done)} records, expected at most the {len(files)} of this run", self._hint
+            )
         keep = len(done) if len(done) == len(files) else len(done) // batch_size * batch_size
         self.done = done[:keep]
         self._write(b"" if rows else HEADER.encode(), after=sum(map(len, rows[: keep + 1])))
@@ -227,11 +239,15 @@ class RecordFile:
             try:
                 there: Identity = decode(Identity, parse(self._beside.read_text(encoding="utf-8")), "")
             except (OSError, ValueError, RecursionError) as error:
-                raise DataError(f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint) from error
+                raise DataError(
+                    f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint
+                ) from error
             if differences := _differences(encode(there), encode(identity)):
                 raise DataError(f"{self.path} holds the records of another run: {'; '.join(differences)}", self._hint)
         elif self.path.exists() and self.path.stat().st_size:
-            raise DataError(f"{self.path} exists, but {self._beside}, which says what it was measured on, does not", self._hint)
+            raise DataError(
+                f"{self.path} exists, but {self._beside}, which says what it was measured on, does not", self._hint
+            )
         else:
             try:
                 with atomic.drafted(self._beside) as draft:
@@ -316,4 +332,6 @@ def _cell(value: Any) -> str:
 def _cannot_write(path: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     go_on = "make room on the disk, then run the same command again: it goes on where this one stopped"
-    return DataError(f"{path} cannot be written: {error.strerror}", go_on if full else "choose another file for the records")
+    return DataError(
+        f"{path} cannot be written: {error.strerror}", go_on if full else "choose another file for the records"
+    )

@@ -34,7 +34,8 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Return Student's 95% interval of the mean of values that are never negative, such as KL; None for fewer than two."""
+    """Return Student's 95% interval of the mean of values that are never negative, such as KL; None for fewer than
+    two."""
     if len(values) < 2:
         return None
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
@@ -43,7 +44,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided McNemar test: the chance of discordant pairs as uneven as these, or more, if neither is better."""
+    """Exact two-sided McNemar test: the chance of discordant pairs as uneven as these, or more, if neither is
+    better."""
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -72,7 +74,8 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
 
 
 class Comparison(NamedTuple):
-    """Two models on the same images: the difference of their accuracies, first minus second, its 95% interval, and McNemar's test."""
+    """Two models on the same images: the difference of their accuracies, first minus second, its 95% interval, and
+    McNemar's test."""
 
     difference: float
     ci: Interval

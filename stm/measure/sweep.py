@@ -1,8 +1,8 @@
 """A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
 
-A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for gradual orders, r;
-what an axis leaves open is the preset's. Peers, and the paper's form among them, are solved, rate by rate, for the honest saving of
-the first cell of that rate.
+A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for
+gradual orders, r; what an axis leaves open is the preset's. Peers, and the paper's form among them, are solved, rate by
+rate, for the honest saving of the first cell of that rate.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,20 @@ from itertools import product
 from typing import Any
 
 from stm.bake import PRESETS, bake
-from stm.config import METHODS as PRESET_NAMES
+from stm.config import PRESET_NAMES
 from stm.data.sets import SampleSet
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.findings import SweepRow
 from stm.measure import flops
-from stm.measure.compare import Entrant, check_dense, check_sibling, race
+from stm.measure.compare import Contender, check_dense, check_sibling, run_all
 from stm.measure.equal_cost import solve_paper, solve_peer
 from stm.measure.records import fingerprint
 from stm.measure.stats import summarize
 from stm.measure.sweep_file import CellFile
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
-from stm.peers import METHODS
+from stm.peers import PEERS
 from stm.progress import OnProgress, Progress
 from stm.reports import Flops
 
@@ -55,7 +55,7 @@ class Grid:
         for name, given, known in (
             ("method", (self.method,), PRESET_NAMES),
             ("conv", self.convs, CONVS),
-            ("peer", self.peers, ("paper", *METHODS)),
+            ("peer", self.peers, ("paper", *PEERS)),
         ):
             if unknown := [value for value in given if value not in known]:
                 raise UsageError(f"unknown {name} {unknown[0]!r}, expected some of {', '.join(known)}")
@@ -133,7 +133,8 @@ def baked(dense: ViM, cell: Cell) -> ViM:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, its model, and the part of its row that is known before; or why it cannot be had. `key` is what it is stored under."""
+    """A cell, its model, and the part of its row that is known before; or why it cannot be had. `key` is what it is
+    stored under."""
 
     cell: Cell
     model: ViM | None
@@ -163,7 +164,9 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
     yield _planned(Cell(method="dense"), dense, Plan(), own, static=True)
     for name, model in siblings.items():
         check_sibling(dense, name, model)
-        yield _planned(Cell(method=name), model, Plan(), flops.against(flops.count(model.config), own), static=True, sibling=True)
+        yield _planned(
+            Cell(method=name), model, Plan(), flops.against(flops.count(model.config), own), static=True, sibling=True
+        )
     targets: dict[float, float] = {}
     refused: UsageError | None = None
     for cell in cells(grid):
@@ -177,7 +180,9 @@ def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) 
         assert cell.rate is not None
         targets.setdefault(cell.rate, counted.honest_saving)
         protection = small.config.protection
-        yield _planned(cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static")
+        yield _planned(
+            cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static"
+        )
     if refused is not None and not targets:
         raise UsageError(f"no cell of the grid can be measured; the last one: {refused.message}", refused.hint)
     for name, (rate, target) in product(grid.peers, targets.items()):
@@ -207,7 +212,8 @@ def measure_cells(
     world: World = ALONE,
     on_progress: OnProgress | None,
 ) -> dict[str, SweepRow]:
-    """Measure what the file does not hold yet, cell by cell, and store each. The dense model, the first of the plan, runs once.
+    """Measure what the file does not hold yet, cell by cell, and store each. The dense model, the first of the plan,
+    runs once.
 
     Args:
         file: the first process's; None in the others.
@@ -216,28 +222,35 @@ def measure_cells(
     Returns:
         The cells by key, those of earlier runs included.
     """
-    done = world.share(dict(file.done) if file is not None else {})
+    done = world.broadcast(dict(file.done) if file is not None else {})
     todo = [each for each in plan if each.model is not None and each.key not in done]
     report = on_progress or (lambda progress: None)
     total = sum(each.model is not None for each in plan)
     report(Progress("sweep", total - len(todo), total, "cells"))
     if not todo:
         return done
-    reference, measured = race([_entrant(plan[0])], samples, batch_size=batch_size, workers=workers, world=world), {}
+    reference, measured = (
+        run_all([_contender(plan[0])], samples, batch_size=batch_size, workers=workers, world=world),
+        {},
+    )
     measured[plan[0].key] = reference.runs[0]
     for number, each in enumerate(todo, start=total - len(todo) + 1):
         run = measured.get(each.key)
         if run is None:
             logits = reference.logits
-            run = race([_entrant(each)], samples, batch_size=batch_size, workers=workers, reference=logits, world=world).runs[0]
+            run = run_all(
+                [_contender(each)], samples, batch_size=batch_size, workers=workers, reference=logits, world=world
+            ).runs[0]
         figures = vars(summarize(run.records, data=samples.name, seed=0))
-        done[each.key] = SweepRow(**figures | each.known, images_per_second=run.images / run.seconds if run.images else None)
+        done[each.key] = SweepRow(
+            **figures | each.known, images_per_second=run.images / run.seconds if run.images else None
+        )
         if file is not None:
             file.append(each.key, done[each.key])
         report(Progress("sweep", number, total, "cells"))
     return done
 
 
-def _entrant(planned: Planned) -> Entrant:
+def _contender(planned: Planned) -> Contender:
     assert planned.model is not None
-    return Entrant(planned.model, {"method": str(planned.cell)})
+    return Contender(planned.model, {"method": str(planned.cell)})

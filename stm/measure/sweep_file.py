@@ -109,7 +109,9 @@ class CellFile:
             raise DataError(f"{beside} does not say what the cells were measured on: {error}", self._hint) from error
         here = encode(identity)
         if different := [key for key in here if there[key] != here[key]]:
-            raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", self._hint)
+            raise DataError(
+                f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", self._hint
+            )
 
 
 def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
@@ -124,7 +126,9 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
     if folder.exists():
         ours = {CELLS, IDENTITY, *also}
         if foreign := sorted(name for name in os.listdir(folder) if atomic.place_of(name) not in ours):
-            raise UsageError(f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep", "give another one: --out DIR")
+            raise UsageError(
+                f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep", "give another one: --out DIR"
+            )
         check_free(folder / CELLS)
 
 

@@ -5,8 +5,9 @@ is itself never touched. Order is kept, so the whole schedule is a constant of t
 The distance fading rule of the paper (Sequential Token Merging, arXiv 2509.22691) leaves open which neighbours go
 first: that is what an order says.
 
-The gradual orders (`border`, `sweep`, `even`, `outward`) merge r tokens a side after each of the first blocks. `staged`,
-ours, merges every pair of a side at once, before few blocks. How many and where, for a rate or a saving, is stm/merging/budget.py's.
+The gradual orders (`border`, `sweep`, `even`, `outward`) merge r tokens a side after each of the first blocks.
+`staged`, ours, merges every pair of a side at once, before few blocks. How many and where, for a rate or a saving, is
+stm/merging/budget.py's.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,15 @@ from itertools import islice
 
 from stm.config import ORDERS, SIDES, ModelConfig
 from stm.errors import UsageError
-from stm.merging.budget import Room, checked_stages, layers_to_save, nearest_stages, paper_saving, steps_for_rate, steps_for_saving
+from stm.merging.budget import (
+    Capacity,
+    checked_stages,
+    layers_to_save,
+    nearest_stages,
+    paper_saving,
+    steps_for_rate,
+    steps_for_saving,
+)
 from stm.merging.schedule import Schedule, Step
 
 DEFAULT_RATE = 0.4
@@ -69,7 +78,9 @@ def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") ->
     return _schedule(tokens, cls, sides, "staged", [block - 1 for block in stages], lambda number, left: left // 2)
 
 
-def _schedule(tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]) -> Schedule:
+def _schedule(
+    tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]
+) -> Schedule:
     """One step after each block of `afters`, in which a side of n tokens loses `quota(number of the step, n)`."""
     sequence = list(range(tokens))  # a token is named by the position that its last destination had before block 0
     parts = [list(part) for part in _parts(tokens, cls, sides)]
@@ -81,7 +92,9 @@ def _schedule(tokens: int, cls: int, sides: str, order: str, afters: Iterable[in
             wanted = quota(number, len(part))
             found = dict(islice(merges, wanted))
             if len(found) < wanted:
-                raise ValueError(f"the step after block {after} finds {len(found)} tokens to merge on a side, expected {wanted}")
+                raise ValueError(
+                    f"the step after block {after} finds {len(found)} tokens to merge on a side, expected {wanted}"
+                )
             into |= found
         steps.append(Step(after, _absorb(sequence, into)))
         sequence = [token for token in sequence if token not in into]
@@ -119,13 +132,14 @@ def _absorb(sequence: list[int], into: dict[int, int]) -> tuple[tuple[int, int],
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PlannedSchedule:
     """A schedule and what was chosen for it.
 
     Args:
         schedule: the merges.
         rate: the rate asked for, `DEFAULT_RATE` where no budget was given; None for a saving or stages.
-        saving: the saving asked for, which for staged a rate stands for; None for stages and for the rate of a gradual order.
+        saving: the saving asked for, which for staged a rate stands for; None for stages and for the rate of a gradual
+            order.
         tokens_per_side: r of a gradual order; None for staged.
         stages: the blocks before which the stages of staged act; None for a gradual order.
     """
@@ -146,7 +160,7 @@ def plan_schedule(
     stages: Sequence[int] | None = None,
     sides: str = "both",
     tokens_per_side: int | None = None,
-) -> Chosen:
+) -> PlannedSchedule:
     """The schedule of a model for a budget: a rate, a saving or stages; none means the rate 0.4.
 
     Args:
@@ -164,28 +178,35 @@ def plan_schedule(
     """
     _check_options(order, rate, saving, stages, sides, tokens_per_side)
     tokens, cls = model.tokens, model.cls
-    room = Room(tokens, model.depth, tuple(map(len, _parts(tokens, cls, sides))))
-    if not room.sides:
-        raise UsageError(f"sides is {sides!r}, but there is no token on that side of the class token at {cls} of {tokens}")
+    capacity = Capacity(tokens, model.depth, tuple(map(len, _parts(tokens, cls, sides))))
+    if not capacity.sides:
+        raise UsageError(
+            f"sides is {sides!r}, but there is no token on that side of the class token at {cls} of {tokens}"
+        )
     if stages is not None:
-        blocks = checked_stages(room, stages)
-        return Chosen(staged(tokens, cls, blocks, sides), stages=blocks)
+        blocks = checked_stages(capacity, stages)
+        return PlannedSchedule(staged(tokens, cls, blocks, sides), stages=blocks)
     by_rate = saving is None
     asked = next(value for value in (rate, saving, DEFAULT_RATE) if value is not None)
-    chosen = Chosen(Schedule(tokens, cls), asked if by_rate else None, saving, tokens_per_side)
+    chosen = PlannedSchedule(Schedule(tokens, cls), asked if by_rate else None, saving, tokens_per_side)
     if asked == 0:
         return chosen
     if order == "staged":
-        layers = paper_saving(room, asked) if by_rate else layers_to_save(room, asked)
-        blocks = nearest_stages(room, layers)
-        stands_for = layers / room.layers if by_rate else asked
+        layers = paper_saving(capacity, asked) if by_rate else layers_to_save(capacity, asked)
+        blocks = nearest_stages(capacity, layers)
+        stands_for = layers / capacity.token_layers if by_rate else asked
         return replace(chosen, schedule=staged(tokens, cls, blocks, sides), saving=stands_for, stages=blocks)
-    r, steps = (steps_for_rate if by_rate else steps_for_saving)(room, asked, tokens_per_side)
+    r, steps = (steps_for_rate if by_rate else steps_for_saving)(capacity, asked, tokens_per_side)
     return replace(chosen, schedule=gradual(tokens, cls, order, r, steps, sides), tokens_per_side=r)
 
 
 def _check_options(
-    order: str, rate: float | None, saving: float | None, stages: Sequence[int] | None, sides: str, tokens_per_side: int | None
+    order: str,
+    rate: float | None,
+    saving: float | None,
+    stages: Sequence[int] | None,
+    sides: str,
+    tokens_per_side: int | None,
 ) -> None:
     for name, value, allowed in (("schedule", order, ORDERS), ("sides", sides, SIDES)):
         if value not in allowed:
@@ -194,7 +215,9 @@ def _check_options(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} were given, expected only one of rate, saving and stages")
     if stages is not None and order != "staged":
-        raise UsageError(f"stages need the schedule staged, not {order}", "add --schedule staged, or give a rate or a saving instead")
+        raise UsageError(
+            f"stages need the schedule staged, not {order}", "add --schedule staged, or give a rate or a saving instead"
+        )
     if tokens_per_side is not None and order == "staged":
         raise UsageError(
             "tokens per side were given with the schedule staged, which merges every pair of a side",

@@ -14,7 +14,7 @@ from stm.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """What there is to merge.
 
     Args:
@@ -28,7 +28,7 @@ class Room:
     sides: tuple[int, ...]
 
     @property
-    def layers(self) -> int:
+    def token_layers(self) -> int:
         """The token-layers of the dense model."""
         return self.tokens * self.depth
 
@@ -56,10 +56,13 @@ class Room:
         return saved
 
     def __str__(self) -> str:
-        return f"{self.tokens} tokens and {self.depth} blocks, {' and '.join(map(str, self.sides))} tokens on the sides to merge"
+        return (
+            f"{self.tokens} tokens and {self.depth} blocks, {' and '.join(map(str, self.sides))} tokens on the sides to"
+            " merge"
+        )
 
 
-def steps_for_rate(room: Room, rate: float, tokens_per_side: int | None = None) -> tuple[int, int]:
+def steps_for_rate(capacity: Capacity, rate: float, tokens_per_side: int | None = None) -> tuple[int, int]:
     """(r, K) of a gradual order that removes this share of the patch tokens: r tokens a side in each of K steps.
 
     On one side the steps go as far as blocks and tokens do, and the share reached may be smaller.
@@ -68,85 +71,105 @@ def steps_for_rate(room: Room, rate: float, tokens_per_side: int | None = None) 
         tokens_per_side: r; by default the smallest of the paper's rule with which the blocks suffice.
 
     Raises:
-        UsageError: not a rate, less than one step, or on both sides a step that takes more than half of a side's tokens.
+        UsageError: not a rate, less than one step, or on both sides a step that takes more than half of a side's
+            tokens.
     """
     share = _share(rate)
     if share is None:
         problem = _not_a_share("rate", rate)
     else:
-        r, steps = _paper_steps(room, share, tokens_per_side)
-        if room.holds(r, steps):
+        r, steps = _paper_steps(capacity, share, tokens_per_side)
+        if capacity.holds(r, steps):
             return r, steps
-        too_few = steps < 1 and 2 * r <= min(room.sides)
-        problem = f"rate {rate} takes {'less than one merge step' if too_few else 'more than half of the tokens of a side in one step'}"
-    possible = [n / 100 for n in range(1, 100) if room.holds(*_paper_steps(room, Fraction(n, 100), tokens_per_side))]
+        too_few = steps < 1 and 2 * r <= min(capacity.sides)
+        problem = (
+            f"rate {rate} takes"
+            f" {'less than one merge step' if too_few else 'more than half of the tokens of a side in one step'}"
+        )
+    possible = [
+        n / 100 for n in range(1, 100) if capacity.holds(*_paper_steps(capacity, Fraction(n, 100), tokens_per_side))
+    ]
     if not possible:
-        raise UsageError(f"{problem}; no rate can be had with {room}", "choose fewer tokens per side" if tokens_per_side else None)
-    raise UsageError(f"{problem}; the smallest rate that can be had is {possible[0]:.2f}, the largest {possible[-1]:.2f}")
+        raise UsageError(
+            f"{problem}; no rate can be had with {capacity}",
+            "choose fewer tokens per side" if tokens_per_side else None,
+        )
+    raise UsageError(
+        f"{problem}; the smallest rate that can be had is {possible[0]:.2f}, the largest {possible[-1]:.2f}"
+    )
 
 
-def steps_for_saving(room: Room, saving: float, tokens_per_side: int | None = None) -> tuple[int, int]:
+def steps_for_saving(capacity: Capacity, saving: float, tokens_per_side: int | None = None) -> tuple[int, int]:
     """(r, K) of a gradual order: r the smallest that reaches the saving, K what comes nearest, the smaller on a tie.
 
     Raises:
         UsageError: not a saving, or more than any r reaches (than the one that was given).
     """
-    choices = list(range(1, min(room.sides) // 2 + 1)) if tokens_per_side is None else [tokens_per_side]
-    reach = {r: room.gradual_saving(r, room.most_steps(r)) for r in choices}
-    layers = _layers(room, saving, max(reach.values(), default=0))
+    choices = list(range(1, min(capacity.sides) // 2 + 1)) if tokens_per_side is None else [tokens_per_side]
+    reach = {r: capacity.gradual_saving(r, capacity.most_steps(r)) for r in choices}
+    layers = _layers(capacity, saving, max(reach.values(), default=0))
     r = next(r for r in choices if reach[r] >= layers)
-    return r, min(range(1, room.most_steps(r) + 1), key=lambda steps: abs(room.gradual_saving(r, steps) - layers))
+    return r, min(
+        range(1, capacity.most_steps(r) + 1), key=lambda steps: abs(capacity.gradual_saving(r, steps) - layers)
+    )
 
 
-def paper_saving(room: Room, rate: float) -> int:
+def paper_saving(capacity: Capacity, rate: float) -> int:
     """The token-layers that the paper's schedule saves at this rate, two-sided and with the class token in the middle.
 
     Raises:
         UsageError: a rate that this schedule cannot have.
     """
-    patches = room.tokens - 1
-    paper = Room(room.tokens, room.depth, tuple(n for n in (patches // 2, patches - patches // 2) if n))
+    patches = capacity.tokens - 1
+    paper = Capacity(capacity.tokens, capacity.depth, tuple(n for n in (patches // 2, patches - patches // 2) if n))
     return paper.gradual_saving(*steps_for_rate(paper, rate))
 
 
-def layers_to_save(room: Room, saving: float) -> int:
+def layers_to_save(capacity: Capacity, saving: float) -> int:
     """A saving in whole token-layers, for `nearest_stages`.
 
     Raises:
         UsageError: not a saving, or more than stages can save.
     """
-    choices = _stage_choices(room)
-    return _layers(room, saving, room.staged_saving(choices[-1][0]) if choices else 0)
+    choices = _stage_choices(capacity)
+    return _layers(capacity, saving, capacity.staged_saving(choices[-1][0]) if choices else 0)
 
 
-def nearest_stages(room: Room, layers: int) -> tuple[int, ...]:
-    """The stages whose saving is nearest to so many token-layers; where none saves as much (one side), the largest there is.
+def nearest_stages(capacity: Capacity, layers: int) -> tuple[int, ...]:
+    """The stages whose saving is nearest to so many token-layers; where none saves as much (one side), the largest
+    there is.
 
     Each number of stages, 1 to 4, has its nearest, the later one on a tie. The fewest that begin at 0.4 of the depth or
     later are taken, else the most.
     """
-    choices = [min(reversed(placed), key=lambda stages: abs(room.staged_saving(stages) - layers)) for placed in _stage_choices(room)]
-    return next((stages for stages in choices if 5 * stages[0] >= 2 * room.depth), choices[-1])
+    choices = [
+        min(reversed(placed), key=lambda stages: abs(capacity.staged_saving(stages) - layers))
+        for placed in _stage_choices(capacity)
+    ]
+    return next((stages for stages in choices if 5 * stages[0] >= 2 * capacity.depth), choices[-1])
 
 
-def checked_stages(room: Room, stages: Sequence[int]) -> tuple[int, ...]:
+def checked_stages(capacity: Capacity, stages: Sequence[int]) -> tuple[int, ...]:
     """The stages that were given.
 
     Raises:
         UsageError: not strictly increasing from 1 to depth - 1, or a stage that finds no pair.
     """
-    given, last = tuple(stages), room.depth - 1
+    given, last = tuple(stages), capacity.depth - 1
     shown = ",".join(map(str, given))
     whole = all(type(block) is int for block in given)
     if not given or not whole or any(a >= b for a, b in pairwise((0, *given, last + 1))):
         raise UsageError(f"stages are {shown or 'empty'}, expected strictly increasing block numbers from 1 to {last}")
-    if len(given) > (most := room.most_stages()):
-        raise UsageError(f"stages are {shown}: the one before block {given[most]} finds no pair, {most} leave one token a side")
+    if len(given) > (most := capacity.most_stages()):
+        raise UsageError(
+            f"stages are {shown}: the one before block {given[most]} finds no pair, {most} leave one token a side"
+        )
     return given
 
 
 def _share(asked: float) -> Fraction | None:
-    """A rate or saving as the decimal that was written (0.07 is 7/100: no last bit rounds it up); None outside of (0, 1)."""
+    """A rate or saving as the decimal that was written (0.07 is 7/100: no last bit rounds it up); None outside of (0,
+    1)."""
     is_share = isinstance(asked, int | float) and 0 < asked < 1
     return Fraction(str(float(asked))) if is_share else None
 
@@ -155,33 +178,35 @@ def _not_a_share(name: str, asked: float) -> str:
     return f"{name} is {asked}, expected a number above 0 and below 1 (0.4 is 40%), or 0 for a dense model"
 
 
-def _paper_steps(room: Room, rate: Fraction, tokens_per_side: int | None) -> tuple[int, int]:
+def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None) -> tuple[int, int]:
     """(r, K) by the paper's rule, whether or not both sides have the tokens for it; one side goes as far as it can."""
-    gone, most = rate * (room.tokens - 1), room.depth - 1
+    gone, most = rate * (capacity.tokens - 1), capacity.depth - 1
     r = tokens_per_side or max(1 if rate < Fraction("0.175") else 2, math.ceil(gone / max(1, 2 * most)))
-    if len(room.sides) == 1:
-        r = tokens_per_side or max(1, min(r, room.sides[0] // 2))
-        most = room.most_steps(r)
-    return r, min(most, round(gone / (len(room.sides) * r)))
+    if len(capacity.sides) == 1:
+        r = tokens_per_side or max(1, min(r, capacity.sides[0] // 2))
+        most = capacity.most_steps(r)
+    return r, min(most, round(gone / (len(capacity.sides) * r)))
 
 
-def _layers(room: Room, saving: float, largest: int) -> int:
+def _layers(capacity: Capacity, saving: float, largest: int) -> int:
     """A saving in whole token-layers, refused above the largest that can be had."""
     share = _share(saving)
-    layers = None if share is None else round(share * room.layers)
+    layers = None if share is None else round(share * capacity.token_layers)
     if layers is not None and layers <= largest and largest:
         return layers
     problem = _not_a_share("saving", saving) if layers is None else f"saving {saving} is more than can be had"
-    raise UsageError(f"{problem}; the largest saving that can be had is {100 * largest // room.layers / 100:.2f}")
+    raise UsageError(
+        f"{problem}; the largest saving that can be had is {100 * largest // capacity.token_layers / 100:.2f}"
+    )
 
 
-def _stage_choices(room: Room) -> list[list[tuple[int, ...]]]:
-    """For each number of stages that there is room for, 1 to 4: where they may act, the earliest first."""
+def _stage_choices(capacity: Capacity) -> list[list[tuple[int, ...]]]:
+    """For each number of stages that there is capacity for, 1 to 4: where they may act, the earliest first."""
     choices = []
-    for count, distance in ((1, 1), (2, room.depth // 4), (3, room.depth // 8), (4, room.depth // 8)):
+    for count, distance in ((1, 1), (2, capacity.depth // 4), (3, capacity.depth // 8), (4, capacity.depth // 8)):
         gap = max(1, distance)
         span = (count - 1) * gap
-        placed = [tuple(first + gap * i for i in range(count)) for first in range(1, room.depth - span)]
-        if placed and count <= room.most_stages():
+        placed = [tuple(first + gap * i for i in range(count)) for first in range(1, capacity.depth - span)]
+        if placed and count <= capacity.most_stages():
             choices.append(placed)
     return choices

@@ -1,7 +1,8 @@
-"""Which patches went where: for each block the groups of positions that its tokens hold, and their outlines on the grid.
+"""Which patches went where: for each block the groups of positions that its tokens hold, and their outlines on the
+grid.
 
-A method is described by nothing but these groups, so that one drawing serves all. They follow from the maps that a plan leaves on
-the state, whether they are constants of a schedule or another's for each image. No torch.
+A method is described by nothing but these groups, so that one drawing serves all. They follow from the maps that a plan
+leaves on the state, whether they are constants of a schedule or another's for each image. No torch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -75,7 +76,9 @@ def edges(group: Iterable[int], grid: int) -> list[tuple[tuple[int, int], tuple[
     for dr, dc, line in ((-1, 0, 0), (1, 0, 1), (0, -1, 0), (0, 1, 1)):
         # Across a horizontal line the run goes along the columns, across a vertical one along the rows.
         border = sorted(
-            ((row + line, column) if dr else (column + line, row)) for row, column in cells if (row + dr, column + dc) not in cells
+            ((row + line, column) if dr else (column + line, row))
+            for row, column in cells
+            if (row + dr, column + dc) not in cells
         )
         run: list[int] = []
         for number, (across, along) in enumerate(border):

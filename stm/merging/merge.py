@@ -1,6 +1,7 @@
 """Merging tokens: one linear primitive on tensors. It knows nothing of models, schedules or weight rules.
 
-Every rule is a choice of the weights: pruning gives a source the weight 0, a sum 1, a mean and the others what they say.
+Every rule is a choice of the weights: pruning gives a source the weight 0, a sum 1, a mean and the others what they
+    say.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The seam: what flows between blocks, and what a method may do to it.
 
-Between blocks flows a `State`; a `Plan` maps State to State after a block. Sequential Token Merging is a `StaticPlan`, made of
-constants; a method that looks at data is another Plan; a dense model has none.
+Between blocks flows a `State`; a `Plan` maps State to State after a block. Sequential Token Merging is a `StaticPlan`,
+made of constants; a method that looks at data is another Plan; a dense model has none.
 """
 
 from typing import NamedTuple, cast
@@ -24,7 +24,7 @@ class State(NamedTuple):
         cls: the position of the class token; (B,) where a plan moves it per image.
         size: (L,) or (B, L): how many of the first tokens each one holds, where a plan that looks at data counts them.
         scale: (L,) or (B, L): the blocks multiply Delta by it.
-        span: the tokens' sizes as constants, for the span convolution.
+        token_sizes: of the tokens as constants, for the span convolution.
         gap: (K, B, L, E): elapsed Delta of removed tokens, which decays the state before a token and injects nothing.
         h0: (K, E, N): the state before the first token of each direction.
         map: how the last merge made this sequence from the one before it; None before the first.
@@ -35,10 +35,10 @@ class State(NamedTuple):
     cls: int | Tensor = 0
     size: Tensor | None = None
     scale: Tensor | None = None
-    span: tuple[int, ...] | None = None
+    token_sizes: tuple[int, ...] | None = None
     gap: Tensor | None = None
     h0: Tensor | None = None
-    map: Merge | None = None
+    last_merge: Merge | None = None
 
     @property
     def stream(self) -> Tensor:
@@ -73,12 +73,12 @@ class Entry(NamedTuple):
     Args:
         tokens: L, class token included: the same for every image, whatever the plan.
         cls: the class token's position; None where it differs from image to image.
-        span: the tokens' sizes, where the convolution sees them.
+        token_sizes: of the tokens, where the convolution sees them.
     """
 
     tokens: int
     cls: int | None
-    span: tuple[int, ...] | None = None
+    token_sizes: tuple[int, ...] | None = None
 
 
 class Cost(NamedTuple):
@@ -113,7 +113,8 @@ class Plan(nn.Module):
 
 
 class StaticPlan(Plan):
-    """A schedule and its protection, as constants. A step's tensors are `{after}.weight` and so on, by the block it acts after."""
+    """A schedule and its protection, as constants. A step's tensors are `{after}.weight` and so on, by the block it
+    acts after."""
 
     def __init__(self, schedule: Schedule, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
@@ -146,10 +147,12 @@ class StaticPlan(Plan):
 
 
 class MergeStep(nn.Module):
-    """One step of a schedule, from L tokens to L'. Declares its buffers; `stm.bake` or a file fills those that hold floats.
+    """One step of a schedule, from L tokens to L'. Declares its buffers; `stm.bake` or a file fills those that hold
+    floats.
 
     Buffers:
-        weight: (L,), what each token is multiplied by before the merge; absent where it is computed from the running input.
+        weight: (L,), what each token is multiplied by before the merge; absent where it is computed from the running
+            input.
         scale: (L',), size^p of each token after the step; absent at p = 0.
         h0: (K, E, N), where the protection has initial states.
     """
@@ -167,7 +170,10 @@ class MergeStep(nn.Module):
     def __init__(self, schedule: Schedule, number: int, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
         step = schedule.steps[number]
-        tokens, cls = schedule.tokens_per_block(model.depth)[step.after], schedule.cls_per_block(model.depth)[step.after]
+        tokens, cls = (
+            schedule.tokens_per_block(model.depth)[step.after],
+            schedule.cls_per_block(model.depth)[step.after],
+        )
         keep = sorted(set(range(tokens)) - set(step.sources))
         place = {position: new for new, position in enumerate(keep)}
         self.cls = place[cls]
@@ -189,9 +195,11 @@ class MergeStep(nn.Module):
 
     def forward(self, state: State, taps: Taps) -> State:
         weight = self._running_weights(taps) if self.weight is None else self.weight
-        map = Merge(self.keep, self.src, self.dst)
-        x = merge(state.stream, map, weight)
-        return State(x, cls=self.cls, scale=self.scale, span=self.leaves.span, h0=self.h0, map=map)
+        indices = Merge(self.keep, self.src, self.dst)
+        x = merge(state.stream, indices, weight)
+        return State(
+            x, cls=self.cls, scale=self.scale, token_sizes=self.leaves.token_sizes, h0=self.h0, last_merge=indices
+        )
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """(B, L), from the block that has just run."""

@@ -108,7 +108,9 @@ class Schedule:
     def check_depth(self, depth: int) -> None:
         """Refuse (ValueError) a step that no block follows: with `depth` blocks, `after` is at most depth - 2."""
         if self.steps and self.steps[-1].after > depth - 2:
-            raise ValueError(f"a step after block {self.steps[-1].after}: expected at most {depth - 2} of {depth} blocks")
+            raise ValueError(
+                f"a step after block {self.steps[-1].after}: expected at most {depth - 2} of {depth} blocks"
+            )
 
     def _entering(self, depth: int) -> Iterator[tuple[int, int]]:
         at = {step.after: step for step in self.steps}

@@ -19,7 +19,9 @@ def initialize(model: ViM, seed: int = 0) -> ViM:
         for parameter in (model.cls_token, model.pos_embed, model.head.weight):
             nn.init.trunc_normal_(parameter, std=0.02, generator=g)
         fan_in = shape.in_chans * shape.patch**2
-        nn.init.trunc_normal_(model.patch_embed.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978, generator=g)  # lecun
+        nn.init.trunc_normal_(
+            model.patch_embed.weight, std=math.sqrt(1 / fan_in) / 0.87962566103423978, generator=g
+        )  # lecun
         for zero in (model.patch_embed.bias, model.head.bias):
             assert zero is not None
             zero.zero_()
@@ -37,6 +39,8 @@ def initialize(model: ViM, seed: int = 0) -> ViM:
             mixer.dt_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
             mixer.A_log.copy_(torch.arange(1, shape.d_state + 1).log())
             mixer.D.fill_(1)
-            bound = math.sqrt(1 / shape.d_inner) / math.sqrt(shape.depth)  # kaiming_uniform(a=sqrt 5), rescaled by depth
+            bound = math.sqrt(1 / shape.d_inner) / math.sqrt(
+                shape.depth
+            )  # kaiming_uniform(a=sqrt 5), rescaled by depth
             nn.init.uniform_(mixer.out_proj.weight, -bound, bound, generator=g)
     return model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     pass
 
 REVERSE = (False, True)  # how the directions walk
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def at(x: Tensor, position: int | Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def at(x: Tensor, position: int | Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """One that stays uninitialised: its weights come from a file. (`skip_init` would go through the meta device, which imports
-    the compiler.)"""
+    """One that stays uninitialised: its weights come from a file. (`skip_init` would go through the meta device, which
+    imports the compiler.)"""
 
     def reset_parameters(self) -> None:
         pass
@@ -74,10 +74,10 @@ class Block(nn.Module):
         h, taps = self.mixer(u, state, wants)
         return state._replace(x=x, h=h), taps
 
-    def read(self, state: State) -> State:
+    def forward_cls(self, state: State) -> State:
         """The last block: only the class token (B, 1, D), and only what reaches it."""
         x, u = self._add_norm(state)
-        return State(at(x, state.cls)[:, None], self.mixer.read(u, state)[:, None])
+        return State(at(x, state.cls)[:, None], self.mixer.forward_cls(u, state)[:, None])
 
     def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
         assert self.norm.eps is not None
@@ -105,9 +105,11 @@ class Mixer(nn.Module):
     def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
         """u (B, L, D): the output (B, L, D), and the taps that were wanted."""
         x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E)
-        x = self.backend.conv_silu(x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.span)  # (K, B, L, E)
+        x = self.backend.conv_silu(
+            x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.token_sizes
+        )  # (K, B, L, E)
         dt, B, C = self._select(x, slice(None))
-        A, dt_weight, split = self.rates(), cast("Tensor | None", self.dt_proj_weight), "y" in wants
+        A, dt_weight, split = self.decay_rates(), cast("Tensor | None", self.dt_proj_weight), "y" in wants
         if "delta" in wants:
             dt, dt_weight = projected(dt, dt_weight), None
         y = self.backend.scan(
@@ -130,7 +132,7 @@ class Mixer(nn.Module):
         )
         return self.out_proj(gated(y, z) if split else y), taps
 
-    def read(self, u: Tensor, state: State) -> Tensor:
+    def forward_cls(self, u: Tensor, state: State) -> Tensor:
         """What forward gives at the class token, (B, D), from the tokens that each direction passes on its way there.
 
         Where its place differs from image to image, both directions pass all of them.
@@ -138,12 +140,14 @@ class Mixer(nn.Module):
         c = state.cls
         to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D)
         inputs, z = F.linear(u, to_x), F.linear(at(u, c), to_z)  # (B, L, E), (B, E)
-        A, at_c = self.rates(), []
+        A, at_c = self.decay_rates(), []
         for k in range(len(REVERSE)):
             one = slice(k, k + 1)
             seen, here = seen_by(k, c)
-            span = None if state.span is None else state.span[seen]
-            x = self.backend.conv_silu(inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span)
+            span = None if state.token_sizes is None else state.token_sizes[seen]
+            x = self.backend.conv_silu(
+                inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span
+            )
             dt, B, C = self._select(x, one)
             y = self.backend.scan(
                 *(x, dt, A[one], B, C, self.D[one], None, REVERSE[one]),
@@ -165,12 +169,13 @@ class Mixer(nn.Module):
             weight = getattr(self, name)
             setattr(self, name, nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad))
 
-    def rates(self) -> Tensor:
+    def decay_rates(self) -> Tensor:
         """A (K, E, N), negative."""
         return -self.A_log.exp()
 
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """dt (K, B, L, R) that makes Delta, B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L, E)."""
+        """dt (K, B, L, R) that makes Delta, B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L,
+        E)."""
         selected = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT)  # (K, B L, R + N + N)
         dt, B, C = selected.unflatten(1, x.shape[1:3]).split(self.splits, -1)
         return dt, B, C

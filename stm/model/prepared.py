@@ -1,8 +1,10 @@
 """A block of the native backend for inference, with everything that does not depend on the images laid out once.
 
-The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. Of ViM-Ti's time for one
-image a sixth is Python between these; here it is pointers that move. x_proj, which has few columns, is a product of our own. Buffers
-and calls are kept for each shape and thread. What is rare (taps, gaps, first states) goes through the plain block.
+The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. Of ViM-Ti's
+    time for one
+image a sixth is Python between these; here it is pointers that move. x_proj, which has few columns, is a product of our
+own. Buffers and calls are kept for each shape and thread. What is rare (taps, gaps, first states) goes through the
+plain block.
 """
 
 import math
@@ -37,7 +39,8 @@ class Workspace:
         self._thread = _OfThread()
 
     def take(self, name: str, *size: int) -> Tensor:
-        """A tensor of that size in the thread's memory of that name, which all sizes share, unless one of them needs more of it."""
+        """A tensor of that size in the thread's memory of that name, which all sizes share, unless one of them needs
+        more of it."""
         kept, count = self._thread.kept, math.prod(size)
         if name not in kept or kept[name].numel() < count:
             kept[name] = torch.empty(count)
@@ -54,7 +57,8 @@ class _Walk(NamedTuple):
     scan: Prepared
 
     def __call__(self, x: Tensor, scale: Tensor | None, z: Tensor | None = None, gate: int = 0) -> None:
-        """From x and z, the latter behind `gate` bytes, and scale, which lie in memory as those that this was laid out for."""
+        """From x and z, the latter behind `gate` bytes, and scale, which lie in memory as those that this was laid out
+        for."""
         self.conv.point("x", x, self.first)
         self.conv()
         self.select()
@@ -87,7 +91,7 @@ class PreparedBlock(nn.Module):
         super().__init__()
         self.block, self._workspace, self._thread = block, workspace, _OfThread()
         mixer = block.mixer
-        self._rates = mixer.rates().detach()
+        self._decay_rates = mixer.decay_rates().detach()
         self._to_selected = for_product(mixer.x_proj_weight.detach())  # (K, E, R + 2 N and some)
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
@@ -110,11 +114,11 @@ class PreparedBlock(nn.Module):
             walk(xz, state.scale, xz, gate)
         return state._replace(x=x, h=self._out_proj(y)), NO_TAPS
 
-    def read(self, state: State) -> State:
+    def forward_cls(self, state: State) -> State:
         """As `Block`."""
         c = state.cls
         if not isinstance(c, int) or _is_rare(state):
-            return self.block.read(state)
+            return self.block.forward_cls(state)
         calls = self._calls(state, self._lay_out_reading, c)
         x = self._norm(calls, state)
         to_x, to_z = self.block.mixer.in_proj.weight.chunk(2)  # (E, D)
@@ -129,7 +133,7 @@ class PreparedBlock(nn.Module):
     def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *place: int) -> _Calls:
         """Those for the shape of a state, and of the class token's place where that matters."""
         scale = None if state.scale is None else state.scale.stride()
-        shape = (place, state.x.shape, state.h is None, state.span, scale)
+        shape = (place, state.x.shape, state.h is None, state.token_sizes, scale)
         calls: _Calls | None = self._thread.kept.get(shape)
         if calls is None:
             x, u = (self._workspace.take(name, *state.x.shape) for name in ("x", "u"))
@@ -162,13 +166,19 @@ class PreparedBlock(nn.Module):
         x = u.new_empty(*u.shape[:2], self._to_selected.shape[1])  # (B, L, E), for its strides
         seen = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
         y = [torch.empty_like(x[:, part]).contiguous() for part in seen]
-        walks = (self._walk(0, slice(k, k + 1), part, state, x[:, part], None, y[k][None]) for k, part in enumerate(seen))
+        walks = (
+            self._walk(0, slice(k, k + 1), part, state, x[:, part], None, y[k][None]) for k, part in enumerate(seen)
+        )
         return tuple(walks), tuple(y)
 
     def _walk(self, first: int, of: slice, seen: slice, state: State, x: Tensor, z: Tensor | None, y: Tensor) -> _Walk:
-        """The directions `of` over the tokens that they see, from x and z (b, l, E), which are here for their strides, to y."""
+        """The directions `of` over the tokens that they see, from x and z (b, l, E), which are here for their strides,
+        to y."""
         mixer, reverse, weight = self.block.mixer, REVERSE[of], self._to_selected[of]
-        span, scale = None if state.span is None else state.span[seen], None if state.scale is None else state.scale[..., seen]
+        span, scale = (
+            None if state.token_sizes is None else state.token_sizes[seen],
+            None if state.scale is None else state.scale[..., seen],
+        )
         (batch, length, E), (K, _, width) = x.shape, weight.shape
         inputs = self._workspace.take("inputs", K, batch, length, E)
         selected = self._workspace.take("selected", K, batch * length, width)
@@ -176,12 +186,15 @@ class PreparedBlock(nn.Module):
         dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, (batch, length)).split(mixer.splits, -1)
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, span, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
-        scan = Prepared.scan(inputs, dt, self._rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y)
+        scan = Prepared.scan(
+            inputs, dt, self._decay_rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y
+        )
         return _Walk(first, conv, select, scan)
 
 
 def _is_rare(state: State) -> bool:
-    """Whether a state has what nothing is laid out for: gaps, first states, scales of each image, rows that are apart."""
+    """Whether a state has what nothing is laid out for: gaps, first states, scales of each image, rows that are
+    apart."""
     x, h, scale = state.x, state.h, state.scale
     if state.gap is not None or state.h0 is not None or (scale is not None and scale.dim() > 1):
         return True

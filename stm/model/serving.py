@@ -1,9 +1,9 @@
 """A model ready to serve: the same function, arranged for one batch size on the machine it is on.
 
-On a processor the matrix products of the blocks take packed weights (oneDNN's layout), what does not depend on the images is
-computed once, and the allocator of the process is told to keep what a forward frees. On a CUDA device the whole forward is recorded
-once as a CUDA graph and replayed. What is packed or recorded lives only in what `optimize` returns; what it could not do is in its
-notes.
+On a processor the matrix products of the blocks take packed weights (oneDNN's layout), what does not depend on the
+images is computed once, and the allocator of the process is told to keep what a forward frees. On a CUDA device the
+whole forward is recorded once as a CUDA graph and replayed. What is packed or recorded lives only in what `optimize`
+returns; what it could not do is in its notes.
 """
 
 import copy
@@ -20,7 +20,9 @@ from stm.model.malloc import keep_freed
 from stm.model.prepared import PreparedBlock, Workspace
 from stm.model.vim import ViM
 
-AT_ONCE = 8  # images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory new each time)
+# images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory new each
+# time)
+IMAGES_AT_ONCE = 8
 _FOR_INFERENCE = "what optimize returns is for inference alone: its logits have no gradient"
 _PLAIN = "train the model that optimize was called on, then optimize it again"
 _WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
@@ -53,7 +55,14 @@ class Served(nn.Module):
         made_of: tuple[ViM, int] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.run, self.portion, self.exact, self.notes, self.made_of = model, run, portion, exact, notes, made_of
+        self.model, self.run, self.portion, self.exact, self.notes, self.made_of = (
+            model,
+            run,
+            portion,
+            exact,
+            notes,
+            made_of,
+        )
         self.training = False  # `eval` would also change what it shares with the original
 
     def forward(self, images: Tensor) -> Tensor:
@@ -66,14 +75,17 @@ class Served(nn.Module):
         expected = (shape.in_chans, shape.image_size, shape.image_size)
         check_images(images, expected)
         if not images.shape[0]:
-            raise UsageError(f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))}) with B at least 1")
+            raise UsageError(
+                f"images are {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))}) with B at least 1"
+            )
         if images.requires_grad and torch.is_grad_enabled():
             raise UsageError(f"images require a gradient, and {_FOR_INFERENCE}", _PLAIN)
         with torch.inference_mode(), torch.autocast(self.model.cls_token.device.type, enabled=False):
             return torch.cat([self._portion(part) for part in images.split(self.portion)])
 
     def train(self, mode: bool = True) -> "Served":
-        """Refuse to be trained: what is packed, recorded or laid out has no gradient, and would not follow the weights."""
+        """Refuse to be trained: what is packed, recorded or laid out has no gradient, and would not follow the
+        weights."""
         if mode:
             raise UsageError(_FOR_INFERENCE, _PLAIN)
         return self
@@ -84,10 +96,14 @@ class Served(nn.Module):
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """Refuse other weights, which what is packed, recorded or laid out would not follow."""
-        raise UsageError("what optimize returns keeps the weights that it was made with", "load them into the model, and optimize that")
+        raise UsageError(
+            "what optimize returns keeps the weights that it was made with",
+            "load them into the model, and optimize that",
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What copies and pickles hold: the original, which is served anew. Packed weights and recordings are of this process."""
+        """What copies and pickles hold: the original, which is served anew. Packed weights and recordings are of this
+        process."""
         if self.made_of is None:
             raise UsageError("this served model does not know what it was made of", "copy the model, and optimize that")
         return optimize, self.made_of
@@ -105,7 +121,9 @@ def optimize(model: ViM, batch_size: int) -> Served:
     """See `ViM.optimize`."""
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
-    with torch.autocast(model.cls_token.device.type, enabled=False):  # what is compared, recorded or laid out has the model's dtype
+    with torch.autocast(
+        model.cls_token.device.type, enabled=False
+    ):  # what is compared, recorded or laid out has the model's dtype
         return _arranged(model, batch_size)
 
 
@@ -114,9 +132,11 @@ def _arranged(model: ViM, batch_size: int) -> Served:
     if device.type == "cuda":
         return Served(model, _recorded(model, batch_size), batch_size, exact=True, made_of=(model, batch_size))
     if device.type != "cpu":
-        return Served(model, model, batch_size, notes=(f"nothing is known to help on {device.type}",), made_of=(model, batch_size))
+        return Served(
+            model, model, batch_size, notes=(f"nothing is known to help on {device.type}",), made_of=(model, batch_size)
+        )
     keep_freed()
-    portion = min(batch_size, AT_ONCE)
+    portion = min(batch_size, IMAGES_AT_ONCE)
     packed, reason = _packed(model, portion)
     arranged = _prepared(packed)
     notes = () if reason is None else (f"weights are not packed: {reason}",)
@@ -147,7 +167,8 @@ class PackedLinear(nn.Module):
 def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
     """The model with packed projections in all blocks but the last, which runs on one token; or as it is, and why.
 
-    x_proj and dt_proj stay: they are small, packing slows some of their shapes, and prepared blocks have something better.
+    x_proj and dt_proj stay: they are small, packing slows some of their shapes, and prepared blocks have something
+        better.
     """
     dtype = model.config.dtype
     if not torch.backends.mkldnn.is_available():
@@ -164,7 +185,11 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
             try:
                 layers_of[name] = PackedLinear(linear.weight, share, batch_size * length)
                 worst = _difference(linear, layers_of[name])
-            except (AttributeError, RuntimeError, NotImplementedError) as error:  # private operators: gone, or not for this processor
+            except (
+                AttributeError,
+                RuntimeError,
+                NotImplementedError,
+            ) as error:  # private operators: gone, or not for this processor
                 return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
                 return model, f"they give another result (relative difference {worst:.1e})"

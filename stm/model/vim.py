@@ -1,7 +1,9 @@
 """Vision Mamba (ViM, bimamba v2): one model for dense and compressed, in token order throughout.
 
-Source: hustvl/Vim, vim/models_mamba.py and mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (bimamba_type "v2"). The two directions
-of a mixer are a leading axis K of its parameters, forward first; nothing is ever flipped. Merging is a Plan between blocks.
+Source: hustvl/Vim, vim/models_mamba.py and mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (bimamba_type "v2"). The two
+    directions
+of a mixer are a leading axis K of its parameters, forward first; nothing is ever flipped. Merging is a Plan between
+blocks.
 """
 
 import copy
@@ -22,14 +24,14 @@ from stm.merging.schedule import Schedule
 
 if TYPE_CHECKING:
     from stm.model.serving import Served
-from stm.model.layers import DTYPES, Block, Linear, Patches, at
+from stm.model.layers import TORCH_DTYPES, Block, Linear, Patches, at
 
 
 class ViM(nn.Module):
     """A Vision Mamba classifier, dense or compressed.
 
-    Parameters are uninitialised until they are loaded, or drawn by `stm.model.initialize`, and require a gradient: `train()` and an
-    optimizer train it, dense or compressed. Inference is cheapest in `torch.inference_mode()`.
+    Parameters are uninitialised until they are loaded, or drawn by `stm.model.initialize`, and require a gradient:
+    `train()` and an optimizer train it, dense or compressed. Inference is cheapest in `torch.inference_mode()`.
 
     Args:
         config: its shape, and its schedule where it is compressed.
@@ -80,17 +82,20 @@ class ViM(nn.Module):
         """What enters block 0: patches with the class token in its place, plus the position embedding."""
         model = self.config.model
         check_images(images, (model.in_chans, model.image_size, model.image_size), self.cls_token.device)
-        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).mT.to(self.pos_embed.dtype)  # (B, L - 1, D)
+        patches = (
+            self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).mT.to(self.pos_embed.dtype)
+        )  # (B, L - 1, D)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
         x = torch.cat([patches[:, : model.cls], cls, patches[:, model.cls :]], 1) + self.pos_embed  # (B, L, D)
         return State(x, cls=model.cls)
 
     def run(self, state: State, full: bool = False) -> State:
-        """All blocks. Without `full` the last one computes only what reaches the class token, exactly, and leaves it alone."""
+        """All blocks. Without `full` the last one computes only what reaches the class token, exactly, and leaves it
+        alone."""
         last = self.config.model.depth - 1
         for number, block in enumerate(self.blocks):
             if number == last and not full:
-                return block.read(state)
+                return block.forward_cls(state)
             state, taps = block(state, self.plan.wants(number) if self.plan is not None else ())
             if self.plan is not None and number < last:
                 state = self.plan(number, state, taps)
@@ -102,7 +107,8 @@ class ViM(nn.Module):
         return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(token.dtype)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised patch features (B, D, H', W') for dense prediction: each patch gets those of the token that holds it."""
+        """Normalised patch features (B, D, H', W') for dense prediction: each patch gets those of the token that holds
+        it."""
         state = self.run(self.embed(images), full=True)
         x = self.norm_f(state.stream)  # (B, L, D)
         holder = [0] * self.schedule.tokens
@@ -114,7 +120,8 @@ class ViM(nn.Module):
         return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))
 
     def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
-        """This model under another plan, sharing every parameter. `config` says what the new one is; without a plan it is dense."""
+        """This model under another plan, sharing every parameter. `config` says what the new one is; without a plan it
+        is dense."""
         other = copy.copy(self)
         other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
         other.plan = plan
@@ -123,11 +130,12 @@ class ViM(nn.Module):
         return other
 
     def cast(self, dtype: str) -> "ViM":
-        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay float32.
+        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay
+        float32.
 
         In another dtype than it had nothing was measured: `config.measured` is then empty.
         """
-        to, config = DTYPES[dtype], self.config
+        to, config = TORCH_DTYPES[dtype], self.config
         intact = self.mark is not None and dtype != config.dtype and not is_changed(self, config, self.mark)
         for module in (self.patch_embed, self.head):
             module.to(to)
@@ -139,11 +147,14 @@ class ViM(nn.Module):
         return self
 
     def optimize(self, *, batch_size: int) -> "Served":
-        """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA device.
+        """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA
+        device.
 
-        It shares the parameters, which must not change any more: what is packed would not. It takes batches of any size, best of this
-        one, and on a processor has glibc keep up to 256 MB of freed memory (`stm.model.malloc`). It cannot be moved, cast or trained: its
-        logits have no gradient. A copy or a pickle holds the model, and is served anew. Autocast changes nothing in it.
+        It shares the parameters, which must not change any more: what is packed would not. It takes batches of any
+            size, best of this
+        one, and on a processor has glibc keep up to 256 MB of freed memory (`stm.model.malloc`). It cannot be moved,
+        cast or trained: its logits have no gradient. A copy or a pickle holds the model, and is served anew. Autocast
+        changes nothing in it.
 
         Args:
             batch_size: images that usually come together.
@@ -156,7 +167,8 @@ class ViM(nn.Module):
         return optimize(self, batch_size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ViM":
-        """What `to`, `cuda` and the like do. On a device that the backend is not for another is chosen, and its fallbacks say so."""
+        """What `to`, `cuda` and the like do. On a device that the backend is not for another is chosen, and its
+        fallbacks say so."""
         nn.Module._apply(self, fn, recurse)
         device = self.cls_token.device.type
         fits, reason = status(self.backend.name, device)

@@ -1,4 +1,5 @@
-"""The drawings of the page as numbers: where each line, bar and mark goes. The template makes SVG of them, the style its colours.
+"""The drawings of the page as numbers: where each line, bar and mark goes. The template makes SVG of them, the style
+its colours.
 
 A drawing is 360 units wide, so that its type can be read on a phone. Places are rounded to hundredths of a unit.
 """
@@ -59,7 +60,12 @@ def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
         if label:
             free = x + 26
         bars.append(
-            {"x": round(x, 2), "y": up(tokens), "width": round(pitch * 0.86, 2), "height": round(bottom - up(tokens), 2)}
+            {
+                "x": round(x, 2),
+                "y": up(tokens),
+                "width": round(pitch * 0.86, 2),
+                "height": round(bottom - up(tokens), 2),
+            }
             | {"label": tokens if label else None, "block": block, "tokens": tokens}
         )
     every = max(1, math.ceil(len(bars) / 8))

@@ -1,4 +1,5 @@
-"""What the page says, gathered: from the folder, from an evaluation's records, and from files that other commands wrote.
+"""What the page says, gathered: from the folder, from an evaluation's records, and from files that other commands
+wrote.
 
 What was not measured is not there, and `missing` says why.
 """
@@ -108,7 +109,9 @@ def dense_interval(records: Sequence[Record]) -> Interval:
 def merged_patches(config: Config) -> list[tuple[str, Groups]]:
     """The first stages of the schedule after the dense one and its last, each with its caption."""
     schedule = config.schedule
-    per_block = [schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)]
+    per_block = [
+        schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)
+    ]
     found = stages(per_block)[1:]
     if len(found) > MOST_STAGES:
         found = [found[round(n * (len(found) - 1) / (MOST_STAGES - 1))] for n in range(MOST_STAGES)]
@@ -166,7 +169,8 @@ def _costs(row: dict[str, Any]) -> bool:
 
 
 def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], list[Point]]:
-    """What a sweep found, over its operations (in G, the paper's count) and over its time (ms an image) where that was measured.
+    """What a sweep found, over its operations (in G, the paper's count) and over its time (ms an image) where that was
+    measured.
 
     Args:
         figure: top1 or agreement.

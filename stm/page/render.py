@@ -1,4 +1,5 @@
-"""From findings to the page: one HTML file. Every value from outside is escaped by the template, or quoted for the shell or Python."""
+"""From findings to the page: one HTML file. Every value from outside is escaped by the template, or quoted for the
+shell or Python."""
 
 import shlex
 from pathlib import Path
@@ -31,8 +32,16 @@ def render(config: Config, found: Findings) -> str:
         from jinja2 import FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise ArtifactError("writing a report needs jinja2, which is not installed", "pip install jinja2") from error
-    templates = Templates(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    templates.filters |= {"percent": _percent, "share": _share, "operations": _operations, "shell": shlex.join, "python": repr}
+    templates = Templates(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {
+        "percent": _percent,
+        "share": _share,
+        "operations": _operations,
+        "shell": shlex.join,
+        "python": repr,
+    }
     shape, schedule, evaluation, cost = config.model, config.schedule, found.evaluation, flops.count(config)
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
     figure = "agreement" if evaluation.top1 is None else "top1"
@@ -56,7 +65,10 @@ def render(config: Config, found: Findings) -> str:
         photograph=facts.photograph(),
         photograph_by=facts.PHOTOGRAPH_BY,
         side=charts.CELL * shape.grid,
-        panels=[{"caption": caption} | charts.outlines(held, schedule.cls, shape.grid) for caption, held in facts.merged_patches(config)],
+        panels=[
+            {"caption": caption} | charts.outlines(held, schedule.cls, shape.grid)
+            for caption, held in facts.merged_patches(config)
+        ],
         spans=None if found.dense_ci is None else charts.intervals(evaluation, found.dense_ci),
         accuracy=_accuracy(evaluation, found.dense_ci),
         reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
@@ -78,13 +90,23 @@ def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tup
 def _accuracy(each: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
     """The rows of the table: what was measured, its value and its interval."""
     rows = []
-    shares = (("top-1, dense", each.dense_top1, dense_ci), ("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci))
+    shares = (
+        ("top-1, dense", each.dense_top1, dense_ci),
+        ("top-1", each.top1, each.top1_ci),
+        ("top-5", each.top5, each.top5_ci),
+    )
     for name, value, ci in shares:
         if value is not None:
             rows.append((name, _percent(value), "" if ci is None else f"{_percent(ci[0])} to {_percent(ci[1])}"))
     if each.drop is not None:
         ci = each.drop_ci
-        rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}"))
+        rows.append(
+            (
+                "top-1 lost, in points",
+                f"{100 * each.drop:.2f}",
+                "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}",
+            )
+        )
     if each.mcnemar_p is not None:
         rows.append(("McNemar's exact p", f"{each.mcnemar_p:.3g}", ""))
     if each.agreement is not None:

@@ -1,7 +1,9 @@
 """The methods that ours is compared with, each one a pure function of tokens and a thin `Plan` around it.
 
-`METHODS` names the fair variants, which the tables use: where they act as published, and who they are. The `upstream` variants,
-which equal the official code's own outputs, are `rmeeto.RMeeTo(..., quirks="upstream")` and `hsa.UpstreamHSA`; tests alone use them.
+`PEERS` names the fair variants, which the tables use: where they act as published, and who they are. The `upstream`
+    variants,
+which equal the official code's own outputs, are `rmeeto.RMeeTo(..., quirks="upstream")` and `hsa.UpstreamHSA`; tests
+alone use them.
 """
 
 from collections.abc import Callable
@@ -61,7 +63,7 @@ def _all(depth: int) -> tuple[int, ...]:
     return every(1, 1, depth)
 
 
-METHODS: dict[str, Method] = {
+PEERS: dict[str, Method] = {
     "random": Method("random pruning", RandomPruning, _second, RandomPruning),
     "hsa": _method("Hidden State Alignment", HSA, _thirds),
     "hsa-unaligned": _method("HSA without alignment", HSA, _thirds, aligned=False),
@@ -77,7 +79,9 @@ METHODS: dict[str, Method] = {
     "famba-v-second": _method("Famba-V, every second block", FambaV, _second),
     "famba-v-lower": _method("Famba-V, lower blocks", FambaV, lambda depth: tuple(range(depth // 2))),
     "utr": _method("UTR", UTR, _late),
-    "mtr": _method("MTR", MTR, _late),  # its places are not published: the best of those that benchmarks/tune_mtr.py tries
+    "mtr": _method(
+        "MTR", MTR, _late
+    ),  # its places are not published: the best of those that benchmarks/tune_mtr.py tries
     "mame-like": _method("MaMe-like", MaMeLike, _second),
     "storm": _method("STORM", STORM, lambda depth: scaled((4, 10, 16, 22), depth)),
 }

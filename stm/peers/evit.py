@@ -1,8 +1,8 @@
 """Token Recognition: EViT (Liang et al. 2022, arXiv 2202.07800) on a ViM, which has no attention to rank tokens by.
 
-EViT keeps the patches to which the class token attends most, in that order, at three stages, and may put one token in for all that
-it drops: their sum, weighted by attention. Scores that others used in its place: the clipped output of the scan, or the likeness to
-the class token.
+EViT keeps the patches to which the class token attends most, in that order, at three stages, and may put one token in
+for all that it drops: their sum, weighted by attention. Scores that others used in its place: the clipped output of the
+scan, or the likeness to the class token.
 """
 
 import torch
@@ -30,12 +30,20 @@ class EViT(Peer):
 
     Args:
         score: "clipped", the sum over channels of max(0, y), or "cls_similarity".
-        order: of the patches that stay: "original", or "score", highest first, as EViT has it; then the class token is in the middle.
-        fuse: whether what is dropped becomes one token, at the end: the sum, weighted by each one's share of the score of all
-            patches (the part above 0).
+        order: of the patches that stay: "original", or "score", highest first, as EViT has it; then the class token is
+            in the middle.
+        fuse: whether what is dropped becomes one token, at the end: the sum, weighted by each one's share of the score
+            of all patches (the part above 0).
     """
 
-    def __init__(self, model: ModelConfig, removals: Removals, score: str = "clipped", order: str = "original", fuse: bool = False) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        removals: Removals,
+        score: str = "clipped",
+        order: str = "original",
+        fuse: bool = False,
+    ) -> None:
         super().__init__(model, removals)
         for name, value, allowed in (("score", score, SCORES), ("order", order, ORDERS)):
             if value not in allowed:
@@ -78,6 +86,8 @@ class EViT(Peer):
         tokens, count = self.before(block)
         if not count:
             return Cost()
-        score = 2 * model.d_inner * tokens if self.score == "clipped" else 3 * model.d_model * tokens  # a sum; a product and two norms
+        score = (
+            2 * model.d_inner * tokens if self.score == "clipped" else 3 * model.d_model * tokens
+        )  # a sum; a product and two norms
         work = score + (model.d_model * tokens if self.fuse else 0)
         return Cost(work, work)

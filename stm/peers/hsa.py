@@ -1,8 +1,8 @@
 """Hidden State Alignment (ToP-ViM, arXiv 2409.18962; ZLKong/ToP-ViM@b5bc231), and the pruning that its code releases.
 
-A token's score is the sum over channels of max(0, y), y the output of the scan; the highest stay, in order, the class token
-always. Where tokens before one that stays were pruned, the state still decays over them, as if they had injected nothing:
-that is the alignment. The released code has none of it, and differs (`UpstreamHSA`).
+A token's score is the sum over channels of max(0, y), y the output of the scan; the highest stay, in order, the class
+token always. Where tokens before one that stays were pruned, the state still decays over them, as if they had injected
+nothing: that is the alignment. The released code has none of it, and differs (`UpstreamHSA`).
 """
 
 import math
@@ -38,7 +38,9 @@ def gaps(elapsed: Tensor, keep: Tensor) -> Tensor:
     stays = keep.new_zeros(B, L).scatter(1, keep, 1)
     gap = stays.cumsum(1)  # (B, L): between which of those that stay a removed token is, 0 before the first
     removed = elapsed * (1 - stays)[..., None]
-    between = elapsed.new_zeros(K, B, keep.shape[1] + 1, E).scatter_add(2, gap[None, ..., None].expand_as(removed), removed)
+    between = elapsed.new_zeros(K, B, keep.shape[1] + 1, E).scatter_add(
+        2, gap[None, ..., None].expand_as(removed), removed
+    )
     return torch.stack([between[0, :, :-1], between[1, :, 1:]])
 
 
@@ -78,7 +80,8 @@ class HSA(Peer):
 
 
 def upstream_removals(model: ModelConfig, keep: float = 0.8) -> dict[int, int]:
-    """What the released code removes after blocks 5, 10 and 15, counted from 1: K = ceil(keep (L - 1)), made odd, stay."""
+    """What the released code removes after blocks 5, 10 and 15, counted from 1: K = ceil(keep (L - 1)), made odd,
+    stay."""
     tokens, removals = model.tokens, {}
     for block in (4, 9, 14):
         if block < model.depth - 1:
@@ -91,9 +94,10 @@ def upstream_removals(model: ModelConfig, keep: float = 0.8) -> dict[int, int]:
 class UpstreamHSA(Peer):
     """What ZLKong/ToP-ViM releases, to be equal to it and not to be used.
 
-    The score is the sum over channels of the gated output of the backward scan, in walking order but used in token order, so
-    that it is mirrored. Only in the first image of a batch is the class token kept apart; in the others it may be chosen
-    among the patches too. It goes to the exact middle. L // 2 is taken for its position, which is right where L is odd.
+    The score is the sum over channels of the gated output of the backward scan, in walking order but used in token
+    order, so that it is mirrored. Only in the first image of a batch is the class token kept apart; in the others it
+    may be chosen among the patches too. It goes to the exact middle. L // 2 is taken for its position, which is right
+    where L is odd.
     """
 
     def taps(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
-"""MaMe-like: after arXiv 2508.13599, of which we could read the abstract alone. (MaMe, Matrix-Based Token Merging, is another method.)
+"""MaMe-like: after arXiv 2508.13599, of which we could read the abstract alone. (MaMe, Matrix-Based Token Merging, is
+another method.)
 
-The abstract says: Delta as a token's informativeness, and an arrangement that keeps the order. The rest is ours: the patches with
+The abstract says: Delta as a token's informativeness, and an arrangement that keeps the order. The rest is ours: the
+    patches with
 the lowest Delta are absorbed by the nearest patch that stays, in scan order, as a mean weighted by Delta.
 """
 
@@ -16,7 +18,8 @@ from stm.peers.tokens import absorbing, cls_of, merged, shares, staying
 
 
 def nearest(gone: Tensor, stay: Tensor, cls: Tensor) -> Tensor:
-    """(B, S): for each position in `gone` (B, S) the nearest in `stay` (B, L') but the class token at cls (B,); of two the earlier."""
+    """(B, S): for each position in `gone` (B, S) the nearest in `stay` (B, L') but the class token at cls (B,); of two
+    the earlier."""
     distance = (gone[:, :, None] - stay[:, None]).abs()  # (B, S, L')
     far = torch.where(stay == cls[:, None], torch.iinfo(distance.dtype).max, 0)[:, None]
     return stay.gather(1, torch.maximum(distance, far).argmin(-1))

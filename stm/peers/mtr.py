@@ -1,8 +1,9 @@
 """MTR (arXiv 2507.14042): Delta says how much a token matters; from a summary of the paper.
 
-A token's score is the mean over channels, summed over directions, of Delta. The patches are sorted into Keep (highest), Target and
-Source (lowest); each Source is averaged into its most alike Target. Order is kept. How large the groups are, where it acts and
-what is compared are not published in what we could read: they are parameters here, tuned in its favour (benchmarks/tune_mtr.py).
+A token's score is the mean over channels, summed over directions, of Delta. The patches are sorted into Keep (highest),
+Target and Source (lowest); each Source is averaged into its most alike Target. Order is kept. How large the groups are,
+where it acts and what is compared are not published in what we could read: they are parameters here, tuned in its
+favour (benchmarks/tune_mtr.py).
 """
 
 import torch
@@ -47,7 +48,9 @@ class MTR(Peer):
         feature: what is compared: "stream", residual plus mixer output, or "h", the mixer's output.
     """
 
-    def __init__(self, model: ModelConfig, removals: Removals, target_share: float = 0.5, feature: str = "stream") -> None:
+    def __init__(
+        self, model: ModelConfig, removals: Removals, target_share: float = 0.5, feature: str = "stream"
+    ) -> None:
         super().__init__(model, removals)
         if not 0 < target_share <= 1:
             raise UsageError(f"target_share is {target_share}, expected a number above 0 and at most 1")
@@ -79,5 +82,9 @@ class MTR(Peer):
         tokens, r = self.before(block)
         if not r:
             return Cost()
-        work = 2 * model.d_inner * tokens + cosine_operations(r, self._targets(tokens, r), model.d_model) + model.d_model * tokens
+        work = (
+            2 * model.d_inner * tokens
+            + cosine_operations(r, self._targets(tokens, r), model.d_model)
+            + model.d_model * tokens
+        )
         return Cost(work, work)

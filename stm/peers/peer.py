@@ -1,4 +1,5 @@
-"""What every peer is: a Plan that removes a set number of tokens after certain blocks. Which ones, each peer decides."""
+"""What every peer is: a Plan that removes a set number of tokens after certain blocks. Which ones, each peer
+decides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -32,7 +33,8 @@ class Peer(Plan):
         return ()
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
-        """Where the class token goes after a block that leaves it at `cls` of `tokens`; None where that differs from image to image."""
+        """Where the class token goes after a block that leaves it at `cls` of `tokens`; None where that differs from
+        image to image."""
         return None
 
     @classmethod
@@ -42,7 +44,8 @@ class Peer(Plan):
 
     @classmethod
     def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
-        """From the smallest to the largest: r tokens after each of the blocks `places`, the first m of them r + 1, or what there is."""
+        """From the smallest to the largest: r tokens after each of the blocks `places`, the first m of them r + 1, or
+        what there is."""
         yielded: Removals = {}
         for total in range(1, cls.most(model.tokens) * len(places) + 1):
             r, m = divmod(total, len(places))

@@ -13,7 +13,8 @@ from stm.peers.tokens import pruned
 
 
 def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[list[int], int]:
-    """The positions that stay when `count` patches are drawn and leave, in order, and the class token's place among them."""
+    """The positions that stay when `count` patches are drawn and leave, in order, and the class token's place among
+    them."""
     gone = set(generator.sample([position for position in range(tokens) if position != cls], count))
     keep = [position for position in range(tokens) if position not in gone]
     return keep, keep.index(cls)

@@ -1,9 +1,9 @@
 """R-MeeTo without retraining (NUS-HPC-AI-Lab/R-MeeTo@535a826, image_task; arXiv 2412.12496).
 
 At the entry of a block: of the patches, every even one finds the odd one that is most alike, and the r most alike pairs
-become one token each, their size-weighted mean. Two quirks of the official code are left out of the fair method and kept in
-the `upstream` one, which equals its outputs: the class token goes back at a proportional place instead of between its old
-neighbours, and near the last blocks all is merged down to a fixed length.
+become one token each, their size-weighted mean. Two quirks of the official code are left out of the fair method and
+kept in the `upstream` one, which equals its outputs: the class token goes back at a proportional place instead of
+between its old neighbours, and near the last blocks all is merged down to a fixed length.
 """
 
 from stm.config import ModelConfig
@@ -11,14 +11,30 @@ from stm.errors import UsageError
 from stm.merging.merge import take
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
-from stm.peers.tokens import absorbing, bipartite, bipartite_operations, cls_of, merged, patches, shares, sizes, staying, with_cls
+from stm.peers.tokens import (
+    absorbing,
+    bipartite,
+    bipartite_operations,
+    cls_of,
+    merged,
+    patches,
+    shares,
+    sizes,
+    staying,
+    with_cls,
+)
 
 METRICS = ("X", "B", "C", "delta")
 QUIRKS = ("off", "upstream")
 
 
 def upstream_removals(
-    model: ModelConfig, num_prune: int = 5, merge_interval: int = 2, odd: bool = False, compare: int = 11, tail_rule: bool = True
+    model: ModelConfig,
+    num_prune: int = 5,
+    merge_interval: int = 2,
+    odd: bool = False,
+    compare: int = 11,
+    tail_rule: bool = True,
 ) -> dict[int, int]:
     """What the official code removes, by the block after which it does; its names of the settings.
 
@@ -52,7 +68,10 @@ class RMeeTo(Peer):
             if value not in allowed:
                 raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
         if quirks == "upstream" and metric != "X":
-            raise UsageError(f"the upstream quirks were given with the metric {metric}, but only X is known to equal the official code")
+            raise UsageError(
+                f"the upstream quirks were given with the metric {metric}, but only X is known to equal the official"
+                " code"
+            )
         self.metric, self.quirks = metric, quirks
 
     def taps(self) -> tuple[str, ...]:

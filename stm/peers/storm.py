@@ -1,9 +1,10 @@
-"""STORM (ICML 2026, arXiv 2606.19932): merging that leaves a rectangular grid. Ideas of its paper and code; none of its code.
+"""STORM (ICML 2026, arXiv 2606.19932): merging that leaves a rectangular grid. Ideas of its paper and code; none of its
+code.
 
-After a block, in two stages. Rows: the only pairs are the columns (2j, 2j + 1) of a row; every row merges as many, shared out over
-windows of five pairs in proportion, in each the most alike. Columns: the same on the grid that is left, with rows and columns
-exchanged. One plan, made on the residual, is applied to residual and mixer output; merged tokens are added. On a ViM the class
-token is taken out and put back in the middle of the scan.
+After a block, in two stages. Rows: the only pairs are the columns (2j, 2j + 1) of a row; every row merges as many,
+shared out over windows of five pairs in proportion, in each the most alike. Columns: the same on the grid that is left,
+with rows and columns exchanged. One plan, made on the residual, is applied to residual and mixer output; merged tokens
+are added. On a ViM the class token is taken out and put back in the middle of the scan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,8 @@ WINDOW = 5  # pairs
 
 
 def quotas(pairs: int, count: int) -> list[int]:
-    """How many of `count` merges each window of five pairs gets: in proportion to its pairs, the largest remainders first."""
+    """How many of `count` merges each window of five pairs gets: in proportion to its pairs, the largest remainders
+    first."""
     windows = [min(WINDOW, pairs - first) for first in range(0, pairs, WINDOW)]
     whole = [count * size // pairs for size in windows]
     by_remainder = sorted(range(len(windows)), key=lambda i: -(count * windows[i] % pairs))
@@ -75,11 +77,16 @@ def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Mer
     grid = merge(grid, rows, torch.ones_like(grid[..., 0])).unflatten(1, (old, side))
     src, into = columns_merged(grid.transpose(1, 2), old - side, score)
     keep = staying(src, old * side).unflatten(1, (side, side)).mT.flatten(1)  # the new grid, row by row
-    keep, src, into = (position % old * side + position // old for position in (keep, src, into))  # the transposed grid's, in the grid
+    keep, src, into = (
+        position % old * side + position // old for position in (keep, src, into)
+    )  # the transposed grid's, in the grid
     both = composed(rows, absorbing(keep, src, into, old * side), old * old)
     # from positions among the patches to positions in the sequence
     return absorbing(
-        with_cls(at.gather(1, both.keep), cls, place), at.gather(1, both.src), at.gather(1, both.keep.gather(1, both.dst)), tokens
+        with_cls(at.gather(1, both.keep), cls, place),
+        at.gather(1, both.src),
+        at.gather(1, both.keep.gather(1, both.dst)),
+        tokens,
     )
 
 
@@ -102,7 +109,9 @@ class STORM(Peer):
         place = middle(self.model.class_token, patches_left)
         m = grid_merge(state.x, cls_of(state), isqrt(patches_left), self.score, place)
         ones = torch.ones_like(state.x[..., 0])
-        return State(merge(state.x, m, ones), merge(state.h, m, ones), cls=place, size=sums(sizes(state), m), map=m)
+        return State(
+            merge(state.x, m, ones), merge(state.h, m, ones), cls=place, size=sums(sizes(state), m), last_merge=m
+        )
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
         return middle(self.model.class_token, tokens - 1 - self.removals[block])
@@ -110,7 +119,9 @@ class STORM(Peer):
     @classmethod
     def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
         """Square grids whose sides shrink by d or d + 1 at each place, at most to the half."""
-        for drops in sorted({d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}):
+        for drops in sorted(
+            {d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}
+        ):
             side, removals = model.grid, {}
             for place, drop in zip(places, drops, strict=True):
                 if drop > side // 2:

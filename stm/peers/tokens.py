@@ -1,6 +1,7 @@
 """What the peers share: which tokens go where, as index tensors, one row an image. Pure functions.
 
-B images, L tokens, P = L - 1 patches, L' tokens that stay, S that leave. Positions are those before the merge, places those after.
+B images, L tokens, P = L - 1 patches, L' tokens that stay, S that leave. Positions are those before the merge, places
+those after.
 """
 
 import torch
@@ -42,7 +43,8 @@ def places(keep: Tensor, tokens: int) -> Tensor:
 
 
 def absorbing(keep: Tensor, src: Tensor, into: Tensor, tokens: int) -> Merge:
-    """The merge that keeps `keep` (B, L') and adds the positions `src` (B, S) to the positions `into` (B, S), which stay."""
+    """The merge that keeps `keep` (B, L') and adds the positions `src` (B, S) to the positions `into` (B, S), which
+    stay."""
     return Merge(keep, src, places(keep, tokens).gather(1, into))
 
 
@@ -85,12 +87,12 @@ def merged(state: State, m: Merge, weights: Tensor, cls: int | None = None) -> S
         weights: (B, L), what each token is multiplied by.
         cls: the class token's place; None: wherever it went in each image.
     """
-    return State(merge(state.stream, m, weights), cls=_moved(state, m, cls), size=sums(sizes(state), m), map=m)
+    return State(merge(state.stream, m, weights), cls=_moved(state, m, cls), size=sums(sizes(state), m), last_merge=m)
 
 
 def pruned(state: State, m: Merge, cls: int | None = None) -> State:
     """The state after a pruning of the stream; arguments as in `merged`."""
-    return State(take(state.stream, m.keep), cls=_moved(state, m, cls), map=m)
+    return State(take(state.stream, m.keep), cls=_moved(state, m, cls), last_merge=m)
 
 
 def _moved(state: State, m: Merge, cls: int | None) -> int | Tensor:

@@ -1,8 +1,9 @@
 """Token merging as on transformers: ToMe (facebookresearch/ToMe, arXiv 2210.09461) and Famba-V (arXiv 2409.09808).
 
-ToMe splits the tokens in two by turns, joins the r most alike pairs and keeps no order: what is left of one half, then the other
-half. It compares attention keys, which a ViM has not; here the mixer's output, as Famba-V does. Our reading for a class token
-that is not at the head: it is taken out of the split and put back in the middle, as the model has it.
+ToMe splits the tokens in two by turns, joins the r most alike pairs and keeps no order: what is left of one half, then
+    the other
+half. It compares attention keys, which a ViM has not; here the mixer's output, as Famba-V does. Our reading for a class
+token that is not at the head: it is taken out of the split and put back in the middle, as the model has it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,19 @@ from stm.config import ModelConfig
 from stm.merging.merge import Merge, take
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
-from stm.peers.tokens import absorbing, bipartite, bipartite_operations, cls_of, merged, middle, patches, shares, sizes, staying, with_cls
+from stm.peers.tokens import (
+    absorbing,
+    bipartite,
+    bipartite_operations,
+    cls_of,
+    merged,
+    middle,
+    patches,
+    shares,
+    sizes,
+    staying,
+    with_cls,
+)
 
 
 def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:

@@ -1,9 +1,10 @@
 """UTR: unified token reduction for state-space models (arXiv 2410.14725), from its text.
 
-The patches are ranked by the mean over channels of max(0, y), y the output of the scan. Each of the lower half finds the most alike
-of the upper half; of these pairs the most alike leave. On the residual they are averaged into their partners; on the hidden branch,
-half of them are and half are pruned. Order is kept. Our readings: likeness is the cosine of the mixer's output; the pruned half are
-the most alike pairs, which lose least; several tokens that choose one partner make one mean with it.
+The patches are ranked by the mean over channels of max(0, y), y the output of the scan. Each of the lower half finds
+the most alike of the upper half; of these pairs the most alike leave. On the residual they are averaged into their
+partners; on the hidden branch, half of them are and half are pruned. Order is kept. Our readings: likeness is the
+cosine of the mixer's output; the pruned half are the most alike pairs, which lose least; several tokens that choose one
+partner make one mean with it.
 """
 
 import torch
@@ -29,7 +30,8 @@ from stm.peers.tokens import (
 
 
 def pairs(score: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The r tokens of the lower half that are most alike to one of the upper half, by falling likeness, and their partners.
+    """The r tokens of the lower half that are most alike to one of the upper half, by falling likeness, and their
+    partners.
 
     Args:
         score: (B, P).
@@ -64,7 +66,7 @@ class UTR(Peer):
             merge(state.h, m, shares(left, m)),
             cls=places(m.keep, tokens).gather(1, cls[:, None])[:, 0],
             size=sums(sizes(state), m),
-            map=m,
+            last_merge=m,
         )
 
     def flops(self, block: int, model: ModelConfig) -> Cost:

@@ -1,6 +1,8 @@
-"""The figure of `stm compare`: at one saving, a line a method, its accuracy with the interval beside its measured speed.
+"""The figure of `stm compare`: at one saving, a line a method, its accuracy with the interval beside its measured
+speed.
 
-The dense model and each dense sibling are lines from top to bottom: a compressed model left of a smaller dense one is worse than it.
+The dense model and each dense sibling are lines from top to bottom: a compressed model left of a smaller dense one is
+    worse than it.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,13 @@ def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
         y, look = names.index(row.title), _look(row)
         value = 100 * getattr(row, quality)
         if row.top1_ci is not None:
-            left.hlines(y + look["shift"], 100 * row.top1_ci[0], 100 * row.top1_ci[1], color=look["mark"]["color"], linewidth=0.8)
+            left.hlines(
+                y + look["shift"],
+                100 * row.top1_ci[0],
+                100 * row.top1_ci[1],
+                color=look["mark"]["color"],
+                linewidth=0.8,
+            )
         left.plot(value, y + look["shift"], **look["mark"])
         if row.images_per_second and rows[0].images_per_second:
             right.plot(row.images_per_second / rows[0].images_per_second, y + look["shift"], **look["mark"])
@@ -49,7 +57,12 @@ def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
 def _look(row: CompareRow) -> dict[str, Any]:
     ours, moved = row.method in OURS, row.schedule == "stm"
     colour = plots.BLUE if ours else plots.ORANGE
-    mark = {"color": colour, "linestyle": "none", "markeredgecolor": colour, "markerfacecolor": "white" if moved else colour}
+    mark = {
+        "color": colour,
+        "linestyle": "none",
+        "markeredgecolor": colour,
+        "markerfacecolor": "white" if moved else colour,
+    }
     return {
         "shift": 0.18 if moved else 0.0,
         "mark": mark | {"marker": "o" if ours else "D" if moved else "s", "markersize": 4.5, "zorder": 3},

@@ -1,6 +1,7 @@
 """Accuracy over cost: the figure of `stm sweep`.
 
-Up and to the left is better. A dense smaller sibling is a line across: a compressed model below it is worse than that model.
+Up and to the left is better. A dense smaller sibling is a line across: a compressed model below it is worse than that
+model.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,7 +90,9 @@ def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
     for axis, over in zip(axes[0], ("flops", "seconds"), strict=False):
         number = 0
         for curve in curves:
-            points = sorted((p for p in curve.points if getattr(p, over) is not None), key=lambda p: p.flops)  # one path in both
+            points = sorted(
+                (p for p in curve.points if getattr(p, over) is not None), key=lambda p: p.flops
+            )  # one path in both
             x = [point.flops / scale if over == "flops" else 1000 * (point.seconds or 0) for point in points]
             if points:
                 _draw(axis, curve, x, points, number, faint=over == "seconds")
@@ -107,7 +110,15 @@ def _draw(axis: Any, curve: Curve, x: Sequence[float], points: Sequence[Point], 
     if curve.look in ("dense", "sibling"):
         dash = "-" if curve.look == "dense" else "--"
         axis.axhline(y[0], color=plots.GREY, linewidth=0.8, linestyle=dash)
-        axis.plot(x, y, color=plots.GREY, linestyle=dash, marker="*" if curve.look == "dense" else "X", markersize=6, label=curve.label)
+        axis.plot(
+            x,
+            y,
+            color=plots.GREY,
+            linestyle=dash,
+            marker="*" if curve.look == "dense" else "X",
+            markersize=6,
+            label=curve.label,
+        )
         return
     look = plots.line(number) | {"zorder": 3 if curve.look == "ours" else 2}
     if curve.look == "ours":

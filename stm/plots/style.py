@@ -1,8 +1,9 @@
 """The style of every figure, and how one is written: PNG for screens, SVG for print.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; a line also has a marker and a dash of its own, so
-that a print without colours can be read. Maps use viridis, whose lightness grows evenly. Figures are 6.8 inches wide, the text
-width of a paper, with type of 8 points. Nothing is global: no window, no pyplot, and matplotlib is imported only to draw.
+Colours are Okabe and Ito's, which people with any colour vision tell apart; a line also has a marker and a dash of its
+own, so that a print without colours can be read. Maps use viridis, whose lightness grows evenly. Figures are 6.8 inches
+wide, the text width of a paper, with type of 8 points. Nothing is global: no window, no pyplot, and matplotlib is
+imported only to draw.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,12 @@
-"""Compiles every Triton kernel for an NVIDIA architecture, without a GPU: a program of its own, run by test_triton_compile.py.
+"""Compiles every Triton kernel for an NVIDIA architecture, without a GPU: a program of its own, run by
+test_triton_compile.py.
 
     python tests/backends/compile_kernels.py 90 bfloat16
 
-The operators are called as a model calls them, on CPU tensors, under a driver that names the architecture and launches nothing: what is
-compiled is what a GPU would be given, specialisations included. Prints a line of JSON a kernel, with ptxas's registers and spills.
+The operators are called as a model calls them, on CPU tensors, under a driver that names the architecture and launches
+    nothing: what is
+compiled is what a GPU would be given, specialisations included. Prints a line of JSON a kernel, with ptxas's registers
+and spills.
 """
 
 import json
@@ -49,9 +52,16 @@ class Driver:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel)
             file.flush()
-            text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+            text = subprocess.run(
+                [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+            ).stdout
         found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
-        line = {"kernel": name, "registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"], "shared": found["SHARED"]}
+        line = {
+            "kernel": name,
+            "registers": found["REG"],
+            "spilled": found["STACK"] + found["LOCAL"],
+            "shared": found["SHARED"],
+        }
         print(json.dumps(line), flush=True)
         return object(), object(), found["REG"], 0, 1024
 
@@ -72,7 +82,9 @@ def main(architecture: int, dtype: torch.dtype) -> None:
     one = u[:, :1]  # of a single image: fewer channels a program
     backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both, dt_bias=skip, split=True)
     extras = {"scale": torch.ones(L), "gap": torch.zeros(K, B, L, E), "h0": torch.zeros(K, E, N)}
-    backend.scan(u.requires_grad_(), dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras).sum().backward()
+    backend.scan(
+        u.requires_grad_(), dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras
+    ).sum().backward()
     residual, weight = torch.zeros(B, L, D, requires_grad=True), torch.ones(D)
     with torch.no_grad():
         backend.add_norm(residual, None, weight, 1e-5, dtype)

@@ -1,7 +1,8 @@
 """Stand-ins for mamba-ssm's and causal-conv1d's kernels, which need a GPU.
 
-They have the signatures of mamba-ssm 2.3.2.post1 (csrc/selective_scan/selective_scan.cpp) and causal-conv1d 1.5.2 to 1.7.0
-(causal_conv1d/cpp_functions.py), refuse what those refuse, and compute with the definition (stm/backends/reference.py).
+They have the signatures of mamba-ssm 2.3.2.post1 (csrc/selective_scan/selective_scan.cpp) and causal-conv1d 1.5.2 to
+1.7.0 (causal_conv1d/cpp_functions.py), refuse what those refuse, and compute with the definition
+(stm/backends/reference.py).
 """
 
 from types import SimpleNamespace
@@ -38,7 +39,9 @@ def forward(
     assert all(v.stride(-1) == 1 or v.shape[-1] == 1 for v in (u, delta, B, C))
     assert D is None or (D.dtype == torch.float32 and D.shape == (channels,))
     assert z is None
-    assert delta_bias is None or (delta_bias.dtype == torch.float32 and delta_bias.shape == (channels,) and delta_softplus)
+    assert delta_bias is None or (
+        delta_bias.dtype == torch.float32 and delta_bias.shape == (channels,) and delta_softplus
+    )
     if delta_bias is not None:
         delta = delta.double() + delta_bias[:, None]
     dt = delta.double() if delta_softplus else softplus_inverse(delta)

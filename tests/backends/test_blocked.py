@@ -1,4 +1,5 @@
-"""Torch alone against the definition (stm/backends/reference.py) in float64: values and gradients, in blocks of any length."""
+"""Torch alone against the definition (stm/backends/reference.py) in float64: values and gradients, in blocks of any
+length."""
 
 from typing import Any
 

@@ -20,7 +20,9 @@ def statuses(monkeypatch: pytest.MonkeyPatch, **available: bool) -> None:
     monkeypatch.setattr(backends, "status", status)
 
 
-def test_auto_takes_the_first_that_is_for_the_device_and_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_first_that_is_for_the_device_and_says_what_it_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     statuses(monkeypatch, triton=False, mamba_ssm=True, native=True)
     chosen = backends.choose(device="cuda")
     assert (chosen.name, chosen.scan) == ("mamba_ssm", mamba_ssm.scan)

@@ -21,7 +21,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Modules of the names that are imported."""
-    for name, members in (("selective_scan_cuda", {"fwd": forward, "bwd": backward}), ("causal_conv1d", {"cpp_functions": CONV})):
+    for name, members in (
+        ("selective_scan_cuda", {"fwd": forward, "bwd": backward}),
+        ("causal_conv1d", {"cpp_functions": CONV}),
+    ):
         module = ModuleType(name)
         vars(module).update(members)
         monkeypatch.setitem(sys.modules, name, module)
@@ -44,7 +47,9 @@ def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("optional", [set(), {"dt_bias"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"])
+@pytest.mark.parametrize(
+    "optional", [set(), {"dt_bias"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"]
+)
 def test_gradients_of_the_scan(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     found, expected = gradients(mamba_ssm.scan, values), gradients(reference.scan, double(values))
@@ -107,7 +112,8 @@ def test_kernels_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((repo, revision))
         return SimpleNamespace(_ops=ops, _causal_conv1d=SimpleNamespace(cpp_functions=CONV))
 
-    monkeypatch.setitem(sys.modules, "kernels", SimpleNamespace(get_kernel=get_kernel))  # type: ignore[misc]  # stands in for a module
+    # stands in for a module
+    monkeypatch.setitem(sys.modules, "kernels", SimpleNamespace(get_kernel=get_kernel))  # type: ignore[misc]
     monkeypatch.setattr(mamba_ssm, "find_spec", lambda name: object())
     mamba_ssm._kernels.cache_clear()
     assert backends.status(f"kernels@{COMMIT}", "cuda") == (True, f"kernels-community/mamba-ssm of the Hub at {COMMIT}")
@@ -123,5 +129,7 @@ def test_kernels_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError("no build for this torch")
 
     monkeypatch.setitem(sys.modules, "kernels", SimpleNamespace(get_kernel=fails))  # type: ignore[misc]
-    with pytest.raises(BackendError, match=rf"kernels-community/mamba-ssm at {COMMIT} cannot be used: no build for this torch"):
+    with pytest.raises(
+        BackendError, match=rf"kernels-community/mamba-ssm at {COMMIT} cannot be used: no build for this torch"
+    ):
         backends.choose(f"kernels@{COMMIT}", "cuda")

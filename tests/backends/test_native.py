@@ -1,4 +1,5 @@
-"""The native backend against the definition (stm/backends/reference.py) in float64: values, gradients, extreme inputs."""
+"""The native backend against the definition (stm/backends/reference.py) in float64: values, gradients, extreme
+inputs."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -18,7 +19,14 @@ AVAILABLE, REASON = native.status()
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
 
 
-OPTIONAL: list[set[str]] = [{"dt_weight"}, {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}]
+OPTIONAL: list[set[str]] = [
+    {"dt_weight"},
+    {"dt_bias"},
+    {"scale"},
+    {"gap"},
+    {"h0"},
+    {"dt_weight", "dt_bias", "scale", "gap", "h0"},
+]
 each_option = pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(sorted(names)))
 
 
@@ -95,7 +103,11 @@ def test_scan_of_extreme_inputs(change: dict[str, Callable[[Tensor], Tensor]]) -
 def test_a_slow_state_keeps_its_precision_over_a_long_walk() -> None:
     """Decays near 1 multiply 2000 times: an error of theirs would add up."""
     values = inputs(K=1, batch=1, L=2000, E=16, N=1)
-    values |= {"A": torch.full_like(values["A"], -1e-3), "u": torch.ones_like(values["u"]), "B": torch.ones_like(values["B"])}
+    values |= {
+        "A": torch.full_like(values["A"], -1e-3),
+        "u": torch.ones_like(values["u"]),
+        "B": torch.ones_like(values["B"]),
+    }
     check_scan(values | {"C": torch.ones_like(values["C"])})
 
 
@@ -161,7 +173,10 @@ def test_conv_with_and_without_spans(E: int, sizes: tuple[int, ...] | None) -> N
 def test_conv_of_any_width(W: int) -> None:
     x, w, b = conv_inputs(W=W)
     for sizes in SIZES:
-        check(native.conv_silu(x, w, b, BOTH, sizes=sizes), reference.conv_silu(x.double(), w.double(), b.double(), BOTH, sizes=sizes))
+        check(
+            native.conv_silu(x, w, b, BOTH, sizes=sizes),
+            reference.conv_silu(x.double(), w.double(), b.double(), BOTH, sizes=sizes),
+        )
 
 
 @pytest.mark.parametrize(("L", "reverse"), [(1, (False,)), (1, (True,)), (2, (True, False)), (3, (True,))])
@@ -169,7 +184,10 @@ def test_conv_of_short_walks(L: int, reverse: tuple[bool, ...]) -> None:
     x, w, b = conv_inputs(L=L, K=len(reverse))
     wide = torch.cat([x, x], -1)[..., :24]  # rows apart, as a chunk of in_proj's output
     for values in (x, 1e4 * x, wide):
-        check(native.conv_silu(values, w, b, reverse), reference.conv_silu(values.double(), w.double(), b.double(), reverse))
+        check(
+            native.conv_silu(values, w, b, reverse),
+            reference.conv_silu(values.double(), w.double(), b.double(), reverse),
+        )
 
 
 def gradients(f: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
@@ -228,7 +246,9 @@ def test_gradients_of_the_conv(sizes: tuple[int, ...] | None) -> None:
     for tensors in (conv_inputs(E=70), conv_inputs(W=2)):
         weight = torch.randn(2, 2, 19, tensors[0].shape[-1], generator=torch.Generator().manual_seed(0))
         got = gradients(lambda *v: native.conv_silu(*v, BOTH, sizes=sizes), list(tensors), weight)
-        expected = gradients(lambda *v: reference.conv_silu(*v, BOTH, sizes=sizes), [v.double() for v in tensors], weight)
+        expected = gradients(
+            lambda *v: reference.conv_silu(*v, BOTH, sizes=sizes), [v.double() for v in tensors], weight
+        )
         for a, b in zip(got, expected, strict=True):
             check(a, b)
 
@@ -257,7 +277,8 @@ def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> Non
     check(run(native.add_norm)(*tensors), run(reference.add_norm)(*(v.double() for v in tensors)), 1e-6)
     mixed = torch.randn(4, 5, D, generator=torch.Generator().manual_seed(1))
     got, expected = (
-        gradients(run(f), values, mixed) for f, values in ((native.add_norm, tensors), (reference.add_norm, [v.double() for v in tensors]))
+        gradients(run(f), values, mixed)
+        for f, values in ((native.add_norm, tensors), (reference.add_norm, [v.double() for v in tensors]))
     )
     for a, b in zip(got, expected, strict=True):
         check(a, b)
@@ -304,7 +325,10 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
     torch.library.opcheck(torch.ops.stm.native_conv, (x, w, b, list(BOTH), list(SIZES[3] or ())))
     for optional in (set(), OPTIONAL[-1]):
         values = inputs(**dict.fromkeys(optional, True))
-        tensors = [values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_weight", "dt_bias", "scale", "gap", "h0")]
+        tensors = [
+            values.get(name)
+            for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_weight", "dt_bias", "scale", "gap", "h0")
+        ]
         leaves = [None if v is None else v.requires_grad_() for v in tensors]
         torch.library.opcheck(torch.ops.stm.native_scan, (*leaves, list(BOTH), False))
     for tensors in (norm_inputs(24), norm_inputs(24, pending=False)):

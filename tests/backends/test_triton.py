@@ -1,6 +1,8 @@
-"""The Triton backend against the definition (stm/backends/reference.py) in float64, values and gradients, on ordinary and extreme inputs.
+"""The Triton backend against the definition (stm/backends/reference.py) in float64, values and gradients, on ordinary
+and extreme inputs.
 
-On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), at milliseconds a token: shapes are tiny.
+On a CUDA device where there is one; elsewhere under Triton's interpreter (tests/conftest.py), at milliseconds a token:
+shapes are tiny.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,14 @@ from stm.backends import Backend, triton_conv, triton_scan  # noqa: E402
 from stm.backends import triton as backend  # noqa: E402
 
 SPANS = (1, 2, 4, 7, 1, 3)
-OPTIONAL: list[set[str]] = [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}]
+OPTIONAL: list[set[str]] = [
+    set(),
+    {"dt_bias"},
+    {"scale"},
+    {"gap"},
+    {"h0"},
+    {"dt_weight", "dt_bias", "scale", "gap", "h0"},
+]
 
 
 def there(values: dict[str, Any]) -> dict[str, Any]:
@@ -64,10 +73,15 @@ def test_scan_with_any_share_of_the_channels(block: int, monkeypatch: pytest.Mon
 
 def test_large_batches_give_a_program_more_channels() -> None:
     def block(batch: int, E: int = 768, N: int = 16) -> int:
-        meta = {name: v.to("meta") if isinstance(v, Tensor) else v for name, v in inputs(K=2, batch=1, L=1, E=E, N=N).items()}
+        meta = {
+            name: v.to("meta") if isinstance(v, Tensor) else v
+            for name, v in inputs(K=2, batch=1, L=1, E=E, N=N).items()
+        }
         for name in ("u", "dt", "B", "C"):
             meta[name] = meta[name].expand(-1, batch, -1, -1)
-        walk = triton_scan.Walk.of(*(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, None, BOTH)
+        walk = triton_scan.Walk.of(
+            *(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, None, BOTH
+        )
         return walk.block(triton_scan.STATES)["BLOCK_E"]
 
     assert [block(batch) for batch in (1, 8, 16, 128)] == [8, 8, 16, 64]
@@ -80,7 +94,10 @@ def test_scan_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     check(backend.scan(**there(values)), reference.scan(**double(values)))
     if "scale" in optional:
-        values |= {"scale": 1 + torch.rand(2, 4, generator=torch.Generator().manual_seed(0)), "z": None}  # a factor for each image
+        values |= {
+            "scale": 1 + torch.rand(2, 4, generator=torch.Generator().manual_seed(0)),
+            "z": None,
+        }  # a factor for each image
         check(backend.scan(**there(values)), reference.scan(**double(values)))
 
 
@@ -90,7 +107,9 @@ def test_scan_of_any_directions(reverse: tuple[bool, ...]) -> None:
     check(backend.scan(**there(values)), reference.scan(**double(values)))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of the interpreter: SiLU(-100) is 0 by way of inf
+@pytest.mark.filterwarnings(
+    "ignore:overflow encountered in exp:RuntimeWarning"
+)  # of the interpreter: SiLU(-100) is 0 by way of inf
 @pytest.mark.parametrize(
     "change",
     [
@@ -109,14 +128,20 @@ def test_scan_of_extreme_inputs(change: Callable[[dict[str, Any]], dict[str, Any
 
 
 def test_scan_of_slices() -> None:
-    """B and C side by side in one tensor and z beside x, as a model has them, and tokens cut off, as its last block does."""
+    """B and C side by side in one tensor and z beside x, as a model has them, and tokens cut off, as its last block
+    does."""
     values = inputs(L=5, E=6, N=3)
     selected = torch.cat([values["B"], values["C"], values["B"]], -1).to(DEVICE)
     wide = torch.cat([values["z"], values["z"]], -1).to(DEVICE)
     slices = there(values) | {"B": selected[..., :3], "C": selected[..., 3:6], "z": wide[..., 6:]}
     check(backend.scan(**slices), reference.scan(**double(values)))
-    cut = {name: v[:, :, :4] if name in ("u", "dt", "B", "C") else v for name, v in slices.items()} | {"z": slices["z"][:, 1:]}
-    check(backend.scan(**cut), reference.scan(**double({n: v.cpu() if isinstance(v, Tensor) else v for n, v in cut.items()})))
+    cut = {name: v[:, :, :4] if name in ("u", "dt", "B", "C") else v for name, v in slices.items()} | {
+        "z": slices["z"][:, 1:]
+    }
+    check(
+        backend.scan(**cut),
+        reference.scan(**double({n: v.cpu() if isinstance(v, Tensor) else v for n, v in cut.items()})),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -126,7 +151,9 @@ def test_scan_in_half_precision_keeps_its_state_in_float32(dtype: torch.dtype) -
     found = backend.scan(**there(values), split=True)
     assert found.dtype == dtype
     expected = reference.scan(**double(values), split=True)
-    assert (found.cpu().double() - expected).abs().max() <= expected.abs().max() * torch.finfo(dtype).eps / 2 * 1.01  # one rounding
+    assert (found.cpu().double() - expected).abs().max() <= expected.abs().max() * torch.finfo(
+        dtype
+    ).eps / 2 * 1.01  # one rounding
     check(backend.scan(**there(values)), reference.scan(**double(values)), 2 * torch.finfo(dtype).eps)
 
 
@@ -204,7 +231,11 @@ def test_convolution_in_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
     g = torch.Generator().manual_seed(0)
-    values: dict[str, Any] = {"x": torch.randn(2, 3, 20, generator=g), "weight": torch.randn(20, generator=g), "eps": 1e-5}
+    values: dict[str, Any] = {
+        "x": torch.randn(2, 3, 20, generator=g),
+        "weight": torch.randn(20, generator=g),
+        "eps": 1e-5,
+    }
     values["h"] = torch.randn(2, 3, 20, generator=g).to(dtype) if with_h else None
     total, out = backend.add_norm(**there(values), dtype=dtype)
     expected = reference_add_norm(**double(values), dtype=torch.float64)
@@ -230,7 +261,9 @@ def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
     values = there(inputs(L=1, E=2, N=1, batch=1, dt_bias=True, scale=True, gap=True, h0=True))
-    tensors = [values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")]
+    tensors = [
+        values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")
+    ]
     torch.library.opcheck(torch.ops.stm.triton_scan.default, (*tensors, list(BOTH), False))
     conv = there(conv_inputs(L=2, E=2, W=2))
     leaves = [conv[name].contiguous().requires_grad_() for name in ("x", "w", "b")]

@@ -1,4 +1,5 @@
-"""Every Triton kernel compiles without a GPU for NVIDIA's architectures, down to machine code, and keeps its values in registers."""
+"""Every Triton kernel compiles without a GPU for NVIDIA's architectures, down to machine code, and keeps its values in
+registers."""
 
 import json
 import os
@@ -14,9 +15,19 @@ from tests.hang import HANG
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="Triton's compiler is for Linux on x86"),
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() != "x86_64", reason="Triton's compiler is for Linux on x86"
+    ),
 ]
-KERNELS = {"conv_forward", "conv_backward", "scan_forward", "gate_forward", "scan_backward", "norm_forward", "norm_backward"}
+KERNELS = {
+    "conv_forward",
+    "conv_backward",
+    "scan_forward",
+    "gate_forward",
+    "scan_backward",
+    "norm_forward",
+    "norm_backward",
+}
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), [(80, "float16"), (90, "bfloat16"), (90, "float32")])
@@ -34,7 +45,9 @@ def test_every_kernel_compiles(architecture: int, dtype: str, tmp_path: Path) ->
     assert run.returncode == 0, run.stderr[-3000:]
     compiled = [json.loads(line) for line in run.stdout.splitlines()]
     assert {each["kernel"] for each in compiled} == KERNELS
-    assert len(compiled) == 12  # with and without spans, scale, gap, h0, kept states, pending output, and for a single image
+    assert (
+        len(compiled) == 12
+    )  # with and without spans, scale, gap, h0, kept states, pending output, and for a single image
     for each in compiled:
         assert each["spilled"] == 0, each
         assert each["kernel"] != "scan_forward" or each["shared"] == 0, each  # no thread waits for another's states

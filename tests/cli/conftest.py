@@ -32,7 +32,13 @@ def stm(tmp_path: Path) -> Stm:
     """`stm("info", "vim-digits")`: the command in an empty folder, 80 columns wide, offline, without a terminal."""
 
     def run(*args: str | Path, **environment: str) -> Run:
-        fixed = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        fixed = {
+            "COLUMNS": "80",
+            "NO_COLOR": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         command = [sys.executable, "-m", "stm_cli", *map(str, args)]
         plain = {"env": os.environ | fixed | environment, "cwd": tmp_path, "stdin": subprocess.DEVNULL, "timeout": HANG}
         done = subprocess.run(command, capture_output=True, text=True, **plain)

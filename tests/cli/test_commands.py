@@ -1,4 +1,5 @@
-"""The five commands from end to end on a mini model: exit code, JSON on stdout, one sentence on stderr, what is on disk."""
+"""The five commands from end to end on a mini model: exit code, JSON on stdout, one sentence on stderr, what is on
+disk."""
 
 import json
 import os
@@ -77,7 +78,8 @@ def test_a_dry_run_never_repeats_a_token(here, mini: Path) -> None:
 
 
 def test_the_gate(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
-    # Pruning all the patches of a side at once before the second block is far from the dense model, which is right on 10 of 12.
+    # Pruning all the patches of a side at once before the second block is far from the dense model, which is right on
+    # 10 of 12.
     hard = ("compress", mini, "--stages", "1,2,3,4", "--weights", "prune", "--data", labelled, "--out", "hard")
     failed = here(*hard, "--max-drop", "5", "--json")
     assert failed.code == 3
@@ -129,7 +131,9 @@ def test_compress_says_what_serving_gains(here, mini: Path, labelled: Path) -> N
     none = json.loads(here("compress", mini, "--data", labelled, "--rate", "0", "--out", "b", "--json").out)
     assert none["served"] is None and none["reasons"]["served"] == "nothing is merged"
     small = compress(load_checkpoint(mini), method="paper", rate=0.2)
-    slow = ServedSpeed(batch_size=1, ms_per_image=9, dense_ms_per_image=6, gain=0.667, gain_quartiles=(0.66, 0.67), rounds=9)
+    slow = ServedSpeed(
+        batch_size=1, ms_per_image=9, dense_ms_per_image=6, gain=0.667, gain_quartiles=(0.66, 0.67), rounds=9
+    )
     assert small.config.protection is not None
     assert compress_command._no_gain(slow, small.config.protection).endswith("; --hsp static bakes them")
     assert "0.67x the dense model's speed here: a larger --rate" in compress_command._no_gain(slow, Protection())
@@ -148,8 +152,30 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
         report = json.loads(run.out)
         assert common <= report.keys() and report["command"] == command
         assert run.out == json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        assert set(report["environment"]) == {"stm", "torch", "device", "name", "dtype", "backend", "fallbacks", "threads", "processes"}
-    keys = {"output", "source", "recipe", "protection", "schedule", "flops", "parameters", "bytes", "eval", "served", "gate"}
+        assert set(report["environment"]) == {
+            "stm",
+            "torch",
+            "device",
+            "name",
+            "dtype",
+            "backend",
+            "fallbacks",
+            "threads",
+            "processes",
+        }
+    keys = {
+        "output",
+        "source",
+        "recipe",
+        "protection",
+        "schedule",
+        "flops",
+        "parameters",
+        "bytes",
+        "eval",
+        "served",
+        "gate",
+    }
     report = json.loads(runs["compress"].out)
     assert keys <= report.keys()
     assert {key for key in keys if report[key] is None} == set(report["reasons"]) == {"eval", "served", "gate"}
@@ -157,7 +183,9 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
 
 def test_the_model_that_was_found_is_named(here, mini: Path, labelled: Path) -> None:
     here("compress", mini, "--no-eval", "--quiet", "--out", "vim-s")
-    assert "Next: stm eval ./vim-s\n" in here("compress", mini, "--no-eval", "--out", "vim-s", "--force").err  # not the alias
+    assert (
+        "Next: stm eval ./vim-s\n" in here("compress", mini, "--no-eval", "--out", "vim-s", "--force").err
+    )  # not the alias
     below = here("eval", "--data", labelled)
     assert below.out.startswith("./vim-s\n")
     assert "Note: no MODEL was named: this is the only one below this folder" in below.err
@@ -170,7 +198,9 @@ def test_a_broken_image_is_named_and_stops_nothing(here, mini: Path, labelled: P
     assert run.code == 0
     assert "images        11 of set, 1 unreadable" in run.out
     assert "Note: image 3.png: not an image that can be read" in run.err
-    assert json.loads(here("eval", mini, "--data", "set", "--json").out)["broken"] == ["image 3.png: not an image that can be read"]
+    assert json.loads(here("eval", mini, "--data", "set", "--json").out)["broken"] == [
+        "image 3.png: not an image that can be read"
+    ]
 
 
 def test_files_that_are_no_images_are_said_and_counted(here, mini: Path, labelled: Path, tmp_path: Path) -> None:

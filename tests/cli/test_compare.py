@@ -63,7 +63,9 @@ def test_every_option_is_here() -> None:
 
 
 @pytest.mark.parametrize("option", CHANGES)
-def test_each_option_changes_the_result(here, option: str, mini: Path, labelled: Path, other: Path, tmp_path: Path) -> None:
+def test_each_option_changes_the_result(
+    here, option: str, mini: Path, labelled: Path, other: Path, tmp_path: Path
+) -> None:
     bare = tmp_path / "midclstok.pth"  # without the trainer's arguments, which say its size
     torch.save(torch.load(mini, weights_only=False)["model"], bare)
 
@@ -87,9 +89,31 @@ def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPa
         raise UsageError("enough")
 
     monkeypatch.setattr(compare_command, "compare", record)
-    options = ("--batch-size", "7", "--workers", "2", "--token", "t", "--file", "f", "--revision", "r", "--out", "o", "--force")
+    options = (
+        "--batch-size",
+        "7",
+        "--workers",
+        "2",
+        "--token",
+        "t",
+        "--file",
+        "f",
+        "--revision",
+        "r",
+        "--out",
+        "o",
+        "--force",
+    )
     assert here("compare", "someone/vim", *options).err == "Error: enough\n"
-    expected = {"batch_size": 7, "workers": 2, "token": "t", "file": "f", "revision": "r", "out": Path("o"), "force": True}
+    expected = {
+        "batch_size": 7,
+        "workers": 2,
+        "token": "t",
+        "file": "f",
+        "revision": "r",
+        "out": Path("o"),
+        "force": True,
+    }
     assert {name: arrived[name] for name in expected} == expected
 
 
@@ -102,7 +126,18 @@ def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
     report = json.loads(here("compare", mini, "--data", labelled, "--methods", "paper", "--json").out)
     assert {"command", "data", "environment", "rows", "target"} <= report.keys() and report["command"] == "compare"
     row = report["rows"][1]
-    assert {"method", "schedule", "weights", "flops", "top1", "drop_ci", "kl", "images_per_second", "static", "stm_p"} <= row.keys()
+    assert {
+        "method",
+        "schedule",
+        "weights",
+        "flops",
+        "top1",
+        "drop_ci",
+        "kl",
+        "images_per_second",
+        "static",
+        "stm_p",
+    } <= row.keys()
     assert set(row["flops"]) == {"paper", "honest", "paper_saving", "honest_saving"}
     bad = here("compare", mini, "--methods", "rmeto")
     assert bad.code == 2 and "unknown method 'rmeto'" in bad.err and bad.out == ""

@@ -10,7 +10,17 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from stm.errors import ArtifactError, BackendError, CheckpointError, DataError, GateError, HubError, Question, StmError, UsageError
+from stm.errors import (
+    ArtifactError,
+    BackendError,
+    CheckpointError,
+    DataError,
+    GateError,
+    HubError,
+    Question,
+    StmError,
+    UsageError,
+)
 from stm_cli._errors import TABLE, guard
 from tests.hang import HANG
 
@@ -31,24 +41,43 @@ class OutOfMemoryError(RuntimeError):
     [
         (UsageError("rate is 2", "give less"), 2, "Error: rate is 2\nHint: give less\n"),
         (GateError("too much"), 3, "Error: too much\n"),
-        *((kind("it broke"), 1, "Error: it broke\n") for kind in (CheckpointError, ArtifactError, DataError, HubError, BackendError)),
+        *(
+            (kind("it broke"), 1, "Error: it broke\n")
+            for kind in (CheckpointError, ArtifactError, DataError, HubError, BackendError)
+        ),
         (typer.BadParameter("x is odd"), 2, "Error: Invalid value: x is odd\nHint: stm --help shows what it takes\n"),
         (typer.Abort(), 130, ""),
         (KeyboardInterrupt(), 130, ""),
         (
             OSError(36, "File name too long", "x.pth"),
             1,
-            "Error: x.pth cannot be used: File name too long\nHint: see whether it is there and may be read or written\n",
+            (
+                "Error: x.pth cannot be used: File name too long\nHint: see whether it is there and may be read or"
+                " written\n"
+            ),
         ),
         (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore"),
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore"
+            ),
             1,
-            "Error: out of memory: can't allocate memory: you tried to allocate 9 bytes.\nHint: a smaller --batch-size needs less\n",
+            (
+                "Error: out of memory: can't allocate memory: you tried to allocate 9 bytes.\nHint: a smaller"
+                " --batch-size needs less\n"
+            ),
         ),
         (MemoryError("9 GB"), 1, "Error: out of memory: 9 GB\nHint: a smaller --batch-size needs less\n"),
         (OutOfMemoryError("CUDA"), 1, "Error: out of memory: CUDA\nHint: a smaller --batch-size needs less\n"),
-        (KeyError("a"), 1, "Error: stm failed unexpectedly: KeyError: 'a'\nHint: set STM_DEBUG=1 to see the traceback\n"),
-        (ValueError(), 1, "Error: stm failed unexpectedly: ValueError: no message\nHint: set STM_DEBUG=1 to see the traceback\n"),
+        (
+            KeyError("a"),
+            1,
+            "Error: stm failed unexpectedly: KeyError: 'a'\nHint: set STM_DEBUG=1 to see the traceback\n",
+        ),
+        (
+            ValueError(),
+            1,
+            "Error: stm failed unexpectedly: ValueError: no message\nHint: set STM_DEBUG=1 to see the traceback\n",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -65,7 +94,8 @@ def test_every_error_of_the_library_is_in_the_table() -> None:
 
 
 def test_a_questions_answers_are_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was typed, with the words that answer. One with a token is not repeated: then these words are all."""
+    """The one that was typed, with the words that answer. One with a token is not repeated: then these words are
+    all."""
     asks = Question("which?", {"one": ["--class-token", "middle"], "the other": ["--no-divide-out"]})
     monkeypatch.setattr(sys, "argv", ["/bin/stm", "info", "my vim.pth", "--ema"])
     assert guard(raising(asks)) == 1
@@ -73,7 +103,9 @@ def test_a_questions_answers_are_commands(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == f"Error: which?\nHint: if it is one: {one}; if it is the other: {other}\n"
     monkeypatch.setattr(sys, "argv", ["/bin/stm", "info", "o/vim", "--token=secret"])
     guard(raising(asks))
-    assert capsys.readouterr().err.endswith("Hint: if it is one: --class-token middle; if it is the other: --no-divide-out\n")
+    assert capsys.readouterr().err.endswith(
+        "Hint: if it is one: --class-token middle; if it is the other: --no-divide-out\n"
+    )
     assert str(pickle.loads(pickle.dumps(asks))) == "which?"
 
 
@@ -88,7 +120,9 @@ def test_markup_in_a_message_is_text(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "Error: [bold]a.png[/bold] is :smile: not an image\n"
 
 
-def test_debug_shows_the_traceback_and_keeps_the_code(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_and_keeps_the_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STM_DEBUG", "1")
     assert guard(raising(DataError("no images"))) == 1
     err = capsys.readouterr().err
@@ -107,7 +141,9 @@ PROGRAM = "import sys\nfrom stm_cli._errors import guard\nfrom stm_cli._output i
 
 def run(code: str, **more: object) -> "subprocess.Popen[str]":
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
-    return subprocess.Popen([sys.executable, "-c", PROGRAM + code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + code], env=os.environ | {"PYTHONPATH": os.getcwd()}, **pipes
+    )
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["buffered", "while printing"])
@@ -130,7 +166,8 @@ def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
 
 
 def test_ctrl_c_is_130_without_a_traceback() -> None:
-    # A shell's background jobs ignore Ctrl-C, and so do their children: this one listens wherever the tests were started.
+    # A shell's background jobs ignore Ctrl-C, and so do their children: this one listens wherever the tests were
+    # started.
     program = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     process = run(program + "sys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
     assert process.stdout is not None and process.stdout.readline() == "up\n"

@@ -17,7 +17,7 @@ from stm.commands import compress, env
 from stm.commands import explain as explain_command
 from stm.errors import UsageError
 from stm.explain import folder as explanation
-from stm.peers import METHODS
+from stm.peers import PEERS
 from stm.plots import style as plots
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib, the extra plots")
@@ -54,7 +54,21 @@ REPORT = {
     "backend": ("--backend", "reference"),
 }
 # Tested below, or for every command elsewhere (the Hub: tests/hub; ema: test_options).
-ELSEWHERE = {"model", "folder", "out", "force", "file", "revision", "token", "ema", "seed", "batch_size", "workers", "json", "quiet"}
+ELSEWHERE = {
+    "model",
+    "folder",
+    "out",
+    "force",
+    "file",
+    "revision",
+    "token",
+    "ema",
+    "seed",
+    "batch_size",
+    "workers",
+    "json",
+    "quiet",
+}
 
 
 def test_every_option_is_here() -> None:
@@ -90,7 +104,18 @@ def test_each_option_of_explain_changes_the_result(
 ) -> None:
     def explain(*args: str | Path) -> Any:
         words = [labelled / "image 3.png" if word == "OTHER" else word for word in args]
-        run = here("explain", mini, *([] if "OTHER" in args else [image]), "--places", "2", "--out", "out", "--force", "--json", *words)
+        run = here(
+            "explain",
+            mini,
+            *([] if "OTHER" in args else [image]),
+            "--places",
+            "2",
+            "--out",
+            "out",
+            "--force",
+            "--json",
+            *words,
+        )
         return contents(tmp_path / "out") if run.code == 0 else run.err
 
     if not base:
@@ -107,8 +132,19 @@ def small(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("option", REPORT)
-def test_each_option_of_report_changes_the_result(here, small: Path, labelled: Path, tmp_path: Path, option: str) -> None:
-    rows = [{"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0, "flops": {"paper": 10**9}, "top1": 0.5}]
+def test_each_option_of_report_changes_the_result(
+    here, small: Path, labelled: Path, tmp_path: Path, option: str
+) -> None:
+    rows = [
+        {
+            "variant": "dense",
+            "batch_size": 1,
+            "ms_per_image": 8.0,
+            "images_per_second": 125.0,
+            "flops": {"paper": 10**9},
+            "top1": 0.5,
+        }
+    ]
     about = {"command": "sweep", "model": "m", "environment": encode(env.environment().environment)}
     (tmp_path / "rows.json").write_text(json.dumps(about | {"rows": rows}))
     other = tmp_path / "other"
@@ -147,15 +183,19 @@ def test_explain_writes_a_folder_once(here, mini: Path, image: Path, tmp_path: P
     assert "holds mine.txt" in here(*words, "--force").err
 
 
-@pytest.mark.parametrize("peer", METHODS)
-def test_every_peer_says_which_patches_went_where(here, mini: Path, image: Path, tmp_path: Path, undrawn: None, peer: str) -> None:
+@pytest.mark.parametrize("peer", PEERS)
+def test_every_peer_says_which_patches_went_where(
+    here, mini: Path, image: Path, tmp_path: Path, undrawn: None, peer: str
+) -> None:
     """Patches are held once or pruned, and the counts are those of the plan."""
     assert here("explain", mini, image, "--peer", peer, "--places", "1", "--out", "x").code == 0
     report = json.loads((tmp_path / "x" / "explain.json").read_text())
     for stage in json.loads((tmp_path / "x" / "image-1-groups.json").read_text())["stages"]:
         held = [patch for group in stage["patches"] for patch in group]
         assert sorted([*held, *stage["pruned"]]) == list(range(49))
-        assert {report["tokens_per_block"][block] for block in range(stage["blocks"][0], stage["blocks"][1] + 1)} == {stage["tokens"]}
+        assert {report["tokens_per_block"][block] for block in range(stage["blocks"][0], stage["blocks"][1] + 1)} == {
+            stage["tokens"]
+        }
         assert stage["tokens"] == len(stage["patches"]) + 1
 
 
@@ -191,7 +231,10 @@ def test_a_report_of_records_measures_nothing_again(here, small: Path, labelled:
     assert here("eval", small, "--data", labelled, "--records", "records.csv", "--quiet").code == 0
     run = here("report", small, "--data", labelled, "--records", "records.csv", "--json")
     document = json.loads(run.out)
-    assert document["output"] == "my small model-report.html" and (tmp_path / document["output"]).stat().st_size == document["bytes"]
+    assert (
+        document["output"] == "my small model-report.html"
+        and (tmp_path / document["output"]).stat().st_size == document["bytes"]
+    )
     assert document["eval"]["images_per_second"] is None and document["eval"]["n"] == 12
     assert len(document["changed"]) == 10 and set(document["missing"]) == {"bench", "sweep"}
     again = here("report", small, "--data", labelled)

@@ -1,4 +1,5 @@
-"""What nobody types on purpose: edited folders, odd names, odd places. Each is one sentence with the right exit code, or works."""
+"""What nobody types on purpose: edited folders, odd names, odd places. Each is one sentence with the right exit code,
+or works."""
 
 import json
 import os
@@ -52,7 +53,9 @@ def edit(folder: Path, *path: Any, value: Any) -> None:
 @pytest.mark.parametrize("size", [10**18, 10**25], ids=["beyond any memory", "beyond 64 bits"])
 def test_a_model_that_no_machine_holds(here, small: Path, size: int) -> None:
     edit(small, "model", "d_state", value=size)
-    sentence(here("info", "small"), 1, "small/model.safetensors does not hold the tensors that were expected", f"{size}")
+    sentence(
+        here("info", "small"), 1, "small/model.safetensors does not hold the tensors that were expected", f"{size}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,9 @@ def test_a_model_that_no_machine_holds(here, small: Path, size: int) -> None:
         ({"ema": 1}, "extra.asked.ema is 1, expected true or false"),
     ],
 )
-def test_a_recipe_whose_free_part_is_of_the_wrong_kind(here, mini: Path, small: Path, tmp_path: Path, asked: Any, said: str) -> None:
+def test_a_recipe_whose_free_part_is_of_the_wrong_kind(
+    here, mini: Path, small: Path, tmp_path: Path, asked: Any, said: str
+) -> None:
     edit(small, "extra", value={"asked": asked})
     sentence(here("compress", mini, "--recipe", "small", "--out", "again"), 1, "small/config.json: ", said)
     assert os.listdir(tmp_path) == ["small"]
@@ -76,11 +81,17 @@ def test_a_recipe_that_does_not_make_what_its_folder_holds(here, mini: Path, sma
     steps = json.loads((small / "config.json").read_text())["schedule"]["steps"]
     assert steps[0]["absorb"][0] == [0, 1]
     edit(small, "schedule", "steps", 0, "absorb", 0, value=[0, 3])
-    sentence(here("compress", mini, "--recipe", "small", "--out", "again"), 1, "small does not hold what its own recipe makes")
+    sentence(
+        here("compress", mini, "--recipe", "small", "--out", "again"),
+        1,
+        "small does not hold what its own recipe makes",
+    )
     assert os.listdir(tmp_path) == ["small"]
 
 
-def test_a_recipe_of_a_folder_that_was_not_measured_is_measured_where_that_is_asked_for(here, mini: Path, small: Path, labelled) -> None:
+def test_a_recipe_of_a_folder_that_was_not_measured_is_measured_where_that_is_asked_for(
+    here, mini: Path, small: Path, labelled
+) -> None:
     run = here("compress", mini, "--recipe", "small", "--data", labelled, "--out", "again", "--json")
     assert run.code == 0, run.err
     assert json.loads(run.out)["eval"]["n"] == 12
@@ -99,7 +110,11 @@ def test_a_recipe_says_when_it_is_measured_on_other_images(here, mini: Path, lab
 
 @pytest.mark.parametrize("name", ["meta", "privateuseone", "hpu", "mkldnn", "cpu:7", "CPU", "", "auto:1", LATIN])
 def test_a_device_that_is_not_here(here, mini: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    sentence(here("compress", mini, "--device", name, "--dry-run"), 2, f"there is no device {name!r} here, expected auto or cpu")
+    sentence(
+        here("compress", mini, "--device", name, "--dry-run"),
+        2,
+        f"there is no device {name!r} here, expected auto or cpu",
+    )
     assert not recwarn.list
 
 
@@ -116,12 +131,18 @@ def odd(tmp_path: Path, labelled: Path) -> Path:
 def test_names_that_cannot_be_written_down(here, mini: Path, small: Path, odd: Path, tmp_path: Path) -> None:
     sentence(here("compress", mini, "--out", LATIN + "-stm40"), 2, "caf\\udce9-stm40 is not a name in UTF-8")
     sentence(here("compress", mini, "--data", LATIN, "--out", "x"), 1, "caf\\udce9 is not a name in UTF-8")
-    sentence(here("compress", mini, "--method", "paper", "--hsp", "static", "--calibration", LATIN, "--no-eval"), 1, "not a name in UTF-8")
+    sentence(
+        here("compress", mini, "--method", "paper", "--hsp", "static", "--calibration", LATIN, "--no-eval"),
+        1,
+        "not a name in UTF-8",
+    )
     shutil.copy(mini, LATIN + ".pth")
     sentence(here("info", LATIN + ".pth"), 1, "caf\\udce9.pth is not a name in UTF-8")
     shutil.copytree(small, LATIN + "-small")
     sentence(here("info", LATIN + "-small"), 1, "caf\\udce9-small is not a name in UTF-8")
-    sentence(here("compress", mini, "--recipe", LATIN + "-small", "--out", "x"), 1, "caf\\udce9-small is not a name in UTF-8")
+    sentence(
+        here("compress", mini, "--recipe", LATIN + "-small", "--out", "x"), 1, "caf\\udce9-small is not a name in UTF-8"
+    )
     sentence(here("info", "someone/vim", "--file", LATIN), 1, "caf\\udce9 of someone/vim is not a name in UTF-8")
     assert not (tmp_path / "x").exists()
 
@@ -149,16 +170,38 @@ def test_names_that_are_too_long(here, mini: Path, tmp_path: Path) -> None:
 
 def test_a_link_to_itself(here, mini: Path, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    same = here("compress", mini, "--method", "paper", "--hsp", "static", "--calibration", "loop", "--data", "loop", "--out", "x")
+    same = here(
+        "compress",
+        mini,
+        "--method",
+        "paper",
+        "--hsp",
+        "static",
+        "--calibration",
+        "loop",
+        "--data",
+        "loop",
+        "--out",
+        "x",
+    )
     sentence(same, 2, "loop cannot both calibrate and measure")
-    for args in (("info", "loop"), ("eval", mini, "--data", "loop"), ("predict", mini, "loop"), ("eval", mini, "--records", "loop")):
+    for args in (
+        ("info", "loop"),
+        ("eval", mini, "--data", "loop"),
+        ("predict", mini, "loop"),
+        ("eval", mini, "--records", "loop"),
+    ):
         run = here(*args)
         sentence(run, run.code, "loop")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_records_go_into_a_plain_file(here, mini: Path) -> None:
-    sentence(here("eval", mini, "--records", "/dev/full"), 2, "/dev/full is no plain file, expected a CSV file for the records")
+    sentence(
+        here("eval", mini, "--records", "/dev/full"),
+        2,
+        "/dev/full is no plain file, expected a CSV file for the records",
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +214,9 @@ def test_records_go_into_a_plain_file(here, mini: Path) -> None:
         ("margin", "inf", "record 1 cannot be read: inf is not a difference of logits"),
     ],
 )
-def test_records_that_were_edited(here, small: Path, tmp_path: Path, labelled: Path, column: str, value: str, said: str) -> None:
+def test_records_that_were_edited(
+    here, small: Path, tmp_path: Path, labelled: Path, column: str, value: str, said: str
+) -> None:
     evaluate = ("eval", "small", "--data", labelled, "--records", "r.csv", "--json")
     assert here(*evaluate).code == 0
     header, first, *others = (tmp_path / "r.csv").read_text().splitlines()
@@ -180,7 +225,9 @@ def test_records_that_were_edited(here, small: Path, tmp_path: Path, labelled: P
     sentence(here(*evaluate), 1, "r.csv: ", said)
 
 
-@pytest.mark.parametrize(("old", "new"), [("{", "[" * 100_000), ('"seed": 0', '"seed": 0, "seed": 1')], ids=["deep", "twice"])
+@pytest.mark.parametrize(
+    ("old", "new"), [("{", "[" * 100_000), ('"seed": 0', '"seed": 0, "seed": 1')], ids=["deep", "twice"]
+)
 def test_an_identity_that_was_edited(here, mini: Path, tmp_path: Path, labelled: Path, old: str, new: str) -> None:
     evaluate = ("eval", mini, "--data", labelled, "--records", "r.csv", "--json")
     assert here(*evaluate).code == 0
@@ -189,8 +236,11 @@ def test_an_identity_that_was_edited(here, mini: Path, tmp_path: Path, labelled:
     sentence(here(*evaluate), 1, "r.csv.json does not say what r.csv was measured on: ")
 
 
-def test_whether_a_path_can_be_read_is_not_a_matter_of_options(here, mini: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image that may not be read is a broken one, and such data exits 1: the option parser must not refuse them first."""
+def test_whether_a_path_can_be_read_is_not_a_matter_of_options(
+    here, mini: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that may not be read is a broken one, and such data exits 1: the option parser must not refuse them
+    first."""
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
     assert here("predict", mini, labelled / "image 0.png").code == 0
     assert here("eval", mini, "--data", labelled, "--records", "r.csv").code == 0
@@ -212,17 +262,25 @@ def test_a_tensor_that_claims_more_than_any_memory(here, mini: Path, tmp_path: P
     sentence(here("info", "huge.pth"), 1, "huge.pth asks for a tensor of 3,200,000,000,000,000 elements")
 
 
-def test_predict_takes_many_images_in_batches(here, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_takes_many_images_in_batches(
+    here, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         Image.new("RGB", (64, 64), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
     sizes: list[int] = []
     whole = predict.logits_of
-    monkeypatch.setattr(predict, "logits_of", lambda model, images, *rest: sizes.append(len(images)) or whole(model, images, *rest))
+    monkeypatch.setattr(
+        predict, "logits_of", lambda model, images, *rest: sizes.append(len(images)) or whole(model, images, *rest)
+    )
     names = [f"{number}.png" for number in range(5)]
-    one_by_one, at_once = (json.loads(here("predict", mini, *names, "--batch-size", size, "--json").out) for size in ("2", "99"))
+    one_by_one, at_once = (
+        json.loads(here("predict", mini, *names, "--batch-size", size, "--json").out) for size in ("2", "99")
+    )
     assert sizes == [2, 2, 1, 5]
     assert [p["file"] for p in one_by_one["predictions"]] == names == [p["file"] for p in at_once["predictions"]]
-    assert [p["top5"][0]["index"] for p in one_by_one["predictions"]] == [p["top5"][0]["index"] for p in at_once["predictions"]]
+    assert [p["top5"][0]["index"] for p in one_by_one["predictions"]] == [
+        p["top5"][0]["index"] for p in at_once["predictions"]
+    ]
 
 
 @pytest.mark.parametrize("command", ["compress", "eval", "info", "predict"])
@@ -258,7 +316,12 @@ def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
     gone.mkdir()
     words = f"rmdir ../gone && {sys.executable} -m stm_cli eval vim-digits"
     run = subprocess.run(
-        ["sh", "-c", words], cwd=gone, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=HANG
+        ["sh", "-c", words],
+        cwd=gone,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert run.returncode == 2
     assert run.stderr.startswith("Error: the current folder does not exist any more\n")

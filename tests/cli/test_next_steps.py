@@ -1,4 +1,5 @@
-"""Every command that is printed, run as it stands, is about the model that it was printed for: its options of reading are in it."""
+"""Every command that is printed, run as it stands, is about the model that it was printed for: its options of reading
+are in it."""
 
 import dataclasses
 import json
@@ -61,10 +62,18 @@ def reading_words(args: list[str]) -> list[str]:
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
     "verb",
-    [("info",), ("plan", "--rounds", "1", "--limit", "1"), ("eval", "--limit", "1"), ("compress", "--dry-run"), ("bench", "--rounds", "1")],
+    [
+        ("info",),
+        ("plan", "--rounds", "1", "--limit", "1"),
+        ("eval", "--limit", "1"),
+        ("compress", "--dry-run"),
+        ("bench", "--rounds", "1"),
+    ],
     ids=lambda verb: verb[0],
 )
-def test_printed_commands_are_about_the_same_model(here: Any, two: Path, labelled: Path, verb: Any, options: Any) -> None:
+def test_printed_commands_are_about_the_same_model(
+    here: Any, two: Path, labelled: Path, verb: Any, options: Any
+) -> None:
     expected = model_of(here, ("info", two, *options))
     data = ("--data", labelled) if verb[0] in ("plan", "eval") else ()
     run = here(verb[0], two, *verb[1:], *data, *options)
@@ -73,7 +82,9 @@ def test_printed_commands_are_about_the_same_model(here: Any, two: Path, labelle
     assert found or verb[0] == "bench", run.err
     for args in found:
         assert model_of(here, ("info", *reading_words(args))) == expected, args
-    after = here(*found[0][1:], *(("--no-eval", "--out", "made") if found[0][1] == "compress" else ())) if found else run
+    after = (
+        here(*found[0][1:], *(("--no-eval", "--out", "made") if found[0][1] == "compress" else ())) if found else run
+    )
     assert after.code == 0, after.err
 
 
@@ -116,10 +127,25 @@ def test_the_command_of_a_card_makes_the_same_bytes(here: Any, mini: Path, tmp_p
     """Of the source under its own name, and of what its name told under another."""
     state = torch.load(mini.with_name("vim_mini.pth"), weights_only=False)["model"]
     torch.save({"model": state, "arch": None}, tmp_path / "videomamba_t16_res64.pth")
-    first = ("compress", "videomamba_t16_res64.pth", "--no-eval", "--quiet", "--mean", "0.5", "--crop-ratio", "0.9", "--out", "small")
+    first = (
+        "compress",
+        "videomamba_t16_res64.pth",
+        "--no-eval",
+        "--quiet",
+        "--mean",
+        "0.5",
+        "--crop-ratio",
+        "0.9",
+        "--out",
+        "small",
+    )
     assert here(*first).code == 0
     (tmp_path / "videomamba_t16_res64.pth").rename(tmp_path / name)
-    (line,) = (line for line in (tmp_path / "small/README.md").read_text().splitlines() if line.startswith("stm compress videomamba"))
+    (line,) = (
+        line
+        for line in (tmp_path / "small/README.md").read_text().splitlines()
+        if line.startswith("stm compress videomamba")
+    )
     line = line.replace("videomamba_t16_res64.pth", name)
     assert here(*shlex.split(line)[1:], "--no-eval", "--quiet", "--out", "again").code == 0
     assert here("compress", name, "--recipe", "small", "--quiet", "--out", "recipe").code == 0
@@ -148,9 +174,10 @@ def test_every_option_of_reading_has_words() -> None:
         device="cpu",
     )
     line = command("info", "m", {name: getattr(given, name) for name in From.__dataclass_fields__ if given.given(name)})
-    assert line == (
-        "stm info m --file 'a b.pth' --revision r --image-size 64 --class-token head --no-divide-out --ema --mean 0.5,0.25 --std 1.0 "
-        "--crop-ratio 0.9 --interpolation nearest --device cpu"
+    assert (
+        line
+        == "stm info m --file 'a b.pth' --revision r --image-size 64 --class-token head --no-divide-out --ema --mean"
+        " 0.5,0.25 --std 1.0 --crop-ratio 0.9 --interpolation nearest --device cpu"
     )
     assert shlex.split(line)[3:] == given.words()
     assert From().words() == [] and From(divide_out=True).words() == ["--divide-out"]

@@ -87,7 +87,8 @@ PLAN = {
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
-# These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last test.
+# These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
+# test.
 EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
 
 
@@ -104,11 +105,14 @@ def test_every_option_is_here() -> None:
 
 @pytest.fixture(scope="module")
 def model(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mini checkpoint with a trainer's model_ema beside it, and without what says its size; its name says its class token's place."""
+    """The mini checkpoint with a trainer's model_ema beside it, and without what says its size; its name says its class
+    token's place."""
     checkpoint = torch.load(mini, weights_only=False)
     generator = torch.Generator().manual_seed(0)
     weights = checkpoint["model"]
-    checkpoint["model_ema"] = {name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    checkpoint["model_ema"] = {
+        name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()
+    }
     del checkpoint["args"]
     path = tmp_path_factory.mktemp("checkpoint") / "mini_midclstok.pth"
     torch.save(checkpoint, path)
@@ -139,7 +143,9 @@ def result(run, folder: Path | None = None) -> Any:
 
 
 @pytest.mark.parametrize("option", COMPRESS)
-def test_each_option_of_compress_changes_the_result(here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str) -> None:
+def test_each_option_of_compress_changes_the_result(
+    here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str
+) -> None:
     def compress(*args: str) -> Any:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         words = [str(other) if word == "OTHER" else word for word in args]
@@ -155,12 +161,16 @@ def test_each_option_of_compress_changes_the_result(here, model: Path, labelled:
 
 
 @pytest.mark.parametrize("option", EVAL)
-def test_each_option_of_eval_changes_the_result(here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str) -> None:
+def test_each_option_of_eval_changes_the_result(
+    here, model: Path, labelled: Path, other: Path, tmp_path: Path, option: str
+) -> None:
     def evaluate(*args: str) -> Any:
         words = [str(other) if word == "OTHER" else word for word in args]
         size = () if "--image-size" in args else ("--image-size", "64")
         images = () if "--data" in args else ("--data", labelled)
-        return result(here("eval", model, "--json", *size, *images, *words)), sorted(path.name for path in tmp_path.iterdir())
+        return result(here("eval", model, "--json", *size, *images, *words)), sorted(
+            path.name for path in tmp_path.iterdir()
+        )
 
     case = EVAL[option]
     base = evaluate(*case.base)
@@ -179,7 +189,9 @@ def timeless(value: Any) -> Any:
     return [timeless(each) for each in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize(("command", "option"), [*(("bench", name) for name in BENCH), *(("plan", name) for name in PLAN)])
+@pytest.mark.parametrize(
+    ("command", "option"), [*(("bench", name) for name in BENCH), *(("plan", name) for name in PLAN)]
+)
 def test_each_option_of_bench_and_plan_changes_the_result(
     here, model: Path, labelled: Path, other: Path, command: str, option: str
 ) -> None:
@@ -209,7 +221,9 @@ def test_out_force_and_dry_run(here, mini: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [(), ("--limit", "9")])
-def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_path: Path, limit: tuple[str, ...]) -> None:
+def test_a_recipe_gives_the_same_bytes(
+    here, mini: Path, labelled: Path, tmp_path: Path, limit: tuple[str, ...]
+) -> None:
     """Of as many images as were measured then."""
     made = here("compress", mini, *SWEEP, "--weights", "mean", "--data", labelled, *limit, "--quiet", "--out", "first")
     assert made.code == 0, made.err
@@ -222,7 +236,9 @@ def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["bench", "plan"])
-def test_how_to_read_a_model_arrives_where_only_its_speed_counts(here, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_how_to_read_a_model_arrives_where_only_its_speed_counts(
+    here, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     arrived: dict[str, Any] = {}
 
     def record(model: str, **options: Any) -> None:
@@ -230,7 +246,19 @@ def test_how_to_read_a_model_arrives_where_only_its_speed_counts(here, monkeypat
         raise UsageError("enough")
 
     monkeypatch.setattr(import_module(f"stm.commands.{command}"), command, record)
-    options = ("--ema", "--no-divide-out", "--random-weights", "--token", "t", "--file", "f", "--revision", "r", "--crop-ratio", "0.9")
+    options = (
+        "--ema",
+        "--no-divide-out",
+        "--random-weights",
+        "--token",
+        "t",
+        "--file",
+        "f",
+        "--revision",
+        "r",
+        "--crop-ratio",
+        "0.9",
+    )
     options += ("--mean", "0.5", "--std", "0.1,0.2", "--interpolation", "nearest")
     assert here(command, "someone/vim", *options).err == "Error: enough\n"
     expected = {"ema": True, "divide_out": False, "random_weights": True, "token": "t", "file": "f", "revision": "r"}

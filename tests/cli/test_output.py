@@ -36,7 +36,9 @@ from stm_cli import compress, env, eval, explain, export, info, models, predict,
 from stm_cli._format import image_notes, merging_row, operations, shown_name, size, staircase, tokens
 from stm_cli._output import Output, amount
 
-ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2)
+ENVIRONMENT = Environment(
+    stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2
+)
 PER_BLOCK = [197] * 13 + [99] * 11
 MEASURED = Assessment(
     data="digits",
@@ -69,7 +71,9 @@ COMPRESSED = CompressReport(
     parameters=263008,
     bytes=1052032,
     eval=MEASURED,
-    served=ServedSpeed(batch_size=1, ms_per_image=45.61, dense_ms_per_image=58.14, gain=1.2746, gain_quartiles=(1.251, 1.3), rounds=19),
+    served=ServedSpeed(
+        batch_size=1, ms_per_image=45.61, dense_ms_per_image=58.14, gain=1.2746, gain_quartiles=(1.251, 1.3), rounds=19
+    ),
 )
 
 
@@ -120,19 +124,35 @@ def test_a_gate_that_fails_says_that_nothing_was_written(capsys, monkeypatch) ->
 
 def test_the_method_row_says_all_of_it() -> None:
     calibration = Calibration(data="photos", n=64, sha256="ab" * 32)
-    recipe = Recipe(method="paper", rate=0.4, removed_share=0.2, schedule="sweep", sides="left", tokens_per_side=3, calibration=calibration)
+    recipe = Recipe(
+        method="paper",
+        rate=0.4,
+        removed_share=0.2,
+        schedule="sweep",
+        sides="left",
+        tokens_per_side=3,
+        calibration=calibration,
+    )
     protection = Protection(weights="hsp", mode="static", normalized=True, step_scale=0, span_conv=False)
     assert merging_row(encode(recipe), encode(protection)) == (
         "method",
-        "paper: sweep, 3 a side and step, left side only, hsp weights (static, normalized), step scale p=0, plain conv, "
-        "calibrated on 64 images of photos",
+        (
+            "paper: sweep, 3 a side and step, left side only, hsp weights (static, normalized), step scale p=0, plain"
+            " conv, calibrated on 64 images of photos"
+        ),
     )
 
 
 def test_broken_images_are_named_and_counted() -> None:
     assert image_notes(replace(MEASURED, failed=0)) == []
-    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty", "b.png: cut"))) == ["a.png: empty", "b.png: cut"]
-    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty",))) == ["a.png: empty", "1 more could not be read"]
+    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty", "b.png: cut"))) == [
+        "a.png: empty",
+        "b.png: cut",
+    ]
+    assert image_notes(replace(MEASURED, failed=2, broken=("a.png: empty",))) == [
+        "a.png: empty",
+        "1 more could not be read",
+    ]
 
 
 def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
@@ -140,7 +160,9 @@ def test_what_was_not_measured_says_why(capsys, monkeypatch) -> None:
     reasons = {"images_per_second": "all recorded", "kl": "no dense model"} | dict.fromkeys(
         ("drop", "top1", "top5"), "the images have no label"
     )
-    lines = shown(capsys, monkeypatch, eval, eval_report(Assessment(data="photographs", n=48, agreement=0.9, reasons=reasons)))
+    lines = shown(
+        capsys, monkeypatch, eval, eval_report(Assessment(data="photographs", n=48, agreement=0.9, reasons=reasons))
+    )
     assert lines == [
         "vim-s",
         "images        48 of photographs",
@@ -196,17 +218,31 @@ def test_info(capsys, monkeypatch) -> None:
 def test_the_folder_here_is_shown_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small").mkdir()
     monkeypatch.chdir(tmp_path / "small")
-    assert [shown_name(name) for name in (".", "..", "./small", "vim-s")] == ["small", tmp_path.name, "./small", "vim-s"]
+    assert [shown_name(name) for name in (".", "..", "./small", "vim-s")] == [
+        "small",
+        tmp_path.name,
+        "./small",
+        "vim-s",
+    ]
 
 
 def test_predict(capsys, monkeypatch) -> None:
     first = Prediction(
-        file="[bold]a.png", top5=(Guess(index=3, label="three", probability=0.9), Guess(index=8, label="eight", probability=0.05))
+        file="[bold]a.png",
+        top5=(Guess(index=3, label="three", probability=0.9), Guess(index=8, label="eight", probability=0.05)),
     )
     report = PredictReport(
-        command="predict", model="m", environment=ENVIRONMENT, predictions=(first, Prediction(file="b.png", error="b.png: it is empty"))
+        command="predict",
+        model="m",
+        environment=ENVIRONMENT,
+        predictions=(first, Prediction(file="b.png", error="b.png: it is empty")),
     )
-    assert shown(capsys, monkeypatch, predict, report) == ["[bold]a.png", "  90.0%  three", "   5.0%  eight", "b.png: it is empty"]
+    assert shown(capsys, monkeypatch, predict, report) == [
+        "[bold]a.png",
+        "  90.0%  three",
+        "   5.0%  eight",
+        "b.png: it is empty",
+    ]
     assert predict.value(report) == "[bold]a.png\tthree\nb.png\t"
 
 
@@ -251,7 +287,10 @@ def test_report(capsys, monkeypatch) -> None:
     )
     lines = shown(capsys, monkeypatch, report, found)
     assert lines[:3] == ["small", "page       small-report.html, 72.98 kB", "images     599 of digits, 1 unreadable"]
-    assert lines[-2:] == ["speed      123 images/s on A CPU, 2 threads, float32, backend blocked", "not in it  no bench"]
+    assert lines[-2:] == [
+        "speed      123 images/s on A CPU, 2 threads, float32, backend blocked",
+        "not in it  no bench",
+    ]
 
 
 def test_env(capsys, monkeypatch) -> None:
@@ -276,7 +315,13 @@ def test_push(capsys, monkeypatch) -> None:
         PushedFile(name="README.md", bytes=3210, change="kept"),
     )
     report = PushReport(
-        command="push", model="small", environment=ENVIRONMENT, repo="me/small", url="https://hub/me/small", commit="c0ffee", files=files
+        command="push",
+        model="small",
+        environment=ENVIRONMENT,
+        repo="me/small",
+        url="https://hub/me/small",
+        commit="c0ffee",
+        files=files,
     )
     assert shown(capsys, monkeypatch, push, report) == [
         "small -> https://hub/me/small",
@@ -286,20 +331,39 @@ def test_push(capsys, monkeypatch) -> None:
     ]
     dry = shown(capsys, monkeypatch, push, replace(report, dry_run=True, created=True, commit=None))
     assert dry[:2] == ["small would go to https://hub/me/small", "repository  would be made"]
-    assert shown(capsys, monkeypatch, push, replace(report, commit=None))[-1] == "commit   none: everything is there already"
+    assert (
+        shown(capsys, monkeypatch, push, replace(report, commit=None))[-1]
+        == "commit   none: everything is there already"
+    )
 
 
 def test_export_and_models(capsys, monkeypatch) -> None:
     exported = ExportReport(
-        command="export", model="m", environment=ENVIRONMENT, output="m.pth", format="official", source=Source(), tensors=415, bytes=1368048
+        command="export",
+        model="m",
+        environment=ENVIRONMENT,
+        output="m.pth",
+        format="official",
+        source=Source(),
+        tensors=415,
+        bytes=1368048,
     )
     assert shown(capsys, monkeypatch, export, exported)[:2] == ["m -> m.pth", "format   official"]
-    facts = {"repo": "hustvl/Vim", "file": "vim.pth", "license": "apache-2.0", "parameters": 7148008, "tokens": 197, "image_size": 224}
+    facts = {
+        "repo": "hustvl/Vim",
+        "file": "vim.pth",
+        "license": "apache-2.0",
+        "parameters": 7148008,
+        "tokens": 197,
+        "image_size": 224,
+    }
     known = (
         ListedModel(name="vim-ti", **facts, top1=0.761, cached=True, bytes=12_000_000),
         ListedModel(name="vim-s", **facts, top1=0.805, cached=False),
     )
-    lines = shown(capsys, monkeypatch, models, ModelsReport(command="models", model="", environment=ENVIRONMENT, models=known))
+    lines = shown(
+        capsys, monkeypatch, models, ModelsReport(command="models", model="", environment=ENVIRONMENT, models=known)
+    )
     assert lines == [
         "name    parameters  tokens  top-1  license     here",
         "vim-ti  7,148,008   197     76.1%  apache-2.0  cached, 12 MB",

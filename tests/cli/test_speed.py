@@ -22,11 +22,26 @@ from stm.reports import Environment, Flops
 from stm_cli import bench, plan
 from stm_cli._output import Output
 
-ENVIRONMENT = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="native", threads=2)
+ENVIRONMENT = Environment(
+    stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="native", threads=2
+)
 
 
 def test_bench(here, mini: Path) -> None:
-    run = here("bench", mini, "--batch-sizes", "1,3", "--rounds", "2", "--against", "vit", "--optimize", "--stages", "3", "--json")
+    run = here(
+        "bench",
+        mini,
+        "--batch-sizes",
+        "1,3",
+        "--rounds",
+        "2",
+        "--against",
+        "vit",
+        "--optimize",
+        "--stages",
+        "3",
+        "--json",
+    )
     assert run.code == 0, run.err
     report = json.loads(run.out)
     rows = {(row["variant"], row["batch_size"]): row for row in report["rows"]}
@@ -69,7 +84,9 @@ def test_plan(here, mini: Path, labelled: Path) -> None:
     assert [row["rate"] for row in rows] == [0, *rate_table.RATES]
     assert (rows[0]["gain"], rows[0]["agreement"], rows[0]["kl"], rows[0]["compress"]) == (1, 1, 0, None)
     for row in rows[1:]:
-        made = here(*shlex.split(row["compress"])[1:], "--data", labelled, "--limit", "6", "--json", "--force", "--out", "made")
+        made = here(
+            *shlex.split(row["compress"])[1:], "--data", labelled, "--limit", "6", "--json", "--force", "--out", "made"
+        )
         assert made.code == 0, made.err
         compressed = json.loads(made.out)
         assert compressed["schedule"]["tokens_per_block"] == row["tokens_per_block"]
@@ -102,7 +119,9 @@ def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) ->
     del wish["rate"]
     samples = from_files(sorted(labelled.glob("*.png")) * 5).shuffled(3)
     seen: list[Progress] = []
-    rows, n = rate_table.table(vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append)
+    rows, n = rate_table.table(
+        vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append
+    )
     assert len(samples) > 32 and n == 32
     assert [(p.done, p.total) for p in seen if p.stage == "agreement"] == [(16, 24), (32, 32)], "an end in sight"
     for row in rows[1:]:
@@ -186,7 +205,15 @@ def lines_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_screen_of_bench(capsys, monkeypatch) -> None:
-    small = replace(ROW, variant="compressed, optimized", ms_per_image=1234.5, gain=1.3, peak_bytes=None, gemm_ms=None, gemm_ratio=None)
+    small = replace(
+        ROW,
+        variant="compressed, optimized",
+        ms_per_image=1234.5,
+        gain=1.3,
+        peak_bytes=None,
+        gemm_ms=None,
+        gemm_ratio=None,
+    )
     report = BenchReport(
         command="bench",
         model="vim-ti",
@@ -216,7 +243,16 @@ def test_the_screen_of_bench(capsys, monkeypatch) -> None:
 
 def test_the_screen_of_plan(capsys, monkeypatch) -> None:
     dense = PlanRow(
-        rate=0, saving=0, tokens_per_block=(197, 197), flops=FLOPS, ms_per_image=60.0, ms_iqr=1, gain=1, agreement=1, kl=0, rounds=5
+        rate=0,
+        saving=0,
+        tokens_per_block=(197, 197),
+        flops=FLOPS,
+        ms_per_image=60.0,
+        ms_iqr=1,
+        gain=1,
+        agreement=1,
+        kl=0,
+        rounds=5,
     )
     small = replace(
         dense,

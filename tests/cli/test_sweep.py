@@ -66,7 +66,12 @@ def one_thread() -> Iterator[None]:
 
 
 def test_every_option_is_here() -> None:
-    assert set(inspect.signature(stm_cli.sweep.run).parameters) == ARRIVE.keys() | {"model", "no_peers", "json", "quiet"}
+    assert set(inspect.signature(stm_cli.sweep.run).parameters) == ARRIVE.keys() | {
+        "model",
+        "no_peers",
+        "json",
+        "quiet",
+    }
 
 
 def test_every_option_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +99,12 @@ def test_a_killed_sweep_gives_the_same_table(here, mini: Path, labelled: Path, t
     command = ["sweep", str(mini), "--data", str(labelled), *QUICK]
     assert here(*command, "--out", "whole").code == 0
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    plain: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    plain: dict[str, Any] = {
+        "cwd": tmp_path,
+        "env": environment,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+    }
     running = subprocess.Popen([sys.executable, "-m", "stm_cli", *command, "--out", "killed"], **plain)
     cells, deadline = tmp_path / "killed" / "cells.jsonl", time.monotonic() + HANG
     while not (cells.exists() and cells.read_bytes().count(b"\n") >= 2):

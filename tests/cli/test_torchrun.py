@@ -33,10 +33,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    """`start("eval", "vim-digits")`: torchrun in an empty folder, two processes of one thread, or so many and where `launch` says."""
+    """`start("eval", "vim-digits")`: torchrun in an empty folder, two processes of one thread, or so many and where
+    `launch` says."""
 
-    def start(*args: str | Path, launch: tuple[str, ...] = ("--standalone", "--nproc-per-node=2")) -> subprocess.Popen[str]:
-        fixed = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def start(
+        *args: str | Path, launch: tuple[str, ...] = ("--standalone", "--nproc-per-node=2")
+    ) -> subprocess.Popen[str]:
+        fixed = {
+            "COLUMNS": "80",
+            "NO_COLOR": "1",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         command = [sys.executable, "-m", "torch.distributed.run", *launch, "-m", "stm_cli"]
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen([*command, *map(str, args)], text=True, cwd=tmp_path, env=os.environ | fixed, **pipes)
@@ -89,7 +98,9 @@ def test_two_machines_find_what_one_does(here: Stm, start: Start, tmp_path: Path
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_a_process_ends_all_and_one_goes_on_where_they_were(here: Stm, start: Start, tmp_path: Path, victim: int) -> None:
+def test_the_death_of_a_process_ends_all_and_one_goes_on_where_they_were(
+    here: Stm, start: Start, tmp_path: Path, victim: int
+) -> None:
     common = ("eval", "vim-digits", "--limit", "120", "--batch-size", "2", "--records")
     started = start(*common, "records.csv")
     path = tmp_path / "records.csv"
@@ -142,7 +153,9 @@ def test_two_processes_sweep_as_one_does_and_resume(here: Stm, start: Start, tmp
     again = end(start(*common, "--out", "two"))
     assert json.loads(again.out) == json.loads(two.out) | {"resumed": 3}
     assert of_machine(one.out) == of_machine(two.out) | {"output": "one"}
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(
+        path.name for path in (tmp_path / "two").iterdir()
+    )
 
 
 @pytest.mark.parametrize(

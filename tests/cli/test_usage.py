@@ -22,7 +22,13 @@ import stm_cli.report
 from stm import __version__
 from stm_cli.main import app
 
-COMMANDS = {"compress": stm_cli.compress, "eval": stm_cli.eval, "info": stm_cli.info, "predict": stm_cli.predict, "env": stm_cli.env}
+COMMANDS = {
+    "compress": stm_cli.compress,
+    "eval": stm_cli.eval,
+    "info": stm_cli.info,
+    "predict": stm_cli.predict,
+    "env": stm_cli.env,
+}
 COMMANDS |= {"explain": stm_cli.explain, "report": stm_cli.report}
 COMMANDS |= {"push": stm_cli.push, "export": stm_cli.export, "models": stm_cli.models}
 COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
@@ -70,7 +76,10 @@ def test_a_bad_command_line_is_one_sentence_and_exit_2(here, args: str, said: st
 def test_the_same_in_a_process_of_its_own(stm) -> None:
     run = stm("compress", "m", "--rate", "abc")
     assert (run.code, run.out) == (2, "")
-    assert run.err == "Error: Invalid value for '--rate': 'abc' is not a number\nHint: stm compress --help shows what it takes\n"
+    assert (
+        run.err
+        == "Error: Invalid value for '--rate': 'abc' is not a number\nHint: stm compress --help shows what it takes\n"
+    )
 
 
 def test_version_and_help(stm) -> None:
@@ -111,7 +120,9 @@ def test_no_command_is_long(command: str) -> None:
     assert len(inspect.getsource(COMMANDS[command]).splitlines()) < 200
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)])
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
 def test_waiting_threads_spin_briefly_unless_asked_otherwise(
     here, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
 ) -> None:

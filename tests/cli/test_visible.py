@@ -1,6 +1,7 @@
 """What files, the Hub and the command line say reaches a terminal only as text: no character of theirs acts on it.
 
-Every name and text that a user meets holds all that could: escape sequences, a line that passes for ours, marks of direction, markup.
+Every name and text that a user meets holds all that could: escape sequences, a line that passes for ours, marks of
+    direction, markup.
 """
 
 import json
@@ -22,8 +23,13 @@ from stm_cli._output import Output
 from stm_cli._visible import tame_libraries, visible, visible_json
 from tests.cli.conftest import Run
 
-EVIL = "é日\x1b]0;title\x07\x1b[2J\x7f\x9b31m\u202e\u2066\u200f\u061c\u2028\x85\r\n\tError: fake\nNext: rm [red]x :smile:"
-SHOWN = "é日\\x1b]0;title\\x07\\x1b[2J\\x7f\\x9b31m\\u202e\\u2066\\u200f\\u061c\\u2028\\x85\\r\\n\\tError: fake\\nNext: rm [red]x :smile:"
+EVIL = (
+    "é日\x1b]0;title\x07\x1b[2J\x7f\x9b31m\u202e\u2066\u200f\u061c\u2028\x85\r\n\tError: fake\nNext: rm [red]x :smile:"
+)
+SHOWN = (
+    "é日\\x1b]0;title\\x07\\x1b[2J\\x7f\\x9b31m\\u202e\\u2066\\u200f\\u061c\\u2028\\x85\\r\\n\\tError: fake\\nNext: rm"
+    " [red]x :smile:"
+)
 ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -75,7 +81,9 @@ def evil(here, mini: Path, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("form", [(), ("--quiet",), ("--json",)], ids=["screen", "quiet", "json"])
-def test_a_folder_and_images_of_evil_words(here, evil: str, images: Path, tmp_path: Path, form: tuple[str, ...]) -> None:
+def test_a_folder_and_images_of_evil_words(
+    here, evil: str, images: Path, tmp_path: Path, form: tuple[str, ...]
+) -> None:
     photo = str(next(images.glob("*/0*")).relative_to(tmp_path))
     info = harmless(here("info", evil, *form), 0)
     predicted = harmless(here("predict", evil, photo, *form), 0)
@@ -94,7 +102,9 @@ def test_a_folder_and_images_of_evil_words(here, evil: str, images: Path, tmp_pa
 
 def test_the_folder_here(here, evil: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     other = tmp_path / evil
-    monkeypatch.setattr(monkeypatch, "chdir", lambda _: os.chdir(other))  # `here` goes to its own folder when it is made
+    monkeypatch.setattr(
+        monkeypatch, "chdir", lambda _: os.chdir(other)
+    )  # `here` goes to its own folder when it is made
     os.chdir(other)
     assert joined(f"{SHOWN} out") in joined(harmless(here("info", "."), 0).out)
 
@@ -107,7 +117,9 @@ def wanting(path: Path, module: str) -> Path:
 
 
 @pytest.mark.parametrize("debug", ["", "1"], ids=["sentence", "traceback"])
-def test_errors_and_hints(here, evil: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debug: str) -> None:
+def test_errors_and_hints(
+    here, evil: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debug: str
+) -> None:
     monkeypatch.setenv("STM_DEBUG", debug)
     mark = EVIL.replace("\n", " ").replace("\r", " ")
     (tmp_path / f"{EVIL}.txt").write_text("text")
@@ -142,7 +154,13 @@ def test_errors_and_hints(here, evil: str, images: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("dtype", EVIL), (EVIL, 1), ("num_classes", EVIL), ("format", EVIL), ("extra", {"asked": {"class_token": [EVIL]}})],
+    [
+        ("dtype", EVIL),
+        (EVIL, 1),
+        ("num_classes", EVIL),
+        ("format", EVIL),
+        ("extra", {"asked": {"class_token": [EVIL]}}),
+    ],
     ids=["value", "key", "number", "format", "free part"],
 )
 def test_a_config_that_is_refused(here, evil: str, tmp_path: Path, key: str, value: Any) -> None:

@@ -43,7 +43,9 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path, dtype: str, method: str) 
         folder = tmp_path / hash_seed / "out"
         code = "import sys; from tests.contract.test_bytes import make; make(*sys.argv[1:])"
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-c", code, str(folder), dtype, method], check=True, env=environment, timeout=HANG)
+        subprocess.run(
+            [sys.executable, "-c", code, str(folder), dtype, method], check=True, env=environment, timeout=HANG
+        )
         found.append(contents(folder))
     assert found[0].keys() == set(artifact.FILES) - {artifact.RESULTS}
     assert found[0] == found[1]
@@ -58,10 +60,17 @@ def test_what_is_loaded_and_saved_again_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_weights_are_what_safetensors_writes(tmp_path: Path, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(2, 3, generator=g) for name in ("z", "a", "plan.10.scale", "plan.9.scale", "blocks.0.D")}
-    tensors |= {f"gemm.{i}": torch.randn(i, 3, generator=g).to(dtype) for i in range(12)} | {"one": torch.tensor(1.0), "no": torch.ones(0)}
+    tensors = {
+        name: torch.randn(2, 3, generator=g) for name in ("z", "a", "plan.10.scale", "plan.9.scale", "blocks.0.D")
+    }
+    tensors |= {f"gemm.{i}": torch.randn(i, 3, generator=g).to(dtype) for i in range(12)} | {
+        "one": torch.tensor(1.0),
+        "no": torch.ones(0),
+    }
     model = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=2, d_state=2, dt_rank=1)
-    config = Config(model=model, num_classes=2, schedule=dense_schedule(model), preprocessing=Preprocess(resize=4, crop=4))
+    config = Config(
+        model=model, num_classes=2, schedule=dense_schedule(model), preprocessing=Preprocess(resize=4, crop=4)
+    )
     artifact.write(tmp_path / "out", config, tensors, "")
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
     ours = tmp_path / "out" / "model.safetensors"

@@ -43,7 +43,9 @@ def test_a_section_has_every_parameter_once_with_its_help_and_the_examples(name:
     rows = [line for line in sections[name].splitlines() if line.startswith("| `")]
     assert len(rows) == len(COMMANDS[name].params)
     for parameter in COMMANDS[name].params:
-        names = parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else [parameter.metavar]
+        names = (
+            parameter.opts + parameter.secondary_opts if parameter.param_type_name == "option" else [parameter.metavar]
+        )
         (row,) = (row for row in rows if all(f"`{each}`" in row for each in names) and row.split("`")[1] == names[0])
         assert parameter.help
         shown = html.unescape(re.sub(r"\\([|*_])", r"\1", row))

@@ -1,7 +1,8 @@
 """Examples in public docstrings: each one runs, in a folder that holds nothing but a checkpoint.
 
-An example is an indented block after a blank line, as reStructuredText and Markdown have it, or a session (`>>>`) whose outputs are
-compared. The checkpoint is a small ViM under the name of an official file, since `stm.load_checkpoint` cannot do without one.
+An example is an indented block after a blank line, as reStructuredText and Markdown have it, or a session (`>>>`) whose
+outputs are compared. The checkpoint is a small ViM under the name of an official file, since `stm.load_checkpoint`
+cannot do without one.
 """
 
 import doctest

@@ -1,4 +1,5 @@
-"""What examples/ holds: each file runs as it is, in an empty folder and offline, and the notebook is stored without outputs."""
+"""What examples/ holds: each file runs as it is, in an empty folder and offline, and the notebook is stored without
+outputs."""
 
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 import stm
 from stm.data.images import Openable
-from stm.data.sets import open_samples
+from stm.data.open import open_samples
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -35,7 +36,12 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {"evaluate.py", "push.py", "quickstart.ipynb", "serve.py"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "evaluate.py",
+        "push.py",
+        "quickstart.ipynb",
+        "serve.py",
+    }
 
 
 @pytest.mark.slow
@@ -52,11 +58,15 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 def test_evaluate_says_in_one_sentence_that_labels_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report: Any = type("Unlabelled", (), {"top1": None, "drop": None, "drop_ci": None})
     monkeypatch.setattr(stm, "evaluate", lambda *_, **__: report)
-    with pytest.raises(SystemExit, match="photos has no labels, so there is no accuracy: give a folder of labelled images"):
+    with pytest.raises(
+        SystemExit, match="photos has no labels, so there is no accuracy: give a folder of labelled images"
+    ):
         run(monkeypatch, "evaluate.py", "vim-digits", "photos")
 
 
-def test_push_sends_nothing_unless_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_sends_nothing_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     sent: list[tuple[str, dict[str, Any]]] = []
 
     def record(model: stm.ViM, repo_id: str, **options: Any) -> str:
@@ -82,7 +92,9 @@ def address() -> Iterator[str]:
     """Where the example serves, on a free port."""
     command = [sys.executable, str(EXAMPLES / "serve.py"), "0"]
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         assert server.stdout is not None
         yield server.stdout.readline().removeprefix("listening on ").strip()
         server.kill()
@@ -121,7 +133,9 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, capsys: pytest.CaptureFi
 def test_a_notebook_is_stored_without_what_it_printed(path: Path) -> None:
     assert cells(path), "a notebook that shows nothing"
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path))
-    assert not any(line.startswith(("%", "!")) for cell in cells(path) for line in source(cell).splitlines()), "plain Python alone"
+    assert not any(line.startswith(("%", "!")) for cell in cells(path) for line in source(cell).splitlines()), (
+        "plain Python alone"
+    )
 
 
 @pytest.mark.slow

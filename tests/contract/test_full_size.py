@@ -25,9 +25,21 @@ def checkpoint(vim_ti_state: Callable[[], dict[str, Any]], tmp_path_factory: pyt
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    args = argparse.Namespace(model="vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2", input_size=224)
+    args = argparse.Namespace(
+        model="vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2", input_size=224
+    )
     path = tmp_path_factory.mktemp("official") / "vim_t.pth"
-    torch.save({"model": state, "optimizer": optimizer.state_dict(), "lr_scheduler": {}, "epoch": 299, "scaler": {}, "args": args}, path)
+    torch.save(
+        {
+            "model": state,
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": {},
+            "epoch": 299,
+            "scaler": {},
+            "args": args,
+        },
+        path,
+    )
     return path
 
 
@@ -35,7 +47,9 @@ def checkpoint(vim_ti_state: Callable[[], dict[str, Any]], tmp_path_factory: pyt
 def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: Path) -> None:
     """JPEGs, schedule, folder, reload: the logits are bitwise those of the model before it was saved."""
     out = tmp_path / "out"
-    report = compress.compress(str(checkpoint), data=shared("data/imagenet-val-300"), out=out, limit=8, workers=0, device="cpu")
+    report = compress.compress(
+        str(checkpoint), data=shared("data/imagenet-val-300"), out=out, limit=8, workers=0, device="cpu"
+    )
     assert report.eval is not None
     assert (report.eval.n, report.eval.failed) == (8, 0)
 
@@ -50,7 +64,16 @@ def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: P
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc for peak memory")
 def test_peak_memory(checkpoint: Path, shared: Callable[[str], Path]) -> None:
     """At most the bare import's, 2.5 times the weights, and what one dense forward of the same batch adds."""
-    words = [sys.executable, str(BENCHMARK), str(checkpoint), str(shared("data/imagenet-val-300")), "32", "32", "--rounds", "1"]
+    words = [
+        sys.executable,
+        str(BENCHMARK),
+        str(checkpoint),
+        str(shared("data/imagenet-val-300")),
+        "32",
+        "32",
+        "--rounds",
+        "1",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

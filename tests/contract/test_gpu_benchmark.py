@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py where there is no GPU: its job on a processor in tiny shapes, and each GPU part of it with what stands in for one."""
+"""benchmarks/gpu.py where there is no GPU: its job on a processor in tiny shapes, and each GPU part of it with what
+stands in for one."""
 
 import importlib.util
 import json
@@ -25,12 +26,17 @@ def gpu() -> ModuleType:
 
 
 @pytest.mark.slow
-def test_it_runs_and_says_what_it_could_not_measure(gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_runs_and_says_what_it_could_not_measure(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gpu.main(["--device", "cpu", "--smoke", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert {row["model"] for row in results["models"]} == {"tiny"}
     assert {row["dtype"] for row in results["models"]} == {"float32", "bfloat16"}
-    assert all(row["ms_low"] <= row["ms"] <= row["ms_high"] for row in results["models"] + results["kernels"] + results["training"])
+    assert all(
+        row["ms_low"] <= row["ms"] <= row["ms_high"]
+        for row in results["models"] + results["kernels"] + results["training"]
+    )
     assert results["not_measured"][0] == "triton: it is for CUDA devices, not for cpu"
     assert capsys.readouterr().out.strip() == (tmp_path / "gpu.md").read_text().strip()
 

@@ -14,8 +14,9 @@ from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Top to bottom, as in docs/design.md section 1: each imports only from above itself. An entry is a room, or a file where a room's
-# files stand at several heights: the schedule is a type below the config, and what chooses one stands far above both.
+# Top to bottom, as in docs/design.md section 1: each imports only from above itself. An entry is a room, or a file
+# where a room's files stand at several heights: the schedule is a type below the config, and what chooses one stands
+# far above both.
 RUNTIME = (
     *("errors", "install", "codec", "progress", "merging.schedule", "config", "config_file", "reports"),
     *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device", "loading", "saving"),
@@ -38,14 +39,20 @@ class Import(NamedTuple):
 def imports(path: Path) -> Iterator[Import]:
     """Every import of a file, those inside functions and those for type checkers included."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    outside = {node for child in tree.body for node in ([child] if not isinstance(child, ast.FunctionDef | ast.ClassDef) else [])}
+    outside = {
+        node
+        for child in tree.body
+        for node in ([child] if not isinstance(child, ast.FunctionDef | ast.ClassDef) else [])
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import"
             # `from stm.data import sets` imports stm.data.sets; `from stm.config import Config` imports stm.config.
-            names = [name if is_module(name := f"{node.module}.{alias.name}") else str(node.module) for alias in node.names]
+            names = [
+                name if is_module(name := f"{node.module}.{alias.name}") else str(node.module) for alias in node.names
+            ]
         else:
             continue
         yield from (Import(path, node.lineno, name, node in outside) for name in names)
@@ -66,7 +73,8 @@ def module(path: Path) -> str:
 
 
 def entry(name: str) -> str | None:
-    """The entry of ORDER that a module below stm belongs to: the most exact one; None for the package itself and its assets."""
+    """The entry of ORDER that a module below stm belongs to: the most exact one; None for the package itself and its
+    assets."""
     parts = name.split(".")
     known = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((each for each in known if each in ORDER), None)
@@ -83,7 +91,10 @@ IN_STM = [found for found in ALL if found.path.is_relative_to(ROOT / "stm")]
 
 def test_every_module_has_its_place() -> None:
     there = {module(path) for path in python_files("stm")}
-    assert {name for name in there if entry(name) is None} == {"__init__", "assets"}, "put it into ORDER and into docs/design.md section 1"
+    assert {name for name in there if entry(name) is None} == {
+        "__init__",
+        "assets",
+    }, "put it into ORDER and into docs/design.md section 1"
 
 
 def test_each_imports_only_from_above() -> None:
@@ -100,12 +111,14 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     """Within a room, too: in the order of their imports all files can be read once."""
     names = {module(path): path for path in python_files("stm")}
     below = {
-        name: {
-            child if (child := found.name.removeprefix("stm.")) in names else child.rpartition(".")[0]
-            for found in IN_STM
-            if found.path == path and found.top_level and found.name.startswith("stm.")
-        }
-        & names.keys()
+        name: (
+            {
+                child if (child := found.name.removeprefix("stm.")) in names else child.rpartition(".")[0]
+                for found in IN_STM
+                if found.path == path and found.top_level and found.name.startswith("stm.")
+            }
+            & names.keys()
+        )
         for name, path in names.items()
     }
     TopologicalSorter(below).prepare()  # raises CycleError, with the circle
@@ -135,7 +148,9 @@ def test_the_runtime_needs_torch_and_safetensors_alone() -> None:
 
 
 def test_only_the_command_line_talks_to_people() -> None:
-    wrong = [str(found) for found in IN_STM if found.name.split(".")[0] in {"rich", "typer", "click", "stm_cli", "tqdm"}]
+    wrong = [
+        str(found) for found in IN_STM if found.name.split(".")[0] in {"rich", "typer", "click", "stm_cli", "tqdm"}
+    ]
     for path in python_files("stm"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"print", "input"}:
@@ -144,12 +159,18 @@ def test_only_the_command_line_talks_to_people() -> None:
 
 
 def test_click_is_never_imported() -> None:
-    everywhere = [found for path in python_files("stm", "stm_cli", "tests", "tools", "benchmarks") for found in imports(path)]
+    everywhere = [
+        found for path in python_files("stm", "stm_cli", "tests", "tools", "benchmarks") for found in imports(path)
+    ]
     assert [str(found) for found in everywhere if found.name.split(".")[0] == "click"] == []
 
 
 def test_the_command_line_does_no_tensor_math() -> None:
-    wrong = [str(found) for found in ALL if found.path.is_relative_to(ROOT / "stm_cli") and found.name.split(".")[0] in {"torch", "numpy"}]
+    wrong = [
+        str(found)
+        for found in ALL
+        if found.path.is_relative_to(ROOT / "stm_cli") and found.name.split(".")[0] in {"torch", "numpy"}
+    ]
     assert wrong == []
 
 
@@ -170,8 +191,13 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
-    check = "import atexit, sys; atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'scipy'} & sys.modules.keys())))"
-    run = subprocess.run([sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
+    check = (
+        "import atexit, sys; atexit.register(lambda: print('heavy:', sorted({'torch', 'numpy', 'scipy'} &"
+        " sys.modules.keys())))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, cwd=ROOT, timeout=HANG
+    )
     assert run.stdout.endswith("heavy: []\n"), run.stdout + run.stderr
 
 

@@ -1,4 +1,5 @@
-"""What a contributor finds, held to what is there: files and commands that CONTRIBUTING.md names, the citation, the workflows."""
+"""What a contributor finds, held to what is there: files and commands that CONTRIBUTING.md names, the citation, the
+workflows."""
 
 import re
 import tomllib
@@ -14,7 +15,10 @@ from stm import install
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PLACEHOLDERS = ("NAME", "COMMAND")
-TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "mkdocs.yml")}
+TEXTS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "mkdocs.yml")
+}
 YAML = sorted([*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"])
 
 
@@ -25,17 +29,20 @@ def read(path: Path) -> Any:
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
 def test_files_that_are_named_are_there(name: str) -> None:
     named = {
-        match.rstrip(".") for match in re.findall(r"(?<![\w./])(?:stm|stm_cli|tests|docs|tools|examples|benchmarks)/[\w./]*", TEXTS[name])
+        match.rstrip(".")
+        for match in re.findall(r"(?<![\w./])(?:stm|stm_cli|tests|docs|tools|examples|benchmarks)/[\w./]*", TEXTS[name])
     }
     assert named, "no file is named"
-    absent = [path for path in sorted(named) if not any(word in path for word in PLACEHOLDERS) and not (ROOT / path).exists()]
+    absent = [
+        path for path in sorted(named) if not any(word in path for word in PLACEHOLDERS) and not (ROOT / path).exists()
+    ]
     assert absent == []
 
 
 def test_names_that_the_recipes_send_to_are_there() -> None:
     """A recipe that sends to a list which has been renamed is worse than none."""
     for path, names in {
-        "stm/peers/__init__.py": ("METHODS", "DEFAULT"),
+        "stm/peers/__init__.py": ("PEERS", "DEFAULT"),
         "tests/unit/test_peers.py": ("PRUNING", "UNORDERED"),
         "tests/unit/test_flops_of_peers.py": ("OWN",),
         "tests/cli/test_options.py": ("test_every_option_is_here", "Case"),
@@ -45,7 +52,9 @@ def test_names_that_the_recipes_send_to_are_there() -> None:
     }.items():
         text = (ROOT / path).read_text(encoding="utf-8")
         for name in names:
-            assert f"`{name}`" in TEXTS["CONTRIBUTING.md"], f"CONTRIBUTING.md does not send to {name} any more: take it out here"
+            assert f"`{name}`" in TEXTS["CONTRIBUTING.md"], (
+                f"CONTRIBUTING.md does not send to {name} any more: take it out here"
+            )
             assert re.search(rf"^(?:def |class )?{name}\b", text, re.MULTILINE), f"{path} has no {name}"
 
 

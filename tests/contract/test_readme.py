@@ -10,11 +10,15 @@ from typer.main import get_command
 from stm_cli.main import app
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = [block.replace("\n    ", "\n")[4:] for block in re.findall(r"(?:(?<=\n\n)) {4}\S.*\n(?:(?: {4}.*)?\n)*", README)]
+BLOCKS = [
+    block.replace("\n    ", "\n")[4:] for block in re.findall(r"(?:(?<=\n\n)) {4}\S.*\n(?:(?: {4}.*)?\n)*", README)
+]
 
 
 @pytest.mark.slow
-def test_its_python_runs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_python_runs_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (block,) = (block for block in BLOCKS if block.startswith("import stm"))
     monkeypatch.chdir(tmp_path)
     exec(block, {})

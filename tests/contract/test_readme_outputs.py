@@ -60,7 +60,11 @@ TEXT = """Words.
 
 
 def test_commands_and_their_outputs(readme: ModuleType) -> None:
-    assert readme.commands(TEXT) == [("stm info x", ["old", "old"]), ("stm compress x --quiet", []), ("stm report y", ["page  1"])]
+    assert readme.commands(TEXT) == [
+        ("stm info x", ["old", "old"]),
+        ("stm compress x --quiet", []),
+        ("stm report y", ["page  1"]),
+    ]
     again = readme.replaced(TEXT, [["new"], ["x-stm40"], ["page  2", "more"]])
     assert readme.commands(again) == [
         ("stm info x", ["new"]),

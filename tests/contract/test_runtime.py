@@ -1,4 +1,5 @@
-"""A folder runs with torch and safetensors alone, under torch.compile and torch.export, and gives the same bits after loading."""
+"""A folder runs with torch and safetensors alone, under torch.compile and torch.export, and gives the same bits after
+loading."""
 
 import shutil
 import subprocess
@@ -32,7 +33,9 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_logits_are_bitwise_equal_before_saving_and_after_loading(small: stm.ViM, images: Tensor, tmp_path: Path) -> None:
+def test_logits_are_bitwise_equal_before_saving_and_after_loading(
+    small: stm.ViM, images: Tensor, tmp_path: Path
+) -> None:
     small.save_pretrained(tmp_path / "small")
     loaded = stm.load(tmp_path / "small", device="cpu")
     assert loaded.schedule == small.schedule
@@ -42,19 +45,21 @@ def test_logits_are_bitwise_equal_before_saving_and_after_loading(small: stm.ViM
 
 
 def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images: Tensor, tmp_path: Path) -> None:
-    """A fresh interpreter in which anything but torch, safetensors, their own needs and stm's runtime raises ModuleNotFoundError."""
+    """A fresh interpreter in which anything but torch, safetensors, their own needs and stm's runtime raises
+    ModuleNotFoundError."""
     small.save_pretrained(tmp_path / "small")
     torch.save((images, small(images)), tmp_path / "expected.pt")
-    script = textwrap.dedent(
-        """
+    script = textwrap.dedent("""
         import sys
         BANNED = {"numpy", "scipy", "PIL", "huggingface_hub", "typer", "rich", "jinja2", "stm_cli"}
-        BANNED |= {"stm." + name for name in ("bake", "merging.bnnm", "merging.budget", "model.initialize", "checkpoint", "options",
-                   "findings", "distributed", "hub", "data", "measure", "bench", "peers", "plots", "explain", "page", "commands")}
+        ABOVE = "bake merging.bnnm merging.budget model.initialize checkpoint options findings distributed"
+        ABOVE += " hub data measure bench peers plots explain page commands"
+        BANNED |= {"stm." + name for name in ABOVE.split()}
 
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                looks = sys._getframe(2).f_code.co_filename == "<frozen importlib.util>"  # torch looks for numpy, and does without
+                # torch looks for numpy, and does without
+                looks = sys._getframe(2).f_code.co_filename == "<frozen importlib.util>"
                 if not looks and (name in BANNED or name.split(".")[0] in BANNED):
                     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
@@ -68,8 +73,7 @@ def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images
             model.features(images)
         assert not [n for n in sys.modules if n in BANNED or n.split(".")[0] in BANNED]
         print("ran")
-        """
-    )
+        """)
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "small"), str(tmp_path / "expected.pt")],
         capture_output=True,
@@ -88,7 +92,9 @@ def test_compile_takes_the_whole_model(small: stm.ViM, images: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own
 def test_inductor_takes_the_whole_model(dense: stm.ViM, images: Tensor) -> None:
     small = stm.compress(dense, rate=0.3)

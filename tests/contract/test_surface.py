@@ -27,10 +27,15 @@ PUBLIC = [
 
 # docs/design.md section 4
 SIGNATURES = {
-    "load_checkpoint": "path, *, image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation, dtype, device, backend",
+    "load_checkpoint": (
+        "path, *, image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation, dtype, device,"
+        " backend"
+    ),
     "load": "folder_or_repo, *, revision, token, device, dtype, backend",
-    "compress": "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv, normalize, "
-    "calibration, seed, on_progress",
+    "compress": (
+        "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv,"
+        " normalize, calibration, seed, on_progress"
+    ),
 }
 
 
@@ -69,5 +74,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_is_quick_because_nothing_is_imported() -> None:
-    script = "import sys, stm; print(sorted(set(sys.modules) & {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich', 'typer'}))"
+    script = (
+        "import sys, stm; print(sorted(set(sys.modules) & {'torch', 'numpy', 'safetensors', 'huggingface_hub', 'rich',"
+        " 'typer'}))"
+    )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -24,7 +24,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(ROOT / name, copy)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", "dist", "."]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        "dist",
+        ".",
+    ]
     done = subprocess.run(build, cwd=copy, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     return zipfile.ZipFile(next((copy / "dist").glob("*.whl")))
@@ -34,9 +46,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_it_holds_what_is_needed_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("stm", "stm_cli"):
-        there = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".j2", ".tsv", ".typed")}
+        there = {
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".py", ".j2", ".tsv", ".typed")
+        }
         assert there <= names
-    assets = {str(path.relative_to(ROOT)) for path in (ROOT / "stm/assets").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assets = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "stm/assets").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     assert assets <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"stm", "stm_cli"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -53,8 +73,16 @@ def test_its_metadata(wheel: zipfile.ZipFile) -> None:
     assert re.search(r"^Name: stm-vim$", read["METADATA"], re.M)
     assert re.search(r"^Requires-Python: >=3.11$", read["METADATA"], re.M)
     assert re.search(r"^License-Expression: Apache-2.0$", read["METADATA"], re.M)
-    assert re.search(r"^Requires-Dist: torch>=2.13$", read["METADATA"], re.M), "torch has a tested floor and no upper bound"
-    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {"plots", "data", "cuda", "dev", "docs"}
+    assert re.search(r"^Requires-Dist: torch>=2.13$", read["METADATA"], re.M), (
+        "torch has a tested floor and no upper bound"
+    )
+    assert set(re.findall(r"^Provides-Extra: (\w+)$", read["METADATA"], re.M)) == {
+        "plots",
+        "data",
+        "cuda",
+        "dev",
+        "docs",
+    }
     assert "stm = stm_cli.main:main" in read["entry_points.txt"]
 
 
@@ -66,7 +94,10 @@ def test_constraints_are_exact_and_cover_the_dependencies() -> None:
     assert pins["torch"] == "2.13.0", "no local version: it must be what any index calls it"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {re.split(r"[<>=;\[ ]", each)[0] for each in (*project["dependencies"], *extras["plots"], *extras["dev"], *extras["docs"])}
+    wanted = {
+        re.split(r"[<>=;\[ ]", each)[0]
+        for each in (*project["dependencies"], *extras["plots"], *extras["dev"], *extras["docs"])
+    }
 
     def normal(name: str) -> str:
         return name.lower().replace("_", "-")

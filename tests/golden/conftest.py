@@ -1,4 +1,5 @@
-"""The golden models, and how near is near: max|a - b| / max|b|. The largest error of every file is shown when all tests have run."""
+"""The golden models, and how near is near: max|a - b| / max|b|. The largest error of every file is shown when all tests
+have run."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from tests.conftest import PARITY
 
 @pytest.fixture
 def tell(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]:
-    """`tell("vim_mini, native", 3e-7, "logits")`: an error against a golden file, and where in it; tests/conftest.py shows it."""
+    """`tell("vim_mini, native", 3e-7, "logits")`: an error against a golden file, and where in it; tests/conftest.py
+    shows it."""
 
     def keep(file: str, error: float, where: str) -> None:
         request.node.user_properties.append((PARITY, (file, error, where)))
@@ -56,7 +58,9 @@ def golden_state() -> Callable[..., dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def mini_model(golden_state: Callable[..., dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., stm.ViM]:
+def mini_model(
+    golden_state: Callable[..., dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., stm.ViM]:
     """Makes the golden mini models: 64 x 64 pixels, patch 8, 65 tokens, 10 classes."""
 
     def make(depth: int, seed: int, backend: str = "auto", device: str = "cpu") -> stm.ViM:

@@ -1,4 +1,5 @@
-"""Dense models against the official code's own outputs (hustvl/Vim@dd0358a, run on a CPU): logits and the stream after every block.
+"""Dense models against the official code's own outputs (hustvl/Vim@dd0358a, run on a CPU): logits and the stream after
+every block.
 
 The bound is max|a - b| / max|b| <= 1e-4 in float32.
 """
@@ -42,8 +43,12 @@ def streams_and_logits(model: stm.ViM, images: Tensor) -> tuple[list[Tensor], Te
 
 
 @pytest.mark.parametrize("backend", ["reference", "blocked", "native"])
-@pytest.mark.parametrize(("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")])
-def test_every_block_equals_the_official_code(checkpoint: str, golden: str, backend: str, mini: Path, error: Error, tell: Tell) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")]
+)
+def test_every_block_equals_the_official_code(
+    checkpoint: str, golden: str, backend: str, mini: Path, error: Error, tell: Tell
+) -> None:
     available, reason = backends.status(backend)
     if not available:
         pytest.skip(f"backend {backend}: {reason}")
@@ -61,7 +66,9 @@ def test_every_block_equals_the_official_code(checkpoint: str, golden: str, back
     assert error(logits, full) < 1e-5  # the last block computes only what reaches the class token, exactly
 
 
-def test_full_size_vim_tiny_equals_the_official_code(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error, tell: Tell) -> None:
+def test_full_size_vim_tiny_equals_the_official_code(
+    shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error, tell: Tell
+) -> None:
     """ViM-Ti with the golden script's weights (seed 1): the class token's stream after every block, and the logits."""
     expected = load_file(shared("golden/dense-full/golden_vim_ti.safetensors"))
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"]
@@ -81,7 +88,9 @@ def test_half_precision_agrees(backend: str, dtype: str, mini: Path, error: Erro
     if not backends.status(backend)[0]:
         pytest.skip(f"backend {backend}: {backends.status(backend)[1]}")
     images = load_file(mini / "golden.safetensors")["inputs"]
-    half, whole = (stm.load_checkpoint(mini / "vim_mini.pth", device="cpu", dtype=d, backend=backend) for d in (dtype, "float32"))
+    half, whole = (
+        stm.load_checkpoint(mini / "vim_mini.pth", device="cpu", dtype=d, backend=backend) for d in (dtype, "float32")
+    )
     with torch.inference_mode():
         assert error(half(images), whole(images)) <= 5e-2
         assert error(stm.compress(half, saving=0.2)(images), stm.compress(whole, saving=0.2)(images)) <= 5e-2

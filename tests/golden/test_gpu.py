@@ -32,8 +32,12 @@ def on_gpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cuda() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize(("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")])
-def test_every_block_equals_the_official_code(checkpoint: str, golden: str, backend: str, mini: Path, error: Error) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")]
+)
+def test_every_block_equals_the_official_code(
+    checkpoint: str, golden: str, backend: str, mini: Path, error: Error
+) -> None:
     expected = on_gpu(load_file(mini / f"{golden}.safetensors"))
     model = stm.load_checkpoint(mini / f"{checkpoint}.pth", device="cuda", backend=backend)
     streams, full, logits = streams_and_logits(model, expected["inputs"])
@@ -55,7 +59,11 @@ def test_compressed_models(name: str, backend: str, mini: Path, error: Error) ->
 
 
 def test_full_size_vim_tiny(
-    backend: str, shared: Callable[[str], Path], vim_ti_state: Callable[[], dict[str, Any]], tmp_path: Path, error: Error
+    backend: str,
+    shared: Callable[[str], Path],
+    vim_ti_state: Callable[[], dict[str, Any]],
+    tmp_path: Path,
+    error: Error,
 ) -> None:
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"].cuda()
     torch.save(vim_ti_state(), tmp_path / "vim_midclstok.pth")
@@ -88,7 +96,9 @@ def test_topvim(depth: int, seed: int, backend: str, mini_model: Callable[..., s
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_agrees(dtype: str, backend: str, mini: Path, error: Error) -> None:
     images = load_file(mini / "golden.safetensors")["inputs"].cuda()
-    half, whole = (stm.load_checkpoint(mini / "vim_mini.pth", device="cuda", dtype=d, backend=backend) for d in (dtype, "float32"))
+    half, whole = (
+        stm.load_checkpoint(mini / "vim_mini.pth", device="cuda", dtype=d, backend=backend) for d in (dtype, "float32")
+    )
     with torch.inference_mode():
         assert error(half(images), whole(images)) <= 5e-2
 

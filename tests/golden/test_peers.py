@@ -1,5 +1,6 @@
-"""Peers against the outputs of the official code (golden README): tokens and class token at every block, what merged with what
-or stayed, the stream after every block, logits. The bound on floats is max|a - b| / max|b| <= 1e-4 in float32.
+"""Peers against the outputs of the official code (golden README): tokens and class token at every block, what merged
+with what or stayed, the stream after every block, logits. The bound on floats is max|a - b| / max|b| <= 1e-4 in
+float32.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,9 @@ class Watch(Plan):
         return after
 
 
-def compare(model: stm.ViM, plan: Plan, images: Tensor, expected: dict[str, Tensor], error: Error, suffix: str = "") -> dict[int, State]:
+def compare(
+    model: stm.ViM, plan: Plan, images: Tensor, expected: dict[str, Tensor], error: Error, suffix: str = ""
+) -> dict[int, State]:
     """Hold a run to a golden file; what entered the block after each removal, by the block that it followed."""
     watch = Watch(plan)
     watched = model.with_plan(watch)
@@ -57,9 +60,15 @@ def compare(model: stm.ViM, plan: Plan, images: Tensor, expected: dict[str, Tens
             assert [model.config.model.tokens, *(state.x.shape[1] for state in entered[1:])] == expected[key].tolist()
             assert [model.config.model.cls, *(state.cls for state in entered[1:])] == expected[where].tolist()
     entering = plan.entering(model.config.model)
-    assert [entry.tokens for entry in entering] == [model.config.model.tokens, *(state.x.shape[1] for state in watch.entered)]
+    assert [entry.tokens for entry in entering] == [
+        model.config.model.tokens,
+        *(state.x.shape[1] for state in watch.entered),
+    ]
     assert [entry.cls for entry in entering[1:]] == [state.cls for state in watch.entered]
-    errors = {"logits": error(logits, expected[f"logits{suffix}"]), "logits_f64": error(logits, expected[f"logits{suffix}_f64"])}
+    errors = {
+        "logits": error(logits, expected[f"logits{suffix}"]),
+        "logits_f64": error(logits, expected[f"logits{suffix}_f64"]),
+    }
     errors["full"] = error(full, expected[f"logits{suffix}"])
     if not suffix:
         for i, stream in enumerate(streams):
@@ -89,16 +98,22 @@ THEIR_FLOPS = {
 }
 
 
-def check_rmeeto(model: stm.ViM, settings: dict[str, Any], images: Tensor, expected: dict[str, Tensor], error: Error) -> None:
-    plan = rmeeto.RMeeTo(model.config.model, rmeeto.upstream_removals(model.config.model, **settings), quirks="upstream")
+def check_rmeeto(
+    model: stm.ViM, settings: dict[str, Any], images: Tensor, expected: dict[str, Tensor], error: Error
+) -> None:
+    plan = rmeeto.RMeeTo(
+        model.config.model, rmeeto.upstream_removals(model.config.model, **settings), quirks="upstream"
+    )
     merges = compare(model, plan, images, expected, error)
-    assert {f"merge.{block + 1}.src" for block in merges} == {key for key in expected if key.startswith("merge.") and key.endswith("src")}
+    assert {f"merge.{block + 1}.src" for block in merges} == {
+        key for key in expected if key.startswith("merge.") and key.endswith("src")
+    }
     tokens, cls = model.config.model.tokens, model.config.model.cls
     for block, state in merges.items():
-        assert state.map is not None and isinstance(state.cls, int)
-        into = state.map.keep.gather(1, state.map.dst)
+        assert state.last_merge is not None and isinstance(state.cls, int)
+        into = state.last_merge.keep.gather(1, state.last_merge.dst)
         # theirs are positions with the class token taken out, by falling score
-        for found, key in ((state.map.src, "src"), (into, "dst")):
+        for found, key in ((state.last_merge.src, "src"), (into, "dst")):
             assert (found - (found > cls).to(found)).tolist() == expected[f"merge.{block + 1}.{key}"].tolist()
         if f"size.{block + 1}" in expected:
             torch.testing.assert_close(state.size, expected[f"size.{block + 1}"][..., 0])
@@ -119,7 +134,9 @@ def test_rmeeto_upstream(name: str, backend: str, mini_model: Callable[..., stm.
 @pytest.mark.shared
 def test_rmeeto_upstream_at_full_size(shared: Callable[[str], Path], vim_ti: stm.ViM, error: Error) -> None:
     images = load_file(shared("golden/inputs_224_seed7.safetensors"))["inputs"]
-    check_rmeeto(vim_ti, {"num_prune": 5}, images, load_file(shared("golden/rmeeto/golden_vim_ti_r5.safetensors")), error)
+    check_rmeeto(
+        vim_ti, {"num_prune": 5}, images, load_file(shared("golden/rmeeto/golden_vim_ti_r5.safetensors")), error
+    )
 
 
 @pytest.mark.parametrize("name", RMEETO)
@@ -127,32 +144,39 @@ def test_rmeetos_own_count(name: str, mini_model: Callable[..., stm.ViM]) -> Non
     """Its counter leaves the tail rule out."""
     model = mini_model(depth=8, seed=13).config.model
     removals = rmeeto.upstream_removals(model, **RMEETO[name], tail_rule=False)
-    assert (paper(model, 10, rmeeto.RMeeTo(model, removals)), paper(model, 10, Peer(model, removals))) == THEIR_FLOPS[name]
+    assert (paper(model, 10, rmeeto.RMeeTo(model, removals)), paper(model, 10, Peer(model, removals))) == THEIR_FLOPS[
+        name
+    ]
 
 
 def test_rmeetos_own_count_at_full_size() -> None:
     ti = stm.ModelConfig(d_model=192, depth=24, dt_rank=12)
     removals = rmeeto.upstream_removals(ti, tail_rule=False)
-    assert (paper(ti, 1000, rmeeto.RMeeTo(ti, removals)), paper(ti, 1000, Peer(ti, removals))) == (1284617856, 1250923008)
+    assert (paper(ti, 1000, rmeeto.RMeeTo(ti, removals)), paper(ti, 1000, Peer(ti, removals))) == (
+        1284617856,
+        1250923008,
+    )
 
 
 def check_topvim(model: stm.ViM, images: Tensor, expected: dict[str, Tensor], error: Error) -> None:
     plan = hsa.UpstreamHSA(model.config.model, hsa.upstream_removals(model.config.model))
     cuts = compare(model, plan, images, expected, error)
     for block, state in cuts.items():
-        assert state.map is not None
-        assert state.map.keep.tolist() == expected[f"keep.{block + 1}"].tolist()
+        assert state.last_merge is not None
+        assert state.last_merge.keep.tolist() == expected[f"keep.{block + 1}"].tolist()
     for i in range(len(images)):  # alone, as the result depends on the place in the batch
         alone = {key: expected[key][i : i + 1] for key in ("logits_single", "logits_single_f64")}
         alone |= {key: expected[key] for key in ("tokens_in", "cls_in")}
         for block, state in compare(model, plan, images[i : i + 1], alone, error, "_single").items():
-            assert state.map is not None
-            assert state.map.keep.tolist() == expected[f"single.keep.{block + 1}"][i : i + 1].tolist()
+            assert state.last_merge is not None
+            assert state.last_merge.keep.tolist() == expected[f"single.keep.{block + 1}"][i : i + 1].tolist()
 
 
 @pytest.mark.parametrize("backend", backends.ORDER)
 @pytest.mark.parametrize(("depth", "seed"), [(8, 14), (16, 15)])
-def test_topvim_as_released(depth: int, seed: int, backend: str, mini_model: Callable[..., stm.ViM], error: Error) -> None:
+def test_topvim_as_released(
+    depth: int, seed: int, backend: str, mini_model: Callable[..., stm.ViM], error: Error
+) -> None:
     if not backends.status(backend)[0]:
         pytest.skip(f"backend {backend}: {backends.status(backend)[1]}")
     images = load_file(HERE / "topvim/inputs_mini.safetensors")["inputs"]

@@ -1,8 +1,10 @@
-"""The four readings of one set of tensors against a loop in float64 that shares no code with stm, over images, tokens and states.
+"""The four readings of one set of tensors against a loop in float64 that shares no code with stm, over images, tokens
+and states.
 
-The class token in the middle or at the head, the directions averaged or added: (middle, averaged) is hustvl/Vim, which the other golden
-tests hold to its own outputs; (head, added) is VideoMamba (OpenGVLab/VideoMamba image_sm/models/videomamba.py). The bound is
-max|a - b| / max|b| <= 1e-4 in float32.
+The class token in the middle or at the head, the directions averaged or added: (middle, averaged) is hustvl/Vim, which
+    the other golden
+tests hold to its own outputs; (head, added) is VideoMamba (OpenGVLab/VideoMamba image_sm/models/videomamba.py). The
+bound is max|a - b| / max|b| <= 1e-4 in float32.
 """
 
 from collections.abc import Callable
@@ -56,7 +58,9 @@ def logits_of_one(state: State, image: Tensor, *, head: bool, averaged: bool) ->
     for block in range(len({name.split(".")[1] for name in state if name.startswith("layers.")})):
         prefix = f"layers.{block}.mixer."
         residual = residual + x
-        inner, gate = (rms_norm(residual, state[f"layers.{block}.norm.weight"]) @ state[f"{prefix}in_proj.weight"].T).chunk(2, dim=1)
+        inner, gate = (
+            rms_norm(residual, state[f"layers.{block}.norm.weight"]) @ state[f"{prefix}in_proj.weight"].T
+        ).chunk(2, dim=1)
         forward = one_direction(state, prefix, "", inner) * silu(gate)
         backward = (one_direction(state, prefix, "_b", inner.flip(0)) * silu(gate.flip(0))).flip(0)
         x = (forward + backward) / (2 if averaged else 1) @ state[f"{prefix}out_proj.weight"].T
@@ -76,7 +80,9 @@ def test_each_reading_equals_a_plain_loop(
         for h, a in ((head, averaged), (not head, averaged), (head, not averaged))
     }
     # as it is asked, and as the name alone says it
-    name = {(True, False): "videomamba_t16_in1k_res64.pth", (False, True): "vim_midclstok_res64.pth"}.get((head, averaged))
+    name = {(True, False): "videomamba_t16_in1k_res64.pth", (False, True): "vim_midclstok_res64.pth"}.get(
+        (head, averaged)
+    )
     torch.save({"model": state}, tmp_path / (name or "weights.pth"))
     options = {"class_token": "head" if head else "middle", "divide_out": averaged, "image_size": 64}
     for given in (options, {}) if name else (options,):
@@ -86,4 +92,6 @@ def test_each_reading_equals_a_plain_loop(
         worst = error(found, expected[head, averaged])
         tell(f"{options['class_token']}, {'averaged' if averaged else 'added'}", worst, "logits")
         assert worst <= BOUND
-        assert all(error(found, other) > 100 * BOUND for reading, other in expected.items() if reading != (head, averaged))
+        assert all(
+            error(found, other) > 100 * BOUND for reading, other in expected.items() if reading != (head, averaged)
+        )

@@ -1,4 +1,5 @@
-"""BNNM's index lists against golden/stm/schedules.json, which an independent reference wrote: every order, step by step."""
+"""BNNM's index lists against golden/stm/schedules.json, which an independent reference wrote: every order, step by
+step."""
 
 import json
 from pathlib import Path

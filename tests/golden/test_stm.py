@@ -39,7 +39,12 @@ def options(name: str, patches: int) -> dict[str, Any]:
     rest = re.fullmatch(r"(prune|sum|mean|size|hsp)(-normalized)?_p([\d.]+)(_span)?", found["rest"] or found["staged"])
     assert rest is not None, name
     weights, normalized, p, span = rest.groups()
-    wish: dict[str, Any] = {"weights": weights, "normalize": bool(normalized), "step_scale": float(p), "span_conv": bool(span)}
+    wish: dict[str, Any] = {
+        "weights": weights,
+        "normalize": bool(normalized),
+        "step_scale": float(p),
+        "span_conv": bool(span),
+    }
     if found["stages"]:
         return wish | {"stages": tuple(map(int, found["stages"].split(",")))}
     r, k, sides = int(found["r"]), int(found["k"]), "left" if found["left"] else "both"

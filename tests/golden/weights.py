@@ -109,8 +109,12 @@ def state_dict(D, depth, N=16, tokens=197, classes=1000, patch=16, seed=0):
 
 
 def fingerprint(sd):
-    """Small numbers that tell whether another machine drew the same weights: key -> [shape, sum, sum of squares, first]."""
-    per = {k: [list(v.shape), v.double().sum().item(), v.double().square().sum().item(), v.flatten()[0].item()] for k, v in sd.items()}
+    """Small numbers that tell whether another machine drew the same weights: key -> [shape, sum, sum of squares,
+    first]."""
+    per = {
+        k: [list(v.shape), v.double().sum().item(), v.double().square().sum().item(), v.flatten()[0].item()]
+        for k, v in sd.items()
+    }
     h = hashlib.sha256()
     for v in sd.values():
         h.update(v.contiguous().numpy().tobytes())

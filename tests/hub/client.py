@@ -1,4 +1,5 @@
-"""Calls of stm.hub.fetch, each in a process of its own, because huggingface_hub reads its environment when it is imported.
+"""Calls of stm.hub.fetch, each in a process of its own, because huggingface_hub reads its environment when it is
+imported.
 
 Waits between retries are left out, and files come in small pieces.
 """
@@ -33,7 +34,8 @@ if kwargs.pop("told", False):
     kwargs["on_progress"] = lambda progress: told.append(list(progress))
 try:
     result = getattr(hub, call)(*args, **kwargs)
-    out = {"result": result if isinstance(result, list) else {key: str(value) for key, value in vars(result).items()}, "told": told}
+    found = result if isinstance(result, list) else {key: str(value) for key, value in vars(result).items()}
+    out = {"result": found, "told": told}
 except StmError as error:
     out = {"kind": type(error).__name__, "code": error.exit_code, "message": error.message, "hint": error.hint}
 print(json.dumps(out))

@@ -23,7 +23,11 @@ class _Refused(Exception):
     """An answer in the Hub's way of refusing: status, X-Error-Code, X-Error-Message."""
 
     def __init__(self, status: int, code: str = "", message: str = "", *, body: bytes = b"", **headers: str) -> None:
-        self.status, self.body, self.headers = status, body, {"X-Error-Code": code, "X-Error-Message": message} | headers
+        self.status, self.body, self.headers = (
+            status,
+            body,
+            {"X-Error-Code": code, "X-Error-Message": message} | headers,
+        )
 
 
 def _is_lfs(file: str, size: int) -> bool:
@@ -32,7 +36,11 @@ def _is_lfs(file: str, size: int) -> bool:
 
 def _oid(file: str, body: bytes) -> str:
     """As git names a file's content, or LFS."""
-    return hashlib.sha256(body).hexdigest() if _is_lfs(file, len(body)) else hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    return (
+        hashlib.sha256(body).hexdigest()
+        if _is_lfs(file, len(body))
+        else hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
+    )
 
 
 _NAME = r"((?:datasets/)?[^/]+/[^/]+)"
@@ -140,7 +148,9 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
                 body = bytes([body[0] ^ 255]) + body[1:]
             if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", "")):
                 start, stop = int(wanted[1]), min(int(wanted[2] or len(body) - 1), len(body) - 1) + 1
-                self._answer(206, body[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"})
+                self._answer(
+                    206, body[start:stop], {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}
+                )
             else:
                 self._answer(200, body, {**headers, "Accept-Ranges": "bytes"})
 
@@ -151,7 +161,9 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
             for entry in siblings:
                 entry["blobId"] = entry.pop("oid")
             private = hub.repos[repo_name].private
-            self._json({"id": name, "modelId": name, "sha": commit, "private": private, "tags": [], "siblings": siblings})
+            self._json(
+                {"id": name, "modelId": name, "sha": commit, "private": private, "tags": [], "siblings": siblings}
+            )
 
         def _tree(self, kind: str, name: str, revision: str) -> None:
             _, files = self._commit_of(name if kind == "models" else f"datasets/{name}", revision)
@@ -161,9 +173,15 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
             path, body = item
             entry: dict[str, Any] = {"oid": _oid(path, body), "size": len(body), "path": path}
             if _is_lfs(path, len(body)):
-                pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{_oid(path, body)}\nsize {len(body)}\n".encode()
+                spec = "version https://git-lfs.github.com/spec/v1"
+                pointer = f"{spec}\noid sha256:{_oid(path, body)}\nsize {len(body)}\n".encode()
                 entry["oid"] = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer).hexdigest()
-                entry["lfs"] = {"oid": _oid(path, body), "sha256": _oid(path, body), "size": len(body), "pointerSize": len(pointer)}
+                entry["lfs"] = {
+                    "oid": _oid(path, body),
+                    "sha256": _oid(path, body),
+                    "size": len(body),
+                    "pointerSize": len(pointer),
+                }
             return entry
 
         # writing

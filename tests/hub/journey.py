@@ -2,8 +2,8 @@
 
     python -m tests.hub.journey
 
-Against a Hub on this machine, with a mini ViM of random weights in the place of vim-ti: what is shown is that each step takes what
-the one before it made. Every command is a process of its own.
+Against a Hub on this machine, with a mini ViM of random weights in the place of vim-ti: what is shown is that each step
+takes what the one before it made. Every command is a process of its own.
 """
 
 import io
@@ -39,7 +39,9 @@ def main() -> None:
         online = inherited | hub.environment(here / "hf") | {"PYTHONPATH": str(ROOT), "HF_TOKEN": LOGIN}
 
         def run(*words: str, **more: str) -> str:
-            done = subprocess.run([sys.executable, *words], cwd=here, env=online | more, capture_output=True, text=True, timeout=HANG)
+            done = subprocess.run(
+                [sys.executable, *words], cwd=here, env=online | more, capture_output=True, text=True, timeout=HANG
+            )
             assert done.returncode == 0, f"{words}: {done.stderr}"
             assert LOGIN not in done.stdout + done.stderr
             return done.stdout
@@ -53,9 +55,19 @@ def main() -> None:
         assert isinstance(measured, dict) and isinstance(pushed, dict)
         assert pushed["url"] == f"{hub.url}/{SMALL}"
         files = hub.repos[SMALL].files
-        assert sorted(files) == [".eval_results/stm.yaml", ".gitattributes", "README.md", "config.json", "model.safetensors"]
+        assert sorted(files) == [
+            ".eval_results/stm.yaml",
+            ".gitattributes",
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
         source = json.loads(files["config.json"])["source"]
-        assert (source["repo"], source["revision"], source["license"]) == (vim_ti.repo, hub.repos[vim_ti.repo].refs["main"], "apache-2.0")
+        assert (source["repo"], source["revision"], source["license"]) == (
+            vim_ti.repo,
+            hub.repos[vim_ti.repo].refs["main"],
+            "apache-2.0",
+        )
 
         (snippet,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
         shape = run("-c", f"{snippet}\nprint(tuple(logits.shape), model.config.source.repo)")
@@ -78,7 +90,9 @@ def _pictures() -> bytes:
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for number in range(20):
             image = io.BytesIO()
-            Image.effect_mandelbrot((90, 80), (-2.0, -1.0, 0.5 + number / 10, 1.0), 20 + number).convert("RGB").save(image, "JPEG")
+            Image.effect_mandelbrot((90, 80), (-2.0, -1.0, 0.5 + number / 10, 1.0), 20 + number).convert("RGB").save(
+                image, "JPEG"
+            )
             info = tarfile.TarInfo(f"imagenetv2-matched-frequency-format-val/{number % 10}/{number}.jpeg")
             info.size = image.tell()
             image.seek(0)

@@ -4,8 +4,8 @@
         hub.repos["owner/vim"] = Repo({"vim.pth": b"..."})
         ...  # a process with hub.environment(tmp_path) in its environment
 
-A dataset's name begins with "datasets/". Faults are served once each, in the order in which they were asked for, to the first
-request that fits. What it answers is in handler.py.
+A dataset's name begins with "datasets/". Faults are served once each, in the order in which they were asked for, to the
+first request that fits. What it answers is in handler.py.
 """
 
 import hashlib
@@ -56,7 +56,12 @@ class Repo:
     """A repo: commits, the names that point to them, and who may read it. Who has a login may write it."""
 
     def __init__(
-        self, files: Mapping[str, bytes] | None = None, *, token: str | None = None, gated: bool = False, private: bool = False
+        self,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        token: str | None = None,
+        gated: bool = False,
+        private: bool = False,
     ) -> None:
         self.commits: dict[str, dict[str, bytes]] = {}
         self.refs: dict[str, str] = {}
@@ -80,7 +85,8 @@ class Repo:
 
 
 class Hub:
-    """The server. `seen` is every request, `faults` what is still to go wrong, `logins` the name behind each token that may write."""
+    """The server. `seen` is every request, `faults` what is still to go wrong, `logins` the name behind each token that
+    may write."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -97,7 +103,9 @@ class Hub:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -107,7 +115,12 @@ class Hub:
 
     def environment(self, home: Path) -> dict[str, str]:
         """What a process needs to take this for the Hub; huggingface_hub reads it when it is imported."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
 
     def fault(self, method: str, path: str) -> Fault | None:
         fitting = next((fault for fault in self.faults if fault.method == method and fault.path in path), None)

@@ -21,7 +21,17 @@ from typer.main import get_command
 
 import stm
 from stm.assets import FOLDER
-from stm.config import Calibration, Config, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config import (
+    Calibration,
+    Config,
+    Measured,
+    ModelConfig,
+    Preprocess,
+    Protection,
+    Recipe,
+    Source,
+    dense_schedule,
+)
 from stm.errors import ArtifactError
 from stm.hub.card import _python, _text, _yaml, card, eval_results, is_untouched, recipe_command, retarget
 from stm.install import install_command
@@ -57,9 +67,13 @@ LABELLED = Measured(
     kl=0.0012,
     seed=3,
 )
-LABEL_FREE = Measured(data="photographs", n=40, agreement=0.9, kl=0.125, reasons={"top1": "no labels", "top5": "no labels"})
+LABEL_FREE = Measured(
+    data="photographs", n=40, agreement=0.9, kl=0.125, reasons={"top1": "no labels", "top5": "no labels"}
+)
 FLOPS = Flops(paper=1124802048, honest=2345678, paper_saving=0.2238, honest_saving=0.1)
-HERE = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2)
+HERE = Environment(
+    stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2
+)
 
 
 def written(config: Config, **more: Any) -> str:
@@ -71,10 +85,20 @@ def test_the_front_matter() -> None:
     assert (found.library_name, found.pipeline_tag, found.license) == ("stm", "image-classification", "apache-2.0")
     assert found.base_model == "someone/their-vim"
     assert "token-merging" in found.tags
-    where = "- License of the weights: apache-2.0, by the header of the model card of someone/their-vim. Read the text of that card too"
-    assert where in written(SMALL), "a card's text may say more than its header: one of hustvl/Vim also says non-commercial"
-    results = [(each.dataset_name, each.metric_type, each.metric_name, each.metric_value) for each in found.eval_results]
-    assert results == [("digits", "accuracy", "top-1", 0.97), ("digits", "accuracy", "top-5", 0.999)], "only what has labels"
+    where = (
+        "- License of the weights: apache-2.0, by the header of the model card of someone/their-vim. Read the text of"
+        " that card too"
+    )
+    assert where in written(SMALL), (
+        "a card's text may say more than its header: one of hustvl/Vim also says non-commercial"
+    )
+    results = [
+        (each.dataset_name, each.metric_type, each.metric_name, each.metric_value) for each in found.eval_results
+    ]
+    assert results == [
+        ("digits", "accuracy", "top-1", 0.97),
+        ("digits", "accuracy", "top-5", 0.999),
+    ], "only what has labels"
 
 
 def test_what_is_not_known_is_not_there() -> None:
@@ -82,13 +106,26 @@ def test_what_is_not_known_is_not_there() -> None:
     found = ModelCard(text).data.to_dict()
     assert sorted(found) == ["library_name", "pipeline_tag", "tags"]
     assert "token-merging" not in found["tags"]
-    for absent in ("None", "null", "nan", "%", "top-1 ", "images/s", "Schedule", "Make it again", "less than dense", "2509.22691"):
+    for absent in (
+        "None",
+        "null",
+        "nan",
+        "%",
+        "top-1 ",
+        "images/s",
+        "Schedule",
+        "Make it again",
+        "less than dense",
+        "2509.22691",
+    ):
         assert absent not in text, absent
     assert "Accuracy was not measured." in text
 
 
 def test_what_was_measured() -> None:
-    text = written(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE)), images_per_second=123.456, environment=HERE)
+    text = written(
+        dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE)), images_per_second=123.456, environment=HERE
+    )
     for expected in (
         "| the paper's convention | 1.125 G | 22.38% |",
         "| both directions, merges included | 2.346 M | 10.00% |",
@@ -111,26 +148,38 @@ def test_what_was_measured() -> None:
 
 
 def test_the_speed_beside_the_dense_model() -> None:
-    """ViM-S by the paper's method took 89.6 ms where the dense model took 65.5: a card that hides that sells a slower model."""
-    speed = ServedSpeed(batch_size=1, ms_per_image=89.6, dense_ms_per_image=65.5, gain=0.731, gain_quartiles=(0.72, 0.744), rounds=9)
-    paper = dataclasses.replace(SMALL, protection=Protection(weights="hsp", mode="dynamic", step_scale=0.0, span_conv=False))
+    """ViM-S by the paper's method took 89.6 ms where the dense model took 65.5: a card that hides that sells a slower
+    model."""
+    speed = ServedSpeed(
+        batch_size=1, ms_per_image=89.6, dense_ms_per_image=65.5, gain=0.731, gain_quartiles=(0.72, 0.744), rounds=9
+    )
+    paper = dataclasses.replace(
+        SMALL, protection=Protection(weights="hsp", mode="dynamic", step_scale=0.0, span_conv=False)
+    )
     text = written(paper, served=speed, environment=HERE)
-    expected = "after `optimize`, batch size 1, 89.6 ms per image where the dense model takes 65.5: 0.73x (quartiles 0.72 to 0.74)"
+    expected = (
+        "after `optimize`, batch size 1, 89.6 ms per image where the dense model takes 65.5: 0.73x (quartiles 0.72 to"
+        " 0.74)"
+    )
     assert f"Speed: {expected} on A processor (cpu," in text
-    assert f"Speed: 10 images/s; {expected} on A processor (cpu," in written(paper, served=speed, images_per_second=10, environment=HERE)
+    assert f"Speed: 10 images/s; {expected} on A processor (cpu," in written(
+        paper, served=speed, images_per_second=10, environment=HERE
+    )
     assert "`--hsp static` bakes them" in text and "--hsp static" not in written(SMALL, served=speed, environment=HERE)
 
 
 def test_the_schedule() -> None:
     """By hand, from the steps of SMALL: 5 tokens, 3 after block 0, 2 after block 9."""
     text = written(SMALL)
-    assert "Reached: 40.00% of the token-layers saved, 75.00% of the patch tokens gone." in text  # 1 - (5 + 9 * 3 + 2 * 2) / 60
+    assert (
+        "Reached: 40.00% of the token-layers saved, 75.00% of the patch tokens gone." in text
+    )  # 1 - (5 + 9 * 3 + 2 * 2) / 60
     assert "| 0 | 5 | 2 | 3 | 1 |\n| 9 | 3 | 1 | 2 | 1 |\n" in text
     assert (
         "blocks  0        5 ########################################\n"
         "blocks  1 to  9  3 ########################\n"
-        "blocks 10 to 11  2 ################\n"
-    ) in text
+        "blocks 10 to 11  2 ################\n" in text
+    )
 
 
 def test_the_same_model_gives_the_same_card() -> None:
@@ -149,7 +198,9 @@ ODD = "a|b`c_*[x](y)<i> \n---\n# {{ 7 * 7 }} 'q' \"d\" \\ é 🙂 \x07 \u2028 en
 
 def test_odd_names_stay_text() -> None:
     config = dataclasses.replace(
-        SMALL, source=Source(repo=ODD, file=ODD, license=ODD), measured=(dataclasses.replace(LABELLED, data=ODD, reasons={"kl": ODD}),)
+        SMALL,
+        source=Source(repo=ODD, file=ODD, license=ODD),
+        measured=(dataclasses.replace(LABELLED, data=ODD, reasons={"kl": ODD}),),
     )
     text = written(config, name=ODD)
     _, front, body = text.split("---\n", 2)
@@ -185,34 +236,68 @@ def options_of_the_command_line() -> set[str]:
 
 
 def test_the_command_has_every_option_and_only_real_ones() -> None:
-    assert shlex.join(recipe_command(SMALL) or []) == (
-        "stm compress someone/their-vim --file vim.pth --revision c0ffee --method stm --rate 0.4 --schedule staged --sides both "
-        "--weights size --step-scale 0.5 --seed 0 --span-conv"
+    assert (
+        shlex.join(recipe_command(SMALL) or [])
+        == "stm compress someone/their-vim --file vim.pth --revision c0ffee --method stm --rate 0.4 --schedule staged"
+        " --sides both --weights size --step-scale 0.5 --seed 0 --span-conv"
     )
     paper = dataclasses.replace(
         SMALL,
         dtype="bfloat16",
         protection=Protection(weights="hsp", mode="dynamic", normalized=True, step_scale=0.0, span_conv=False),
-        recipe=Recipe(method="paper", saving=0.25, removed_share=0.4, schedule="border", sides="left", tokens_per_side=2, seed=7),
+        recipe=Recipe(
+            method="paper", saving=0.25, removed_share=0.4, schedule="border", sides="left", tokens_per_side=2, seed=7
+        ),
         source=Source(file="vim weights.pth"),
         extra={"asked": {"image_size": 4, "class_token": "head", "divide_out": False, "ema": True}},
     )
     words = recipe_command(paper)
     assert words == [
-        *("stm", "compress", "vim weights.pth", "--image-size", "4", "--class-token", "head", "--method", "paper", "--saving", "0.25"),
+        *(
+            "stm",
+            "compress",
+            "vim weights.pth",
+            "--image-size",
+            "4",
+            "--class-token",
+            "head",
+            "--method",
+            "paper",
+            "--saving",
+            "0.25",
+        ),
         *("--schedule", "border", "--sides", "left", "--tokens-per-side", "2", "--weights", "hsp", "--hsp", "dynamic"),
-        *("--step-scale", "0.0", "--seed", "7", "--dtype", "bfloat16", "--plain-conv", "--normalize", "--no-divide-out", "--ema"),
+        *(
+            "--step-scale",
+            "0.0",
+            "--seed",
+            "7",
+            "--dtype",
+            "bfloat16",
+            "--plain-conv",
+            "--normalize",
+            "--no-divide-out",
+            "--ema",
+        ),
     ]
     assert "stm compress 'vim weights.pth' " in written(paper)
-    stages = dataclasses.replace(SMALL, recipe=Recipe(method="stm", removed_share=0.5, schedule="staged", stages=(1, 10)))
+    stages = dataclasses.replace(
+        SMALL, recipe=Recipe(method="stm", removed_share=0.5, schedule="staged", stages=(1, 10))
+    )
     assert "--stages 1,10 " in written(stages)
-    used = {word for command in (words, recipe_command(SMALL) or []) for word in command if word.startswith("--")} | {"--stages"}
+    used = {word for command in (words, recipe_command(SMALL) or []) for word in command if word.startswith("--")} | {
+        "--stages"
+    }
     assert used <= options_of_the_command_line()
 
 
 def test_no_command_where_there_is_none() -> None:
     calibrated = Recipe(
-        method="stm", rate=0.4, removed_share=0.5, schedule="staged", calibration=Calibration(data="cats", n=64, sha256="ca75")
+        method="stm",
+        rate=0.4,
+        removed_share=0.5,
+        schedule="staged",
+        calibration=Calibration(data="cats", n=64, sha256="ca75"),
     )
     text = written(dataclasses.replace(SMALL, recipe=calibrated))
     assert "The weights were averaged over 64 images of cats (SHA-256 ca75)." in text
@@ -246,7 +331,12 @@ def test_the_commands_run(tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[2])
     script = "\n".join(["set -e", f'stm() {{ "{sys.executable}" -m stm_cli "$@"; }}', *commands])
     run = subprocess.run(
-        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=HANG
+        ["sh", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert run.returncode == 0 and run.stdout.startswith(f"./{NAMES[0]}") and "photo.jpg" in run.stdout, run.stderr
 
@@ -254,7 +344,14 @@ def test_the_commands_run(tmp_path: Path) -> None:
 def test_whether_somebody_wrote_in_it() -> None:
     text = written(SMALL)
     assert is_untouched(text)
-    for other in ("", "# Mine\n", text + "\n", text.replace("## Limits", "## Limits of mine"), text[:-2], text.replace("\n", "\r\n")):
+    for other in (
+        "",
+        "# Mine\n",
+        text + "\n",
+        text.replace("## Limits", "## Limits of mine"),
+        text[:-2],
+        text.replace("\n", "\r\n"),
+    ):
         assert not is_untouched(other)
     moved = retarget(text, SMALL, "me/it's small")
     assert is_untouched(moved)
@@ -264,14 +361,28 @@ def test_whether_somebody_wrote_in_it() -> None:
 
 def test_results_on_sets_of_the_hub() -> None:
     on_hub = dataclasses.replace(LABELLED, data="hf:someone/set@c0ffee:test")
-    config = dataclasses.replace(SMALL, measured=(LABELLED, on_hub, dataclasses.replace(LABEL_FREE, data="imagenet-v2@c0ffee")))
+    config = dataclasses.replace(
+        SMALL, measured=(LABELLED, on_hub, dataclasses.replace(LABEL_FREE, data="imagenet-v2@c0ffee"))
+    )
     (entry,) = parse_eval_result_entries(yaml.safe_load(eval_results(config) or ""))
-    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == ("someone/set", "test", "c0ffee", 0.97)
+    assert (entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value) == (
+        "someone/set",
+        "test",
+        "c0ffee",
+        0.97,
+    )
     assert entry.notes is not None and "599 images, 95% interval 0.9500 to 0.9800, seed 3" in entry.notes
-    assert eval_results(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE))) is None, "nothing that the format can name"
+    assert eval_results(dataclasses.replace(SMALL, measured=(LABELLED, LABEL_FREE))) is None, (
+        "nothing that the format can name"
+    )
     local, hub = (ModelCard(written(config)).data.eval_results[index] for index in (0, 2))
     assert (local.dataset_type, local.dataset_split) == ("digits", None)
-    assert (hub.dataset_type, hub.dataset_name, hub.dataset_split, hub.dataset_revision) == ("someone/set", "someone/set", "test", "c0ffee")
+    assert (hub.dataset_type, hub.dataset_name, hub.dataset_split, hub.dataset_revision) == (
+        "someone/set",
+        "someone/set",
+        "test",
+        "c0ffee",
+    )
 
 
 def test_the_sets_that_the_source_was_trained_on() -> None:

@@ -31,8 +31,15 @@ def test_there_and_back(stm: Stm, tmp_path: Path) -> None:
     report = json.loads(run.out)
     theirs, ours = states(tmp_path / "dense.pth")
     assert same(theirs, ours), "equal keys and values"
-    assert (report["output"], report["format"], report["tensors"], report["notes"]) == ("dense.pth", "official", len(theirs), [])
-    assert stm("compress", "dense.pth", "--image-size", "64", "--class-token", "middle", "--no-eval", "--quiet").code == 0
+    assert (report["output"], report["format"], report["tensors"], report["notes"]) == (
+        "dense.pth",
+        "official",
+        len(theirs),
+        [],
+    )
+    assert (
+        stm("compress", "dense.pth", "--image-size", "64", "--class-token", "middle", "--no-eval", "--quiet").code == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,10 @@ def test_the_next_step_reads_the_same_model(stm: Stm, tmp_path: Path, options: t
     """An official file holds tensors alone: what else the model is goes into the command."""
     run = stm("export", MINI, "--out", "out.pth", *options)
     (command,) = (line.removeprefix("Next: ") for line in run.err.splitlines() if line.startswith("Next: "))
-    first, again = (json.loads(stm(*words, "--json").out)["config"] for words in (("info", MINI, *options), shlex.split(command)[1:]))
+    first, again = (
+        json.loads(stm(*words, "--json").out)["config"]
+        for words in (("info", MINI, *options), shlex.split(command)[1:])
+    )
     assert (again["model"], again["preprocessing"]) == (first["model"], first["preprocessing"])
 
 

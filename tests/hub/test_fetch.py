@@ -1,4 +1,5 @@
-"""Downloads against a real server on the loopback interface (server.py): what comes, which file is meant, short names."""
+"""Downloads against a real server on the loopback interface (server.py): what comes, which file is meant, short
+names."""
 
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from stm.hub.fetch import only_checkpoint
 from tests.hub.client import SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
 
-# --- what comes -----------------------------------------------------------------------------------------------------------------
+# --- what comes
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_with_its_commit(hub: Hub, client: Client) -> None:
@@ -51,7 +53,9 @@ def test_a_revision_is_resolved(hub: Hub, client: Client) -> None:
         (None, "None", "()"),
     ],
 )
-def test_what_the_front_matter_of_the_card_says(hub: Hub, client: Client, card: bytes | None, license: str, datasets: str) -> None:
+def test_what_the_front_matter_of_the_card_says(
+    hub: Hub, client: Client, card: bytes | None, license: str, datasets: str
+) -> None:
     commit = hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS} | ({} if card is None else {"README.md": card}))
     assert client("about", "owner/vim", commit)["result"] == {"license": license, "datasets": datasets}
 
@@ -79,11 +83,14 @@ def test_a_private_repo_with_its_token(hub: Hub, client: Client) -> None:
     hub.repos["owner/private"] = Repo({"vim.pth": WEIGHTS}, token=SECRET)
     assert Path(client("fetch", "owner/private", "vim.pth", token=SECRET)["result"]["path"]).read_bytes() == WEIGHTS
     assert client("list_files", "owner/private", token=SECRET)["result"] == ["vim.pth"]
-    hint = refused(client("list_files", "owner/private", token="hf_other"), "owner/private was not found", "may not be seen")
+    hint = refused(
+        client("list_files", "owner/private", token="hf_other"), "owner/private was not found", "may not be seen"
+    )
     assert "hf auth login" in hint
 
 
-# --- which file -----------------------------------------------------------------------------------------------------------------
+# --- which file
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_one_call_lists_a_repo(hub: Hub, client: Client) -> None:
@@ -109,11 +116,13 @@ def test_the_only_checkpoint_of_a_repo() -> None:
         only_checkpoint("owner/vim", [])
 
 
-# --- aliases --------------------------------------------------------------------------------------------------------------------
+# --- aliases
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_aliases_are_those_of_the_official_readme() -> None:
-    """Names and accuracies: hustvl/Vim, README; the accuracy is in each file's name. Tokens and parameters follow from the model."""
+    """Names and accuracies: hustvl/Vim, README; the accuracy is in each file's name. Tokens and parameters follow from
+    the model."""
     assert list(ALIASES) == ["vim-ti", "vim-ti-plus", "vim-s", "vim-s-plus", "vim-b"]
     for alias in ALIASES.values():
         assert f"_{alias.top1 * 100:.1f}acc.pth".replace(".", "p", 1) in alias.file

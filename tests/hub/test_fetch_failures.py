@@ -1,4 +1,5 @@
-"""Downloads against a real server on the loopback interface (server.py): what does not come, and that the next run is not hindered."""
+"""Downloads against a real server on the loopback interface (server.py): what does not come, and that the next run is
+not hindered."""
 
 import json
 import socket
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from stm.errors import HubError
-from stm.hub.errors import Request, told
+from stm.hub.errors import Request, translate_errors
 from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, refused
 from tests.hub.server import Fault, Hub, Repo
 
-# --- what does not --------------------------------------------------------------------------------------------------------------
+# --- what does not
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", [["fetch", "owner/none", "vim.pth"], ["list_files", "owner/none"]])
@@ -59,7 +61,11 @@ def test_no_such_file_names_those_that_are_near(client: Client) -> None:
             "hf auth login",
         ),
         (Fault("GET", "vim.pth", status=418), ["refused vim.pth of owner/vim (418)"], "/owner/vim"),
-        (Fault("HEAD", "vim.pth", 403, {"message": "Access to this resource is disabled."}), ["may not read"], "hf auth login"),
+        (
+            Fault("HEAD", "vim.pth", 403, {"message": "Access to this resource is disabled."}),
+            ["may not read"],
+            "hf auth login",
+        ),
     ],
     ids=lambda value: f"{value.method} {value.status}" if isinstance(value, Fault) else "",
 )
@@ -71,7 +77,9 @@ def test_a_server_that_refuses(hub: Hub, client: Client, fault: Fault, words: li
 
 def test_a_server_that_fails_for_long(hub: Hub, client: Client) -> None:
     hub.faults = [Fault("HEAD", "vim.pth", status=502) for _ in range(20)]
-    assert "in a while" in refused(client("fetch", "owner/vim", "vim.pth"), "the Hub failed (502) on vim.pth of owner/vim")
+    assert "in a while" in refused(
+        client("fetch", "owner/vim", "vim.pth"), "the Hub failed (502) on vim.pth of owner/vim"
+    )
 
 
 def test_too_many_requests(hub: Hub, client: Client) -> None:
@@ -81,7 +89,9 @@ def test_too_many_requests(hub: Hub, client: Client) -> None:
 
 def test_a_line_that_always_drops(hub: Hub, client: Client) -> None:
     hub.faults = [Fault("GET", "vim.pth", cut=0) for _ in range(20)]
-    assert "run it again" in refused(client("fetch", "owner/vim", "vim.pth"), "cannot be reached for vim.pth of owner/vim")
+    assert "run it again" in refused(
+        client("fetch", "owner/vim", "vim.pth"), "cannot be reached for vim.pth of owner/vim"
+    )
     assert not [path for path in client.home.rglob("*") if path.name == "vim.pth" or path.suffix == ".incomplete"]
 
 
@@ -89,12 +99,16 @@ def test_a_line_that_always_drops(hub: Hub, client: Client) -> None:
 def test_what_is_not_what_it_is_called_does_not_stay(hub: Hub, client: Client, file: str) -> None:
     """Large files are named by their SHA-256, small ones by git's hash."""
     hub.faults = [Fault("GET", file, flip=True)]
-    assert refused(client("fetch", "owner/vim", file), f"{file} of owner/vim is not what the Hub says it is") == "run it again"
+    assert (
+        refused(client("fetch", "owner/vim", file), f"{file} of owner/vim is not what the Hub says it is")
+        == "run it again"
+    )
     assert Path(client("fetch", "owner/vim", file)["result"]["path"]).read_bytes() == hub.repos["owner/vim"].files[file]
 
 
 def test_a_download_that_is_killed_and_run_again(hub: Hub, client: Client) -> None:
-    """huggingface_hub begins such a file anew, under a name of its own; what the killed process left is in nobody's way."""
+    """huggingface_hub begins such a file anew, under a name of its own; what the killed process left is in nobody's
+    way."""
     gone = threading.Event()
     hub.faults = [Fault("GET", "vim.pth", cut=70_000, hold=gone)]
     command = [sys.executable, "-c", CLIENT, json.dumps(["fetch", ["owner/vim", "vim.pth"], {}])]
@@ -158,7 +172,9 @@ def test_a_server_that_is_no_hub(hub: Hub, client: Client) -> None:
 
 def test_offline_says_what_is_not_in_the_cache(hub: Hub, client: Client) -> None:
     hint = refused(
-        client("fetch", "owner/vim", "vim.pth", offline=True), "vim.pth of owner/vim is not in the local cache", "HF_HUB_OFFLINE"
+        client("fetch", "owner/vim", "vim.pth", offline=True),
+        "vim.pth of owner/vim is not in the local cache",
+        "HF_HUB_OFFLINE",
     )
     assert "once online" in hint
     refused(client("list_files", "owner/vim", offline=True), "owner/vim is not in the local cache")
@@ -196,8 +212,11 @@ def test_a_token_that_is_none_is_not_quoted(hub: Hub, client: Client, token: str
 
 
 def test_what_is_not_of_the_hub_is_raised_as_it_is() -> None:
-    with pytest.raises(KeyError), told(Request("owner/vim")):
+    with pytest.raises(KeyError), translate_errors(Request("owner/vim")):
         raise KeyError("a bug")
-    with pytest.raises(HubError, match="or it may not be written with this login") as caught, told(Request("owner/vim", upload=True)):
+    with (
+        pytest.raises(HubError, match="or it may not be written with this login") as caught,
+        translate_errors(Request("owner/vim", upload=True)),
+    ):
         raise type("RepositoryNotFoundError", (Exception,), {})
     assert "hf auth login" in str(caught.value.hint)

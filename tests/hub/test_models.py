@@ -34,7 +34,12 @@ def source(run: Run) -> dict[str, str]:
 def test_every_way_to_name_a_checkpoint(hub: Hub, repo: Repo, stm: Stm) -> None:
     commit = repo.refs["main"]
     found = source(stm("info", "owner/vim", "--json"))
-    assert (found["repo"], found["file"], found["revision"], found["license"]) == ("owner/vim", "vim.pth", commit, "mit")
+    assert (found["repo"], found["file"], found["revision"], found["license"]) == (
+        "owner/vim",
+        "vim.pth",
+        commit,
+        "mit",
+    )
     for words in (
         ("owner/vim", "--file", "weights/vim.pth"),
         ("owner/vim", "--revision", commit),
@@ -56,7 +61,9 @@ def test_an_alias(hub: Hub, mini: bytes, stm: Stm) -> None:
     }
     hub.repos[alias.repo] = Repo({alias.file: mini, "other.pth": b""})
     found = source(stm("info", "vim-ti", "--json"))
-    assert (found["repo"], found["file"], found["license"]) == (alias.repo, alias.file, "apache-2.0"), "the license of the table"
+    assert (found["repo"], found["file"], found["license"]) == (alias.repo, alias.file, "apache-2.0"), (
+        "the license of the table"
+    )
     listed = {each["name"]: each for each in json.loads(stm("models", "--json").out)["models"]}
     assert (listed["vim-ti"]["cached"], listed["vim-ti"]["bytes"], listed["vim-ti"]["top1"]) == (True, len(mini), 0.761)
     assert not listed["vim-s"]["cached"] and listed["vim-s"]["bytes"] is None
@@ -97,7 +104,10 @@ def test_names_on_the_hub_tell_what_the_tensors_cannot(
     hub.repos[repository] = Repo({file: (tmp_path / "bare.pth").read_bytes()})
     run = stm("info", repository, "--image-size", "64", "--json")
     if reading is None:
-        assert run.code == 1 and f"stm info {repository} --image-size 64 --json --class-token middle --divide-out" in run.err
+        assert (
+            run.code == 1
+            and f"stm info {repository} --image-size 64 --json --class-token middle --divide-out" in run.err
+        )
         return
     config = json.loads(run.out)["config"]
     assert (config["model"]["class_token"], config["model"]["divide_out"]) == reading
@@ -107,7 +117,10 @@ def test_names_on_the_hub_tell_what_the_tensors_cannot(
 @pytest.mark.parametrize(
     ("link", "said"),
     [
-        ("https://example.com/owner/vim/resolve/main/vim.pth", "the link leads to https://example.com, expected the Hub's own host"),
+        (
+            "https://example.com/owner/vim/resolve/main/vim.pth",
+            "the link leads to https://example.com, expected the Hub's own host",
+        ),
         ("https://huggingface.co/owner/vim/resolve/main/vim.pth", "the link leads to https://huggingface.co"),
         (f"https://me:{SECRET}@example.com/owner/vim", "the link leads to https://example.com"),
         ("ftp://example.com/vim.pth", "the link leads to ftp://example.com"),
@@ -176,7 +189,9 @@ def test_a_dense_folder_is_the_source_of_what_is_made_of_it(hub: Hub, stm: Stm, 
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "small" / name).read_bytes()
 
 
-def test_a_compressed_folder_is_taken_everywhere(hub: Hub, folder: Path, stm: Stm, python: Callable[[str], Run], tmp_path: Path) -> None:
+def test_a_compressed_folder_is_taken_everywhere(
+    hub: Hub, folder: Path, stm: Stm, python: Callable[[str], Run], tmp_path: Path
+) -> None:
     hub.repos["owner/small"] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})
     old = hub.repos["owner/small"].refs["main"]
     hub.repos["owner/small"].commit({"config.json": b"{}", "model.safetensors": b""})
@@ -213,7 +228,9 @@ def test_a_damaged_download_does_not_stay(hub: Hub, folder: Path, stm: Stm) -> N
     hub.repos["owner/small"] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})
     hub.faults = [Fault("GET", "model.safetensors", flip=True)]
     run = stm("info", "owner/small")
-    assert run.code == 1 and "model.safetensors of owner/small" in run.err and "is not what the Hub says it is" in run.err
+    assert (
+        run.code == 1 and "model.safetensors of owner/small" in run.err and "is not what the Hub says it is" in run.err
+    )
     assert stm("info", "owner/small").code == 0
 
 

@@ -38,7 +38,8 @@ def commits(hub: Hub, repo: str) -> list[str]:
     return hub.repos[repo].messages
 
 
-# --- what is written ------------------------------------------------------------------------------------------------------------
+# --- what is written
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_repository(hub: Hub, stm: Stm, small: Path, folder: Path) -> None:
@@ -142,7 +143,12 @@ def test_a_card_that_was_edited_here_goes_as_it_is(hub: Hub, stm: Stm, small: Pa
 def test_results_of_an_earlier_model_do_not_stay(hub: Hub, stm: Stm, small: Path) -> None:
     hub.repos["me/vim"] = Repo({".eval_results/stm.yaml": b"[]", ".eval_results/theirs.yaml": b"[]", "notes.txt": b"."})
     assert changes(stm("push", "small", "me/vim", *TOKEN, "--json"))[".eval_results/stm.yaml"] == "deleted"
-    assert sorted(hub.repos["me/vim"].files) == [".eval_results/theirs.yaml", *FILES[:2], "model.safetensors", "notes.txt"]
+    assert sorted(hub.repos["me/vim"].files) == [
+        ".eval_results/theirs.yaml",
+        *FILES[:2],
+        "model.safetensors",
+        "notes.txt",
+    ]
 
 
 def test_only_our_files_go(hub: Hub, stm: Stm, small: Path) -> None:
@@ -176,7 +182,8 @@ def test_compress_pushes(hub: Hub, stm: Stm, tmp_path: Path) -> None:
     assert run.code == 1 and "nobody is logged in" in run.err
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,12 +191,17 @@ def test_compress_pushes(hub: Hub, stm: Stm, tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors has 1 bytes"),
         (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
-        (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "its front matter is not what the Hub takes"),
+        (
+            lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"),
+            "its front matter is not what the Hub takes",
+        ),
         (lambda folder: (folder / "config.json").write_text("{}"), "schema_version"),
         (lambda folder: shutil.rmtree(folder), "there is no folder small"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_not_pushed(hub: Hub, stm: Stm, small: Path, break_it: Callable[[Path], object], said: str) -> None:
+def test_a_folder_that_is_not_whole_is_not_pushed(
+    hub: Hub, stm: Stm, small: Path, break_it: Callable[[Path], object], said: str
+) -> None:
     break_it(small)
     run = stm("push", "small", "me/vim", *TOKEN)
     assert run.code == 1 and said in run.err
@@ -252,7 +264,8 @@ def test_a_failure_that_passes_is_not_seen(hub: Hub, stm: Stm, small: Path, path
 
 
 def test_two_pushes_at_once(hub: Hub, stm: Stm, small: Path, folder: Path) -> None:
-    """The other one commits between our look and our commit: nothing of it is lost, and the same command again succeeds."""
+    """The other one commits between our look and our commit: nothing of it is lost, and the same command again
+    succeeds."""
     hub.repos["me/vim"] = Repo({"notes.txt": b"."})
     theirs = {"notes.txt": b"theirs", "README.md": b"# Theirs\n"}
     hub.faults = [Fault("POST", "/commit/", call=lambda: hub.repos["me/vim"].commit(theirs))]
@@ -277,10 +290,16 @@ def test_two_pushes_at_once_that_both_make_the_repository(hub: Hub, stm: Stm, sm
 def test_a_push_that_is_killed_and_run_again(hub: Hub, small: Path, stm: Stm, home: Path, path: str) -> None:
     """Killed while the weights are on their way, and after them, before the commit."""
     reached, go_on = threading.Event(), threading.Event()
-    hub.faults = [Fault("PUT" if path == "/lfs/" else "POST", path, status=400, call=lambda: (reached.set(), go_on.wait(60)))]
+    hub.faults = [
+        Fault("PUT" if path == "/lfs/" else "POST", path, status=400, call=lambda: (reached.set(), go_on.wait(60)))
+    ]
     command = [sys.executable, "-m", "stm_cli", "push", "small", "me/vim", *TOKEN]
     process = subprocess.Popen(
-        command, cwd=small.parent, env=clean_environment(**hub.environment(home)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=small.parent,
+        env=clean_environment(**hub.environment(home)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert reached.wait(60)
     process.kill()
@@ -293,7 +312,8 @@ def test_a_push_that_is_killed_and_run_again(hub: Hub, small: Path, stm: Stm, ho
     assert len(uploads(hub)) - before == (1 if path == "/lfs/" else 0), "what had come whole is not sent again"
 
 
-# --- the token ------------------------------------------------------------------------------------------------------------------
+# --- the token
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_no_token_anywhere(hub: Hub, small: Path, home: Path, tmp_path: Path) -> None:
@@ -328,7 +348,7 @@ def test_no_token_anywhere(hub: Hub, small: Path, home: Path, tmp_path: Path) ->
 
 def test_the_environments_token_is_used(hub: Hub, small: Path, python: Callable[[str], Run]) -> None:
     run = python(
-        f"import os, stm\nos.environ['HF_TOKEN'] = {SECRET!r}\n"
-        f"try:\n    print(stm.load({str(small)!r}, device='cpu').push_to_hub('vim'))\nfinally:\n    del os.environ['HF_TOKEN']\n"
+        f"import os, stm\nos.environ['HF_TOKEN'] = {SECRET!r}\ntry:\n    print(stm.load({str(small)!r},"
+        " device='cpu').push_to_hub('vim'))\nfinally:\n    del os.environ['HF_TOKEN']\n"
     )
     assert (run.code, run.out) == (0, f"{hub.url}/me/vim\n"), run.err

@@ -41,13 +41,18 @@ def archive(files: dict[str, bytes] | Sequence[tarfile.TarInfo]) -> bytes:
     return stream.getvalue()
 
 
-# --- imagenet-v2 ----------------------------------------------------------------------------------------------------------------
+# --- imagenet-v2
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def v2(hub: Hub) -> Repo:
     """The real one's layout, with 10 classes instead of 1000."""
-    files = {f"imagenetv2-matched-frequency-format-val/{index}/{name}.jpeg": picture(20 * index) for index in range(10) for name in "ab"}
+    files = {
+        f"imagenetv2-matched-frequency-format-val/{index}/{name}.jpeg": picture(20 * index)
+        for index in range(10)
+        for name in "ab"
+    }
     hub.repos[f"datasets/{V2.repo}"] = Repo({V2.file: archive(files), "README.md": b"# V2\n"})
     return hub.repos[f"datasets/{V2.repo}"]
 
@@ -106,7 +111,8 @@ def test_a_measurement_on_a_set_of_the_hub_is_told_as_the_hub_reads_it(v2: Repo,
     assert stm("info", "small").code == 0
 
 
-# --- archives that are not trusted ------------------------------------------------------------------------------------------------
+# --- archives that are not trusted
+# ------------------------------------------------------------------------------------------------
 
 
 def written(tmp_path: Path, data: bytes) -> Path:
@@ -128,7 +134,10 @@ REFUSED = {
     "a device": (archive([link(tarfile.CHRTYPE)]), "neither a file nor a folder"),
     "a pipe": (archive([link(tarfile.FIFOTYPE)]), "neither a file nor a folder"),
     "too many files": (archive({f"{n}.png": b"x" for n in range(11)}), "more than 10 files or 10,000 bytes"),
-    "too many bytes": (archive({f"{n}.png": b"x" * 900 for n in range(10)} | {"big.png": b"x" * 1001}), "more than 10 files"),
+    "too many bytes": (
+        archive({f"{n}.png": b"x" * 900 for n in range(10)} | {"big.png": b"x" * 1001}),
+        "more than 10 files",
+    ),
     "a file too large": (archive({"a.png": b"x" * 1001}), "more than 10 files or 10,000 bytes"),
     "cut short": (archive({"a.png": b"x" * 100})[:-20], "cannot be unpacked"),
     "text": (b"no archive", "cannot be unpacked"),
@@ -169,11 +178,13 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     assert not (tmp_path / "set.incomplete").exists()
 
 
-# --- parquet --------------------------------------------------------------------------------------------------------------------
+# --- parquet
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def parquet(rows: Sequence[tuple[bytes | None, Any]], names: Sequence[str] | None = None, plain: bool = False) -> bytes:
-    """As the `datasets` library writes it: a struct of bytes and a path, and its own notes in the schema; 3 rows a group."""
+    """As the `datasets` library writes it: a struct of bytes and a path, and its own notes in the schema; 3 rows a
+    group."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     images = [image if plain else {"bytes": image, "path": None} for image, _ in rows]
     kind = pa.binary() if plain else pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -191,7 +202,9 @@ PICTURES = [(picture(20 * index), index % 10) for index in range(14)]
 
 def test_a_split_in_parquet(hub: Hub, stm: Stm, tmp_path: Path) -> None:
     shards = {f"data/test-{n:05}-of-00002.parquet": parquet(PICTURES[7 * n : 7 * n + 7]) for n in range(2)}
-    hub.repos["datasets/owner/set"] = Repo(shards | {"data/train-00000-of-00001.parquet": parquet(PICTURES), "README.md": b"# Set\n"})
+    hub.repos["datasets/owner/set"] = Repo(
+        shards | {"data/train-00000-of-00001.parquet": parquet(PICTURES), "README.md": b"# Set\n"}
+    )
     commit = hub.repos["datasets/owner/set"].refs["main"]
     run = stm("eval", MINI, "--data", "hf:owner/set:test", "--records", "records.csv", "--json")
     report = json.loads(run.out)
@@ -199,8 +212,13 @@ def test_a_split_in_parquet(hub: Hub, stm: Stm, tmp_path: Path) -> None:
     for place, (image, _) in enumerate(PICTURES):
         (tmp_path / "set" / str(place % 10)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / str(place % 10) / f"{place}.png").write_bytes(image)
-    assert json.loads(stm("eval", MINI, "--data", "set", "--json").out)["top1"] == report["top1"], "the same images as files"
-    assert stm("eval", MINI, "--data", "hf:owner/set:test", "--limit", "4", "--workers", "2", "--quiet", offline=True).code == 0
+    assert json.loads(stm("eval", MINI, "--data", "set", "--json").out)["top1"] == report["top1"], (
+        "the same images as files"
+    )
+    assert (
+        stm("eval", MINI, "--data", "hf:owner/set:test", "--limit", "4", "--workers", "2", "--quiet", offline=True).code
+        == 0
+    )
     run = stm("eval", MINI, "--data", "hf:owner/set")
     assert run.code == 2 and "hf:owner/set has the splits test, train" in run.err and "hf:owner/set:train" in run.err
     run = stm("eval", MINI, "--data", "hf:owner/set:validation")
@@ -219,7 +237,9 @@ def test_half_a_split_in_the_cache_is_not_a_split(hub: Hub, stm: Stm) -> None:
 def test_classes_by_name_and_images_that_are_not_there(hub: Hub, stm: Stm) -> None:
     names = [str(9 - index) for index in range(10)]
     rows = [*PICTURES, (None, 0), (b"no image", 0)]
-    hub.repos["datasets/owner/set"] = Repo({"train.parquet": parquet([(image, 9 - label) for image, label in rows], names[:10])})
+    hub.repos["datasets/owner/set"] = Repo(
+        {"train.parquet": parquet([(image, 9 - label) for image, label in rows], names[:10])}
+    )
     report = json.loads(stm("eval", MINI, "--data", "hf:owner/set", "--json").out)
     assert (report["n"], report["failed"]) == (14, 2)
 
@@ -247,7 +267,12 @@ def test_sets_that_do_not_fit(hub: Hub, stm: Stm, files: dict[str, Any], said: s
 def test_names_of_sets(hub: Hub, stm: Stm) -> None:
     assert read_set_name("hf:a/b@refs/convert/parquet:test") == read_set_name("hf:a/b@refs/convert/parquet:test")
     found = read_set_name("hf:a/b@refs/convert/parquet:test")
-    assert found is not None and (found.repo, found.revision, found.split, found.alias) == ("a/b", "refs/convert/parquet", "test", None)
+    assert found is not None and (found.repo, found.revision, found.split, found.alias) == (
+        "a/b",
+        "refs/convert/parquet",
+        "test",
+        None,
+    )
     assert read_set_name("digits-heldout") is None
     for bad in ("hf:", "hf:owner", "hf:a/b/c", "hf:a/b:", "hf://a/b"):
         run = stm("eval", MINI, "--data", bad)
@@ -274,7 +299,11 @@ def test_splits_by_the_names_of_files(file: str, split: str) -> None:
 
 def test_labels_to_classes() -> None:
     named = Config(
-        model=MODEL, num_classes=3, schedule=dense_schedule(MODEL), preprocessing=CONFIG.preprocessing, label_names=("cat", "dog", "cow")
+        model=MODEL,
+        num_classes=3,
+        schedule=dense_schedule(MODEL),
+        preprocessing=CONFIG.preprocessing,
+        label_names=("cat", "dog", "cow"),
     )
     assert label_indices([2, 0], None, CONFIG, "x") == [2, 0]
     assert label_indices([2, 0], ["a", "b", "c"], CONFIG, "x") == [2, 0], "nobody knows better"

@@ -1,4 +1,5 @@
-"""Sets that are read where they are. What is expected is what the same images give as files, or the `datasets` library as a stream."""
+"""Sets that are read where they are. What is expected is what the same images give as files, or the `datasets` library
+as a stream."""
 
 import io
 import json
@@ -35,7 +36,11 @@ def shard(samples: list[tuple[str, dict[str, bytes]]], mode: str = "w:") -> byte
 
 SHARDS = {
     f"val-{n:02}.tar": shard(
-        [(f"n/{i:03}", {"png": image, "cls": str(label).encode()}) for i, (image, label) in enumerate(PICTURES) if i // 7 == n]
+        [
+            (f"n/{i:03}", {"png": image, "cls": str(label).encode()})
+            for i, (image, label) in enumerate(PICTURES)
+            if i // 7 == n
+        ]
     )
     for n in range(2)
 }
@@ -57,13 +62,17 @@ def test_a_stream_of_the_hub_is_the_set_and_leaves_nothing_on_disk(
     hub: Hub, stm: Stm, home: Path, files: dict[str, Any], body: dict[str, bytes]
 ) -> None:
     hub.repos["datasets/owner/set"] = Repo({**body, "README.md": b"# Set\n"})
-    run = stm("eval", MINI, "--data", "stream:hf:owner/set:val", "--batch-size", "4", "--records", "records.csv", "--json")
+    run = stm(
+        "eval", MINI, "--data", "stream:hf:owner/set:val", "--batch-size", "4", "--records", "records.csv", "--json"
+    )
     report = json.loads(run.out)
     commit = hub.repos["datasets/owner/set"].refs["main"]
     assert (report["n"], report["failed"], report["data"]) == (14, 0, f"hf:owner/set@{commit}:val"), run.err
     assert (report["top1"], report["top5"]) == (files["top1"], files["top5"])
     assert [path for path in home.rglob("*") if path.is_file() and path.suffix in (".parquet", ".tar", ".png")] == []
-    assert all("range" in seen.headers for seen in hub.seen if seen.path.endswith((".parquet", ".tar"))), "never a whole file"
+    assert all("range" in seen.headers for seen in hub.seen if seen.path.endswith((".parquet", ".tar"))), (
+        "never a whole file"
+    )
     less = stm("eval", MINI, "--data", "stream:hf:owner/set:val", "--limit", "5", "--workers", "2", "--json")
     assert json.loads(less.out)["n"] == 5
 
@@ -75,7 +84,9 @@ def test_a_line_that_fails_stops_the_run_and_is_not_a_broken_image(hub: Hub, stm
     def refuse() -> None:
         hub.faults += [Fault("GET", "val-00.tar") for _ in range(6)] + [Fault("GET", "val-00.tar", 403)]
 
-    hub.faults = [Fault("GET", "val-01.tar", call=refuse)]  # when the last shard is looked through, six images can still be had
+    hub.faults = [
+        Fault("GET", "val-01.tar", call=refuse)
+    ]  # when the last shard is looked through, six images can still be had
     run = stm(*command)
     assert run.code == 1 and "(403)" in run.err and run.out == "", run.err
     assert len((tmp_path / "records.csv").read_text().splitlines()) == 1 + 4
@@ -92,9 +103,24 @@ def test_two_processes_read_a_stream_once_between_them(hub: Hub, stm: Stm, home:
     assert stm(*common, "one.csv").code == 0
     alone = [seen.headers["range"] for seen in hub.seen if seen.path.endswith(".tar")]
     hub.seen.clear()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "stm_cli", *common, "two.csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "stm_cli",
+        *common,
+        "two.csv",
+    ]
     done = subprocess.run(
-        command, cwd=tmp_path, env=clean_environment(**hub.environment(home)), capture_output=True, text=True, timeout=HANG
+        command,
+        cwd=tmp_path,
+        env=clean_environment(**hub.environment(home)),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
@@ -137,7 +163,10 @@ def encoded(source: object) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (shard([("a", {"png": picture(1), "cls": b"0"})], "w:gz"), "cannot be read as a tar file that is not compressed"),
+        (
+            shard([("a", {"png": picture(1), "cls": b"0"})], "w:gz"),
+            "cannot be read as a tar file that is not compressed",
+        ),
         (b"no archive at all", "cannot be read as a tar file"),
         (shard([("a", {"png": picture(1), "txt": b"0"})]), "a has no label, expected a .cls, or a .json"),
         (shard([("a", {"png": picture(1), "json": b'{"name": "x"}'})]), "a has no label"),
@@ -155,7 +184,9 @@ def test_tar_files_that_do_not_fit(tmp_path: Path, data: bytes, said: str) -> No
 
 
 def test_labels_in_json_and_none(tmp_path: Path) -> None:
-    (tmp_path / "set.tar").write_bytes(shard([(f"{i}", {"json": b'{"label": %d}' % i, "PNG": picture(i)}) for i in range(3)]))
+    (tmp_path / "set.tar").write_bytes(
+        shard([(f"{i}", {"json": b'{"label": %d}' % i, "PNG": picture(i)}) for i in range(3)])
+    )
     assert [sample.label for sample in open_stream(str(tmp_path / "set.tar"), config=CONFIG).samples] == [0, 1, 2]
     bare = open_stream(str(tmp_path / "set.tar"), config=CONFIG, need_labels=False)
     assert {sample.label for sample in bare.samples} == {None} and bare.samples[0].file == "set.tar/0.PNG"

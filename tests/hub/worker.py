@@ -1,6 +1,8 @@
-"""A process that takes jobs, one JSON line each: a command of `stm` or a piece of Python, run as in a process of its own.
+"""A process that takes jobs, one JSON line each: a command of `stm` or a piece of Python, run as in a process of its
+own.
 
-huggingface_hub reads its environment when it is imported, and importing torch takes seconds: so tests of the Hub share a process
+huggingface_hub reads its environment when it is imported, and importing torch takes seconds: so tests of the Hub share
+    a process
 that was started with the environment they need. Waits between retries are left out.
 """
 

@@ -24,10 +24,13 @@ TEXTS = """
     if (!node.textContent.trim() || !element.getClientRects().length || element.tagName === "title") continue;
     const svg = element.closest("svg"), style = getComputedStyle(element);
     let behind = element, back = [0, 0, 0, 0];
-    while (behind && back[3] === 0) { back = rgb(getComputedStyle(behind).backgroundColor); behind = behind.parentElement; }
+    while (behind && back[3] === 0) {
+      back = rgb(getComputedStyle(behind).backgroundColor); behind = behind.parentElement; }
     const scale = svg && element.tagName === "text" ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
-    const [a, b] = [light(rgb(svg && element.tagName === "text" ? style.fill : style.color)), light(back)].sort((x, y) => y - x);
-    out.push({text: node.textContent.trim().slice(0, 40), contrast: (a + 0.05) / (b + 0.05), size: parseFloat(style.fontSize) * scale});
+    const ink = rgb(svg && element.tagName === "text" ? style.fill : style.color);
+    const [a, b] = [light(ink), light(back)].sort((x, y) => y - x);
+    const contrast = (a + 0.05) / (b + 0.05), size = parseFloat(style.fontSize) * scale;
+    out.push({text: node.textContent.trim().slice(0, 40), contrast, size});
   }
   return out;
 })()
@@ -57,7 +60,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     compress.compress("vim-digits", saving=0.45, eval=False, out=folder / "small")
     rows = [
-        {"method": method, "schedule": "staged", "flops": {"paper": cost * 10**7}, "top1": top1, "top1_ci": [top1 - 0.02, top1 + 0.02]}
+        {
+            "method": method,
+            "schedule": "staged",
+            "flops": {"paper": cost * 10**7},
+            "top1": top1,
+            "top1_ci": [top1 - 0.02, top1 + 0.02],
+        }
         | {"images_per_second": 900 / cost}
         for number, method in enumerate(("stm", "paper", "random pruning", "R-MeeTo, no retraining", "ToMe", "UTR"))
         for cost, top1 in ((5, 0.7 + 0.01 * number), (7, 0.9 + 0.01 * number))
@@ -67,9 +76,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("dense", "compressed")
     ]
     about = {"model": "small", "environment": encode(env.environment().environment)}
-    (folder / "sweep.json").write_text(json.dumps(about | {"command": "sweep", "n": 100, "data": "digits", "rows": rows}))
+    (folder / "sweep.json").write_text(
+        json.dumps(about | {"command": "sweep", "n": 100, "data": "digits", "rows": rows})
+    )
     (folder / "bench.json").write_text(json.dumps(about | {"command": "bench", "rows": bench}))
-    report.report(folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html")
+    report.report(
+        folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html"
+    )
     return folder / "page.html"
 
 
@@ -97,8 +110,15 @@ def test_its_pictures_are_there(tab: Browser, page: Path) -> None:
         "staircase, three stages, intervals, two curves"
     )
     photograph = "document.querySelector('#photograph').getAttribute('href')"
-    assert tab.evaluate(f"fetch({photograph}).then(() => true, () => false)") is False, "the page may not fetch, not even what it holds"
-    assert tab.evaluate(f"new Promise(done => {{ const i = new Image(); i.onload = () => done(i.width); i.src = {photograph}; }})") == 300
+    assert tab.evaluate(f"fetch({photograph}).then(() => true, () => false)") is False, (
+        "the page may not fetch, not even what it holds"
+    )
+    assert (
+        tab.evaluate(
+            f"new Promise(done => {{ const i = new Image(); i.onload = () => done(i.width); i.src = {photograph}; }})"
+        )
+        == 300
+    )
 
 
 def test_nothing_covers_anything(tab: Browser, page: Path) -> None:
@@ -107,7 +127,8 @@ def test_nothing_covers_anything(tab: Browser, page: Path) -> None:
     (() => { const out = []; for (const svg of document.querySelectorAll("svg.chart")) {
       const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
       boxes.forEach(([a, r], n) => boxes.slice(n + 1).forEach(([b, s]) => {
-        if (r.left < s.right - 1 && s.left < r.right - 1 && r.top < s.bottom - 3 && s.top < r.bottom - 3) out.push([a, b]); })); }
+        const across = r.left < s.right - 1 && s.left < r.right - 1;
+        if (across && r.top < s.bottom - 3 && s.top < r.bottom - 3) out.push([a, b]); })); }
       return out; })()"""
     for screen in ("light", "phone"):
         tab.show(page, **SCREENS[screen])

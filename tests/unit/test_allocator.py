@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 # Three pieces of 10 MB, as a block's activations, taken, written and given back ten times: 73,000 pages of 4 KB in all.
 PROGRAM = """
 import ctypes, resource, sys
-from stm.allocator import keep_freed
+from stm.model.malloc import keep_freed
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 kept = keep_freed() if sys.argv[1] == "keep" else None
@@ -26,8 +26,12 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(how: str, **environment: str) -> tuple[str, int]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"} | {"PYTHONPATH": os.getcwd()}
-    out = subprocess.run([sys.executable, "-c", PROGRAM, how], env=clean | environment, capture_output=True, text=True, check=True).stdout
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"} | {
+        "PYTHONPATH": os.getcwd()
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], env=clean | environment, capture_output=True, text=True, check=True
+    ).stdout
     kept, faults = out.split()
     return kept, int(faults)
 

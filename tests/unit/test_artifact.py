@@ -1,4 +1,5 @@
-"""A model's folder: round trips, and every refusal with its sentence. Failures while saving are in test_artifact_failures.py."""
+"""A model's folder: round trips, and every refusal with its sentence. Failures while saving are in
+test_artifact_failures.py."""
 
 import dataclasses
 import hashlib
@@ -90,7 +91,8 @@ def test_a_model_may_be_written_over_the_folder_that_it_was_read_from(folder: Pa
 
 
 def test_saving_copies_one_tensor_at_most(tmp_path: Path) -> None:
-    """Peak memory while writing 8 x 8 MiB, in a process of its own: less than two of the tensors on top of what was there."""
+    """Peak memory while writing 8 x 8 MiB, in a process of its own: less than two of the tensors on top of what was
+    there."""
     code = """
 import resource, sys, torch
 from pathlib import Path
@@ -102,7 +104,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 artifact._write_weights(Path(sys.argv[1], "all"), weights)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment(), check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment(), check=True
+    )
     grown = int(run.stdout) * (1 if sys.platform == "darwin" else 1024)
     assert grown < 2 * 8 << 20
 
@@ -163,7 +167,9 @@ def test_text_that_is_not_unicode_is_named(tmp_path: Path) -> None:
 
 
 def break_weights(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda folder: (folder / "model.safetensors").write_bytes(change((folder / "model.safetensors").read_bytes())) and None
+    return lambda folder: (
+        (folder / "model.safetensors").write_bytes(change((folder / "model.safetensors").read_bytes())) and None
+    )
 
 
 def break_config(old: str, new: str) -> Callable[[Path], None]:
@@ -181,7 +187,9 @@ def written_by_others(data: bytes) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(data)
         info = FileInfo(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
-        (folder / "config.json").write_text(dumps(dataclasses.replace(CONFIG, files={"model.safetensors": info}, stm_version="0")))
+        (folder / "config.json").write_text(
+            dumps(dataclasses.replace(CONFIG, files={"model.safetensors": info}, stm_version="0"))
+        )
 
     return change
 
@@ -201,13 +209,19 @@ def other_files(*names: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "model.safetensors").unlink(), "out has no model.safetensors"),
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), "config.json cannot be read: .*utf-8"),
         (lambda folder: (folder / "config.json").write_text(""), "config.json is not valid JSON"),
-        (break_config('"schema_version": 1', '"schema_version": 2'), "config.json: schema_version is 2, this stm reads 1 to 1"),
+        (
+            break_config('"schema_version": 1', '"schema_version": 2'),
+            "config.json: schema_version is 2, this stm reads 1 to 1",
+        ),
         (break_config('"num_classes": 3', '"num_klasses": 3'), "config.json: unknown key num_klasses"),
         (break_weights(lambda data: data[:-1]), r"model.safetensors has \d+ bytes, expected the \d+ that were written"),
         (break_weights(lambda data: b""), "model.safetensors has 0 bytes"),
         (
             break_weights(lambda data: data[:-1] + bytes([data[-1] ^ 1])),
-            r"model.safetensors is not the file that was written: its SHA-256 is [0-9a-f]{12}\.\.\., expected [0-9a-f]{12}\.\.\.",
+            (
+                r"model.safetensors is not the file that was written: its SHA-256 is [0-9a-f]{12}\.\.\., expected"
+                r" [0-9a-f]{12}\.\.\."
+            ),
         ),
         (written_by_others(b"text"), "model.safetensors cannot be read: .*header"),
         (written_by_others(b"\xff" * 8), "model.safetensors cannot be read: .*header"),

@@ -1,4 +1,5 @@
-"""A failure at each step of saving, a real limit on file size, and a kill at any moment: nothing is lost and nothing left."""
+"""A failure at each step of saving, a real limit on file size, and a kill at any moment: nothing is lost and nothing
+left."""
 
 import errno
 import os
@@ -159,7 +160,11 @@ def test_a_real_limit_on_file_size(folder: Path) -> None:
     """RLIMIT_FSIZE stops the weights in the middle. (Python ignores SIGXFSZ, so the write fails with EFBIG.)"""
     before = snapshot(folder.parent)
     run = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(folder), str(ROOT), "50000"], capture_output=True, text=True, env=environment(), timeout=HANG
+        [sys.executable, "-c", LIMITED, str(folder), str(ROOT), "50000"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=HANG,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == [
@@ -175,7 +180,8 @@ import os, signal, sys, warnings, torch
 from pathlib import Path
 torch.set_num_threads(1)
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons advise against forking beside threads
-from stm import artifact, atomic
+from stm.artifact import atomic
+from stm.artifact import folder as artifact
 
 out = Path(sys.argv[1])
 config, old = artifact.read(out)
@@ -217,7 +223,13 @@ print(line, changed)
 
 def test_a_kill_at_any_moment_leaves_a_folder_that_loads(folder: Path) -> None:
     """Before every seventh line of the writer; tests/unit/test_atomic.py kills before every line of the exchange."""
-    run = subprocess.run([sys.executable, "-c", KILLER, str(folder), "7"], capture_output=True, text=True, env=environment(), timeout=HANG)
+    run = subprocess.run(
+        [sys.executable, "-c", KILLER, str(folder), "7"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=HANG,
+    )
     assert run.returncode == 0, run.stderr
     lines, changed = map(int, run.stdout.split())
     assert lines > 150

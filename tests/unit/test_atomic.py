@@ -1,4 +1,5 @@
-"""Folders that appear whole or not at all: refusals, failures, and what the next run clears. Kills are in test_atomic_kills.py."""
+"""Folders that appear whole or not at all: refusals, failures, and what the next run clears. Kills are in
+test_atomic_kills.py."""
 
 import errno
 import fcntl
@@ -133,13 +134,18 @@ def a_link_inside(at: Path) -> None:
 def test_what_is_never_replaced(tmp_path: Path, make: Callable[[Path], None], force: bool, says: str) -> None:
     make(tmp_path)
     before = sorted((path, path.lstat()) for path in tmp_path.rglob("*"))
-    for attempt in (lambda: atomic.check(tmp_path / "out", NAMES, force=force), lambda: replace(tmp_path / "out", "new", force=force)):
+    for attempt in (
+        lambda: atomic.check(tmp_path / "out", NAMES, force=force),
+        lambda: replace(tmp_path / "out", "new", force=force),
+    ):
         with pytest.raises(UsageError, match=says) as caught:
             attempt()
         assert caught.value.exit_code == 2
         assert caught.value.hint
     after = sorted((path, path.lstat()) for path in tmp_path.rglob("*"))
-    assert [(path, stat.st_ino, stat.st_mtime_ns) for path, stat in after] == [(path, s.st_ino, s.st_mtime_ns) for path, s in before]
+    assert [(path, stat.st_ino, stat.st_mtime_ns) for path, stat in after] == [
+        (path, s.st_ino, s.st_mtime_ns) for path, s in before
+    ]
 
 
 def test_the_hint_of_an_existing_folder_says_force(tmp_path: Path) -> None:
@@ -274,7 +280,9 @@ def test_what_appears_meanwhile_is_replaced_only_if_it_is_ours(tmp_path: Path, e
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_interrupt_after_the_exchange_leaves_the_new_folder(tmp_path: Path, exchange: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_after_the_exchange_leaves_the_new_folder(
+    tmp_path: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / "out", "old")
     sync = atomic._sync
 
@@ -346,7 +354,9 @@ def test_a_kill_between_two_renames_is_found_and_undone(tmp_path: Path) -> None:
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path: Path) -> None:
-    put(tmp_path / ".out.stm-old-0123abcd", "old")  # without its twin: both renames were done, and somebody deleted the new one
+    put(
+        tmp_path / ".out.stm-old-0123abcd", "old"
+    )  # without its twin: both renames were done, and somebody deleted the new one
     put(tmp_path / ".out.stm-tmp-89ef4567", "half")
     assert atomic.find(tmp_path / "out") == tmp_path / "out"
     assert atomic.find(tmp_path / "no" / "out") == tmp_path / "no" / "out"

@@ -19,15 +19,19 @@ PRELUDE = """
 import os, shutil, signal, sys, time
 from pathlib import Path
 import torch
-from stm import artifact, atomic, evidence, loading, pipeline, publish
+from stm import loading
+from stm.artifact import atomic
+from stm.artifact import folder as artifact
+from stm.commands import compress, eval, export, report
 from stm.errors import StmError
 
 torch.set_num_threads(1)
+MINI = {"model": "mini.pth", "image_size": 64, "device": "cpu", "out": "out"}
 JOBS = {
-    "export": lambda force: publish.export("mini.pth", image_size=64, device="cpu", out="out", force=force),
-    "folder": lambda force: publish.export("mini.pth", image_size=64, device="cpu", out="out", format="folder", force=force),
-    "compress": lambda force: pipeline.compress("mini.pth", image_size=64, device="cpu", out="out", eval=False, force=force),
-    "report": lambda force: evidence.report("small", data="images", device="cpu", workers=0, out="out", force=force),
+    "export": lambda force: export.export(**MINI, force=force),
+    "folder": lambda force: export.export(**MINI, format="folder", force=force),
+    "compress": lambda force: compress.compress(**MINI, eval=False, force=force),
+    "report": lambda force: report.report("small", data="images", device="cpu", workers=0, out="out", force=force),
 }
 INPUTS = {"tmp", "mini.pth", "images", "small"}
 
@@ -95,7 +99,8 @@ def killed_at(moment, job):
     seen = 0
     def audit(event, arguments):
         nonlocal seen
-        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        flags = arguments[2] if event == "open" and isinstance(arguments[2], int) else 0
+        if event in CHANGES or flags & (os.O_WRONLY | os.O_RDWR):
             seen += 1
             if seen == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -173,12 +178,14 @@ def test_several_evaluations_with_one_file_of_records(here: Path) -> None:
     """One holds the file; the others say who does, and the file is whole and resumes. A killed holder holds nothing."""
     script = """
 def evaluate(slowly=lambda progress: None):
-    pipeline.evaluate("small", data="images", device="cpu", workers=0, batch_size=1, records="r.csv", on_progress=slowly)
+    options = {"device": "cpu", "workers": 0, "batch_size": 1}
+    eval.evaluate("small", data="images", records="r.csv", on_progress=slowly, **options)
 
 codes, said = together(4, lambda: evaluate(lambda progress: time.sleep(0.2)))
 assert codes == [0, 1, 1, 1], (codes, said)
 assert all(each.startswith("r.csv is in use: ") and each.endswith(" is writing to it") for each in said), said
-assert [row.partition(",")[0] for row in Path("r.csv").read_text().splitlines()[1:]] == [f"{name}.png" for name in "abcde"]
+rows = Path("r.csv").read_text().splitlines()[1:]
+assert [row.partition(",")[0] for row in rows] == [f"{name}.png" for name in "abcde"]
 assert together(1, evaluate) == ([0], []) and left() == {"r.csv", "r.csv.json"}, left()
 clear()
 holder = child(lambda: evaluate(lambda progress: time.sleep(60) if progress.done == 2 else None))

@@ -1,4 +1,5 @@
-"""A process killed before every line of stm/artifact/atomic.py: a load finds the old folder or the new one, and the next run clears up."""
+"""A process killed before every line of stm/artifact/atomic.py: a load finds the old folder or the new one, and the
+next run clears up."""
 
 import os
 import subprocess
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from stm import atomic
+from stm.artifact import atomic
 
 NAMES, top = ("model.safetensors", "config.json", "README.md"), Path(sys.argv[1])
 out, force = top / "out", sys.argv[2] == "force"
@@ -26,7 +27,9 @@ def fill(folder, what):
         (folder / name).write_text(what)
 
 def state(folder):
-    return {path.read_text() for path in folder.iterdir()} if folder.exists() and len(list(folder.iterdir())) == 3 else None
+    if not folder.exists() or len(list(folder.iterdir())) != 3:
+        return None
+    return {path.read_text() for path in folder.iterdir()}
 
 def replace(line):
     seen = 0
@@ -73,7 +76,8 @@ print(line, outcomes.index({"new"}) + 1)
 
 
 @pytest.mark.parametrize(
-    ("force", "how"), [("new", "at once"), ("force", "at once"), ("force", "two renames"), ("force", "after a kill between two renames")]
+    ("force", "how"),
+    [("new", "at once"), ("force", "at once"), ("force", "two renames"), ("force", "after a kill between two renames")],
 )
 def test_a_kill_before_any_line_leaves_the_old_folder_or_the_new_one(tmp_path: Path, force: str, how: str) -> None:
     run = subprocess.run(

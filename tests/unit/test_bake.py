@@ -35,7 +35,12 @@ def step_of(model: stm.ViM, block: int) -> MergeStep:
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
-    [("prune", [0, 0, 1, 1]), ("sum", [1, 1, 1, 1]), ("mean", [1 / 3, 1 / 3, 1 / 3, 1]), ("size", [0.5, 0.125, 0.375, 1])],
+    [
+        ("prune", [0, 0, 1, 1]),
+        ("sum", [1, 1, 1, 1]),
+        ("mean", [1 / 3, 1 / 3, 1 / 3, 1]),
+        ("size", [0.5, 0.125, 0.375, 1]),
+    ],
 )
 def test_rules(rule: str, expected: list[float]) -> None:
     """Tokens of sizes 4, 1, 3, 9; the first two are absorbed by the third."""
@@ -56,7 +61,8 @@ def test_rate_0_is_dense(dense: stm.ViM, images: Tensor) -> None:
 
 
 def test_data_free_hsp_is_the_ratio_of_means_of_the_parameters(dense: stm.ViM) -> None:
-    """w_i = mean(Delta_i Delta_k prod A_j) / mean(Delta_k^2) over (E, N), Delta = softplus(dt bias), for border, r = 1, first step."""
+    """w_i = mean(Delta_i Delta_k prod A_j) / mean(Delta_k^2) over (E, N), Delta = softplus(dt bias), for border, r = 1,
+    first step."""
     small = stm.compress(dense, method="paper", rate=0.1, hsp="static", tokens_per_side=1)
     mixer = dense.blocks[0].mixer
     delta = F.softplus(mixer.dt_proj_bias.detach().double())  # (K, E)
@@ -70,7 +76,8 @@ def test_data_free_hsp_is_the_ratio_of_means_of_the_parameters(dense: stm.ViM) -
 
 
 def test_calibrated_hsp_is_the_mean_of_the_dynamic_weights(dense: stm.ViM, images: Tensor) -> None:
-    """One step: averaged weights of one image alone give that image's dynamic logits; of many, the mean of each one's."""
+    """One step: averaged weights of one image alone give that image's dynamic logits; of many, the mean of each
+    one's."""
     wish = {"method": "paper", "saving": 0.05, "schedule": "border"}
     one = [stm.compress(dense, **wish, hsp="static", calibration=images[i : i + 1]) for i in range(len(images))]
     dynamic = stm.compress(dense, **wish)
@@ -90,7 +97,9 @@ def test_calibrated_hsp_is_the_mean_of_the_dynamic_weights(dense: stm.ViM, image
 def test_the_hash_of_calibration_images_is_that_of_their_own_bytes(images: Tensor) -> None:
     """A slice shares the memory of the whole, whose other images do not count."""
     assert CalibrationImages.of(images[:2], "some").about == CalibrationImages.of(images[:2].clone(), "some").about
-    assert CalibrationImages.of(images[:2], "some").about.sha256 != CalibrationImages.of(images[1:3], "some").about.sha256
+    assert (
+        CalibrationImages.of(images[:2], "some").about.sha256 != CalibrationImages.of(images[1:3], "some").about.sha256
+    )
 
 
 def test_without_its_plan_a_compressed_model_is_the_dense_one(dense: stm.ViM, images: Tensor) -> None:
@@ -108,7 +117,9 @@ def test_half_precision_runs(dtype: str, wish: dict[str, str], images: Tensor) -
     calibration = images if "hsp" in wish else None
     with torch.inference_mode():
         logits = stm.compress(model, rate=0.3, calibration=calibration, **wish)(images)
-        reference = stm.compress(stm.load_checkpoint(MINI, device="cpu"), rate=0.3, calibration=calibration, **wish)(images)
+        reference = stm.compress(stm.load_checkpoint(MINI, device="cpu"), rate=0.3, calibration=calibration, **wish)(
+            images
+        )
     assert logits.dtype == torch.float32
     assert (logits - reference).abs().max() < 0.1 * reference.abs().max()
 

@@ -87,7 +87,9 @@ def test_a_source_whose_destination_is_absorbed_too_goes_to_the_last_destination
 def test_the_right_side_mirrors_the_left(order: str) -> None:
     left = gradual(21, 20, order, 3, 5)
     right = gradual(21, 0, order, 3, 5)
-    assert right.groups == tuple(tuple(tuple(sorted(20 - i for i in group)) for group in reversed(groups)) for groups in left.groups)
+    assert right.groups == tuple(
+        tuple(tuple(sorted(20 - i for i in group)) for group in reversed(groups)) for groups in left.groups
+    )
 
 
 @pytest.mark.parametrize("order", GRADUAL)
@@ -131,12 +133,20 @@ def test_a_side_too_small_for_the_steps_is_refused(case: tuple[int, int, str, in
 @given(st.integers(2, 200), st.data())
 def test_stages_halve_each_side(tokens: int, data: st.DataObject) -> None:
     cls = data.draw(st.integers(0, tokens - 1))
-    sides = data.draw(st.sampled_from([s for s in ("both", "left", "right") if max([0, *_side_sizes(tokens, cls, s)]) > 1] or [None]))
+    sides = data.draw(
+        st.sampled_from([s for s in ("both", "left", "right") if max([0, *_side_sizes(tokens, cls, s)]) > 1] or [None])
+    )
     assume(sides is not None)
-    blocks = sorted(data.draw(st.sets(st.integers(1, 9), min_size=1, max_size=(max(_side_sizes(tokens, cls, sides)) - 1).bit_length())))
+    blocks = sorted(
+        data.draw(
+            st.sets(st.integers(1, 9), min_size=1, max_size=(max(_side_sizes(tokens, cls, sides)) - 1).bit_length())
+        )
+    )
     schedule = staged(tokens, cls, blocks, sides)
     left, right = cls, tokens - 1 - cls
-    for (block, step), (before, after) in zip(zip(blocks, schedule.steps, strict=True), pairwise(schedule.sizes), strict=True):
+    for (block, step), (before, after) in zip(
+        zip(blocks, schedule.steps, strict=True), pairwise(schedule.sizes), strict=True
+    ):
         assert step.after == block - 1
         merged_left, merged_right = (left // 2 if sides != "right" else 0), (right // 2 if sides != "left" else 0)
         assert len(before) - len(after) == merged_left + merged_right

@@ -1,4 +1,5 @@
-"""What a rate, a saving or stages buy, and what is refused. Figures not derived here come from the reading of the paper."""
+"""What a rate, a saving or stages buy, and what is refused. Figures not derived here come from the reading of the
+paper."""
 
 from fractions import Fraction
 from itertools import combinations
@@ -9,27 +10,31 @@ from hypothesis import strategies as st
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
-from stm.merging.bnnm import DEFAULT_RATE, Chosen, plan_schedule
+from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, plan_schedule
 
 GRADUAL = ("border", "sweep", "even", "outward")
 GRIDS = {17: 4, 50: 7, 65: 8, 197: 14, 730: 27}  # patches along a side, by tokens
 
 
 def _model(tokens: int = 197, depth: int = 24, class_token: str = "middle") -> ModelConfig:
-    return ModelConfig(image_size=GRIDS[tokens], patch=1, stride=1, d_model=8, depth=depth, dt_rank=1, class_token=class_token)
+    return ModelConfig(
+        image_size=GRIDS[tokens], patch=1, stride=1, d_model=8, depth=depth, dt_rank=1, class_token=class_token
+    )
 
 
-def _r_and_steps(chosen: Chosen) -> tuple[int | None, int]:
+def _r_and_steps(chosen: PlannedSchedule) -> tuple[int | None, int]:
     return chosen.tokens_per_side, len(chosen.schedule.steps)
 
 
-def _layers_saved(chosen: Chosen, model: ModelConfig) -> int:
+def _layers_saved(chosen: PlannedSchedule, model: ModelConfig) -> int:
     return model.depth * model.tokens - sum(chosen.schedule.tokens_per_block(model.depth))
 
 
 def _models(largest_grid: int) -> st.SearchStrategy[ModelConfig]:
     return st.builds(
-        lambda grid, depth, place: ModelConfig(image_size=grid, patch=1, stride=1, d_model=8, depth=depth, dt_rank=1, class_token=place),
+        lambda grid, depth, place: ModelConfig(
+            image_size=grid, patch=1, stride=1, d_model=8, depth=depth, dt_rank=1, class_token=place
+        ),
         st.integers(2, largest_grid),
         st.integers(1, 30),
         st.sampled_from(["middle", "head"]),
@@ -66,7 +71,9 @@ def test_the_rate_is_the_decimal_that_was_written() -> None:
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.15, (1, 23)), (0.2, (2, 20)), (0.3, (2, 23)), (0.4, (2, 23))])
 @pytest.mark.parametrize("sides", ["left", "right"])
-def test_one_side_takes_as_many_steps_as_the_rate_needs_and_blocks_allow(rate: float, expected: tuple[int, int], sides: str) -> None:
+def test_one_side_takes_as_many_steps_as_the_rate_needs_and_blocks_allow(
+    rate: float, expected: tuple[int, int], sides: str
+) -> None:
     chosen = plan_schedule(_model(), order="border", rate=rate, sides=sides)
     assert _r_and_steps(chosen) == expected
     assert chosen.schedule.removed_share == pytest.approx(expected[0] * expected[1] / 196)
@@ -74,7 +81,10 @@ def test_one_side_takes_as_many_steps_as_the_rate_needs_and_blocks_allow(rate: f
 
 def test_tokens_per_side_can_be_given() -> None:
     assert _r_and_steps(plan_schedule(_model(), order="sweep", rate=0.4, tokens_per_side=4)) == (4, 10)
-    assert _r_and_steps(plan_schedule(_model(), order="sweep", rate=0.4, tokens_per_side=1)) == (1, 23)  # never more than depth - 1
+    assert _r_and_steps(plan_schedule(_model(), order="sweep", rate=0.4, tokens_per_side=1)) == (
+        1,
+        23,
+    )  # never more than depth - 1
     assert _r_and_steps(plan_schedule(_model(), order="sweep", saving=0.1, tokens_per_side=3))[0] == 3
 
 
@@ -103,14 +113,18 @@ def test_a_rate_out_of_reach_is_refused_with_those_that_can_be_had(order: str, r
 
 def test_a_rate_below_one_step_is_refused() -> None:
     for order in ("staged", "border"):
-        with pytest.raises(UsageError, match=r"rate 0\.001 takes less than one merge step; the smallest rate that can be had is 0\.01"):
+        with pytest.raises(
+            UsageError, match=r"rate 0\.001 takes less than one merge step; the smallest rate that can be had is 0\.01"
+        ):
             plan_schedule(_model(), order=order, rate=0.001)
 
 
 def test_no_rate_can_be_had_without_room() -> None:
     with pytest.raises(UsageError, match="no rate can be had with 197 tokens and 1 blocks"):
         plan_schedule(_model(depth=1), order="border", rate=0.4)
-    with pytest.raises(UsageError, match="more than half of the tokens of a side in one step; no rate can be had") as error:
+    with pytest.raises(
+        UsageError, match="more than half of the tokens of a side in one step; no rate can be had"
+    ) as error:
         plan_schedule(_model(), order="border", rate=0.4, tokens_per_side=50)
     assert error.value.hint == "choose fewer tokens per side"
 
@@ -131,7 +145,9 @@ def test_the_rates_that_a_refusal_names_can_be_had(model: ModelConfig, order: st
     if message is None or "no rate can be had" in message:
         assert message is None or all(refusal(n / 100) for n in range(1, 100, 7))
         return
-    smallest, largest = (float(word) for word in message.split("smallest rate that can be had is ")[1].split(", the largest "))
+    smallest, largest = (
+        float(word) for word in message.split("smallest rate that can be had is ")[1].split(", the largest ")
+    )
     assert refusal(smallest) is None
     assert refusal(largest) is None
     assert smallest == 0.01 or refusal(smallest - 0.01)
@@ -139,7 +155,9 @@ def test_the_rates_that_a_refusal_names_can_be_had(model: ModelConfig, order: st
 
 
 @given(models, st.sampled_from(GRADUAL), hundredths)
-def test_two_sides_lose_the_same_and_never_more_than_half_in_a_step(model: ModelConfig, order: str, rate: float) -> None:
+def test_two_sides_lose_the_same_and_never_more_than_half_in_a_step(
+    model: ModelConfig, order: str, rate: float
+) -> None:
     assume(model.class_token == "middle")
     try:
         chosen = plan_schedule(model, order=order, rate=rate)
@@ -151,7 +169,10 @@ def test_two_sides_lose_the_same_and_never_more_than_half_in_a_step(model: Model
     assert r == max(1 if share < Fraction(7, 40) else 2, -(-share * patches // (2 * (model.depth - 1))))
     assert steps == round(share * patches / (2 * r)) <= model.depth - 1
     for step, tokens, cls in zip(
-        chosen.schedule.steps, chosen.schedule.tokens_per_block(model.depth), chosen.schedule.cls_per_block(model.depth), strict=False
+        chosen.schedule.steps,
+        chosen.schedule.tokens_per_block(model.depth),
+        chosen.schedule.cls_per_block(model.depth),
+        strict=False,
     ):
         assert sum(source < cls for source in step.sources) == sum(source > cls for source in step.sources) == r
         assert 2 * r <= min(cls, tokens - 1 - cls)
@@ -186,7 +207,9 @@ def test_the_stages_of_a_saving(saving: float, stages: tuple[int, ...]) -> None:
     assert (chosen.stages, chosen.saving, chosen.rate, chosen.tokens_per_side) == (stages, saving, None, None)
 
 
-@pytest.mark.parametrize(("rate", "stands_for", "stages"), [(0.15, 0.102, 19), (0.2, 0.157, 16), (0.3, 0.203, 14), (0.4, 0.228, 13)])
+@pytest.mark.parametrize(
+    ("rate", "stands_for", "stages"), [(0.15, 0.102, 19), (0.2, 0.157, 16), (0.3, 0.203, 14), (0.4, 0.228, 13)]
+)
 def test_a_rate_of_staged_stands_for_what_the_paper_saves_at_it(rate: float, stands_for: float, stages: int) -> None:
     chosen = plan_schedule(_model(), order="staged", rate=rate)
     assert chosen.saving == pytest.approx(stands_for, abs=5e-4)
@@ -285,7 +308,8 @@ def test_a_saving_below_the_smallest_gives_the_smallest() -> None:
 
 @pytest.mark.parametrize("saving", [0.81, 0.99, 1, -0.1, float("nan"), float("inf"), "abc"])
 def test_a_saving_out_of_reach_is_refused_with_the_largest(saving: float) -> None:
-    # Before blocks 1, 4, 7 and 10: 197, 3 x 99, 3 x 51, 3 x 27 and 14 x 15 of 24 x 197 token-layers are left, 80.2% gone.
+    # Before blocks 1, 4, 7 and 10: 197, 3 x 99, 3 x 51, 3 x 27 and 14 x 15 of 24 x 197 token-layers are left, 80.2%
+    # gone.
     with pytest.raises(UsageError) as error:
         plan_schedule(_model(), order="staged", saving=saving)
     assert error.value.message.startswith(f"saving {saving}" if saving in (0.81, 0.99) else f"saving is {saving}")
@@ -294,7 +318,9 @@ def test_a_saving_out_of_reach_is_refused_with_the_largest(saving: float) -> Non
 
 
 def test_a_saving_beyond_the_given_tokens_per_side_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"saving 0\.4 is more than can be had; the largest saving that can be had is 0\.11"):
+    with pytest.raises(
+        UsageError, match=r"saving 0\.4 is more than can be had; the largest saving that can be had is 0\.11"
+    ):
         plan_schedule(_model(), order="border", saving=0.4, tokens_per_side=1)  # 2 x (1 + ... + 23) = 552 of 4728
 
 
@@ -306,7 +332,10 @@ def test_the_largest_saving_that_a_refusal_names_can_be_had(model: ModelConfig, 
     if model.depth == 1:
         assert largest == 0
     else:
-        assert plan_schedule(model, order=order, saving=largest, sides=sides).schedule.saving(model.depth) >= largest - 0.05
+        assert (
+            plan_schedule(model, order=order, saving=largest, sides=sides).schedule.saving(model.depth)
+            >= largest - 0.05
+        )
         with pytest.raises(UsageError):
             plan_schedule(model, order=order, saving=largest + 0.01 + 1 / (model.depth * model.tokens), sides=sides)
 
@@ -335,7 +364,9 @@ def test_no_stages_are_refused() -> None:
 
 def test_a_stage_that_finds_no_pair_is_refused() -> None:
     assert plan_schedule(_model(17), order="staged", stages=(1, 2, 3)).schedule.tokens_per_block(24)[-1] == 3
-    with pytest.raises(UsageError, match="stages are 1,2,3,9: the one before block 9 finds no pair, 3 leave one token a side"):
+    with pytest.raises(
+        UsageError, match="stages are 1,2,3,9: the one before block 9 finds no pair, 3 leave one token a side"
+    ):
         plan_schedule(_model(17), order="staged", stages=(1, 2, 3, 9))
 
 
@@ -362,5 +393,7 @@ def test_a_class_token_at_the_head_leaves_the_right_side() -> None:
     model = _model(class_token="head")
     for order in ("staged", *GRADUAL):
         assert plan_schedule(model, order=order, rate=0.3) == plan_schedule(model, order=order, rate=0.3, sides="right")
-        with pytest.raises(UsageError, match="sides is 'left', but there is no token on that side of the class token at 0 of 197"):
+        with pytest.raises(
+            UsageError, match="sides is 'left', but there is no token on that side of the class token at 0 of 197"
+        ):
             plan_schedule(model, order=order, rate=0.3, sides="left")

@@ -24,10 +24,16 @@ PROTECTION = Protection()
 STEPS = (Step(0, ((0, 1), (3, 2))), Step(1, ((1, 2),)))
 
 
-def made(model: ModelConfig = MODEL, classes: int = 3, protection: Protection | None = PROTECTION, **more: Any) -> Config:
-    prep = Preprocess(resize=model.image_size, crop=model.image_size, mean=(0.5,) * model.in_chans, std=(0.5,) * model.in_chans)
+def made(
+    model: ModelConfig = MODEL, classes: int = 3, protection: Protection | None = PROTECTION, **more: Any
+) -> Config:
+    prep = Preprocess(
+        resize=model.image_size, crop=model.image_size, mean=(0.5,) * model.in_chans, std=(0.5,) * model.in_chans
+    )
     schedule = dense_schedule(model) if protection is None else Schedule(model.tokens, model.cls, STEPS)
-    return Config(model=model, num_classes=classes, schedule=schedule, protection=protection, preprocessing=prep, **more)
+    return Config(
+        model=model, num_classes=classes, schedule=schedule, protection=protection, preprocessing=prep, **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,9 +48,13 @@ def made(model: ModelConfig = MODEL, classes: int = 3, protection: Protection | 
     ],
 )
 def test_the_shapes_are_the_model_s_own(protection: Protection | None) -> None:
-    model = ModelConfig(image_size=12, patch=4, stride=2, in_chans=5, d_model=6, depth=3, d_state=7, dt_rank=8, expand=3, d_conv=2)
+    model = ModelConfig(
+        image_size=12, patch=4, stride=2, in_chans=5, d_model=6, depth=3, d_state=7, dt_rank=8, expand=3, d_conv=2
+    )
     config = made(model, 11, protection)
-    assert dict(shapes(config)) == {name: tuple(each.shape) for name, each in ViM(config, choose("blocked", "cpu")).state_dict().items()}
+    assert dict(shapes(config)) == {
+        name: tuple(each.shape) for name, each in ViM(config, choose("blocked", "cpu")).state_dict().items()
+    }
 
 
 CLAIMS = {
@@ -68,7 +78,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A healthy folder, and one for each claim, with the healthy one's weights."""
     config = made()
     torch.manual_seed(0)
-    tensors = {name: torch.rand(each.shape) for name, each in ViM(config, choose("blocked", "cpu")).state_dict().items()}
+    tensors = {
+        name: torch.rand(each.shape) for name, each in ViM(config, choose("blocked", "cpu")).state_dict().items()
+    }
     root = tmp_path_factory.mktemp("claims")
     files = artifact.write(root / "healthy", config, tensors, "# card\n").files
     found = {"healthy": root / "healthy"}
@@ -77,14 +89,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         found[name].mkdir()
         (found[name] / "model.safetensors").hardlink_to(root / "healthy" / "model.safetensors")
         shape = {key: value for key, value in claim.items() if key != "classes"}
-        (found[name] / "config.json").write_text(dumps(made(dataclasses.replace(MODEL, **shape), claim.get("classes", 3), files=files)))
+        (found[name] / "config.json").write_text(
+            dumps(made(dataclasses.replace(MODEL, **shape), claim.get("classes", 3), files=files))
+        )
     return found
 
 
 def test_each_is_refused_by_what_is_there(folders: dict[str, Path]) -> None:
     assert load(folders["healthy"], device="cpu").plan is not None
     for name in CLAIMS:
-        with pytest.raises(ArtifactError, match=r"model\.safetensors does not hold the tensors that were expected: ") as caught:
+        with pytest.raises(
+            ArtifactError, match=r"model\.safetensors does not hold the tensors that were expected: "
+        ) as caught:
             load(folders[name], device="cpu")
         assert "instead of" in caught.value.message or "for 20,000 blocks" in caught.value.message
 
@@ -115,7 +131,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_none_takes_memory(folders: dict[str, Path]) -> None:
     """All of them in one process that may take 256 MB more than it has."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, folders.values())], capture_output=True, text=True, timeout=HANG)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, folders.values())], capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100_000  # KB
 

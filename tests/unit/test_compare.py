@@ -14,7 +14,7 @@ from stm.data.images import Sample
 from stm.data.open import as_samples
 from stm.data.sets import SampleSet
 from stm.errors import DataError, UsageError
-from stm.measure.compare import Entrant, entrants, race, rows
+from stm.measure.compare import Contender, contenders, rows, run_all
 from stm.measure.evaluate import run
 from stm.measure.stats import compared, mcnemar
 from stm.peers import DEFAULT
@@ -36,10 +36,10 @@ def samples(dense: stm.ViM) -> SampleSet:
 
 
 def test_who_is_in_the_table(dense: stm.ViM) -> None:
-    found = entrants(dense)
+    found = contenders(dense)
     assert [e.method for e in found] == ["dense", "stm", "paper", *DEFAULT]
-    assert [e.method for e in entrants(dense, methods=["mtr", "paper"])] == ["dense", "stm", "paper", "random", "mtr"]
-    assert [(e.method, e.known.get("schedule")) for e in entrants(dense, methods=["hsa"], at="both")] == [
+    assert [e.method for e in contenders(dense, methods=["mtr", "paper"])] == ["dense", "stm", "paper", "random", "mtr"]
+    assert [(e.method, e.known.get("schedule")) for e in contenders(dense, methods=["hsa"], at="both")] == [
         ("dense", None),
         ("stm", "staged"),
         ("random", "published"),
@@ -48,33 +48,33 @@ def test_who_is_in_the_table(dense: stm.ViM) -> None:
         ("hsa", "stm"),
     ]
     ours = next(e for e in found if e.method == "stm")
-    moved = next(e for e in entrants(dense, methods=["hsa"], at="stm") if e.method == "hsa")
+    moved = next(e for e in contenders(dense, methods=["hsa"], at="stm") if e.method == "hsa")
     assert moved.known["acts_after"] == ours.known["acts_after"]
-    by_rate = entrants(dense, methods=["paper"], rate=0.4)
+    by_rate = contenders(dense, methods=["paper"], rate=0.4)
     assert [e.model.config.recipe.rate for e in by_rate if e.method in ("stm", "paper")] == [0.4, 0.4]
 
 
 def test_what_cannot_be_compared_is_refused(dense: stm.ViM) -> None:
     with pytest.raises(UsageError, match="unknown method 'rmeto', expected some of stm, paper, random"):
-        entrants(dense, methods=["rmeto"])
+        contenders(dense, methods=["rmeto"])
     with pytest.raises(UsageError, match="rate and saving"):
-        entrants(dense, rate=0.2, saving=0.2)
+        contenders(dense, rate=0.2, saving=0.2)
     with pytest.raises(UsageError, match="at is 'here'"):
-        entrants(dense, at="here")
+        contenders(dense, at="here")
     with pytest.raises(UsageError, match="already compressed"):
-        entrants(stm.compress(dense, saving=0.2))
+        contenders(stm.compress(dense, saving=0.2))
     with pytest.raises(UsageError, match="leaves nothing to compare"):
-        entrants(dense, saving=0.0)
+        contenders(dense, saving=0.0)
     other = stm.load_checkpoint(MINI.with_name("vim_mini.pth"), image_size=64, device="cpu")
-    assert entrants(dense, methods=[], also={"mini": other})[-1].known["sibling"]
+    assert contenders(dense, methods=[], also={"mini": other})[-1].known["sibling"]
     with pytest.raises(UsageError, match="small is compressed"):
-        entrants(dense, methods=[], also={"small": stm.compress(dense, saving=0.2)})
+        contenders(dense, methods=[], also={"small": stm.compress(dense, saving=0.2)})
 
 
 def test_one_pass_equals_a_run_for_each_model(dense: stm.ViM, samples: SampleSet) -> None:
-    entered = entrants(dense, methods=["rmeeto", "storm"])
+    entered = contenders(dense, methods=["rmeeto", "storm"])
     steps: list[int] = []
-    runs = race(entered, samples, batch_size=3, on_progress=lambda progress: steps.append(progress.done)).runs
+    runs = run_all(entered, samples, batch_size=3, on_progress=lambda progress: steps.append(progress.done)).runs
     assert steps[-1] == len(samples) * len(entered) and steps == sorted(steps)
     for entrant, found in zip(entered, runs, strict=True):
         alone = run(entrant.model, samples, reference=dense, batch_size=3, workers=0)
@@ -86,8 +86,8 @@ def test_one_pass_equals_a_run_for_each_model(dense: stm.ViM, samples: SampleSet
 
 
 def test_significance_is_against_ours(dense: stm.ViM, samples: SampleSet) -> None:
-    entered = entrants(dense, methods=["rmeeto"])
-    runs = race(entered, samples).runs
+    entered = contenders(dense, methods=["rmeeto"])
+    runs = run_all(entered, samples).runs
     table = {row.method: row for row in rows(entered, runs, data="x")}
     by_name = {entrant.method: found.records for entrant, found in zip(entered, runs, strict=True)}
     assert table["stm"].stm_p is None and "ours" in table["stm"].reasons["stm_p"]
@@ -101,29 +101,36 @@ def test_significance_is_against_ours(dense: stm.ViM, samples: SampleSet) -> Non
 
 def test_without_labels_there_is_agreement_and_a_reason(dense: stm.ViM, samples: SampleSet) -> None:
     bare = SampleSet("bare", tuple(Sample(s.file, None, s.source) for s in samples.samples))
-    entered = entrants(dense, methods=["rmeeto"])
-    for row in rows(entered, race(entered, bare).runs, data="bare"):
+    entered = contenders(dense, methods=["rmeeto"])
+    for row in rows(entered, run_all(entered, bare).runs, data="bare"):
         assert row.top1 is None and row.stm_p is None and "label" in row.reasons["stm_p"] and row.agreement is not None
 
 
 def test_broken_images_are_counted_and_left_out(dense: stm.ViM, tmp_path: Path) -> None:
     folder = labelled(tmp_path / "images", ["a.png,1", "b.png,2", "c.png,3"])
     (folder / "b.png").write_bytes(b"not an image")
-    entered = entrants(dense, methods=[])
+    entered = contenders(dense, methods=[])
     samples = as_samples(folder, dense.config)
-    for row in rows(entered, race(entered, samples, workers=0).runs, data="x"):
+    for row in rows(entered, run_all(entered, samples, workers=0).runs, data="x"):
         assert (row.n, row.failed) == (2, 1)
     for name in "ac":
         (folder / f"{name}.png").write_bytes(b"")
     with pytest.raises(DataError, match="none of the 3 images"):
-        rows(entered, race(entered, samples, workers=0).runs, data="x")
+        rows(entered, run_all(entered, samples, workers=0).runs, data="x")
 
 
 def test_the_command_writes_table_and_figure_whole(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     images = labelled(tmp_path / "images", ["a.png,1", "b.png,2", "c.png,3"])
     out = tmp_path / "table"
-    options = {"data": images, "methods": ["paper", "rmeeto"], "image_size": 64, "device": "cpu", "workers": 0, "out": out}
+    options = {
+        "data": images,
+        "methods": ["paper", "rmeeto"],
+        "image_size": 64,
+        "device": "cpu",
+        "workers": 0,
+        "out": out,
+    }
     report = compare.compare(str(MINI), also=[str(MINI.with_name("vim_mini.pth"))], at="both", **options)
     assert {path.name for path in out.iterdir()} == set(report.files) == set(compare.COMPARED)
     assert json.loads((out / "compare.json").read_text()) == json.loads(report.to_json())
@@ -137,7 +144,13 @@ def test_the_command_writes_table_and_figure_whole(tmp_path: Path) -> None:
 
 
 def test_entrants_say_what_they_are(dense: stm.ViM) -> None:
-    found: list[Entrant] = entrants(dense, methods=["paper", "rmeeto"])
-    assert {e.method: e.known["static"] for e in found} == {"dense": True, "stm": True, "paper": False, "random": True, "rmeeto": False}
+    found: list[Contender] = contenders(dense, methods=["paper", "rmeeto"])
+    assert {e.method: e.known["static"] for e in found} == {
+        "dense": True,
+        "stm": True,
+        "paper": False,
+        "random": True,
+        "rmeeto": False,
+    }
     for entrant in found:
         assert entrant.known["tokens_per_block"][-1] == entrant.known["tokens_left"]

@@ -1,4 +1,5 @@
-"""The strict codec of config.json: what the file holds, what is refused, and edits, which mean what they say or are refused.
+"""The strict codec of config.json: what the file holds, what is refused, and edits, which mean what they say or are
+refused.
 
 The keys are those of docs/design.md section 3, written out here by hand.
 """
@@ -11,16 +12,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stm.config import Calibration, Config, FileInfo, Measured, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config import (
+    Calibration,
+    Config,
+    FileInfo,
+    Measured,
+    ModelConfig,
+    Preprocess,
+    Protection,
+    Recipe,
+    Source,
+    dense_schedule,
+)
 from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
 
 KEYS = {
-    "": "schema_version format stm_version architecture num_classes num_features model dtype preprocessing label_names id2label schedule "
-    "protection recipe source measured files pretrained_cfg extra",
-    "model": "image_size patch stride in_chans d_model depth d_state dt_rank expand d_conv class_token divide_out norm_eps",
+    "": (
+        "schema_version format stm_version architecture num_classes num_features model dtype preprocessing label_names"
+        " id2label schedule protection recipe source measured files pretrained_cfg extra"
+    ),
+    "model": (
+        "image_size patch stride in_chans d_model depth d_state dt_rank expand d_conv class_token divide_out norm_eps"
+    ),
     "preprocessing": "resize crop interpolation mean std",
     "schedule": "tokens class_token steps tokens_per_block class_token_per_block",
     "protection": "weights mode normalized step_scale span_conv initial_state",
@@ -37,7 +53,13 @@ CONFIG = Config(
     preprocessing=Preprocess(resize=4, crop=4),
     label_names=("zero", "one"),
     protection=Protection(),
-    recipe=Recipe(method="stm", rate=0.4, removed_share=0.75, schedule="staged", calibration=Calibration(data="x", n=2, sha256="00")),
+    recipe=Recipe(
+        method="stm",
+        rate=0.4,
+        removed_share=0.75,
+        schedule="staged",
+        calibration=Calibration(data="x", n=2, sha256="00"),
+    ),
     source=Source(file="vim.pth"),
     measured=(Measured(data="digits", n=3, top1=0.5, top1_ci=(0.25, 0.75), reasons={"kl": "no dense model"}),),
     files={"model.safetensors": FileInfo(sha256="00", bytes=8)},
@@ -57,7 +79,8 @@ def test_the_file_is_sorted_and_has_the_promised_keys() -> None:
 
 
 def test_what_is_derived() -> None:
-    """By hand: 5 tokens, class token at 2; 0 goes into 1 and 4 into 3 after block 0; of the 3 that are left, 2 into 0 after block 1."""
+    """By hand: 5 tokens, class token at 2; 0 goes into 1 and 4 into 3 after block 0; of the 3 that are left, 2 into 0
+    after block 1."""
     document = to_json(CONFIG)
     assert document["schedule"]["tokens_per_block"] == [5, 3, 2]
     assert document["schedule"]["class_token_per_block"] == [2, 1, 1]
@@ -68,7 +91,9 @@ def test_what_is_derived() -> None:
 
 
 def test_a_dense_config_needs_no_protection() -> None:
-    dense = Config(model=MODEL, num_classes=2, schedule=dense_schedule(MODEL), preprocessing=Preprocess(resize=4, crop=4))
+    dense = Config(
+        model=MODEL, num_classes=2, schedule=dense_schedule(MODEL), preprocessing=Preprocess(resize=4, crop=4)
+    )
     assert loads(dumps(dense)) == dense
     assert to_json(dense)["schedule"]["tokens_per_block"] == [5, 5, 5]
 
@@ -123,7 +148,11 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("model.image_size", 10**12, "image_size is 1000000000000, expected at most 8192"),
         ("preprocessing.resize", 10**6, "resize is 1000000, expected at most 10 times the crop 4"),
         ("model.class_token", "tail", "class_token is 'tail', expected one of middle, head"),
-        ("model.class_token", "head", "the schedule is for 5 tokens with the class token at 2, the model has 5 with it at 0"),
+        (
+            "model.class_token",
+            "head",
+            "the schedule is for 5 tokens with the class token at 2, the model has 5 with it at 0",
+        ),
         ("model.patch", 5, "patch is 5, expected at most the image_size 4"),
         ("model", [], r"model is \[\], expected an object"),
         ("dtype", "int8", "dtype is 'int8', expected one of float32, bfloat16, float16"),
@@ -143,7 +172,11 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("schedule.steps.0.absorb", [], "absorbs nothing"),
         ("schedule.steps.1.after", 0, "expected a block after 0"),
         ("schedule.steps.1.after", 2, "a step after block 2: expected at most 1 of 3 blocks"),
-        ("schedule.tokens_per_block.1", 4, r"schedule.tokens_per_block contradicts its steps: \[5, 4, 2\], expected \[5, 3, 2\]"),
+        (
+            "schedule.tokens_per_block.1",
+            4,
+            r"schedule.tokens_per_block contradicts its steps: \[5, 4, 2\], expected \[5, 3, 2\]",
+        ),
         ("schedule.class_token_per_block", [2, 1], "class_token_per_block contradicts"),
         ("protection", None, "the schedule merges, but protection is null"),
         ("protection.weights", "max", "weights is 'max', expected one of"),

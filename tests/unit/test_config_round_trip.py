@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from stm.config import (
     CLASS_TOKENS,
     DTYPES,
-    METHODS,
     MODES,
     ORDERS,
+    PRESET_NAMES,
     SIDES,
     WEIGHTS,
     Calibration,
@@ -30,7 +30,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 shares = st.floats(0, 1)
 intervals = st.tuples(shares, shares)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | finite | words, lambda x: st.lists(x, max_size=3) | st.dictionaries(words, x, max_size=3)
+    st.none() | st.booleans() | st.integers() | finite | words,
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(words, x, max_size=3),
 )
 
 
@@ -87,7 +88,13 @@ protections = st.builds(
     step_scale=st.floats(0, 4),
     span_conv=st.booleans(),
     initial_state=st.booleans(),
-) | st.builds(Protection, weights=st.just("hsp"), mode=st.sampled_from(MODES), normalized=st.booleans(), step_scale=st.floats(0, 4))
+) | st.builds(
+    Protection,
+    weights=st.just("hsp"),
+    mode=st.sampled_from(MODES),
+    normalized=st.booleans(),
+    step_scale=st.floats(0, 4),
+)
 
 
 @st.composite
@@ -96,7 +103,7 @@ def recipes(draw: st.DrawFn, removed_share: float) -> Recipe:
     budgets = {"rate": shares, "saving": shares, "stages": st.lists(counts, max_size=3).map(tuple)}
     asked = draw(st.sampled_from(sorted(budgets)))
     return Recipe(
-        method=draw(st.sampled_from(METHODS)),
+        method=draw(st.sampled_from(PRESET_NAMES)),
         **{asked: draw(budgets[asked])},
         removed_share=removed_share,
         schedule=order,
@@ -137,7 +144,11 @@ def configs(draw: st.DrawFn) -> Config:
         dtype=draw(st.sampled_from(DTYPES)),
         protection=draw(protections),
         recipe=draw(st.none() | recipes(schedule.removed_share)),
-        source=draw(st.builds(Source, repo=names, file=st.none() | st.just("vim.pth"), revision=names, sha256=names, license=names)),
+        source=draw(
+            st.builds(
+                Source, repo=names, file=st.none() | st.just("vim.pth"), revision=names, sha256=names, license=names
+            )
+        ),
         measured=tuple(draw(st.lists(measured, max_size=2))),
         files=draw(st.dictionaries(words, st.builds(FileInfo, sha256=words, bytes=st.integers(0)), max_size=2)),
         stm_version=draw(words),

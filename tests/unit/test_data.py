@@ -25,7 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_limit_draws_by_seed_keeps_the_order_and_grows(tmp_path):
     everything = SampleSet("x", tuple(Sample(f"{i:03}", i % 10, Pixels(bytes([i]), 1)) for i in range(100)))
-    files = [[sample.file for sample in everything.take(limit, seed).samples] for limit, seed in [(20, 0), (20, 0), (50, 0), (20, 1)]]
+    files = [
+        [sample.file for sample in everything.take(limit, seed).samples]
+        for limit, seed in [(20, 0), (20, 0), (50, 0), (20, 1)]
+    ]
     assert files[0] == files[1] == sorted(files[0])
     assert len(files[0]) == 20
     assert set(files[0]) < set(files[2])
@@ -86,7 +89,9 @@ def test_the_photographs_are_small_and_attributed():
     photographs = sorted(folder.glob("*.jpg"))
     assert [path.name for path in photographs] == ["chelsea.jpg", "china.jpg", "coffee.jpg"]
     assert all(path.stat().st_size <= 60_000 and f"`{path.name}`" in attribution for path in photographs)
-    assert all(who in attribution for who in ("danielbuechele", "Stefan van der Walt", "Rachel Michetti", "CC BY 2.0", "CC0"))
+    assert all(
+        who in attribution for who in ("danielbuechele", "Stefan van der Walt", "Rachel Michetti", "CC BY 2.0", "CC0")
+    )
 
 
 def digits_file(path):

@@ -136,8 +136,8 @@ def test_workers_of_a_killed_run_go_by_themselves(tmp_path):
         textwrap.dedent(f"""
         import multiprocessing, time
         from stm.config import Preprocess
-        from stm.measure.decode import decode_all
-        from stm.measure.images import ImageFile, Sample
+        from stm.data.decode import decode_all
+        from stm.data.images import ImageFile, Sample
         from pathlib import Path
         if __name__ == "__main__":
             chunks = [[Sample("a", 0, ImageFile(Path({str(tmp_path / "a.png")!r})))]] * 50

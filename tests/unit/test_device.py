@@ -18,7 +18,9 @@ def test_only_what_is_here_can_be_picked(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     assert available() == ("cpu", "cuda", "cuda:0", "cuda:1")
-    with pytest.raises(UsageError, match="there is no device 'cuda:2' here, expected auto or cpu or cuda or cuda:0 or cuda:1"):
+    with pytest.raises(
+        UsageError, match="there is no device 'cuda:2' here, expected auto or cpu or cuda or cuda:0 or cuda:1"
+    ):
         pick("cuda:2")
 
 
@@ -36,7 +38,9 @@ def test_a_model_that_is_moved_gets_a_backend_for_the_place() -> None:
     """`native` is for processors; the meta device stands for any other."""
     shape = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=2, d_state=2, dt_rank=1)
     native = Backend("native", blocked.conv_silu, blocked.scan, blocked.add_norm)
-    model = ViM(Config(model=shape, num_classes=2, schedule=dense_schedule(shape), preprocessing=Preprocess.official(4)), native)
+    model = ViM(
+        Config(model=shape, num_classes=2, schedule=dense_schedule(shape), preprocessing=Preprocess.official(4)), native
+    )
     dense = model.with_plan(None)
     assert model.double().backend is native
 

@@ -29,7 +29,9 @@ def test_environment_without_a_model() -> None:
 
 def test_processor_name_from_cpuinfo(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nvendor_id\t: X\nmodel name\t: Some CPU @ 2.0: GHz\n\nprocessor\t: 1\nmodel name\t: Other\n")
+    cpuinfo.write_text(
+        "processor\t: 0\nvendor_id\t: X\nmodel name\t: Some CPU @ 2.0: GHz\n\nprocessor\t: 1\nmodel name\t: Other\n"
+    )
     assert module._from_cpuinfo(cpuinfo) == "Some CPU @ 2.0: GHz"
     cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 50\n")  # as many ARM kernels write it
     assert module._from_cpuinfo(cpuinfo) is None

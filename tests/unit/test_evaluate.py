@@ -1,4 +1,5 @@
-"""Evaluation: figures of models whose logits are known, one pass for two models, broken images, speed, and kill-and-resume.
+"""Evaluation: figures of models whose logits are known, one pass for two models, broken images, speed, and
+kill-and-resume.
 
 `Echo` returns the image's own values as logits, so a set of images is a table of logits.
 """
@@ -34,7 +35,9 @@ from stm.progress import Progress
 HERE = Path(__file__).resolve().parent
 SHAPE = ModelConfig(image_size=2, patch=1, stride=1, in_chans=1, d_model=4, depth=2, d_state=2, dt_rank=1)
 PREP = Preprocess(resize=2, crop=2, interpolation="nearest", mean=(0.0,), std=(1.0,))
-CONFIG = Config(model=SHAPE, num_classes=4, schedule=dense_schedule(SHAPE), preprocessing=PREP, source=Source(file="echo.pth"))
+CONFIG = Config(
+    model=SHAPE, num_classes=4, schedule=dense_schedule(SHAPE), preprocessing=PREP, source=Source(file="echo.pth")
+)
 
 
 class Echo(nn.Module):
@@ -51,7 +54,10 @@ class Echo(nn.Module):
 
 
 def pairs(rows: Sequence[Sequence[float]], labels: Sequence[int | None]) -> list[tuple[Tensor, int | None]]:
-    return [(torch.tensor(row, dtype=torch.float32).reshape(1, 2, 2), label) for row, label in zip(rows, labels, strict=True)]
+    return [
+        (torch.tensor(row, dtype=torch.float32).reshape(1, 2, 2), label)
+        for row, label in zip(rows, labels, strict=True)
+    ]
 
 
 def random_pairs(n: int, seed: int = 0) -> list[tuple[Tensor, int | None]]:
@@ -123,7 +129,9 @@ def test_broken_images_are_named_and_counted(tmp_path: Path) -> None:
     assert (found.data, found.n, found.failed, found.top1) == ("set", 4, 3, 1.0)
     records = read_records(csv)
     assert [record.file for record in records] == [f"{i}.png" for i in range(7)]
-    assert [record.error for record in records if record.error] == [f"{i}.png: not an image that can be read" for i in (1, 4, 5)]
+    assert [record.error for record in records if record.error] == [
+        f"{i}.png: not an image that can be read" for i in (1, 4, 5)
+    ]
     assert records[1].label == 1 and records[1].pred is None
 
 
@@ -192,7 +200,9 @@ class Timed(Echo):
         (2, [4.0], 2 / 4.0),  # there is no other
     ],
 )
-def test_speed_is_the_models_forward_alone(monkeypatch: pytest.MonkeyPatch, n: int, seconds: list[float], expected: float) -> None:
+def test_speed_is_the_models_forward_alone(
+    monkeypatch: pytest.MonkeyPatch, n: int, seconds: list[float], expected: float
+) -> None:
     clock = Clock()
     monkeypatch.setattr(module, "perf_counter", clock)
     found = evaluate(Timed(clock, seconds), random_pairs(n), reference=Timed(clock, [1e3] * 3), batch_size=2)
@@ -209,7 +219,9 @@ def test_a_batch_of_broken_images_is_no_warm_up(monkeypatch: pytest.MonkeyPatch,
 # --- records that are resumed -----------------------------------------------------------------------------------------
 
 SMALL = ModelConfig(image_size=8, patch=2, stride=2, in_chans=1, d_model=8, depth=3, d_state=4, dt_rank=1)
-SMALL_CONFIG = Config(model=SMALL, num_classes=6, schedule=dense_schedule(SMALL), preprocessing=replace(PREP, resize=8, crop=8))
+SMALL_CONFIG = Config(
+    model=SMALL, num_classes=6, schedule=dense_schedule(SMALL), preprocessing=replace(PREP, resize=8, crop=8)
+)
 
 
 def small_case() -> tuple[ViM, ViM, SampleSet]:
@@ -237,7 +249,9 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     csv, whole = tmp_path / "r.csv", tmp_path / "whole.csv"
     code = KILLED.format(paths=[str(HERE), str(HERE.parents[1])], records=str(csv))
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as child:
         assert child.stdout is not None
         assert [child.stdout.readline().strip() for _ in range(4)] == ["0", "8", "16", "24"]
         child.send_signal(signal.SIGKILL)

@@ -1,7 +1,7 @@
 """What merging does to states, in float64 on a tiny model, against runs by hand.
 
-The expected states come from a backend that records what its scan is given, and from the recurrence in a loop; nothing of
-stm/explain/states.py or explain.py is used for them.
+The expected states come from a backend that records what its scan is given, and from the recurrence in a loop; nothing
+of stm/explain/states.py or explain.py is used for them.
 """
 
 import dataclasses
@@ -15,7 +15,17 @@ import stm
 from stm import backends
 from stm.backends import reference
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
-from stm.explain.measurements import RULES, fading, fit_exponential, groups_by_block, influence, losses, plan_change, singles, walk
+from stm.explain.measurements import (
+    RULES,
+    fading,
+    fit_exponential,
+    groups_by_block,
+    influence,
+    losses,
+    plan_change,
+    singles,
+    walk,
+)
 from stm.findings import Fit
 from stm.merging.merge import Merge, merge
 from stm.merging.plan import Plan, State, Taps
@@ -32,7 +42,9 @@ def recording_scan(u, dt, A, B, C, D, z, reverse, **more):
     RECORDED.append(
         {
             "u": u,
-            "delta": reference.step_sizes(reference.projected(dt, more.get("dt_weight")), more.get("scale"), more.get("dt_bias")),
+            "delta": reference.step_sizes(
+                reference.projected(dt, more.get("dt_weight")), more.get("scale"), more.get("dt_bias")
+            ),
             "A": A,
             "B": B,
         }
@@ -53,8 +65,11 @@ def image() -> Tensor:
     return torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def states_of(x: Tensor, model: ViM, start: int, cls: int, stop: int | None = None) -> tuple[list[list[list[Tensor]]], Tensor]:
-    """From a stream (1, L, D) that enters block `start`: the state after each token, [block][direction][token], and the stream."""
+def states_of(
+    x: Tensor, model: ViM, start: int, cls: int, stop: int | None = None
+) -> tuple[list[list[list[Tensor]]], Tensor]:
+    """From a stream (1, L, D) that enters block `start`: the state after each token, [block][direction][token], and the
+    stream."""
     state, out = State(x, cls=cls), []
     for block in model.blocks[start:stop]:
         RECORDED.clear()
@@ -173,7 +188,9 @@ def test_losses_are_the_first_block_of_fading(dense: ViM, image: Tensor) -> None
 def test_influence_zeroes_one_token(dense: ViM, image: Tensor) -> None:
     found = influence(dense, image)
     others = [j for j in range(L) if j != C]
-    assert [(each.side, each.distance) for each in found] == [("left" if j < C else "right", abs(j - C)) for j in others]
+    assert [(each.side, each.distance) for each in found] == [
+        ("left" if j < C else "right", abs(j - C)) for j in others
+    ]
     assert influence(dense, image, most=2) == [each for each, j in zip(found, others, strict=True) if j in (0, 3, 5, 9)]
     for block in (0, 3):
         x = entering(dense, image, block)
@@ -209,7 +226,8 @@ def test_the_groups_of_a_run_are_those_of_its_schedule(dense: ViM, image: Tensor
 
 
 class Dropping(Plan):
-    """A method that looks at data: after block 0 the patch with the smallest norm goes, after block 2 it is merged into the first."""
+    """A method that looks at data: after block 0 the patch with the smallest norm goes, after block 2 it is merged into
+    the first."""
 
     def forward(self, block: int, state: State, taps: Taps) -> State:
         assert block < 3, "nothing acts after the last block"
@@ -222,7 +240,9 @@ class Dropping(Plan):
         keep = torch.tensor([[position for position in range(x.shape[1]) if position != gone]])
         source = torch.tensor([[gone]] if block == 2 else [[]], dtype=torch.long)
         index = Merge(keep, source, torch.zeros_like(source))
-        return State(merge(x, index, torch.ones_like(x[..., 0])), cls=torch.tensor([cls - (gone < cls)]), map=index)
+        return State(
+            merge(x, index, torch.ones_like(x[..., 0])), cls=torch.tensor([cls - (gone < cls)]), last_merge=index
+        )
 
 
 def test_the_groups_of_a_plan_that_looks_at_data(dense: ViM, image: Tensor) -> None:
@@ -231,7 +251,9 @@ def test_the_groups_of_a_plan_that_looks_at_data(dense: ViM, image: Tensor) -> N
     _, first, second, last = groups_by_block(run)
     assert first == second and len(first) == 9 and len(last) == 8
     held = [position for group in last for position in group]
-    assert sorted(held) == sorted(position for group in first for position in group), "what is merged is still held, what is pruned is not"
+    assert sorted(held) == sorted(position for group in first for position in group), (
+        "what is merged is still held, what is pruned is not"
+    )
     assert len(last[0]) == 2 and last[int(run[3].entered.cls)] == (C,)
     with torch.inference_mode():
         torch.testing.assert_close(small.classify(run[-1].left), small(image))

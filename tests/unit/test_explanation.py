@@ -26,8 +26,13 @@ PREP = Preprocess(resize=6, crop=6, mean=(0.5,), std=(0.5,))
 
 
 def compressed(class_token: str = "middle") -> ViM:
-    shape = ModelConfig(image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2, class_token=class_token)
-    dense = ViM(Config(model=shape, num_classes=3, schedule=dense_schedule(shape), preprocessing=PREP), backends.choose("reference"))
+    shape = ModelConfig(
+        image_size=6, patch=2, stride=2, in_chans=1, d_model=4, depth=4, d_state=3, dt_rank=2, class_token=class_token
+    )
+    dense = ViM(
+        Config(model=shape, num_classes=3, schedule=dense_schedule(shape), preprocessing=PREP),
+        backends.choose("reference"),
+    )
     initialize(dense, seed=0).requires_grad_(False)
     return stm.compress(dense, stages=[2, 3])
 
@@ -71,14 +76,26 @@ def test_the_data_are_the_numbers(written: tuple[Path, Explanation, tuple[str, .
     for row, each in zip(rows("fading.csv"), found.fading, strict=True):
         assert (row["side"], int(row["distance"])) == (each.side, each.distance)
         assert float(row["class_block_3"]) == pytest.approx(each.cls[1], rel=1e-5)
-    assert [(row["after_block"], row["rule"]) for row in rows("losses.csv")] == [(str(each.after), each.rule) for each in found.losses]
-    assert [float(row["block_0"]) for row in rows("ldsd.csv")] == pytest.approx([each.blocks[0] for each in found.influence], rel=1e-5)
-    assert [float(row["forward"]) for row in rows("plan.csv")] == pytest.approx([change for change, _ in found.plan], rel=1e-5)
+    assert [(row["after_block"], row["rule"]) for row in rows("losses.csv")] == [
+        (str(each.after), each.rule) for each in found.losses
+    ]
+    assert [float(row["block_0"]) for row in rows("ldsd.csv")] == pytest.approx(
+        [each.blocks[0] for each in found.influence], rel=1e-5
+    )
+    assert [float(row["forward"]) for row in rows("plan.csv")] == pytest.approx(
+        [change for change, _ in found.plan], rel=1e-5
+    )
     dense, merged = found.images[0].maps
     maps = rows("image-1-maps.csv")
-    assert [row["positions"] for row in maps if row["model"] == "merged"] == [" ".join(map(str, group)) for group in merged.groups]
-    assert [float(row["state_backward"]) for row in maps if row["model"] == "dense"] == pytest.approx(dense.state[1], rel=1e-5)
-    attention = [[float(row[str(j)]) for j in range(10)] for row in rows("image-1-attention.csv") if row["model"] == "dense"]
+    assert [row["positions"] for row in maps if row["model"] == "merged"] == [
+        " ".join(map(str, group)) for group in merged.groups
+    ]
+    assert [float(row["state_backward"]) for row in maps if row["model"] == "dense"] == pytest.approx(
+        dense.state[1], rel=1e-5
+    )
+    attention = [
+        [float(row[str(j)]) for j in range(10)] for row in rows("image-1-attention.csv") if row["model"] == "dense"
+    ]
     assert attention[4] == pytest.approx(dense.attention[4], rel=1e-5)
     document = json.loads((folder / "image-1-groups.json").read_text())
     assert [stage["tokens"] for stage in document["stages"]] == [10, 6, 4]
@@ -86,7 +103,9 @@ def test_the_data_are_the_numbers(written: tuple[Path, Explanation, tuple[str, .
 
 
 @pytest.mark.slow
-def test_the_same_explanation_is_the_same_bytes(written: tuple[Path, Explanation, tuple[str, ...]], tmp_path: Path) -> None:
+def test_the_same_explanation_is_the_same_bytes(
+    written: tuple[Path, Explanation, tuple[str, ...]], tmp_path: Path
+) -> None:
     small = compressed()
     with plots.style():
         files = explanation.write(tmp_path, explained(small, 2), small, "stm")

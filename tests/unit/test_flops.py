@@ -123,7 +123,15 @@ def test_count_reports_shares_of_the_dense_model() -> None:
 def test_the_span_conv_and_the_scoring_count_only_honestly() -> None:
     schedule = staged(50, 24, (2, 4))
     plain, span, dynamic = (
-        count(Config(model=MINI, num_classes=10, schedule=schedule, preprocessing=Preprocess.official(7), protection=protection))
+        count(
+            Config(
+                model=MINI,
+                num_classes=10,
+                schedule=schedule,
+                preprocessing=Preprocess.official(7),
+                protection=protection,
+            )
+        )
         for protection in (PROTECTIONS[1], PROTECTIONS[0], PROTECTIONS[2])
     )
     assert plain.paper == span.paper == dynamic.paper

@@ -1,4 +1,5 @@
-"""The honest count against torch.utils.flop_counter over a real run, our operators registered; and what peers add to the paper's column."""
+"""The honest count against torch.utils.flop_counter over a real run, our operators registered; and what peers add to
+the paper's column."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from stm.merging.bnnm import gradual, staged
 from stm.merging.plan import Plan, StaticPlan
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.peers import METHODS
+from stm.peers import PEERS
 from stm.peers.hsa import HSA
 from stm.peers.peer import Peer
 from stm.peers.rmeeto import RMeeTo
@@ -41,26 +42,34 @@ def vim() -> ViM:
     available, reason = backends.status("native")
     if not available:
         pytest.skip(f"counts the operators of the native backend: {reason}")
-    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size))
+    config = Config(
+        model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size)
+    )
     return initialize(ViM(config, backends.choose("native"))).requires_grad_(False).eval()
 
 
 def counted(vim: ViM, plan: Plan) -> int:
     """Multiply-accumulates of one image, as torch counts them: convolutions, matrix products and our operators."""
     ops = torch.ops.stm
-    with FlopCounterMode(display=False, custom_mapping={ops.native_conv: _conv, ops.native_scan: _scan}) as counter, torch.no_grad():
+    with (
+        FlopCounterMode(display=False, custom_mapping={ops.native_conv: _conv, ops.native_scan: _scan}) as counter,
+        torch.no_grad(),
+    ):
         vim.with_plan(plan)(torch.zeros(1, 3, 14, 14))
     assert counter.get_total_flops() % 2 == 0
     return counter.get_total_flops() // 2
 
 
 def not_read(plan: Plan) -> int:
-    """The last block's outputs that a run computes and nobody reads: y, skip and gate of all but the class token, in each direction."""
+    """The last block's outputs that a run computes and nobody reads: y, skip and gate of all but the class token, in
+    each direction."""
     tokens, cls, _ = plan.entering(MODEL)[-1]
     return (E * N + 2 * E) * (tokens - 1) * (2 if cls is None else 1)
 
 
-@pytest.mark.parametrize("protection", [Protection(), Protection(weights="mean", step_scale=0.0, span_conv=False)], ids=["span", "plain"])
+@pytest.mark.parametrize(
+    "protection", [Protection(), Protection(weights="mean", step_scale=0.0, span_conv=False)], ids=["span", "plain"]
+)
 @pytest.mark.parametrize(
     "schedule",
     [dense_schedule(MODEL), staged(50, 24, (2, 4)), gradual(50, 24, "border", 3, 5)],
@@ -68,11 +77,14 @@ def not_read(plan: Plan) -> int:
 )
 def test_what_torch_counts(schedule: Any, protection: Protection, vim: ViM) -> None:
     plan = StaticPlan(schedule, protection, MODEL)
-    merging = sum(D * tokens for tokens, step in zip(plan.lengths(MODEL), range(8), strict=True) if plan.step(step) is not None)
+    merging = sum(
+        D * tokens for tokens, step in zip(plan.lengths(MODEL), range(8), strict=True) if plan.step(step) is not None
+    )
     assert counted(vim, plan) == honest(MODEL, 10, plan) - merging + not_read(plan)
 
 
-# For a removal of r among P patches (L = P + 1 tokens): the matrix products, which torch counts, and the rest, which it does not.
+# For a removal of r among P patches (L = P + 1 tokens): the matrix products, which torch counts, and the rest, which it
+# does not.
 Count = Callable[[int, int], int]
 HALF = {"products": lambda P, r: -(-P // 2) * (P // 2) * D, "norms": lambda P, r: 2 * P * D}
 OWN: dict[str, tuple[Count, Count]] = {
@@ -88,23 +100,29 @@ OWN: dict[str, tuple[Count, Count]] = {
         lambda P, r: 2 * E * (P + 1) + 2 * (r + round((P - r) / 2)) * D + D * (P + 1),
     ),
     "mame-like": (lambda P, r: 0, lambda P, r: (2 * E + D) * (P + 1)),
-    **{name: (HALF["products"], lambda P, r: 2 * P * D + D * (P + 1)) for name in ("rmeeto", "tome", "tome-decreasing", "famba-v")},
+    **{
+        name: (HALF["products"], lambda P, r: 2 * P * D + D * (P + 1))
+        for name in ("rmeeto", "tome", "tome-decreasing", "famba-v")
+    },
 }
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_what_torch_counts_of_a_peer(name: str, vim: ViM) -> None:
-    method = METHODS[name]
+    method = PEERS[name]
     budgets = list(method.kind.budgets(MODEL, method.places(MODEL.depth)))
     plan = method.make(MODEL, budgets[len(budgets) // 2], 0)
-    products, rest = (sum(part(plan.before(block)[0] - 1, removed) for block, removed in plan.removals.items()) for part in OWN[name])
+    products, rest = (
+        sum(part(plan.before(block)[0] - 1, removed) for block, removed in plan.removals.items()) for part in OWN[name]
+    )
     assert sum(plan.flops(block, MODEL).honest for block in range(8)) == products + rest
     assert counted(vim, plan) == honest(MODEL, 10, plan) - rest + not_read(plan)
 
 
 def test_what_torch_counts_of_storm(vim: ViM) -> None:
-    """7 x 7 patches to 6 x 6 after block 2: 7 rows and then 6 columns of three pairs each; a product and two norms a pair."""
-    plan = METHODS["storm"].make(MODEL, {2: 13}, 0)
+    """7 x 7 patches to 6 x 6 after block 2: 7 rows and then 6 columns of three pairs each; a product and two norms a
+    pair."""
+    plan = PEERS["storm"].make(MODEL, {2: 13}, 0)
     own = 3 * D * (7 * 3 + 6 * 3) + 2 * D * 50
     assert plan.flops(2, MODEL).honest == own
     assert counted(vim, plan) == honest(MODEL, 10, plan) - own + not_read(plan)
@@ -120,8 +138,10 @@ def test_rmeetos_scoring_in_the_papers_column() -> None:
 
 
 def test_a_peer_that_removes_nothing_costs_nothing() -> None:
-    config = Config(model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size))
-    for method in METHODS.values():
+    config = Config(
+        model=MODEL, num_classes=10, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size)
+    )
+    for method in PEERS.values():
         assert count(config, method.make(MODEL, {}, 0)) == count(config)
 
 

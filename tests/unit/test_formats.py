@@ -57,7 +57,9 @@ def test_suffixes_are_those_that_pillow_has_for_the_formats():
 
 
 def test_no_format_is_listed_that_leaves_the_process_or_opens_another_image():
-    assert not {"EPS", "PDF", "WMF", "GRIB", "HDF5", "BUFR", "IPTC", "ICNS", "BLP", "FPX", "MIC", "MPEG"} & FORMATS.keys()
+    assert (
+        not {"EPS", "PDF", "WMF", "GRIB", "HDF5", "BUFR", "IPTC", "ICNS", "BLP", "FPX", "MIC", "MPEG"} & FORMATS.keys()
+    )
     assert not {".eps", ".ps", ".pdf", ".wmf", ".emf"} & SUFFIXES
 
 
@@ -99,7 +101,9 @@ def test_what_phones_write_is_a_jpeg(tmp_path):
         assert image.format == "MPO" and image.convert("RGB").getpixel((5, 5))[0] > 200
 
 
-@pytest.mark.parametrize("text", ["", "Python notes\n", "# P5 is a format\n", "BM\n", "GIF89", "%!PS-Adobe-3.0 EPSF-3.0\n", "%PDF-1.4\n"])
+@pytest.mark.parametrize(
+    "text", ["", "Python notes\n", "# P5 is a format\n", "BM\n", "GIF89", "%!PS-Adobe-3.0 EPSF-3.0\n", "%PDF-1.4\n"]
+)
 def test_text_without_a_suffix_is_no_image(tmp_path, text):
     (tmp_path / "notes").write_text(text)
     picture(tmp_path / "a.png")

@@ -33,7 +33,9 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("rate", [0, 0.4])
 def test_they_are_those_of_the_forward(rate: float) -> None:
-    dense = stm.load_checkpoint(MINI, device="cpu", backend="reference")  # the native one has Delta's product inside its scan
+    dense = stm.load_checkpoint(
+        MINI, device="cpu", backend="reference"
+    )  # the native one has Delta's product inside its scan
     vim = stm.compress(dense, rate=rate)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), Products() as run:

@@ -27,7 +27,8 @@ def test_what_is_pruned_is_in_no_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "apart"), [((0,), False), ((0, 1, 5), False), ((0, 5), True), ((3, 4), True), ((0, 2), True), ((0, 4, 8, 9), False)]
+    ("group", "apart"),
+    [((0,), False), ((0, 1, 5), False), ((0, 5), True), ((3, 4), True), ((0, 2), True), ((0, 4, 8, 9), False)],
 )
 def test_scattered_on_a_grid_of_four(group: tuple[int, ...], apart: bool) -> None:
     assert scattered(group, 4) == apart

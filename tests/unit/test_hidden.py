@@ -18,7 +18,15 @@ def scan(batch: int = B, h0: bool = True) -> Scan:
     delta = draw(K, batch, L, E).abs()
     gap = draw(K, batch, L, E).abs() * (torch.arange(L) == 2)[:, None]  # tokens were removed before token 2
     start = draw(K, E, N) if h0 else None
-    return Scan(draw(K, batch, L, E), delta, delta + gap, -draw(K, E, N).abs(), draw(K, batch, L, N), draw(K, batch, L, N), start)
+    return Scan(
+        draw(K, batch, L, E),
+        delta,
+        delta + gap,
+        -draw(K, E, N).abs(),
+        draw(K, batch, L, N),
+        draw(K, batch, L, N),
+        start,
+    )
 
 
 def passed(direction: int, t: int) -> list[int]:
@@ -81,7 +89,9 @@ def test_the_decays_are_the_products(direction: int) -> None:
 
 def test_the_norms_are_frobenius_norms() -> None:
     s = scan()
-    expected = [[[equation_4(s, k, image, t).square().sum().sqrt() for t in range(L)] for image in range(B)] for k in range(K)]
+    expected = [
+        [[equation_4(s, k, image, t).square().sum().sqrt() for t in range(L)] for image in range(B)] for k in range(K)
+    ]
     torch.testing.assert_close(state_norms(s), torch.tensor(expected, dtype=torch.float64))
 
 

@@ -63,7 +63,11 @@ def folder(path):
     path.mkdir()
 
 
-ODD = {pipe: "a named pipe, expected a file", loop: "oo many levels of symbolic links", device: "a device, expected a file"}
+ODD = {
+    pipe: "a named pipe, expected a file",
+    loop: "oo many levels of symbolic links",
+    device: "a device, expected a file",
+}
 
 
 @pytest.mark.parametrize("make", [*ODD, folder])
@@ -179,7 +183,9 @@ def test_a_long_name_of_a_negative_length(tmp_path):
 
 
 def test_names_with_line_breaks_make_one_line():
-    assert skipped_notes(12, ["a\nb.txt", "\x1b[31m.txt"]) == (r"12 files were not taken for images: a\x0ab.txt, \x1b[31m.txt and 10 more",)
+    assert skipped_notes(12, ["a\nb.txt", "\x1b[31m.txt"]) == (
+        r"12 files were not taken for images: a\x0ab.txt, \x1b[31m.txt and 10 more",
+    )
     assert skipped_notes(1, ["a.txt"]) == ("1 file was not taken for an image: a.txt",)
     assert skipped_notes(0, []) == ()
 
@@ -188,7 +194,8 @@ def test_files_of_a_tar_that_are_no_images_are_named(tmp_path):
     picture(tmp_path / "x.png")
     image = (tmp_path / "x.png").read_bytes()
     path = tar(
-        tmp_path / "s.tar", {"a.png": image, "a.cls": b"1", "b.heic": b"", "b.cls": b"2", "c.jp2": image, "c.cls": b"3", "bare": b""}
+        tmp_path / "s.tar",
+        {"a.png": image, "a.cls": b"1", "b.heic": b"", "b.cls": b"2", "c.jp2": image, "c.cls": b"3", "bare": b""},
     )
     found = tar_samples(path, "s.tar", make_config(), need_labels=True)
     assert [(sample.file, sample.label) for sample in found.samples] == [("s.tar/a.png", 1), ("s.tar/c.jp2", 3)]
@@ -231,7 +238,8 @@ def test_features_that_are_nested_deeply_are_none(tmp_path):
 
 
 def test_no_thread_of_pyarrow_reads_a_python_stream(tmp_path, monkeypatch):
-    """One that is still in Python when the interpreter ends aborts the process: SIGABRT in a third of the refusals of a set."""
+    """One that is still in Python when the interpreter ends aborts the process: SIGABRT in a third of the refusals of a
+    set."""
     path = parquet(tmp_path / "s.parquet", image=[{"bytes": b"x" * 5000, "path": ""}] * 50, label=[1] * 50)
     threads = set()
 
@@ -262,8 +270,30 @@ def test_a_report_that_is_nested_deeply_or_no_file(tmp_path):
 
 # What a data folder holds must not be run.
 
-MODULES = ("json", "re", "pickle", "multiprocessing", "concurrent", "socket", "struct", "runpy", "tempfile", "random", "signal")
-MODULES += ("copyreg", "types", "typing", "warnings", "array", "selectors", "encodings", "sitecustomize", "usercustomize")
+MODULES = (
+    "json",
+    "re",
+    "pickle",
+    "multiprocessing",
+    "concurrent",
+    "socket",
+    "struct",
+    "runpy",
+    "tempfile",
+    "random",
+    "signal",
+)
+MODULES += (
+    "copyreg",
+    "types",
+    "typing",
+    "warnings",
+    "array",
+    "selectors",
+    "encodings",
+    "sitecustomize",
+    "usercustomize",
+)
 MODULES += ("threading", "numpy", "torch", "scipy", "PIL", "pyarrow", "safetensors")
 
 
@@ -280,13 +310,15 @@ def trap(tmp_path):
 def run_in(folder, code_or_words, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONSAFEPATH", "PYTHONPATH")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *code_or_words], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG)
+    done = subprocess.run(
+        [sys.executable, *code_or_words], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG
+    )
     mark = tmp_path / "mark"
     return done, mark.read_text() if mark.exists() else ""
 
 
 SCRIPT = """
-from stm.measure.data import iterate
+from stm.data.sets import iterate
 from tests.pictures import PREP, opened
 if __name__ == "__main__":
     samples = opened(".", 1000)
@@ -307,14 +339,17 @@ def test_no_child_runs_a_module_of_the_current_folder(trap, tmp_path):
 def test_the_variable_that_keeps_children_safe_is_not_left_behind(tmp_path, monkeypatch):
     picture(tmp_path / "a.png")
     for before in (None, "x"):
-        monkeypatch.delenv("PYTHONSAFEPATH", raising=False) if before is None else monkeypatch.setenv("PYTHONSAFEPATH", before)
+        monkeypatch.delenv("PYTHONSAFEPATH", raising=False) if before is None else monkeypatch.setenv(
+            "PYTHONSAFEPATH", before
+        )
         list(iterate(from_files([tmp_path / "a.png"]), PREP, batch_size=1, workers=1))
         assert os.environ.get("PYTHONSAFEPATH") == before
 
 
 @pytest.mark.parametrize("flags", [["-P", "-m", "stm_cli"], ["-m", "stm_cli"]], ids=["-P", "-m"])
 def test_the_command_runs_no_module_of_the_current_folder(trap, tmp_path, flags):
-    """With -m alone Python itself looks there for what it needs to find us (runpy and what that needs): those are its own."""
+    """With -m alone Python itself looks there for what it needs to find us (runpy and what that needs): those are its
+    own."""
     if flags[0] == "-m":
         for name in ("runpy", "types", "warnings", "typing"):
             (trap / f"{name}.py").unlink()

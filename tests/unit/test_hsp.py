@@ -20,11 +20,16 @@ def ssm() -> tuple[Tensor, Tensor, Tensor]:
     """A random SSM: Delta (K, B, L, E), B (K, B, L, N), A (K, E, N)."""
     g = torch.Generator().manual_seed(3)
     delta = torch.rand(2, 2, L, E, generator=g, dtype=torch.float64)
-    return delta, torch.randn(2, 2, L, N, generator=g, dtype=torch.float64), -torch.rand(2, E, N, generator=g, dtype=torch.float64)
+    return (
+        delta,
+        torch.randn(2, 2, L, N, generator=g, dtype=torch.float64),
+        -torch.rand(2, E, N, generator=g, dtype=torch.float64),
+    )
 
 
 def state(delta: Tensor, B: Tensor, A: Tensor, inputs: Tensor, order: list[int]) -> Tensor:
-    """The state (E, N) after walking `order`: h = exp(Delta A) h + inputs_t, with inputs (L, E, N) already Delta B x."""
+    """The state (E, N) after walking `order`: h = exp(Delta A) h + inputs_t, with inputs (L, E, N) already Delta B
+    x."""
     h = torch.zeros(E, N, dtype=torch.float64)
     for t in order:
         h = torch.exp(delta[t, :, None] * A) * h + inputs[t]
@@ -35,7 +40,8 @@ def state(delta: Tensor, B: Tensor, A: Tensor, inputs: Tensor, order: list[int])
 def test_the_full_rank_merge_keeps_the_state_exactly(
     ssm: tuple[Tensor, Tensor, Tensor], direction: int, sources: list[int], into: int
 ) -> None:
-    """At the border, B_k x~_k = B_k x_k + sum_i [prod A_j] B_i x_i leaves the state at k as it was, in full rank (E, N)."""
+    """At the border, B_k x~_k = B_k x_k + sum_i [prod A_j] B_i x_i leaves the state at k as it was, in full rank (E,
+    N)."""
     delta, B, A = ssm[0][direction, 0], ssm[1][direction, 0], ssm[2][direction]
     x = torch.randn(L, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     inputs = delta[:, :, None] * B[:, None, :] * x[:, None, None]  # (L, E, N)
@@ -53,8 +59,8 @@ def test_the_full_rank_merge_keeps_the_state_exactly(
 def test_least_squares_is_the_projection_of_what_is_left_in_the_state(
     ssm: tuple[Tensor, Tensor, Tensor], absorb: tuple[tuple[int, int], ...]
 ) -> None:
-    """w_i = <P_i, B_k> / <B_k, B_k>, so that the error of the rank-one form is orthogonal to B_k. The decays between: i + 1 .. k on
-    the left; where k comes before i (never in our schedules), those are k .. i - 1 of the mirrored walk."""
+    """w_i = <P_i, B_k> / <B_k, B_k>, so that the error of the rank-one form is orthogonal to B_k. The decays between: i
+    + 1 .. k on the left; where k comes before i (never in our schedules), those are k .. i - 1 of the mirrored walk."""
     delta, B, A = ssm
     found = hsp.least_squares(delta, B, A, hsp.absorbed(Step(0, absorb), L, C))
     for b in range(2):
@@ -63,7 +69,9 @@ def test_least_squares_is_the_projection_of_what_is_left_in_the_state(
             passed = range(i + 1, k + 1) if i < k else range(k, i)
             bar_i, bar_k = (delta[d, b, t, :, None] * B[d, b, t, None, :] for t in (i, k))  # (E, N)
             left = torch.exp(sum(delta[d, b, j, :, None] * A[d] for j in passed)) * bar_i
-            assert found[b, column].item() == pytest.approx(((left * bar_k).sum() / (bar_k * bar_k).sum()).item(), rel=1e-12)
+            assert found[b, column].item() == pytest.approx(
+                ((left * bar_k).sum() / (bar_k * bar_k).sum()).item(), rel=1e-12
+            )
             residual = left - found[b, column] * bar_k
             assert (residual * bar_k).sum().abs() < 1e-12 * (bar_k * bar_k).sum()
 

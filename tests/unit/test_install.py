@@ -17,4 +17,8 @@ def test_until_there_is_an_address_it_installs_a_clone() -> None:
 def test_one_address_makes_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "REPOSITORY", "https://example.org/stm.git")
     assert shlex.split(install.install_command()) == ["pip", "install", "stm-vim @ git+https://example.org/stm.git"]
-    assert shlex.split(install.install_command("data")) == ["pip", "install", "stm-vim[data] @ git+https://example.org/stm.git"]
+    assert shlex.split(install.install_command("data")) == [
+        "pip",
+        "install",
+        "stm-vim[data] @ git+https://example.org/stm.git",
+    ]

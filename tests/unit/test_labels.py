@@ -46,7 +46,11 @@ def indices(names, classes=1000, label_names=None):
 def test_every_kind_of_name_is_read():
     assert indices(["0", "207", "007"]) == {"0": 0, "207": 207, "007": 7}
     assert indices(["n01440764", "n15075141"]) == {"n01440764": 0, "n15075141": 999}
-    assert indices(["golden retriever", "Tabby", "golden_retriever"]) == {"golden retriever": 207, "Tabby": 281, "golden_retriever": 207}
+    assert indices(["golden retriever", "Tabby", "golden_retriever"]) == {
+        "golden retriever": 207,
+        "Tabby": 281,
+        "golden_retriever": 207,
+    }
     assert indices(["dog", "cat"], 2, ("cat", "dog")) == {"dog": 1, "cat": 0}
 
 
@@ -62,7 +66,12 @@ def test_labels_that_are_numbers_are_labels():
         (["-1"], 10, None, "place 0: class -1, expected 0 to 9"),
         (["10"], 10, None, "place 0: class 10, expected 0 to 9"),
         (["9" * 5000], 10, None, "expected 0 to 9"),
-        (["tench", "tenhc"], 1000, None, "place 1: 'tenhc' is not a class of the model: expected a label, a class index or a WordNet id"),
+        (
+            ["tench", "tenhc"],
+            1000,
+            None,
+            "place 1: 'tenhc' is not a class of the model: expected a label, a class index or a WordNet id",
+        ),
         (["n01440764"], 10, None, "place 0: 'n01440764' is not a class of the model: expected a class index"),
         (["n00000000"], 1000, None, "'n00000000' is not a class"),
         (["1.0"], 10, None, "'1.0' is not a class"),

@@ -74,7 +74,8 @@ def test_a_labels_csv_that_says_something_else_is_refused(tmp_path, text, senten
 
 
 @pytest.mark.parametrize(
-    "names", [("0", "207", "999"), ("n01440764", "n02099601", "n15075141"), ("tench", "golden_retriever", "Toilet tissue")]
+    "names",
+    [("0", "207", "999"), ("n01440764", "n02099601", "n15075141"), ("tench", "golden_retriever", "Toilet tissue")],
 )
 def test_one_folder_a_class(tmp_path, names):
     for number, name in enumerate(names):
@@ -137,7 +138,8 @@ def test_where_labels_are_not_needed_all_images_are_taken_without(tmp_path):
     assert not samples.labelled
 
 
-# ImageNet's validation images. Which image has which class is made up; the forms of the files are Kaggle's and the kit's.
+# ImageNet's validation images. Which image has which class is made up; the forms of the files are Kaggle's and the
+# kit's.
 
 
 def validation_images(folder, numbers):
@@ -166,12 +168,30 @@ def test_kaggles_solution_is_found_above_the_images(tmp_path):
 
 def development_kit(folder, numbered, ground_truth):
     """meta.mat as the kit has it: a column of structs, leaves first, then synsets that have children."""
-    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"]
+    fields = [
+        "ILSVRC2012_ID",
+        "WNID",
+        "words",
+        "gloss",
+        "num_children",
+        "children",
+        "wordnet_height",
+        "num_train_images",
+    ]
     synsets = np.empty((len(numbered), 1), dtype=[(field, object) for field in fields])
     for row, (number, wnid) in enumerate(numbered):
         leaf = number <= 1000
         children = np.zeros((0, 1)) if leaf else np.array([[1.0], [2.0]])
-        synsets[row, 0] = (float(number), wnid, "some, words", "a gloss", float(children.size), children, float(not leaf), 1300.0 * leaf)
+        synsets[row, 0] = (
+            float(number),
+            wnid,
+            "some, words",
+            "a gloss",
+            float(children.size),
+            children,
+            float(not leaf),
+            1300.0 * leaf,
+        )
     folder.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(folder / "meta.mat", {"synsets": synsets}, do_compression=True)
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in ground_truth))
@@ -183,7 +203,8 @@ KIT = [(1, "n02119789"), (2, "n02100735"), (3, "n02110185"), (4, "n01440764"), (
 
 @pytest.mark.parametrize("place", ["ILSVRC2012_devkit_t12/data", "data", "val", "val/data"])
 def test_the_development_kits_ids_are_mapped_by_wordnet_id(tmp_path, place):
-    """The ids are not the sorted order: kit fox is 278, English setter 212, Siberian husky 250, and id 4 here is class 0."""
+    """The ids are not the sorted order: kit fox is 278, English setter 212, Siberian husky 250, and id 4 here is class
+    0."""
     development_kit(tmp_path / place, KIT, [4, 1, 3, 2])
     folder = validation_images(tmp_path / "val", [1, 2, 3, 4])
     assert list(labels_of(opened(folder, 1000)).values()) == [0, 278, 250, 212]
@@ -239,7 +260,8 @@ def test_a_development_kit_that_says_something_else_is_refused(tmp_path, meta, g
 
 
 def test_a_table_of_classes_on_which_scipy_dies_is_one_sentence(tmp_path, monkeypatch):
-    """Some damaged files end the process inside scipy.io.loadmat (scipy 1.17: SIGSEGV for a flipped byte of an uncompressed one)."""
+    """Some damaged files end the process inside scipy.io.loadmat (scipy 1.17: SIGSEGV for a flipped byte of an
+    uncompressed one)."""
     development_kit(tmp_path / "data", KIT, [4, 4])
     monkeypatch.setattr(layouts, "_READ_META", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(DataError, match=r"meta\.mat is not the development kit's table of classes"):
@@ -251,11 +273,21 @@ def test_a_table_of_classes_on_which_scipy_dies_is_one_sentence(tmp_path, monkey
 
 def test_files_that_are_no_images_are_counted_and_litter_is_not(tmp_path):
     for name in ("0/a.png", "1/b.JPE", "1/deep/c.jfif"):
-        picture(tmp_path / "x.png").rename((tmp_path / name).parent.mkdir(parents=True, exist_ok=True) or tmp_path / name)
+        picture(tmp_path / "x.png").rename(
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True) or tmp_path / name
+        )
     for name in ("0/a.heic", "1/a.xml", "1/deep/x.dcm", "only/pages.pdf", "classes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("no image")
-    for name in ("README.md", "LICENSE", "0/Thumbs.db", "desktop.ini", ".DS_Store", "1/._b.JPE", "LOC_val_solution.csv"):
+    for name in (
+        "README.md",
+        "LICENSE",
+        "0/Thumbs.db",
+        "desktop.ini",
+        ".DS_Store",
+        "1/._b.JPE",
+        "LOC_val_solution.csv",
+    ):
         (tmp_path / name).write_text("litter")
     told = ("0/a.heic", "1/a.xml", "1/deep/x.dcm", "classes.txt", "only/pages.pdf")
     samples = opened(tmp_path)

@@ -58,8 +58,8 @@ def peak(vim: stm.ViM, images: Tensor) -> int:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", [None, "stm", "paper"])
 def test_nothing_of_a_state_for_each_token_is_built(backend: str, method: str | None) -> None:
-    """(B, L, E, N): the recurrence's states, which a materialising scan holds for all tokens at once. Less than half of it: the
-    largest are the images and, of `blocked`, a buffer of 2 MB whatever the batch."""
+    """(B, L, E, N): the recurrence's states, which a materialising scan holds for all tokens at once. Less than half of
+    it: the largest are the images and, of `blocked`, a buffer of 2 MB whatever the batch."""
     vim = model(backend)
     shape, batch = vim.config.model, 32
     states = 4 * batch * shape.tokens * shape.d_inner * shape.d_state
@@ -70,7 +70,8 @@ def test_nothing_of_a_state_for_each_token_is_built(backend: str, method: str | 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_model_that_merges_early_holds_less(backend: str, images: Tensor) -> None:
-    """One block's tensors are the peak, so that it falls with the tokens of the block that has most of them beside a residual."""
+    """One block's tensors are the peak, so that it falls with the tokens of the block that has most of them beside a
+    residual."""
     dense = model(backend)
     assert peak(stm.compress(dense, stages=[1]), images) < peak(dense, images)
     assert peak(stm.compress(dense, schedule="sweep", rate=0.4), images) < peak(dense, images)
@@ -84,7 +85,8 @@ def test_a_model_that_merges_late_holds_no_more(backend: str, images: Tensor) ->
 
 
 def test_so_it_is_with_the_buffers_that_optimize_keeps(images: Tensor) -> None:
-    """Counted in a first run, which takes them: all lengths share them, and images pass through the scan one after the other."""
+    """Counted in a first run, which takes them: all lengths share them, and images pass through the scan one after the
+    other."""
     dense = model("auto")
 
     def first(vim: stm.ViM) -> int:

@@ -48,12 +48,20 @@ EVALUATION = Evaluation(
     kl=0.3,
     images_per_second=98.7,
 )
-HERE = Environment(stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2)
+HERE = Environment(
+    stm="0.1.0", torch="2.13.0", device="cpu", name="A processor", dtype="float32", backend="native", threads=2
+)
 ONE = Changed(file="a.png", picture="data:image/png;base64,iVBORw0KGgo=", label="0", dense="0", now="1", kl=4.0)
 
 
 def findings(**more) -> Findings:
-    plain = {"name": "small", "evaluation": EVALUATION, "dense_ci": (0.97, 0.99), "environment": HERE, "changed": (ONE,)}
+    plain = {
+        "name": "small",
+        "evaluation": EVALUATION,
+        "dense_ci": (0.97, 0.99),
+        "environment": HERE,
+        "changed": (ONE,),
+    }
     return Findings(**plain | {"missing": {"bench": "no bench", "sweep": "no sweep"}} | more)
 
 
@@ -129,7 +137,9 @@ def test_odd_names_stay_text() -> None:
     odd = Changed(file=ODD, picture=None, label=ODD, dense=ODD, now=ODD, kl=1.0)
     row = {"flops": {"paper": 10**9}, "top1": 0.9, "method": ODD}
     evaluation = dataclasses.replace(EVALUATION, data=ODD, reasons={"kl": ODD})
-    found = findings(name=ODD, changed=(odd,), evaluation=evaluation, sweep=Rows((row, row), ODD), bench=None, notes=(ODD,))
+    found = findings(
+        name=ODD, changed=(odd,), evaluation=evaluation, sweep=Rows((row, row), ODD), bench=None, notes=(ODD,)
+    )
     html = render(config, found)
     page = Parsed(html)
     assert "script" not in [tag for tag, _ in page.tags]
@@ -138,7 +148,9 @@ def test_odd_names_stay_text() -> None:
 
 
 def test_without_labels_it_is_not_accuracy() -> None:
-    evaluation = Evaluation(data="photographs", n=48, agreement=0.9, kl=0.1, reasons={"top1": "the images have no label"})
+    evaluation = Evaluation(
+        data="photographs", n=48, agreement=0.9, kl=0.1, reasons={"top1": "the images have no label"}
+    )
     text = " ".join(Parsed(render(CONFIG, findings(evaluation=evaluation, dense_ci=None))).text.split())
     assert "90.00% of 48 images without labels: not accuracy" in text
     assert "Not measured: the images have no label." in text
@@ -149,10 +161,20 @@ def test_without_labels_it_is_not_accuracy() -> None:
 def test_the_curves_of_a_sweep_and_the_rows_of_a_bench() -> None:
     rows = [
         {"flops": {"paper": cost * 10**9}, "top1": top1, "top1_ci": None, "method": method, "images_per_second": 50}
-        for method, cost, top1 in (("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8), ("failed", 1, None), ("dense", 3, 1.0))
+        for method, cost, top1 in (
+            ("stm", 1, 0.9),
+            ("stm", 2, 0.95),
+            ("random", 1, 0.8),
+            ("failed", 1, None),
+            ("dense", 3, 1.0),
+        )
     ]
     by_flops, by_time = facts.points(rows, "top1")
-    assert [(point.curve, point.cost, point.value) for point in by_flops] == [("stm", 1, 0.9), ("stm", 2, 0.95), ("random", 1, 0.8)]
+    assert [(point.curve, point.cost, point.value) for point in by_flops] == [
+        ("stm", 1, 0.9),
+        ("stm", 2, 0.95),
+        ("random", 1, 0.8),
+    ]
     assert {point.cost for point in by_time} == {20}
     plain = {"variant": "dense", "batch_size": 1, "ms_per_image": 8.0, "images_per_second": 125.0}
     bench = Rows((plain, plain | {"variant": "small", "ms_iqr": 0.25, "gain": 1.254}), "stm bench m; A processor")
@@ -173,7 +195,8 @@ def test_the_places_of_a_chart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.84, 0.99, [0.85, 0.9, 0.95]), (0, 197, [0, 50, 100, 150])]
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0.84, 0.99, [0.85, 0.9, 0.95]), (0, 197, [0, 50, 100, 150])],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert Axis(low, high, 0, 1).ticks == expected
@@ -207,11 +230,22 @@ def test_the_stages_of_the_patches() -> None:
 def test_the_ten_most_changed() -> None:
     samples = SampleSet("s", tuple(Sample(f"{n}.png", n % 2, Pixels(bytes([20 * n] * 16), 4)) for n in range(12)))
     records = [
-        Record(file=f"{n}.png", label=n % 2, pred=0, top5=(0, 1), dense_pred=1, dense_top5=(1, 0), margin=1.0, kl=(n * 7 % 12) / 10)
+        Record(
+            file=f"{n}.png",
+            label=n % 2,
+            pred=0,
+            top5=(0, 1),
+            dense_pred=1,
+            dense_top5=(1, 0),
+            margin=1.0,
+            kl=(n * 7 % 12) / 10,
+        )
         for n in range(11)
     ] + [Record(file="11.png", label=1, error="11.png: broken")]
     found = facts.changed(records, samples, dataclasses.replace(CONFIG, label_names=("zero", "one")))
-    assert [each.kl for each in found] == sorted((record.kl for record in records if record.kl is not None), reverse=True)[:10]
+    assert [each.kl for each in found] == sorted(
+        (record.kl for record in records if record.kl is not None), reverse=True
+    )[:10]
     assert found[0].file == "5.png" and (found[0].label, found[0].dense, found[0].now) == ("one", "one", "zero")
     assert found[0].picture is not None and found[0].picture.startswith("data:image/jpeg;base64,")
     assert facts.dense_interval([r for r in records if r.label == 1 or r.error])[1] == pytest.approx(1.0)

@@ -1,5 +1,6 @@
-"""What peers promise: tokens counted, the class token never lost, order kept where claimed, sizes that add up, images that do not see
-each other. Exceptions are named, as the reference sheet gives them. Each rule is also held to a loop that a reader can check."""
+"""What peers promise: tokens counted, the class token never lost, order kept where claimed, sizes that add up, images
+that do not see each other. Exceptions are named, as the reference sheet gives them. Each rule is also held to a loop
+that a reader can check."""
 
 import copy
 import random
@@ -17,20 +18,45 @@ from stm.errors import UsageError
 from stm.merging.plan import Plan, State, Taps
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.peers import DEFAULT, METHODS, evit, hsa, mame, mtr, rmeeto, storm, tokens, tome, utr
+from stm.peers import DEFAULT, PEERS, evit, hsa, mame, mtr, rmeeto, storm, tokens, tome, utr
 from stm.peers.peer import Peer
 from stm.peers.random_pruning import RandomPruning
 
-MODEL = ModelConfig(image_size=12, patch=2, stride=2, d_model=8, depth=8, d_state=4, dt_rank=1)  # 6 x 6 patches, class token at 18 of 37
-PRUNING = {"random", "hsa", "hsa-unaligned", "evit", "evit-similarity", "evit-score-order"}  # what they drop is gone: sizes do not add up
+MODEL = ModelConfig(
+    image_size=12, patch=2, stride=2, d_model=8, depth=8, d_state=4, dt_rank=1
+)  # 6 x 6 patches, class token at 18 of 37
+PRUNING = {
+    "random",
+    "hsa",
+    "hsa-unaligned",
+    "evit",
+    "evit-similarity",
+    "evit-score-order",
+}  # what they drop is gone: sizes do not add up
 FUSED = {"evit-fused"}  # what it drops becomes one token that stands for no place in the order
-# In STORM's new grid a token is in the row and column that it has among those left, which need not be the order that they had.
-UNORDERED = {"storm"} | {"evit-score-order", "tome", "tome-decreasing", "famba-v", "famba-v-all", "famba-v-second", "famba-v-lower"}
+# In STORM's new grid a token is in the row and column that it has among those left, which need not be the order that
+# they had.
+UNORDERED = {"storm"} | {
+    "evit-score-order",
+    "tome",
+    "tome-decreasing",
+    "famba-v",
+    "famba-v-all",
+    "famba-v-second",
+    "famba-v-lower",
+}
 
 
 @pytest.fixture(scope="module")
 def vim() -> ViM:
-    model = ViM(Config(model=MODEL, num_classes=5, schedule=dense_schedule(MODEL), preprocessing=Preprocess.official(MODEL.image_size)))
+    model = ViM(
+        Config(
+            model=MODEL,
+            num_classes=5,
+            schedule=dense_schedule(MODEL),
+            preprocessing=Preprocess.official(MODEL.image_size),
+        )
+    )
     initialize(model, seed=0)
     return model.requires_grad_(False).eval()
 
@@ -59,7 +85,7 @@ class Watch(Plan):
 
 def plan_of(name: str, model: ModelConfig = MODEL, number: int = 5) -> Peer:
     """A peer with a budget from the middle of what it can have."""
-    method = METHODS[name]
+    method = PEERS[name]
     budgets = list(method.kind.budgets(model, method.places(model.depth)))
     return method.make(model, budgets[min(number, len(budgets) - 1)], 0)
 
@@ -71,7 +97,7 @@ def watched(vim: ViM, plan: Plan, images: Tensor) -> list[tuple[int, State, Stat
     return watch.seen
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_tokens_order_class_token_and_sizes(name: str, vim: ViM, images: Tensor) -> None:
     plan = plan_of(name)
     entering = plan.entering(MODEL)
@@ -89,8 +115,12 @@ def test_tokens_order_class_token_and_sizes(name: str, vim: ViM, images: Tensor)
         m = after.map
         assert m is not None
         keep = m.keep.expand(3, -1)
-        assert keep.gather(1, tokens.cls_of(after)[:, None]).tolist() == tokens.cls_of(before)[:, None].tolist(), "the class token stays"
-        assert (m.src != tokens.cls_of(before)[:, None]).all() and (m.dst != tokens.cls_of(after)[:, None]).all(), "and is left alone"
+        assert keep.gather(1, tokens.cls_of(after)[:, None]).tolist() == tokens.cls_of(before)[:, None].tolist(), (
+            "the class token stays"
+        )
+        assert (m.src != tokens.cls_of(before)[:, None]).all() and (m.dst != tokens.cls_of(after)[:, None]).all(), (
+            "and is left alone"
+        )
         torch.testing.assert_close(
             after.stream.gather(1, tokens.cls_of(after)[:, None, None].expand(-1, 1, 8)),
             before.stream.gather(1, tokens.cls_of(before)[:, None, None].expand(-1, 1, 8)),
@@ -106,11 +136,13 @@ def test_tokens_order_class_token_and_sizes(name: str, vim: ViM, images: Tensor)
             assert after.size is not None
             torch.testing.assert_close(after.size, held)
             assert after.size.sum(1).tolist() == [MODEL.tokens] * 3
-            assert after.size.gather(1, tokens.cls_of(after)[:, None]).tolist() == [[1.0]] * 3, "so the patches' sizes sum to L - 1"
+            assert after.size.gather(1, tokens.cls_of(after)[:, None]).tolist() == [[1.0]] * 3, (
+                "so the patches' sizes sum to L - 1"
+            )
     assert acted == len(plan.removals) > 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_images_of_a_batch_do_not_see_each_other(name: str, vim: ViM, images: Tensor) -> None:
     """Upstream ToP-ViM is the exception: there the class token is protected in the first image alone."""
     small = vim.with_plan(plan_of(name))
@@ -126,31 +158,40 @@ def test_upstream_topvim_depends_on_the_place_in_the_batch(vim: ViM, images: Ten
     assert (small(images)[1:] - small(images.flip(0))[:2].flip(0)).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_nothing_removed_is_the_dense_model(name: str, vim: ViM, images: Tensor) -> None:
-    assert torch.equal(vim.with_plan(METHODS[name].make(MODEL, {}, 0))(images), vim(images))
+    assert torch.equal(vim.with_plan(PEERS[name].make(MODEL, {}, 0))(images), vim(images))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_half_precision_runs(name: str, vim: ViM, images: Tensor) -> None:
     half = copy.deepcopy(vim).cast("bfloat16")
     found, expected = half.with_plan(plan_of(name))(images), vim.with_plan(plan_of(name))(images)
     assert found.isfinite().all() and (found - expected).abs().max() < 0.2 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_the_last_block_reads_only_what_it_must(name: str, vim: ViM, images: Tensor) -> None:
     small = vim.with_plan(plan_of(name))
     torch.testing.assert_close(small(images), small.classify(small.run(small.embed(images), full=True)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize(("size", "depth", "class_token"), [(14, 12, "middle"), (10, 5, "head"), (6, 3, "middle")])
 def test_other_shapes_run(name: str, size: int, depth: int, class_token: str) -> None:
-    shape = ModelConfig(image_size=size, patch=2, stride=2, d_model=8, depth=depth, d_state=4, dt_rank=1, class_token=class_token)
-    model = ViM(Config(model=shape, num_classes=5, schedule=dense_schedule(shape), preprocessing=Preprocess.official(shape.image_size)))
+    shape = ModelConfig(
+        image_size=size, patch=2, stride=2, d_model=8, depth=depth, d_state=4, dt_rank=1, class_token=class_token
+    )
+    model = ViM(
+        Config(
+            model=shape,
+            num_classes=5,
+            schedule=dense_schedule(shape),
+            preprocessing=Preprocess.official(shape.image_size),
+        )
+    )
     initialize(model, seed=0)
-    method = METHODS[name]
+    method = PEERS[name]
     budgets = list(method.kind.budgets(shape, method.places(depth)))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -160,9 +201,9 @@ def test_other_shapes_run(name: str, size: int, depth: int, class_token: str) ->
             assert plan.lengths(shape)[-1] >= 2, "a patch is left"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PEERS)
 def test_budgets_rise_and_are_even(name: str) -> None:
-    method = METHODS[name]
+    method = PEERS[name]
     budgets = list(method.kind.budgets(MODEL, method.places(MODEL.depth)))
     assert budgets
     if name not in ("storm", "tome-decreasing"):
@@ -170,22 +211,24 @@ def test_budgets_rise_and_are_even(name: str) -> None:
             counts, left = list(removals.values()), MODEL.tokens
             assert counts == sorted(counts, reverse=True)
             for count in counts:
-                assert counts[0] - count <= 1 or count == method.kind.most(left), "the first m take one more, or there are no more"
+                assert counts[0] - count <= 1 or count == method.kind.most(left), (
+                    "the first m take one more, or there are no more"
+                )
                 left -= count
         assert [sum(removals.values()) for removals in budgets[:6]] == [1, 2, 3, 4, 5, 6]
         assert all(a != b for a, b in pairwise(budgets))
 
 
 def test_places_as_published() -> None:
-    assert {name: METHODS[name].places(24) for name in ("rmeeto", "hsa", "evit", "utr", "storm")} == {
+    assert {name: PEERS[name].places(24) for name in ("rmeeto", "hsa", "evit", "utr", "storm")} == {
         "rmeeto": tuple(range(1, 22, 2)),
         "hsa": (4, 9, 14),
         "evit": (4, 9, 14),
         "utr": (10, 15, 20),
         "storm": (4, 10, 16, 22),
     }
-    assert METHODS["tome"].places(24) == tuple(range(23))
-    assert set(DEFAULT) <= METHODS.keys() and "random" in DEFAULT
+    assert PEERS["tome"].places(24) == tuple(range(23))
+    assert set(DEFAULT) <= PEERS.keys() and "random" in DEFAULT
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
@@ -198,14 +241,21 @@ def test_bipartite_is_the_best_pairs_of_even_and_odd(r: int) -> None:
     src, into = tokens.bipartite(metric, r)
     for image in range(2):
         likeness = [
-            [torch.cosine_similarity(metric[image, i], metric[image, j], dim=0).item() for j in range(1, 11, 2)] for i in range(0, 11, 2)
+            [torch.cosine_similarity(metric[image, i], metric[image, j], dim=0).item() for j in range(1, 11, 2)]
+            for i in range(0, 11, 2)
         ]
-        best = sorted(((max(row), 2 * i, 2 * row.index(max(row)) + 1) for i, row in enumerate(likeness)), reverse=True)[:r]
+        best = sorted(((max(row), 2 * i, 2 * row.index(max(row)) + 1) for i, row in enumerate(likeness)), reverse=True)[
+            :r
+        ]
         assert list(zip(src[image].tolist(), into[image].tolist(), strict=True)) == [(i, j) for _, i, j in best]
 
 
 def test_rmeeto_is_a_size_weighted_mean() -> None:
-    x, h, size = features(1, 9, 4), features(1, 9, 4, seed=1), torch.tensor([[1.0, 2, 1, 3, 1, 1, 2, 1, 1]], dtype=torch.float64)
+    x, h, size = (
+        features(1, 9, 4),
+        features(1, 9, 4, seed=1),
+        torch.tensor([[1.0, 2, 1, 3, 1, 1, 2, 1, 1]], dtype=torch.float64),
+    )
     model = ModelConfig(image_size=8, patch=2, stride=2, d_model=4, depth=8, dt_rank=1)
     plan = rmeeto.RMeeTo(model, {1: 2})
     after = plan(1, State(x, h, cls=4, size=size), Taps())
@@ -258,7 +308,8 @@ def test_aligned_pruning_is_a_dense_scan_of_zeroed_inputs(count: int, seed: int)
 
 
 def test_gaps_of_a_second_stage_hold_those_of_the_first(vim: ViM, images: Tensor) -> None:
-    """Of one image: what elapsed over all that is gone equals Delta, kept from when it was last computed, between those that stay."""
+    """Of one image: what elapsed over all that is gone equals Delta, kept from when it was last computed, between those
+    that stay."""
     last: dict[int, tuple[Tensor, Tensor]] = {}
 
     class Deltas(hsa.HSA):
@@ -379,7 +430,9 @@ def test_storm_merges_neighbouring_columns_and_then_rows(score: str) -> None:
     torch.testing.assert_close(torch.cat([found[:50], found[51:]]), torch.stack([v for row in both for v in row]))
 
 
-@pytest.mark.parametrize(("pairs", "count", "expected"), [(7, 1, [1, 0]), (7, 2, [1, 1]), (6, 2, [2, 0]), (13, 4, [2, 1, 1]), (5, 5, [5])])
+@pytest.mark.parametrize(
+    ("pairs", "count", "expected"), [(7, 1, [1, 0]), (7, 2, [1, 1]), (6, 2, [2, 0]), (13, 4, [2, 1, 1]), (5, 5, [5])]
+)
 def test_storms_quotas_are_in_proportion(pairs: int, count: int, expected: list[int]) -> None:
     assert storm.quotas(pairs, count) == expected
 

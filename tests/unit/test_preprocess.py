@@ -81,7 +81,10 @@ def test_bicubic_by_hand():
 
     -0.0703 / 0.7969 = -0.0882 (clipped to 0), 0.2266 / 1.0938 = 0.2071, and their complements to 1.
     """
-    assert np.asarray(fit(gray([[0, 100]] * 2), Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)))).tolist() == [[0, 21, 79, 109]] * 4
+    assert (
+        np.asarray(fit(gray([[0, 100]] * 2), Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)))).tolist()
+        == [[0, 21, 79, 109]] * 4
+    )
 
 
 def test_the_long_side_is_cut_off_not_rounded():
@@ -99,7 +102,8 @@ def test_the_long_side_is_cut_off_not_rounded():
     [(8, 5, 3, 2, 1), (10, 5, 3, 4, 1), (5, 8, 3, 1, 2), (5, 10, 3, 1, 4), (6, 5, 5, 0, 0), (7, 5, 4, 2, 0)],
 )
 def test_the_crop_is_where_pythons_rounding_puts_it(width, height, crop, left, top):
-    """Half goes to even: (8 - 3) / 2 = 2.5 is 2, 3.5 is 4, 0.5 is 0, 1.5 is 2. No resizing: the short side is 5 already."""
+    """Half goes to even: (8 - 3) / 2 = 2.5 is 2, 3.5 is 4, 0.5 is 0, 1.5 is 2. No resizing: the short side is 5
+    already."""
     places = gray([[16 * y + x for x in range(width)] for y in range(height)])
     window = np.asarray(fit(places, Preprocess(resize=5, crop=crop, mean=(0.5,), std=(0.5,))))
     assert window.tolist() == [[16 * y + x for x in range(left, left + crop)] for y in range(top, top + crop)]
@@ -179,7 +183,11 @@ def test_the_image_stays_as_it_was():
     [
         (Image.new("F", (2, 2)), {}, "mode F"),
         (Image.new("I", (2, 2)), {}, "mode I"),
-        (Image.new("RGB", (1, 90000)), {"resize": 256, "crop": 224}, "1 x 90000 pixels: too narrow to resize its short side to 256"),
+        (
+            Image.new("RGB", (1, 90000)),
+            {"resize": 256, "crop": 224},
+            "1 x 90000 pixels: too narrow to resize its short side to 256",
+        ),
         (Image.new("RGB", (0, 5)), {}, "0 x 5 pixels"),
         (Image.new("RGB", (3, 2)), {"interpolation": "none"}, "3 x 2 pixels, expected 2 x 2"),
         (Image.new("RGB", (2, 2)), {"mean": (0.5,) * 4, "std": (1.0,) * 4}, "4 channels"),
@@ -198,5 +206,8 @@ def test_no_interpolation_takes_the_exact_size_as_it_is():
 
 def test_bilinear_and_bicubic_and_nearest_differ():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8))
-    kinds = [np.asarray(fit(image, Preprocess(resize=5, crop=5, interpolation=kind))) for kind in ("bicubic", "bilinear", "nearest")]
+    kinds = [
+        np.asarray(fit(image, Preprocess(resize=5, crop=5, interpolation=kind)))
+        for kind in ("bicubic", "bilinear", "nearest")
+    ]
     assert not any((a == b).all() for a, b in [(kinds[0], kinds[1]), (kinds[1], kinds[2]), (kinds[0], kinds[2])])

@@ -60,23 +60,38 @@ def by_plan(model: stm.ViM) -> None:
 TRAINED: tuple[Callable[[stm.ViM], None], ...] = (by_optimizer, by_data, by_state, by_plan)
 
 
-def said(folder: Path) -> tuple[dict[str, Any], str]:
+def extra_texts(folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
 
 
 def check_fine_tuned(folder: Path, sha256: str) -> None:
-    config, card = said(folder)
+    config, card = extra_texts(folder)
     assert (config["recipe"], config["measured"], config["source"]["sha256"]) == (None, [], None)
-    assert config["extra"]["fine_tuned"] == "merged" and config["source"]["file"] == MINI.name and config["protection"] is not None
-    for words in ("87.65", "0.8765", "No weight was trained", "without training", "Make it again", "--recipe", "stm compress", sha256):
+    assert (
+        config["extra"]["fine_tuned"] == "merged"
+        and config["source"]["file"] == MINI.name
+        and config["protection"] is not None
+    )
+    for words in (
+        "87.65",
+        "0.8765",
+        "No weight was trained",
+        "without training",
+        "Make it again",
+        "--recipe",
+        "stm compress",
+        sha256,
+    ):
         assert words not in card, words
     for words in ("fine-tuned after merging", "Fine-tuned from: vim", "Accuracy was not measured"):
         assert words in card, words
 
 
 @pytest.mark.parametrize("train", TRAINED, ids=lambda train: train.__name__)
-def test_a_trained_model_says_nothing_of_the_old_weights(folder: Path, tmp_path: Path, train: Callable[[stm.ViM], None]) -> None:
-    before = said(folder)
+def test_a_trained_model_says_nothing_of_the_old_weights(
+    folder: Path, tmp_path: Path, train: Callable[[stm.ViM], None]
+) -> None:
+    before = extra_texts(folder)
     assert "87.65" in before[1] and "stm compress" in before[1] and "No weight was trained after merging" in before[1]
     model = stm.load(folder, device="cpu")
     sha256 = model.config.source.sha256
@@ -87,14 +102,14 @@ def test_a_trained_model_says_nothing_of_the_old_weights(folder: Path, tmp_path:
     assert not (tmp_path / "tuned" / ".eval_results").exists()
     again = stm.load(tmp_path / "tuned", device="cpu")
     again.save_pretrained(tmp_path / "again")
-    assert said(tmp_path / "again")[0] == said(tmp_path / "tuned")[0]
+    assert extra_texts(tmp_path / "again")[0] == extra_texts(tmp_path / "tuned")[0]
 
 
 @pytest.mark.parametrize("make", [lambda model: model, copy.deepcopy, lambda model: model.with_plan(model.plan)])
 def test_copies_remember(folder: Path, tmp_path: Path, make: Callable[[stm.ViM], stm.ViM]) -> None:
     model = make(stm.load(folder, device="cpu"))
     model.save_pretrained(tmp_path / "same")
-    assert said(tmp_path / "same")[0] == said(folder)[0]
+    assert extra_texts(tmp_path / "same")[0] == extra_texts(folder)[0]
     sha256 = str(model.config.source.sha256)
     by_data(model)
     make(model).save_pretrained(tmp_path / "tuned")
@@ -105,7 +120,7 @@ def test_a_model_that_was_compressed_saved_and_then_trained(dense: stm.ViM, tmp_
     small = stm.compress(dense, rate=0.4)
     small.config = dataclasses.replace(small.config, measured=(MEASURED,))
     small.save_pretrained(tmp_path / "small")
-    assert said(tmp_path / "small")[0]["measured"] and said(tmp_path / "small")[0]["recipe"]
+    assert extra_texts(tmp_path / "small")[0]["measured"] and extra_texts(tmp_path / "small")[0]["recipe"]
     by_data(small)
     small.save_pretrained(tmp_path / "tuned")
     check_fine_tuned(tmp_path / "tuned", str(dense.config.source.sha256))
@@ -117,32 +132,35 @@ def test_what_is_measured_after_training_is_said(folder: Path, tmp_path: Path) -
     new = dataclasses.replace(MEASURED, top1=0.5)
     model.config = dataclasses.replace(model.config, measured=(*model.config.measured, new))
     model.save_pretrained(tmp_path / "tuned")
-    config, card = said(tmp_path / "tuned")
+    config, card = extra_texts(tmp_path / "tuned")
     assert [each["top1"] for each in config["measured"]] == [0.5] and "50.00" in card and "87.65" not in card
     model.save_pretrained(tmp_path / "again")
-    assert said(tmp_path / "again")[0] == config
+    assert extra_texts(tmp_path / "again")[0] == config
 
 
 def test_a_dense_model_that_was_trained_is_the_source_of_its_own(dense: stm.ViM, tmp_path: Path) -> None:
-    """Trained, then compressed: no command and no hash lead to other weights; saved in between, the recipe is of the saved file."""
+    """Trained, then compressed: no command and no hash lead to other weights; saved in between, the recipe is of the
+    saved file."""
     old = str(dense.config.source.sha256)
     by_data(dense)
     stm.compress(dense, rate=0.4).save_pretrained(tmp_path / "direct")
-    config, card = said(tmp_path / "direct")
-    assert config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and config["recipe"] is not None
+    config, card = extra_texts(tmp_path / "direct")
+    assert (
+        config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and config["recipe"] is not None
+    )
     assert "fine-tuned before merging" in card.lower() and "No weight was trained after merging" in card
     assert old not in card and "stm compress" not in card
     with pytest.raises(UsageError, match="does not name the file that it was made of"):
         compress.compress(str(MINI), recipe=tmp_path / "direct", out=tmp_path / "x", device="cpu", image_size=64)
 
     dense.save_pretrained(tmp_path / "dense")
-    config, card = said(tmp_path / "dense")
+    config, card = extra_texts(tmp_path / "dense")
     assert config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and old not in card
     made = compress.compress(str(tmp_path / "dense"), out=tmp_path / "small", eval=False, device="cpu")
     assert made.source.sha256 == config["files"]["model.safetensors"]["sha256"]
-    assert "fine-tuned before merging" in said(tmp_path / "small")[1].lower()
+    assert "fine-tuned before merging" in extra_texts(tmp_path / "small")[1].lower()
     compress.compress(str(tmp_path / "dense"), recipe=tmp_path / "small", out=tmp_path / "again", device="cpu")
-    assert said(tmp_path / "again")[0] == said(tmp_path / "small")[0]
+    assert extra_texts(tmp_path / "again")[0] == extra_texts(tmp_path / "small")[0]
     with pytest.raises(UsageError, match="is not the source of"):
         compress.compress(str(MINI), recipe=tmp_path / "small", out=tmp_path / "x", device="cpu", image_size=64)
 
@@ -151,12 +169,15 @@ def test_a_cast_model_was_not_measured(folder: Path, tmp_path: Path) -> None:
     half = stm.load(folder, device="cpu", dtype="bfloat16")
     assert half.config.measured == () and half.config.recipe is not None and "fine_tuned" not in half.config.extra
     half.save_pretrained(tmp_path / "half")
-    config, card = said(tmp_path / "half")
+    config, card = extra_texts(tmp_path / "half")
     assert config["measured"] == [] and "--dtype bfloat16" in card and "fine-tuned" not in card
     wide = stm.load(tmp_path / "half", device="cpu").cast("float32")  # not what the recipe makes in float32
     assert wide.config.recipe is None
     wide.save_pretrained(tmp_path / "wide")
-    assert "fine-tuned" not in said(tmp_path / "wide")[1] and "Make it again" not in said(tmp_path / "wide")[1]
+    assert (
+        "fine-tuned" not in extra_texts(tmp_path / "wide")[1]
+        and "Make it again" not in extra_texts(tmp_path / "wide")[1]
+    )
     by_data(half)
     half.cast("float32").save_pretrained(tmp_path / "tuned")
     check_fine_tuned(tmp_path / "tuned", str(half.config.source.sha256))
@@ -177,7 +198,9 @@ def test_commands_take_a_fine_tuned_folder(folder: Path, tmp_path: Path) -> None
     tuned = tmp_path / "tuned"
     model.save_pretrained(tuned)
     images = labelled(tmp_path / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
-    assert "fine-tuned after merging: the weights are not those of the source" in info.info(str(tuned), device="cpu").notes
+    assert (
+        "fine-tuned after merging: the weights are not those of the source" in info.info(str(tuned), device="cpu").notes
+    )
     assert eval.evaluate(str(tuned), data=images, device="cpu", workers=0).n == 5
     report.report(tuned, data=images, device="cpu", workers=0, out=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()

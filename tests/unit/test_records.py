@@ -64,7 +64,10 @@ def test_kl_by_hand() -> None:
     assert kl_divergence(dense, torch.tensor([[7.0, 7.0]])).item() == pytest.approx(expected, rel=1e-12)
 
 
-@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3))
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3),
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3),
+)
 def test_kl_is_finite_and_never_negative(dense: list[float], this: list[float]) -> None:
     kl = kl_divergence(torch.tensor([dense]), torch.tensor([this])).item()
     assert math.isfinite(kl) and kl >= 0
@@ -105,7 +108,9 @@ any_record = st.builds(
 
 
 @given(st.lists(any_record, max_size=8), st.data())
-def test_records_read_back_however_torn(tmp_path_factory: pytest.TempPathFactory, records: list[Record], data: st.DataObject) -> None:
+def test_records_read_back_however_torn(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("records") / "r.csv"
     RecordFile(path, IDENTITY, [r.file for r in records], 4).append(records)
     assert read_records(path) == records
@@ -149,7 +154,10 @@ def test_a_finished_file_stays_as_it_is_whatever_the_batch_size(tmp_path: Path) 
         ({"model": "b" * 64}, 'model was "aaa'),
         ({"reference": "c" * 64}, "reference was null"),
         ({"data": "e" * 64}, "data was"),
-        ({"preprocessing": Preprocess(interpolation="bilinear")}, 'preprocessing.interpolation was "bicubic" and is now "bilinear"'),
+        (
+            {"preprocessing": Preprocess(interpolation="bilinear")},
+            'preprocessing.interpolation was "bicubic" and is now "bilinear"',
+        ),
         ({"limit": 10}, "limit was null and is now 10"),
         ({"seed": 3}, "seed was 0 and is now 3"),
     ],
@@ -161,7 +169,11 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path, changed: dict[st
     with pytest.raises(DataError) as caught:
         RecordFile(path, replace(IDENTITY, **changed), names(3), 2)
     assert said in caught.value.message and caught.value.message.count(" was ") == 1
-    assert str(path) in caught.value.message and caught.value.hint is not None and "another file, or delete" in caught.value.hint
+    assert (
+        str(path) in caught.value.message
+        and caught.value.hint is not None
+        and "another file, or delete" in caught.value.hint
+    )
     assert path.read_bytes() == before
 
 
@@ -190,7 +202,10 @@ def test_files_that_are_not_ours_are_refused_and_kept(tmp_path: Path) -> None:
         ('0.png,0,0,0,,,1.0,,"a"b\n', "record 1 cannot be read: ',' expected after '\"'"),
         ("other.png,0,0,0,,,1.0,,\n", r"record 1 is of other\.png, expected 0\.png"),
         ("0.png,0,0,0,,,1.0,,\n" * 2, r"record 2 is of 0\.png, expected 1\.png"),
-        ("0.png,0,0,0,,,1.0,,\n1.png,0,0,0,,,1.0,,\n2.png,0,0,0,,,1.0,,\n", "holds 3 records, expected at most the 2 of this run"),
+        (
+            "0.png,0,0,0,,,1.0,,\n1.png,0,0,0,,,1.0,,\n2.png,0,0,0,,,1.0,,\n",
+            "holds 3 records, expected at most the 2 of this run",
+        ),
     ],
 )
 def test_rows_that_cannot_be(tmp_path: Path, row: str, said: str) -> None:
@@ -225,7 +240,10 @@ def test_a_full_disk_is_an_error_and_the_run_can_go_on(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     file = RecordFile(path, IDENTITY, names(400), 100)
     file.append(some(400)[:100])
-    with no_file_larger_than(8000), pytest.raises(DataError, match=r"r\.csv cannot be written: File too large") as caught:
+    with (
+        no_file_larger_than(8000),
+        pytest.raises(DataError, match=r"r\.csv cannot be written: File too large") as caught,
+    ):
         file.append(some(400)[100:])
     assert caught.value.hint is not None and "goes on where this one stopped" in caught.value.hint
     assert path.stat().st_size == 8000 and not path.read_bytes().endswith(b"\n")

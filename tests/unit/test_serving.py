@@ -20,7 +20,7 @@ from stm.errors import UsageError
 from stm.model import serving
 from stm.model.prepared import PreparedBlock
 from stm.model.serving import PackedLinear, Served
-from stm.peers import METHODS
+from stm.peers import PEERS
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
@@ -79,11 +79,15 @@ def test_batches_of_any_size_in_any_portions(dense: stm.ViM, images: Tensor) -> 
         expected = dense(images)
     for batch_size in (1, 4, 64):
         for count in (1, 5, 11):
-            torch.testing.assert_close(dense.optimize(batch_size=batch_size)(images[:count]), expected[:count], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                dense.optimize(batch_size=batch_size)(images[:count]), expected[:count], rtol=1e-5, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("problem", ["missing", "wrong"])
-def test_without_the_private_operators_it_says_so(dense: stm.ViM, images: Tensor, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
+def test_without_the_private_operators_it_says_so(
+    dense: stm.ViM, images: Tensor, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
     def broken(self: PackedLinear, x: Tensor) -> Tensor:
         if problem == "missing":
             raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
@@ -177,7 +181,9 @@ def test_a_served_model_is_for_inference_and_says_so(dense: stm.ViM, images: Ten
     assert not served.training and model.head.training, "serving leaves the original's mode alone"
     assert served.eval() is served and not served(images).requires_grad
     for ask in (served.train, served.requires_grad_, lambda: served(images.clone().requires_grad_())):
-        with pytest.raises(UsageError, match="what optimize returns is for inference alone: its logits have no gradient") as caught:
+        with pytest.raises(
+            UsageError, match="what optimize returns is for inference alone: its logits have no gradient"
+        ) as caught:
             ask()
         assert caught.value.hint == "train the model that optimize was called on, then optimize it again"
     with pytest.raises(UsageError, match="keeps the weights that it was made with"):
@@ -200,7 +206,9 @@ def test_autocast_changes_nothing_in_a_served_model(images: Tensor, method: str 
             assert torch.equal(made_inside(images), expected)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda served: pickle.loads(pickle.dumps(served)), "torch.save"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, copy.copy, lambda served: pickle.loads(pickle.dumps(served)), "torch.save"]
+)
 def test_a_copy_or_a_pickle_is_served_anew(dense: stm.ViM, images: Tensor, again: Any) -> None:
     served = stm.compress(dense, rate=0.4).optimize(batch_size=3)
     if again == "torch.save":
@@ -257,19 +265,22 @@ native = pytest.mark.skipif(not backends.status("native")[0], reason="needs the 
 def plain(served: Served) -> stm.ViM:
     """The same packed model with its own blocks."""
     other = served.model.with_plan(served.model.plan, served.model.config)
-    other._modules["layers"] = nn.ModuleList(layer.block for layer in served.model.layers if isinstance(layer, PreparedBlock))
+    other._modules["layers"] = nn.ModuleList(
+        layer.block for layer in served.model.layers if isinstance(layer, PreparedBlock)
+    )
     assert len(other.layers) == other.config.model.depth
     return other
 
 
 def methods(dense: stm.ViM) -> dict[str, stm.ViM]:
-    """Plans with spans, step scales and first states (not prepared), and peers that look at data, want taps or leave gaps."""
+    """Plans with spans, step scales and first states (not prepared), and peers that look at data, want taps or leave
+    gaps."""
     baked = {method: stm.compress(dense, rate=0.4, method=method) for method in ("stm", "paper")}
     hsp = stm.compress(dense, rate=0.4, method="paper", weights="hsp", hsp="static")
     shape = dense.config.model
     peers = {}
     for name in ("rmeeto", "hsa", "evit", "mtr", "random"):
-        method = METHODS[name]
+        method = PEERS[name]
         budgets = list(method.kind.budgets(shape, method.places(shape.depth)))
         peers[name] = dense.with_plan(method.make(shape, budgets[len(budgets) // 2], 0), dense.config)
     return {"dense": dense, **baked, "hsp": hsp, **peers}

@@ -1,4 +1,5 @@
-"""The same saving for every method: within half a point of the honest count, STORM's grid exempt; what cannot be had is said."""
+"""The same saving for every method: within half a point of the honest count, STORM's grid exempt; what cannot be had is
+said."""
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_a_peer_is_within_half_a_point(method: str, shape: str, saving: float) -
     assert solved.flops == flops.count(config_of(shape), solved.plan)
     counts, left = list(solved.plan.removals.values()), SHAPES[shape].tokens
     for count in counts:
-        assert 0 <= counts[0] - count <= 1 or count == solved.plan.most(left), "the first m take one more, or there are no more"
+        assert 0 <= counts[0] - count <= 1 or count == solved.plan.most(left), (
+            "the first m take one more, or there are no more"
+        )
         left -= count
 
 
@@ -66,7 +69,9 @@ def test_the_papers_form_is_within_half_a_point(saving: float, digits: ViM) -> N
     small, near = solve_paper(digits, saving)
     assert near and abs(flops.count(small.config).honest_saving - saving) <= NEAR
     counts = [len(step.absorb) for step in small.schedule.steps]
-    assert counts == sorted(counts, reverse=True) and counts[0] - counts[-1] in (0, 2), "one more a side in the first steps"
+    assert counts == sorted(counts, reverse=True) and counts[0] - counts[-1] in (0, 2), (
+        "one more a side in the first steps"
+    )
     with torch.inference_mode():
         assert small(torch.zeros(1, 1, 28, 28)).isfinite().all()
 

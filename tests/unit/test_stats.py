@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from stm.errors import DataError
 from stm.measure.records import Record
-from stm.measure.stats import DENSE_FIGURES, LABEL_FIGURES, PAIRED_FIGURES, mcnemar, mean_interval, paired_difference, summarize, wilson
+from stm.measure.stats import (
+    DENSE_FIGURES,
+    LABEL_FIGURES,
+    PAIRED_FIGURES,
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    summarize,
+    wilson,
+)
 
 Z = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -30,10 +39,13 @@ def test_wilson_by_hand() -> None:
 
 
 def test_the_interval_of_a_mean_by_hand() -> None:
-    # Student's t at 97.5% with 4 degrees of freedom is 2.776445 (any table); the values have mean 3 and standard error sqrt(2.5 / 5).
+    # Student's t at 97.5% with 4 degrees of freedom is 2.776445 (any table); the values have mean 3 and standard error
+    # sqrt(2.5 / 5).
     half = 2.776445 * math.sqrt(0.5)
     assert mean_interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-5)
-    assert mean_interval([0.0, 0.0, 0.3]) == pytest.approx((0.0, 0.1 + 4.302653 * 0.1), abs=1e-5), "a KL is never below 0"
+    assert mean_interval([0.0, 0.0, 0.3]) == pytest.approx((0.0, 0.1 + 4.302653 * 0.1), abs=1e-5), (
+        "a KL is never below 0"
+    )
     assert mean_interval([0.25, 0.25]) == (0.25, 0.25)
     assert mean_interval([0.25]) is None and mean_interval([]) is None
 
@@ -56,7 +68,9 @@ def test_mcnemar_by_hand() -> None:
         ((59, 6, 16, 80), (-0.1186, -0.0046), 5e-5),
     ],
 )
-def test_paired_difference_as_published(table: tuple[int, int, int, int], expected: tuple[float, float], rounding: float) -> None:
+def test_paired_difference_as_published(
+    table: tuple[int, int, int, int], expected: tuple[float, float], rounding: float
+) -> None:
     assert paired_difference(*table) == pytest.approx(expected, abs=rounding)
 
 
@@ -82,7 +96,16 @@ def test_paired_difference_properties(both: int, lost: int, won: int, neither: i
 def record(i: int, label: int | None, pred: int, dense: int | None, kl: float | None = 0.5) -> Record:
     others = tuple(c for c in range(6) if c != pred)[:4]
     dense_top5 = () if dense is None else (dense,)
-    return Record(file=f"{i}.png", label=label, pred=pred, top5=(pred, *others), dense_pred=dense, dense_top5=dense_top5, margin=1.0, kl=kl)
+    return Record(
+        file=f"{i}.png",
+        label=label,
+        pred=pred,
+        top5=(pred, *others),
+        dense_pred=dense,
+        dense_top5=dense_top5,
+        margin=1.0,
+        kl=kl,
+    )
 
 
 def test_summary_by_hand() -> None:
@@ -105,7 +128,9 @@ def test_summary_by_hand() -> None:
 
 @pytest.mark.parametrize(("labelled", "compared"), list(product([True, False], repeat=2)))
 def test_what_cannot_be_computed_is_none_with_a_reason(labelled: bool, compared: bool) -> None:
-    records = [record(i, 0 if labelled else None, 0, 0 if compared else None, 0.1 if compared else None) for i in range(3)]
+    records = [
+        record(i, 0 if labelled else None, 0, 0 if compared else None, 0.1 if compared else None) for i in range(3)
+    ]
     found = summarize(records, data="set")
     absent = set() if labelled else {*LABEL_FIGURES, *PAIRED_FIGURES}
     absent |= set() if compared else {*DENSE_FIGURES, *PAIRED_FIGURES}

@@ -14,7 +14,8 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def test_at_p_1_the_decay_over_a_merged_span_is_the_unmerged_spans() -> None:
-    """Four tokens of equal Delta become one of size 4 with Delta times 4: what came before decays over it as it did over the four."""
+    """Four tokens of equal Delta become one of size 4 with Delta times 4: what came before decays over it as it did
+    over the four."""
     tokens, span = 7, slice(2, 6)
     dt = random(K, B, tokens, E, seed=0)
     dt[:, :, span] = dt[:, :, 2:3]
@@ -24,7 +25,9 @@ def test_at_p_1_the_decay_over_a_merged_span_is_the_unmerged_spans() -> None:
     keep = [0, 1, 2, 6]
     scale = torch.tensor([1.0, 1.0, 4.0, 1.0], dtype=torch.float64)
     full = scan(u, dt, A, Bs, Cs, D, None, REVERSE, split=True)
-    merged = scan(u[:, :, keep], dt[:, :, keep], A, Bs[:, :, keep], Cs[:, :, keep], D, None, REVERSE, scale=scale, split=True)
+    merged = scan(
+        u[:, :, keep], dt[:, :, keep], A, Bs[:, :, keep], Cs[:, :, keep], D, None, REVERSE, scale=scale, split=True
+    )
     torch.testing.assert_close(merged[:, :, [0, 1, 3]], full[:, :, [0, 1, 6]])
     # and after the whole span, on either side of it
     torch.testing.assert_close(merged[0, :, 3], full[0, :, 6])
@@ -32,7 +35,8 @@ def test_at_p_1_the_decay_over_a_merged_span_is_the_unmerged_spans() -> None:
 
 
 def test_merging_equal_inputs_leaves_every_span_convolution_as_it_was() -> None:
-    """Tokens 2, 3, 4 and 6, 7 are equal and become one each: the others' outputs stay, the merged ones' are the means of their own."""
+    """Tokens 2, 3, 4 and 6, 7 are equal and become one each: the others' outputs stay, the merged ones' are the means
+    of their own."""
     groups = [(0,), (1,), (2, 3, 4), (5,), (6, 7), (8,), (9, 10, 11, 12, 13, 14)]
     x = random(B, len(groups), E, seed=5)
     owner = [number for number, group in enumerate(groups) for _ in group]

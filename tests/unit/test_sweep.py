@@ -1,4 +1,5 @@
-"""A sweep's cells: which they are, that each is stored when it is finished, and that a run that was stopped gives the same table."""
+"""A sweep's cells: which they are, that each is stored when it is finished, and that a run that was stopped gives the
+same table."""
 
 import csv
 import io
@@ -57,13 +58,24 @@ def rows_of(report: SweepReport) -> list[dict[str, Any]]:
 def test_the_default_grid_is_the_papers_table_3() -> None:
     found = cells(Grid())
     assert len(found) == 12 and len(set(map(str, found))) == 12
-    assert {(cell.rate, cell.sides) for cell in found} == {(r, s) for r in (0.15, 0.2, 0.3, 0.4) for s in ("both", "left", "right")}
-    assert {(cell.schedule, cell.weights, cell.step_scale, cell.conv) for cell in found} == {("staged", "size", 0.5, "span")}
-    assert {(c.schedule, c.weights, c.step_scale, c.conv) for c in cells(Grid(method="paper"))} == {("border", "hsp", 0.0, "plain")}
+    assert {(cell.rate, cell.sides) for cell in found} == {
+        (r, s) for r in (0.15, 0.2, 0.3, 0.4) for s in ("both", "left", "right")
+    }
+    assert {(cell.schedule, cell.weights, cell.step_scale, cell.conv) for cell in found} == {
+        ("staged", "size", 0.5, "span")
+    }
+    assert {(c.schedule, c.weights, c.step_scale, c.conv) for c in cells(Grid(method="paper"))} == {
+        ("border", "hsp", 0.0, "plain")
+    }
 
 
 def test_every_axis_is_crossed_and_r_is_for_gradual_orders_alone() -> None:
-    axes: dict[str, Any] = {"rates": (0.2,), "sides": ("both",), "schedules": ("staged", "sweep"), "weights": ("size", "mean")}
+    axes: dict[str, Any] = {
+        "rates": (0.2,),
+        "sides": ("both",),
+        "schedules": ("staged", "sweep"),
+        "weights": ("size", "mean"),
+    }
     found = cells(Grid(**axes, step_scales=(0, 0.5), convs=("plain", "span"), tokens_per_side=(1, 2)))
     assert len(found) == 2 * 2 * 2 * (1 + 2)
     assert {cell.tokens_per_side for cell in found if cell.schedule == "staged"} == {None}
@@ -149,11 +161,15 @@ def test_a_stopped_sweep_goes_on_and_gives_the_same_table(
     again = swept(images, tmp_path / "out")
     assert again.resumed == after
     assert rows_of(again) == rows_of(whole)
-    assert [row.images_per_second for row in swept(images, tmp_path / "out").rows] == [row.images_per_second for row in again.rows]
+    assert [row.images_per_second for row in swept(images, tmp_path / "out").rows] == [
+        row.images_per_second for row in again.rows
+    ]
 
 
 def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
-    identity = SweepIdentity(model="m", data="d", preprocessing=Preprocess(), limit=None, seed=0, batch_size=2, environment={})
+    identity = SweepIdentity(
+        model="m", data="d", preprocessing=Preprocess(), limit=None, seed=0, batch_size=2, environment={}
+    )
     file = CellFile(tmp_path, identity)
     for ask in (lambda: CellFile(tmp_path, identity), lambda: check_folder(tmp_path)):
         with pytest.raises(DataError, match=rf"{CELLS} is in use: "):
@@ -194,6 +210,8 @@ def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> 
 
 
 def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
-    report = sweep.sweep(str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)})
+    report = sweep.sweep(
+        str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)}
+    )
     assert all(row.top1 is None and row.agreement is not None for row in report.rows)
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 from stm.artifact.tensors import check_finite, check_tensors
-from stm.errors import SHOWN, ArtifactError
+from stm.errors import NAMES_SHOWN, ArtifactError
 
-EXPECTED = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty(4, device="meta"), "c": torch.empty((), device="meta")}
+EXPECTED = {
+    "a": torch.empty(2, 3, device="meta"),
+    "b": torch.empty(4, device="meta"),
+    "c": torch.empty((), device="meta"),
+}
 RIGHT = {"a": torch.ones(2, 3), "b": torch.ones(4), "c": torch.tensor(1.0)}
 
 
@@ -35,10 +39,12 @@ def test_other_tensors_are_listed(found: dict[str, Tensor], says: str) -> None:
 def test_the_right_tensors_pass() -> None:
     check_tensors(EXPECTED, RIGHT, "file", ArtifactError)
     check_finite(
-        {"half": torch.tensor([65504.0]).half(), "none": torch.zeros(0), "large": torch.tensor([3e38, 3e38])}, "file", ArtifactError
+        {"half": torch.tensor([65504.0]).half(), "none": torch.zeros(0), "large": torch.tensor([3e38, 3e38])},
+        "file",
+        ArtifactError,
     )
 
 
 def test_long_lists_are_cut() -> None:
-    with pytest.raises(ArtifactError, match=rf"{SHOWN + 2} unexpected \(d0, .* and 2 more\)$"):
-        check_tensors({}, {f"d{i}": torch.ones(1) for i in range(SHOWN + 2)}, "file", ArtifactError)
+    with pytest.raises(ArtifactError, match=rf"{NAMES_SHOWN + 2} unexpected \(d0, .* and 2 more\)$"):
+        check_tensors({}, {f"d{i}": torch.ones(1) for i in range(NAMES_SHOWN + 2)}, "file", ArtifactError)

@@ -27,16 +27,25 @@ def gradients(model: stm.ViM, images: Tensor) -> Tensor:
     model.zero_grad(set_to_none=True)
     model(images).float().square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    return torch.cat([parameter.grad.float().flatten() for parameter in model.parameters() if parameter.grad is not None])
+    return torch.cat(
+        [parameter.grad.float().flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
 def test_what_is_loaded_is_in_evaluation_mode_and_requires_a_gradient(tmp_path: Path) -> None:
     small = made("auto", "stm")
     small.save_pretrained(tmp_path / "small")
-    for model in (small, stm.load(tmp_path / "small", device="cpu"), stm.load("vim-digits", device="cpu"), made("auto", None, "bfloat16")):
+    for model in (
+        small,
+        stm.load(tmp_path / "small", device="cpu"),
+        stm.load("vim-digits", device="cpu"),
+        made("auto", None, "bfloat16"),
+    ):
         assert not model.training
         assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-    assert not any(parameter.requires_grad for parameter in small.requires_grad_(False).cast("bfloat16").parameters()), "a cast keeps it"
+    assert not any(
+        parameter.requires_grad for parameter in small.requires_grad_(False).cast("bfloat16").parameters()
+    ), "a cast keeps it"
 
 
 @pytest.mark.parametrize("backend", NAMES)
@@ -57,7 +66,9 @@ def test_autocast_runs_and_trains(images: Tensor, backend: str, method: str | No
 
 
 @pytest.mark.parametrize("method", [None, "stm"])
-def test_a_step_of_an_optimizer_lowers_the_loss_of_a_loaded_folder(images: Tensor, tmp_path: Path, method: str | None) -> None:
+def test_a_step_of_an_optimizer_lowers_the_loss_of_a_loaded_folder(
+    images: Tensor, tmp_path: Path, method: str | None
+) -> None:
     made("auto", method).save_pretrained(tmp_path / "model")
     model = stm.load(tmp_path / "model", device="cpu").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

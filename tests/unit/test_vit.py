@@ -28,7 +28,9 @@ def test_its_operations_are_those_that_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         logits = vit.ViT(model, 10)(torch.zeros(1, 3, 64, 64))
     assert logits.shape == (1, 10)
-    attention = vit.BLOCKS * 2 * 17 * 17 * 128  # which torch does not count on a processor: q k^T and its product with v
+    attention = (
+        vit.BLOCKS * 2 * 17 * 17 * 128
+    )  # which torch does not count on a processor: q k^T and its product with v
     assert counter.get_total_flops() == 2 * (vit.flops(model, 10).honest - attention)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stm.config import Preprocess
 from stm.data.images import ImageFile, Pixels, Sample
 from stm.data.sets import SampleSet, batches_of, iterate, workers_for
-from stm.distributed import ALONE, World, here
+from stm.distributed import ALONE, World, current_world
 from stm.errors import DataError
 from stm.measure.evaluate import timed
 
@@ -32,7 +32,10 @@ def test_the_batches_of_all_in_rounds_are_those_of_one(images: int, batch_size: 
     first = min(start * batch_size, images)
     options: dict[str, Any] = {"batch_size": batch_size, "start": first}
     count = batches_of(images - first, batch_size)
-    each = [list(world.in_rounds(iterate(samples, prep, world=world, **options), count)) for world in (World(r, size) for r in range(size))]
+    each = [
+        list(world.in_rounds(iterate(samples, prep, world=world, **options), count))
+        for world in (World(r, size) for r in range(size))
+    ]
     together = [batch.indices for turn in zip(*each, strict=True) for batch in turn if batch is not None]
     assert together == [batch.indices for batch in iterate(samples, prep, **options)]
     assert [index for indices in together for index in indices] == list(range(first, images))
@@ -40,22 +43,22 @@ def test_the_batches_of_all_in_rounds_are_those_of_one(images: int, batch_size: 
 
 def test_shares_of_the_work_come_back_in_order(gathering: Gathering) -> None:
     items = list("abcdefg")
-    gathering(*([letter.upper() for letter in World(rank, 3).mine(items)] for rank in range(3)))
-    assert World(1, 3).spread(str.upper, items) == list("ABCDEFG")
+    gathering(*([letter.upper() for letter in World(rank, 3).shard(items)] for rank in range(3)))
+    assert World(1, 3).map(str.upper, items) == list("ABCDEFG")
 
 
 def test_processes_that_see_other_things_do_not_go_on(gathering: Gathering) -> None:
     gathering({"model": "a", "sample_set": "b"}, {"model": "a", "sample_set": "c"})
     with pytest.raises(DataError, match="process 0 has another sample set than process 1"):
-        World(0, 2).agree(model="a", sample_set="b")
+        World(0, 2).check_same(model="a", sample_set="b")
     gathering({"model": "a"}, {"model": "a"})
-    World(0, 2).agree(model="a")
+    World(0, 2).check_same(model="a")
 
 
 def test_alone_nothing_is_asked() -> None:
     value = object()
-    assert ALONE.gather(value) == [value] and ALONE.share(value) is value and ALONE.first
-    assert ALONE.spread(str, [1, 2]) == ["1", "2"]
+    assert ALONE.gather(value) == [value] and ALONE.broadcast(value) is value and ALONE.first
+    assert ALONE.map(str, [1, 2]) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,14 @@ def test_alone_nothing_is_asked() -> None:
     [
         ({}, ALONE),
         (
-            {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+            {
+                "RANK": "3",
+                "WORLD_SIZE": "8",
+                "LOCAL_RANK": "1",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "h",
+                "MASTER_PORT": "1",
+            },
             World(3, 8, 1, 2),
         ),
         ({"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, World(3, 8, 3, 8)),
@@ -72,12 +82,14 @@ def test_alone_nothing_is_asked() -> None:
         (MEETING | {"RANK": "8", "WORLD_SIZE": "8"}, ALONE),
     ],
 )
-def test_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: World) -> None:
+def test_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: World
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert here() == expected
+    assert current_world() == expected
 
 
 def test_the_speed_of_several_processes_is_that_of_the_slowest() -> None:

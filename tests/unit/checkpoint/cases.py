@@ -1,4 +1,5 @@
-"""The base of all is `vim_mini.pth`, which the official trainer's code wrote (hustvl/Vim: `model`, `optimizer`, `args` and so on)."""
+"""The base of all is `vim_mini.pth`, which the official trainer's code wrote (hustvl/Vim: `model`, `optimizer`, `args`
+and so on)."""
 
 import collections
 import zipfile
@@ -38,7 +39,10 @@ def refused(path: Path, *words: str, **options: Any) -> CheckpointError:
 
 def forms(state: State, tmp_path: Path) -> dict[str, Path]:
     bare = save(tmp_path / "bare.pth", state)
-    with zipfile.ZipFile(bare) as stored, zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+    with (
+        zipfile.ZipFile(bare) as stored,
+        zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
         for name in stored.namelist():
             deflated.writestr(name, stored.read(name))
     save_file(state, tmp_path / "model.safetensors")
@@ -49,11 +53,16 @@ def forms(state: State, tmp_path: Path) -> dict[str, Path]:
         "legacy": save(tmp_path / "legacy.pth", {"model": state}, _use_new_zipfile_serialization=False),
         "module": save(tmp_path / "module.pth", {"model": {f"module.{key}": value for key, value in state.items()}}),
         "compiled": save(tmp_path / "compiled.pth", {f"module._orig_mod.{key}": value for key, value in state.items()}),
-        "compiled outside": save(tmp_path / "outside.pth", {f"_orig_mod.module.{key}": value for key, value in state.items()}),
+        "compiled outside": save(
+            tmp_path / "outside.pth", {f"_orig_mod.module.{key}": value for key, value in state.items()}
+        ),
         "timm": save(tmp_path / "timm.pth", {"state_dict": collections.OrderedDict(state), "arch": "vim"}),
-        "parameters": save(tmp_path / "parameters.pth", {key: torch.nn.Parameter(value) for key, value in state.items()}),
+        "parameters": save(
+            tmp_path / "parameters.pth", {key: torch.nn.Parameter(value) for key, value in state.items()}
+        ),
         "strided": save(
-            tmp_path / "strided.pth", {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in state.items()}
+            tmp_path / "strided.pth",
+            {key: value.mT.contiguous().mT if value.ndim > 1 else value for key, value in state.items()},
         ),
         "no suffix": save(tmp_path / "checkpoint", state),
     }

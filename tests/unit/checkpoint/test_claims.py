@@ -1,4 +1,5 @@
-"""A file that asks for more memory than it could fill is refused before any of it exists; honest files of all kinds are read."""
+"""A file that asks for more memory than it could fill is refused before any of it exists; honest files of all kinds are
+read."""
 
 import argparse
 import collections
@@ -40,7 +41,12 @@ def storage(count: bytes) -> bytes:
 
 
 ONE = storage(b"K\x01")
-SCALAR = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nX\x02\x00\x00\x00i8\x85R" + b"U\x08" + struct.pack("<q", HUGE) + b"tR"
+SCALAR = (
+    b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\nX\x02\x00\x00\x00i8\x85R"
+    + b"U\x08"
+    + struct.pack("<q", HUGE)
+    + b"tR"
+)
 HOOKS = b"\x89ccollections\nOrderedDict\n)R"
 
 HOSTILE = {
@@ -64,7 +70,15 @@ HOSTILE = {
     "deep tuples": HEAD + b"})" + b"\x85" * 10**5 + b"Ns" + END,
     "copies": HEAD + b"](" + b"K\x01" * 50_000 + b"eq\x00(" + b"cbuiltins\nset\nh\x00\x85R" * 5000 + b"t\x86" + END,
     "containers": HEAD + b"(" + b"\x8f" * 10**6 + b"t" + END,
-    "an expanded tensor": HEAD + b"ctorch._utils\n_rebuild_tensor_v2\n(" + ONE + b"K\x00" + SIZE + b"\x85K\x00\x85" + HOOKS + b"tR" + END,
+    "an expanded tensor": HEAD
+    + b"ctorch._utils\n_rebuild_tensor_v2\n("
+    + ONE
+    + b"K\x00"
+    + SIZE
+    + b"\x85K\x00\x85"
+    + HOOKS
+    + b"tR"
+    + END,
     "an expanded tensor in a list": HEAD
     + b"ctorch._utils\n_rebuild_tensor_v2\n("
     + ONE
@@ -76,7 +90,16 @@ HOSTILE = {
     + END,
     "a tensor's state": HEAD + b"ctorch\nFloatTensor\n)R(" + ONE + b"K\x00" + SIZE + b"\x85K\x00\x85tb" + END,
     "a tensor without storage": dumps(
-        {"a": Renamed("torch._utils", "_rebuild_meta_tensor_no_storage", Renamed("torch", "Size"), (10**6, 10**6), (1, 1), False)}
+        {
+            "a": Renamed(
+                "torch._utils",
+                "_rebuild_meta_tensor_no_storage",
+                Renamed("torch", "Size"),
+                (10**6, 10**6),
+                (1, 1),
+                False,
+            )
+        }
     ),
     "a quantized tensor": HEAD
     + b"ctorch._utils\n_rebuild_qtensor\n("
@@ -126,7 +149,11 @@ CONTAINERS: dict[str, Callable[[Path, bytes], Path]] = {
 
 def hostile(folder: Path) -> list[Path]:
     """All of them as files, and zip files that claim by themselves."""
-    files = [make(folder / f"{name}, {kind}.pth", data) for kind, make in CONTAINERS.items() for name, data in HOSTILE.items()]
+    files = [
+        make(folder / f"{name}, {kind}.pth", data)
+        for kind, make in CONTAINERS.items()
+        for name, data in HOSTILE.items()
+    ]
     bomb = folder / "bomb.pth"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", HEAD + storage(SIZE[:2] + (10**8).to_bytes(5, "little")) + END)
@@ -150,7 +177,7 @@ def test_each_is_refused_by_what_it_asks_for(tmp_path: Path) -> None:
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from stm.checkpoint import read
+from stm.checkpoint.official import read
 from stm.errors import CheckpointError
 
 def peak():
@@ -172,7 +199,9 @@ print(peak() - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 def test_none_takes_memory(tmp_path: Path) -> None:
     """All of them in one process that may take 256 MB more than it has."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, hostile(tmp_path))], capture_output=True, text=True, timeout=HANG)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *map(str, hostile(tmp_path))], capture_output=True, text=True, timeout=HANG
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100_000  # KB
 
@@ -186,7 +215,15 @@ def test_a_name_that_may_not_be_built_comes_first_where_the_pickle_is_damaged_as
 
 @pytest.mark.parametrize(("held", "told"), [(10**6, False), (100, True)])
 def test_the_bound_follows_from_the_file(held: int, told: bool) -> None:
-    data = HEAD + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(b"K\x01") + b"K\x00M\xe8\x03\x85K\x00\x85" + HOOKS + b"tR" + END
+    data = (
+        HEAD
+        + b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage(b"K\x01")
+        + b"K\x00M\xe8\x03\x85K\x00\x85"
+        + HOOKS
+        + b"tR"
+        + END
+    )
     if told:
         with pytest.raises(Claim, match="a tensor of 1,000 elements"):
             Reader(held).read(io.BytesIO(data))
@@ -196,7 +233,9 @@ def test_the_bound_follows_from_the_file(held: int, told: bool) -> None:
 
 def test_what_trainers_keep_beside_the_weights(state: State, tmp_path: Path) -> None:
     """Optimizers, histories, lists of files and every kind of container, in every form, come through."""
-    exponents = {number: {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(t)} for number, t in enumerate(state.values())}
+    exponents = {
+        number: {"step": torch.tensor(3.0), "exp_avg": torch.zeros_like(t)} for number, t in enumerate(state.values())
+    }
     content = {
         "model": collections.OrderedDict(state),
         "optimizer": {"state": exponents, "param_groups": [{"lr": 1e-3, "params": list(range(len(state)))}]},
@@ -215,7 +254,10 @@ def test_what_trainers_keep_beside_the_weights(state: State, tmp_path: Path) -> 
         "rng": torch.get_rng_state(),
     }
     plain = save(tmp_path / "plain_midclstok.pth", content)
-    with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(tmp_path / "deflated_midclstok.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+    with (
+        zipfile.ZipFile(plain) as stored,
+        zipfile.ZipFile(tmp_path / "deflated_midclstok.pth", "w", zipfile.ZIP_DEFLATED) as deflated,
+    ):
         for name in stored.namelist():
             deflated.writestr(name, stored.read(name))
     old = save(tmp_path / "legacy_midclstok.pth", content, _use_new_zipfile_serialization=False)
@@ -227,7 +269,8 @@ def test_what_trainers_keep_beside_the_weights(state: State, tmp_path: Path) -> 
 def test_shared_and_sliced_and_expanded_weights(state: State, tmp_path: Path, legacy_form: bool) -> None:
     """Blocks that share every tensor, slices of larger ones, and a few numbers that stand for many."""
     shared = {
-        name: state[".".join(["layers", "0", *name.split(".")[2:]])] if name.startswith("layers.") else t for name, t in state.items()
+        name: state[".".join(["layers", "0", *name.split(".")[2:]])] if name.startswith("layers.") else t
+        for name, t in state.items()
     }
     shared["pos_embed"] = torch.cat([state["pos_embed"], state["pos_embed"]], 1)[:, : state["pos_embed"].shape[1]]
     rates = torch.arange(1.0, 1 + state["layers.0.mixer.A_log"].shape[1]).log()

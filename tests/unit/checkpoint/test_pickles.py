@@ -1,4 +1,5 @@
-"""Pickles: what trainers store is read; anything else is refused by the name of what it wants, and nothing in it runs."""
+"""Pickles: what trainers store is read; anything else is refused by the name of what it wants, and nothing in it
+runs."""
 
 import argparse
 import io
@@ -83,7 +84,8 @@ def test_settings_that_a_trainer_stores(state: State, tmp_path: Path) -> None:
     ids=lambda stored: f"{stored.module}.{stored.name}",
 )
 def test_settings_by_the_names_of_other_versions(tmp_path: Path, stored: Renamed) -> None:
-    """The names that Python 3.13's pathlib, Windows and numpy 1 write; tensors are left out, so the refusal comes after the pickle."""
+    """The names that Python 3.13's pathlib, Windows and numpy 1 write; tensors are left out, so the refusal comes after
+    the pickle."""
     base = save(tmp_path / "base.pth", {})
     refused(repickled(base, tmp_path / "x.pth", {"model": {}, "stored": stored}), "holds no tensors under 'model'")
 
@@ -95,7 +97,9 @@ def canary(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("container", ["plain", "zip", "legacy"])
-def test_a_payload_is_named_and_does_not_run(tmp_path: Path, canary: Path, state: State, container: str, protocol: int) -> None:
+def test_a_payload_is_named_and_does_not_run(
+    tmp_path: Path, canary: Path, state: State, container: str, protocol: int
+) -> None:
     class Payload:
         def __reduce__(self) -> Any:
             import os
@@ -106,7 +110,12 @@ def test_a_payload_is_named_and_does_not_run(tmp_path: Path, canary: Path, state
     if container == "plain":
         path.write_bytes(pickle.dumps({"model": Payload()}, protocol))
     else:
-        save(path, {"model": state, "x": Payload()}, pickle_protocol=protocol, _use_new_zipfile_serialization=container == "zip")
+        save(
+            path,
+            {"model": state, "x": Payload()},
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=container == "zip",
+        )
     error = refused(path, "wants posix.system (os.system)", "not read")
     assert "state_dict" in str(error.hint)
     assert not canary.exists()
@@ -135,7 +144,11 @@ def test_a_whole_module_is_refused_by_its_name(tmp_path: Path) -> None:
 
 def test_a_name_that_comes_out_of_the_memo(tmp_path: Path) -> None:
     """Protocol 4 may take both parts of a name from what was pickled before."""
-    data = pickle.PROTO + b"\x04" + b"".join(pickle.SHORT_BINUNICODE + bytes([len(t)]) + t + pickle.MEMOIZE for t in (b"posix", b"system"))
+    data = (
+        pickle.PROTO
+        + b"\x04"
+        + b"".join(pickle.SHORT_BINUNICODE + bytes([len(t)]) + t + pickle.MEMOIZE for t in (b"posix", b"system"))
+    )
     data += pickle.POP * 2 + pickle.BINGET + b"\0" + pickle.BINGET + b"\1" + pickle.STACK_GLOBAL + pickle.STOP
     (tmp_path / "x.pth").write_bytes(data)
     refused(tmp_path / "x.pth", "wants posix.system")

@@ -29,9 +29,14 @@ def test_timms_fields_are_read(state: State, tmp_path: Path, where: str | None, 
     settings = TIMM if where is None else {where: kind(**TIMM)}
     path = save(tmp_path / "x.pth", {"state_dict": state, "arch": OFFICIAL, "input_size": 64, **settings})
     got = read(path)
-    assert got.preprocessing == Preprocess(resize=71, crop=64, interpolation="bilinear", mean=HALVES, std=HALVES)  # floor(64 / 0.9)
+    assert got.preprocessing == Preprocess(
+        resize=71, crop=64, interpolation="bilinear", mean=HALVES, std=HALVES
+    )  # floor(64 / 0.9)
     (note,) = [note for note in got.notes if "preprocessing" in note]
-    assert note == "preprocessing by the file's own arguments: mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5, crop ratio 0.9, bilinear"
+    assert (
+        note
+        == "preprocessing by the file's own arguments: mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5, crop ratio 0.9, bilinear"
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,9 @@ def test_sizes_as_timm_writes_them(state: State, tmp_path: Path, size: Any, said
     assert read(save(tmp_path / "x.pth", content)).model.image_size == said
 
 
-@pytest.mark.parametrize("size", [[3, 64, 32], "64x64", [], [1, 3, 64, 64], True, [3, None, None], 64.5, 10**400, 10**40])
+@pytest.mark.parametrize(
+    "size", [[3, 64, 32], "64x64", [], [1, 3, 64, 64], True, [3, None, None], 64.5, 10**400, 10**40]
+)
 def test_sizes_of_no_kind_say_nothing(state: State, tmp_path: Path, size: Any) -> None:
     with pytest.raises(CheckpointError, match="does not say the image size"):
         read(save(tmp_path / "x.pth", {"state_dict": state, "arch": OFFICIAL, "args": {"input_size": size}}))
@@ -60,10 +67,15 @@ def test_sizes_of_no_kind_say_nothing(state: State, tmp_path: Path, size: Any) -
         {"mean": {}, "std": True, "crop_pct": True, "interpolation": ""},
     ],
 )
-def test_what_says_nothing_is_passed_over_and_what_is_taken_instead_is_told(state: State, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_what_says_nothing_is_passed_over_and_what_is_taken_instead_is_told(
+    state: State, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     got = read(stored(state, tmp_path / "x.pth", **settings))
     assert got.preprocessing == Preprocess(resize=73, crop=64)
-    assert "no word on the preprocessing, hence as in hustvl/Vim: ImageNet's mean and std, crop ratio 0.875, bicubic" in got.notes
+    assert (
+        "no word on the preprocessing, hence as in hustvl/Vim: ImageNet's mean and std, crop ratio 0.875, bicubic"
+        in got.notes
+    )
 
 
 @pytest.mark.parametrize("ratio", [1.5, 0.0, -1.0, 0.001, 224])
@@ -75,7 +87,13 @@ def test_a_ratio_that_cannot_be(state: State, tmp_path: Path, ratio: float) -> N
 
 def test_part_of_it(state: State, tmp_path: Path) -> None:
     got = read(
-        stored(state, tmp_path / "x.pth", mean=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64), crop_pct=1.0, std=np.float64(0.25))
+        stored(
+            state,
+            tmp_path / "x.pth",
+            mean=torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64),
+            crop_pct=1.0,
+            std=np.float64(0.25),
+        )
     )
     assert got.preprocessing == Preprocess(resize=64, crop=64, mean=(0.1, 0.2, 0.3), std=(0.25,) * 3)
     assert "no word on the rest of the preprocessing, hence as in hustvl/Vim: bicubic" in got.notes
@@ -102,7 +120,9 @@ def test_timm_resizes_small_images_too(state: State, tmp_path: Path) -> None:
         ({"interpolation": "lanczos"}, ["'lanczos'", "bicubic, bilinear, nearest", "--interpolation"]),
     ],
 )
-def test_settings_that_cannot_be_followed(state: State, tmp_path: Path, settings: dict[str, Any], words: list[str]) -> None:
+def test_settings_that_cannot_be_followed(
+    state: State, tmp_path: Path, settings: dict[str, Any], words: list[str]
+) -> None:
     path = stored(state, tmp_path / "x.pth", **settings)
     with pytest.raises(CheckpointError) as caught:
         read(path)
@@ -112,7 +132,9 @@ def test_settings_that_cannot_be_followed(state: State, tmp_path: Path, settings
 
 
 def test_a_crop_of_another_kind_is_told(state: State, tmp_path: Path) -> None:
-    assert any("crop_mode is squash" in note for note in read(stored(state, tmp_path / "x.pth", crop_mode="squash")).notes)
+    assert any(
+        "crop_mode is squash" in note for note in read(stored(state, tmp_path / "x.pth", crop_mode="squash")).notes
+    )
     assert not any("crop_mode" in note for note in read(stored(state, tmp_path / "x.pth", crop_mode="center")).notes)
 
 
@@ -120,7 +142,9 @@ def test_what_is_asked_wins_and_is_kept(state: State, tmp_path: Path) -> None:
     path = stored(state, tmp_path / "x.pth", **TIMM)
     options: dict[str, Any] = {"mean": (0.1, 0.2, 0.3), "std": 0.25, "crop_ratio": 1.0, "interpolation": "nearest"}
     model = stm.load_checkpoint(path, device="cpu", **options)
-    assert model.config.preprocessing == Preprocess(resize=64, crop=64, interpolation="nearest", mean=(0.1, 0.2, 0.3), std=(0.25,) * 3)
+    assert model.config.preprocessing == Preprocess(
+        resize=64, crop=64, interpolation="nearest", mean=(0.1, 0.2, 0.3), std=(0.25,) * 3
+    )
     assert model.config.extra["asked"] == options | {"mean": [0.1, 0.2, 0.3]}
     assert not any("preprocessing" in note for note in model.config.extra["notes"])
 

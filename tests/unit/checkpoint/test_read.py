@@ -24,7 +24,8 @@ from tests.unit.checkpoint.cases import MINI, OFFICIAL, STRIDE8, State, forms, r
 
 
 def test_the_trainers_pickle(state: State) -> None:
-    """Dimensions are those that the model was made with: D=32, depth 6, 17 tokens, 10 classes, 64 pixels, patch and stride 16."""
+    """Dimensions are those that the model was made with: D=32, depth 6, 17 tokens, 10 classes, 64 pixels, patch and
+    stride 16."""
     got = read(MINI)
     assert got.model == ModelConfig(image_size=64, patch=16, stride=16, d_model=32, depth=6, dt_rank=2)
     assert got.num_classes == 10
@@ -45,7 +46,9 @@ def test_the_trainers_pickle(state: State) -> None:
         "head.weight": (10, 32),
         "head.bias": (10,),
     }
-    assert {key.removeprefix("layers.5."): tuple(t.shape) for key, t in got.tensors.items() if key.startswith("layers.5.")} == {
+    assert {
+        key.removeprefix("layers.5."): tuple(t.shape) for key, t in got.tensors.items() if key.startswith("layers.5.")
+    } == {
         "norm.weight": (32,),
         "mixer.in_proj.weight": (128, 32),
         "mixer.out_proj.weight": (32, 64),
@@ -95,7 +98,9 @@ def test_other_float_types_are_converted_and_said(state: State, tmp_path: Path, 
 
 
 def test_averaged_weights_on_request(state: State, tmp_path: Path) -> None:
-    path = save(tmp_path / "ema_midclstok.pth", {"model": state, "model_ema": {key: value + 1 for key, value in state.items()}})
+    path = save(
+        tmp_path / "ema_midclstok.pth", {"model": state, "model_ema": {key: value + 1 for key, value in state.items()}}
+    )
     plain, averaged = read(path, image_size=64), read(path, image_size=64, ema=True)
     assert torch.equal(averaged.tensors["norm_f.weight"], state["norm_f.weight"] + 1)
     assert torch.equal(plain.tensors["norm_f.weight"], state["norm_f.weight"])
@@ -124,7 +129,10 @@ def test_any_geometry_is_told_from_shapes(data: st.DataObject, tmp_path_factory:
         d_conv=data.draw(st.integers(1, 5)),
     )
     shapes = official_shapes(model, 7)
-    state = {key: torch.arange(torch.Size(shape).numel()).float().view(shape) + i for i, (key, shape) in enumerate(shapes.items())}
+    state = {
+        key: torch.arange(torch.Size(shape).numel()).float().view(shape) + i
+        for i, (key, shape) in enumerate(shapes.items())
+    }
     args = argparse.Namespace(model=f"x_stride{stride}_with_midclstok_div2", input_size=model.image_size)
     got = read(save(tmp_path_factory.mktemp("any") / "any.pth", {"model": state, "args": args}))
     assert (got.model, got.num_classes) == (model, 7)
@@ -134,7 +142,8 @@ def test_any_geometry_is_told_from_shapes(data: st.DataObject, tmp_path_factory:
     assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
-# --- what the tensors cannot tell -----------------------------------------------------------------------------------------------
+# --- what the tensors cannot tell
+# -----------------------------------------------------------------------------------------------
 
 
 def with_args(state: State, path: Path, model: str = OFFICIAL, input_size: Any = 64, **others: Any) -> Path:
@@ -166,7 +175,9 @@ def test_arguments_win_over_what_the_file_says(state: State, tmp_path: Path) -> 
     assert any("by the file's own arguments the class token is in the middle: overruled" in note for note in got.notes)
     got = read(with_args(state, tmp_path / "x.pth", input_size=9999), image_size=64)
     assert got.model.image_size == 64
-    got = read(with_args(state, tmp_path / "x.pth", model="a_stride8_midclstok_div2"), image_size=28)  # stride 4: (28 - 16) / 4 + 1 = 4
+    got = read(
+        with_args(state, tmp_path / "x.pth", model="a_stride8_midclstok_div2"), image_size=28
+    )  # stride 4: (28 - 16) / 4 + 1 = 4
     assert (got.model.image_size, got.model.stride) == (28, 4)
 
 
@@ -199,16 +210,21 @@ def test_the_usual_image_size_where_it_can_be(state: State, tmp_path: Path) -> N
         assert (got.model.image_size, got.model.stride) == (224, stride)
         assert any("224 is assumed" in note for note in got.notes)
     odd = state | {"patch_embed.proj.weight": torch.zeros(32, 3, 15, 15), "pos_embed": torch.zeros(1, 197, 32)}
-    refused(save(tmp_path / "x.pth", odd), "14 x 14 patches of 15 pixels", "does not say the image size")  # 14 at stride 15, 14 over
+    refused(
+        save(tmp_path / "x.pth", odd), "14 x 14 patches of 15 pixels", "does not say the image size"
+    )  # 14 at stride 15, 14 over
     for tokens in (2, 17, 26):
-        error = refused(save(tmp_path / "x.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)}), "does not say the image size")
+        error = refused(
+            save(tmp_path / "x.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)}), "does not say the image size"
+        )
         assert "--image-size" in str(error.hint)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(64, 16), (70, 16), (58, 14), (28, 4), (31, 5), (17, None), (60, None)])
 def test_the_stride_at_which_patches_fit(size: int, stride: int | None) -> None:
-    """4 x 4 patches of 16. Edge to edge where that fits (6 pixels of 70 are over); else the stride that leaves none over (58 = 16 +
-    3 * 14, where 11 to 13 fit too); else the only one (31); of 60 it may be 12, 13 or 14, and 17 pixels have no room."""
+    """4 x 4 patches of 16. Edge to edge where that fits (6 pixels of 70 are over); else the stride that leaves none
+    over (58 = 16 + 3 * 14, where 11 to 13 fit too); else the only one (31); of 60 it may be 12, 13 or 14, and 17 pixels
+    have no room."""
     if stride is None:
         with pytest.raises(UsageError):
             read(MINI, image_size=size)
@@ -218,7 +234,9 @@ def test_the_stride_at_which_patches_fit(size: int, stride: int | None) -> None:
 
 def test_an_image_size_that_cannot_be(state: State, tmp_path: Path) -> None:
     for size in (0, -64, 8, 1000):
-        with pytest.raises(UsageError, match=rf"image_size is {size}, but .*vim_mini\.pth holds 4 x 4 patches of 16 pixels") as caught:
+        with pytest.raises(
+            UsageError, match=rf"image_size is {size}, but .*vim_mini\.pth holds 4 x 4 patches of 16 pixels"
+        ) as caught:
             read(MINI, image_size=size)
         assert "--image-size 64" in str(caught.value.hint)
     refused(with_args(state, tmp_path / "x.pth", input_size=224), "input_size 224", "4 x 4 patches")
@@ -231,11 +249,13 @@ def test_a_class_token_that_no_model_has() -> None:
         read(MINI, class_token="tail")
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------------------
+# --- memory
+# ---------------------------------------------------------------------------------------------------------------------
 
 MEASURE = """
 import re, stm.checkpoint.official
-peak = lambda: 1024 * int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])  # ru_maxrss would begin at the parent's
+# ru_maxrss would begin at the parent's
+peak = lambda: 1024 * int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 stm.checkpoint.official.read({small!r})  # what a first call pages in of libraries
 before = peak()
 got = stm.checkpoint.official.read({path!r})
@@ -247,20 +267,29 @@ print({path!r} in open("/proc/self/maps").read())
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize(("form", "limit"), [("trainer", 2.25), ("safetensors", 2.25), ("legacy", 1.75)])
 def test_memory_and_the_mapping(tmp_path: Path, form: str, limit: float) -> None:
-    """In times the weights: the mapped pages of the model and its copy, and no more: optimizer and averages are not touched. A
-    legacy file is read whole, and each of its tensors is freed as it is copied. Afterwards, nothing is mapped."""
+    """In times the weights: the mapped pages of the model and its copy, and no more: optimizer and averages are not
+    touched. A legacy file is read whole, and each of its tensors is freed as it is copied. Afterwards, nothing is
+    mapped."""
     shapes = official_shapes(ModelConfig(d_model=192, depth=24, dt_rank=12), 1000)
     state = {key: torch.zeros(shape) for key, shape in shapes.items()}
     path = tmp_path / "vim_midclstok.bin"
     if form == "trainer":
-        optimizer = {i: {"exp_avg": torch.ones_like(value), "exp_avg_sq": torch.ones_like(value)} for i, value in enumerate(state.values())}
-        save(path, {"model": state, "optimizer": optimizer, "model_ema": {key: value + 1 for key, value in state.items()}})
+        optimizer = {
+            i: {"exp_avg": torch.ones_like(value), "exp_avg_sq": torch.ones_like(value)}
+            for i, value in enumerate(state.values())
+        }
+        save(
+            path,
+            {"model": state, "optimizer": optimizer, "model_ema": {key: value + 1 for key, value in state.items()}},
+        )
     elif form == "safetensors":
         save_file(state, path)
     else:
         save(path, {"model": state}, _use_new_zipfile_serialization=False)
     script = MEASURE.format(small=str(MINI), path=str(path))
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]
+    )
     times_the_weights, still_mapped = run.stdout.split()
     assert float(times_the_weights) < limit
     assert still_mapped == "False"

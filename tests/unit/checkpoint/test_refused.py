@@ -12,7 +12,8 @@ from torch import Tensor
 from stm.checkpoint.official import read
 from tests.unit.checkpoint.cases import MINI, State, forms, refused, save
 
-# --- files that are none --------------------------------------------------------------------------------------------------------
+# --- files that are none
+# --------------------------------------------------------------------------------------------------------
 
 TEXT = "weights: see the link\n" * 400
 
@@ -83,14 +84,18 @@ def test_other_zip_files(state: State, tmp_path: Path) -> None:
         ({"epoch": 3}, ["'epoch' is a int, expected a tensor"]),
         ({"model": {"cls_token": [1.0]}}, ["'cls_token' is a list, expected a tensor"]),
         ({"model": {3: torch.zeros(1)}}, ["3 is the name of a tensor, expected text"]),
-        ({"model": {"x": torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)}}, ["'x' is a nested tensor"]),
+        (
+            {"model": {"x": torch.nested.nested_tensor([torch.zeros(1)], layout=torch.jagged)}},
+            ["'x' is a nested tensor"],
+        ),
     ],
 )
 def test_pickles_without_a_state_dict(tmp_path: Path, content: Any, words: list[str]) -> None:
     refused(save(tmp_path / "x.pth", content), *words)
 
 
-# --- models that are none of ours -----------------------------------------------------------------------------------------------
+# --- models that are none of ours
+# -----------------------------------------------------------------------------------------------
 
 
 def deit() -> State:
@@ -116,7 +121,10 @@ def without(state: State, *parts: str) -> State:
         (lambda s: deit(), ["a vision transformer (DeiT, ViT)", "blocks.0.attn.qkv.weight"]),
         (lambda s: {"conv1.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, ["is not a ViM", "conv1.weight"]),
         (lambda s: s | {"rope.freqs_cos": torch.zeros(196, 32)}, ["rotary", "rope.freqs_cos"]),
-        (lambda s: without(s, "cls_token") | {"cls_token_head": torch.zeros(1), "cls_token_tail": torch.zeros(1)}, ["double class token"]),
+        (
+            lambda s: without(s, "cls_token") | {"cls_token_head": torch.zeros(1), "cls_token_tail": torch.zeros(1)},
+            ["double class token"],
+        ),
         (lambda s: without(s, "cls_token"), ["without a class token", "cls_token"]),
         (lambda s: s | {"layers.0.norm.bias": torch.zeros(32)}, ["LayerNorm", "layers.0.norm.bias"]),
         (lambda s: s | {"norm_f.bias": torch.zeros(32)}, ["LayerNorm"]),
@@ -142,7 +150,8 @@ def test_variants_are_refused_by_name(state: State, tmp_path: Path, change: Any,
 
 
 @pytest.mark.parametrize(
-    "key", ["layers.3.mixer.conv1d_b.weight", "layers.0.mixer.A_log", "norm_f.weight", "patch_embed.proj.bias", "head.bias"]
+    "key",
+    ["layers.3.mixer.conv1d_b.weight", "layers.0.mixer.A_log", "norm_f.weight", "patch_embed.proj.bias", "head.bias"],
 )
 def test_one_tensor_missing(state: State, tmp_path: Path, key: str) -> None:
     del state[key]
@@ -151,11 +160,25 @@ def test_one_tensor_missing(state: State, tmp_path: Path, key: str) -> None:
 
 def test_missing_and_unexpected_are_listed_and_counted(state: State, tmp_path: Path) -> None:
     state = without(state, "layers.4.") | {"layers.6.norm.weight": state["norm_f.weight"], "extra": torch.zeros(1)}
-    refused(save(tmp_path / "x.pth", state), "17 missing (layers.4.norm.weight", "and 9 more", "2 unexpected (", "extra", image_size=64)
+    refused(
+        save(tmp_path / "x.pth", state),
+        "17 missing (layers.4.norm.weight",
+        "and 9 more",
+        "2 unexpected (",
+        "extra",
+        image_size=64,
+    )
 
 
 @pytest.mark.parametrize(
-    "key", ["layers.0.mixer.A_log", "layers.2.mixer.x_proj_b.weight", "layers.0.norm.weight", "patch_embed.proj.bias", "head.bias"]
+    "key",
+    [
+        "layers.0.mixer.A_log",
+        "layers.2.mixer.x_proj_b.weight",
+        "layers.0.norm.weight",
+        "patch_embed.proj.bias",
+        "head.bias",
+    ],
 )
 def test_a_mis_shaped_tensor(state: State, tmp_path: Path, key: str) -> None:
     wrong = torch.zeros(5, *state[key].shape[1:])
@@ -165,7 +188,9 @@ def test_a_mis_shaped_tensor(state: State, tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("key", ["pos_embed", "head.weight", "patch_embed.proj.weight"])
 def test_a_tensor_of_the_wrong_rank(state: State, tmp_path: Path, key: str) -> None:
-    refused(save(tmp_path / "x.pth", state | {key: torch.zeros(7)}), f"{key} is (7,), expected", "dimensions", image_size=64)
+    refused(
+        save(tmp_path / "x.pth", state | {key: torch.zeros(7)}), f"{key} is (7,), expected", "dimensions", image_size=64
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -178,7 +203,11 @@ def test_numbers_that_are_not_finite(state: State, tmp_path: Path, key: str, val
 
 
 def test_a_double_that_float32_cannot_hold(state: State, tmp_path: Path) -> None:
-    refused(save(tmp_path / "x.pth", state | {"head.bias": torch.full((10,), 1e300, dtype=torch.float64)}), "head.bias", image_size=64)
+    refused(
+        save(tmp_path / "x.pth", state | {"head.bias": torch.full((10,), 1e300, dtype=torch.float64)}),
+        "head.bias",
+        image_size=64,
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,4 +222,9 @@ def test_a_double_that_float32_cannot_hold(state: State, tmp_path: Path) -> None
     ids=["int64", "complex64", "float8", "sparse", "meta"],
 )
 def test_numbers_that_are_not_weights(state: State, tmp_path: Path, wrong: Tensor) -> None:
-    refused(save(tmp_path / "x.pth", state | {"head.bias": wrong}), "head.bias is ", "expected floating-point numbers", image_size=64)
+    refused(
+        save(tmp_path / "x.pth", state | {"head.bias": wrong}),
+        "head.bias is ",
+        "expected floating-point numbers",
+        image_size=64,
+    )

@@ -1,4 +1,5 @@
-"""What tells a ViM from a VideoMamba, whose tensors have the same names and shapes, and what is asked where nothing does."""
+"""What tells a ViM from a VideoMamba, whose tensors have the same names and shapes, and what is asked where nothing
+does."""
 
 import argparse
 from pathlib import Path
@@ -41,7 +42,10 @@ def test_the_files_name_tells(state: State, tmp_path: Path, name: str, expected:
     assert reading(path) == expected
     got = read(path, image_size=64)
     (note,) = [note for note in got.notes if name in note]
-    place, sums = ("in the middle" if expected[0] == "middle" else "at the head"), ("averaged" if expected[1] else "added")
+    place, sums = (
+        ("in the middle" if expected[0] == "middle" else "at the head"),
+        ("averaged" if expected[1] else "added"),
+    )
     assert note == f"by the file's name {name} the class token is {place} and the two directions are {sums}"
     assert got.by_name == {"class_token": expected[0], "divide_out": expected[1]}
 
@@ -96,8 +100,10 @@ def test_where_nothing_tells_it_is_a_question(state: State, tmp_path: Path, name
     with pytest.raises(Question) as caught:
         read(path, repo=repo)
     assert str(path) in caught.value.message and "nor its name tells" in caught.value.message
-    assert caught.value.hint == (
-        "if it is a ViM as hustvl/Vim's: --class-token middle --divide-out; if it is a VideoMamba: --class-token head --no-divide-out"
+    assert (
+        caught.value.hint
+        == "if it is a ViM as hustvl/Vim's: --class-token middle --divide-out; if it is a VideoMamba: --class-token"
+        " head --no-divide-out"
     )
     with pytest.raises(CheckpointError):
         stm.load_checkpoint(path)
@@ -127,7 +133,9 @@ def test_half_an_answer(state: State, tmp_path: Path) -> None:
         ("videomamba_t16.pth", None, "hustvl/Vim-tiny-midclstok"),
     ],
 )
-def test_what_contradicts_is_a_question(state: State, tmp_path: Path, name: str, args: str | None, repo: str | None) -> None:
+def test_what_contradicts_is_a_question(
+    state: State, tmp_path: Path, name: str, args: str | None, repo: str | None
+) -> None:
     path = save(tmp_path / name, {"model": state, "args": {"model": args}})
     with pytest.raises(Question, match=r"the class token is .*, but by .*the class token is"):
         read(path, image_size=64, repo=repo)
@@ -172,7 +180,9 @@ def test_what_a_name_told_is_kept(state: State, tmp_path: Path) -> None:
     content = {"model": state | {"pos_embed": torch.zeros(1, 197, 32)}}
     first = stm.load_checkpoint(save(tmp_path / "videomamba_t16_in1k_res224.pth", content), device="cpu").config
     assert first.extra["asked"] == {"class_token": "head", "divide_out": False, "image_size": 224}
-    again = stm.load_checkpoint(tmp_path / "videomamba_t16_in1k_res224.pth", device="cpu", **first.extra["asked"]).config
+    again = stm.load_checkpoint(
+        tmp_path / "videomamba_t16_in1k_res224.pth", device="cpu", **first.extra["asked"]
+    ).config
     assert again == first
     other = stm.load_checkpoint(save(tmp_path / "copy.pth", content), device="cpu", **first.extra["asked"]).config
     assert (other.model, other.extra["asked"]) == (first.model, first.extra["asked"])
