@@ -26,13 +26,13 @@ from stm.backends.reference import step_sizes
 from stm.bake import bake
 from stm.bench import gemms, vit
 from stm.bench.timing import interleave, threads
-from stm.commands.open_model import From, draw_model
-from stm.commands.recipe import Wish
+from stm.commands.draw_model import draw_model
 from stm.measure.environment import processor_name
 from stm.merging.plan import Taps
 from stm.model.layers import REVERSE
 from stm.model.malloc import keep_freed
 from stm.model.vim import ViM
+from stm.options import MergeOptions, ModelOptions
 
 
 class Figure(NamedTuple):
@@ -63,11 +63,11 @@ class Bench:
     def model(self, name: str, **options: Any) -> ViM:
         key = (name, *sorted(options.items()))
         if key not in self.models:
-            self.models[key] = draw_model(name, From(device="cpu", **options))
+            self.models[key] = draw_model(name, ModelOptions(device="cpu", **options))
         return self.models[key]
 
     def small(self, name: str, **wish: Any) -> ViM:
-        return bake(self.model(name), **Wish(**wish).options(), calibration=None, seed=0, on_progress=None)
+        return bake(self.model(name), MergeOptions(**wish))
 
     def time(self, rounds: int | None = None, **calls: Callable[[], Any]) -> dict[str, list[float]]:
         with torch.inference_mode():

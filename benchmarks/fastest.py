@@ -32,11 +32,10 @@ from torch import Tensor
 import stm
 from stm.bake import bake
 from stm.bench.timing import interleave, threads
-from stm.commands.open_model import From, open_model
-from stm.commands.recipe import Wish
 from stm.config import Measured
 from stm.data.open import open_samples
 from stm.data.sets import iterate
+from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.compare import Contender, run_all
 from stm.measure.environment import processor_name
@@ -44,6 +43,7 @@ from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence
 from stm.measure.stats import summarize
 from stm.model.vim import ViM
+from stm.options import MergeOptions, ModelOptions
 
 CEILINGS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # nats
 STAGES, GAPS = 4, 4
@@ -78,7 +78,7 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
         reference = [forward(dense, batch) for batch in batches]
         for family in schedules(dense.config.model.depth):
             for stages in family:
-                small = bake(dense, **Wish(stages=stages).options(), calibration=None, seed=0, on_progress=None)
+                small = bake(dense, MergeOptions(stages=stages))
                 saving = flops.count(small.config).honest_saving
                 if saving < least:
                     continue
@@ -153,7 +153,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dense = open_model(options.model, From(image_size=options.image_size, device="cpu", dtype="float32"))
+    dense = open_model(options.model, ModelOptions(image_size=options.image_size, device="cpu", dtype="float32"))
     few = open_samples(
         options.calibration, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False
     )

@@ -60,6 +60,7 @@ def measure(options: argparse.Namespace) -> list[int]:
 
     import stm.commands.compress
     import stm.hub.card
+    from stm.options import EvalOptions, ModelOptions
 
     torch.set_num_threads(1)
     bare = status("VmHWM")
@@ -72,12 +73,9 @@ def measure(options: argparse.Namespace) -> list[int]:
     with tempfile.TemporaryDirectory() as folder:
         stm.commands.compress.compress(
             options.checkpoint,
-            data=options.data,
+            ModelOptions(device="cpu"),
+            images=EvalOptions(data=options.data, limit=options.limit, batch_size=options.batch, workers=0),
             out=Path(folder) / "out",
-            limit=options.limit,
-            batch_size=options.batch,
-            workers=0,
-            device="cpu",
         )
     return [status("VmHWM")]
 

@@ -43,7 +43,7 @@ class Archive(NamedTuple):
         return self.blob[self.offsets[place] : self.offsets[place + 1]].tobytes()
 
 
-class PlannedSchedule(NamedTuple):
+class Chosen(NamedTuple):
     """An image: where it is, and its class among the proxy's twenty."""
 
     archive: Archive
@@ -51,7 +51,7 @@ class PlannedSchedule(NamedTuple):
     label: int
 
 
-def split(train: Archive, val: Archive) -> dict[str, list[PlannedSchedule]]:
+def split(train: Archive, val: Archive) -> dict[str, list[Chosen]]:
     """The proxy's own split: numpy's legacy generators with the seeds that it was trained with draw the same in every
     version."""
     classes = sorted(np.random.RandomState(0).choice(100, CLASSES, replace=False))
@@ -60,13 +60,13 @@ def split(train: Archive, val: Archive) -> dict[str, list[PlannedSchedule]]:
     for label, original in enumerate(classes):
         mixed = train.of(original)[generator.permutation(len(train.of(original)))]
         held_out, trained_on = mixed[:HELD_OUT], mixed[HELD_OUT:]
-        evaluation += [PlannedSchedule(val, place, label) for place in val.of(original)]
-        evaluation += [PlannedSchedule(train, place, label) for place in held_out]
-        calibration += [PlannedSchedule(train, place, label) for place in trained_on[:CALIBRATION]]
+        evaluation += [Chosen(val, place, label) for place in val.of(original)]
+        evaluation += [Chosen(train, place, label) for place in held_out]
+        calibration += [Chosen(train, place, label) for place in trained_on[:CALIBRATION]]
     return {"evaluation": evaluation, "calibration": calibration}
 
 
-def rows(folder: Path, images: list[PlannedSchedule]) -> Iterator[tuple[str, int]]:
+def rows(folder: Path, images: list[Chosen]) -> Iterator[tuple[str, int]]:
     """Write the images, and give the row of each."""
     for archive, place, label in images:
         name = f"{archive.name}-{place:05}.webp"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
-from stm.commands.open_model import From, open_model
 from stm.data.open import open_samples
 from stm.data.sets import iterate
+from stm.loading import open_model
 from stm.measure.equal_cost import nearest
 from stm.measure.evaluate import forward
 from stm.measure.records import kl_divergence
+from stm.options import ModelOptions
 from stm.peers.mtr import FEATURES, MTR
 from stm.peers.peer import every, scaled
 
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dense = open_model(options.model, From())
+    dense = open_model(options.model, ModelOptions())
     samples = open_samples(options.data, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False)
     batches = [
         batch.images.to(dense.cls_token.device) for batch in iterate(samples, dense.config.preprocessing, batch_size=32)

@@ -5,26 +5,22 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark, own_source
-from stm.config import PRESET_NAMES, Calibration, Protection, Recipe
+from stm.config import Calibration, Protection, Recipe
 from stm.errors import UsageError
 from stm.merging import hsp
 from stm.merging.bnnm import plan_schedule
 from stm.merging.plan import StaticPlan, Taps
 from stm.merging.schedule import Schedule, Step
 from stm.model.vim import ViM
+from stm.options import MergeOptions
 from stm.progress import OnProgress, Progress
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "stm": {"schedule": "staged", "weights": "size", "step_scale": 0.5, "span_conv": True},
-    "paper": {"schedule": "border", "weights": "hsp", "step_scale": 0.0, "span_conv": False},
-}
 CALIBRATION_IMAGES = 64
 _PORTION = 8  # calibration images that run at once
 
@@ -63,7 +59,7 @@ def compress(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ViM:
-    """A compressed copy of a dense model; the model itself is not touched.
+    """Return a compressed copy of a dense model; the model itself is not touched.
 
     Args:
         rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
@@ -87,63 +83,68 @@ def compress(
     Raises:
         UsageError: options that exclude each other, a budget that cannot be had, or a model that is already compressed.
     """
-    options = {name: value for name, value in locals().items() if name != "model"}
+    options = MergeOptions(
+        rate=rate,
+        saving=saving,
+        stages=stages,
+        method=method,
+        schedule=schedule,
+        sides=sides,
+        tokens_per_side=tokens_per_side,
+        weights=weights,
+        hsp=hsp,
+        normalize=normalize,
+        step_scale=step_scale,
+        span_conv=span_conv,
+    )
     if is_changed(model, model.config, model.mark):
         dense = model.with_plan(model.plan, as_trained(model.config, model.mark))
         dense.mark = mark(dense, dense.config)
         model = dense
-    return copy.deepcopy(bake(model, **options))
+    return copy.deepcopy(bake(model, options, calibration=calibration, seed=seed, on_progress=on_progress))
 
 
 def bake(
     model: ViM,
+    options: MergeOptions = MergeOptions(),
     *,
-    rate: float | None,
-    saving: float | None,
-    method: str,
-    schedule: str | None,
-    stages: Sequence[int] | None,
-    sides: str,
-    tokens_per_side: int | None,
-    weights: str | None,
-    hsp: str | None,
-    step_scale: float | None,
-    span_conv: bool | None,
-    normalize: bool,
-    calibration: Tensor | CalibrationImages | None,
-    seed: int,
-    on_progress: OnProgress | None,
+    calibration: Tensor | CalibrationImages | None = None,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
 ) -> ViM:
-    """As `compress`, but the new model shares every parameter with the dense one."""
+    """Compress as `compress` does, but share every parameter with the dense model.
+
+    Raises:
+        UsageError: as `compress`.
+    """
     if model.plan is not None or model.config.recipe is not None:
         raise UsageError("the model is already compressed", "start from its dense source")
-    if method not in PRESET_NAMES:
-        raise UsageError(f"method is {method!r}, expected one of {', '.join(PRESET_NAMES)}")
-    preset = PRESETS[method]
-    protection = _protection(preset, weights, hsp, step_scale, span_conv, normalize)
+    preset = options.preset
+    protection = protection_of(options)
     if calibration is not None and (protection.weights, protection.mode) != ("hsp", "static"):
         raise UsageError(
             "calibration images were given, but only static hsp weights are calibrated",
             "add --weights hsp --hsp static",
         )
-    order = schedule or preset["schedule"]
+    order, sides = options.schedule or preset.schedule, options.sides or preset.sides
+    assert preset.method is not None and order is not None and sides is not None  # a preset leaves none of them open
     chosen = plan_schedule(
         model.config.model,
         order=order,
-        rate=rate,
-        saving=saving,
-        stages=stages,
+        rate=options.rate,
+        saving=options.saving,
+        stages=options.stages,
         sides=sides,
-        tokens_per_side=tokens_per_side,
+        tokens_per_side=options.tokens_per_side,
     )
     images = CalibrationImages.of(calibration, "tensor") if isinstance(calibration, Tensor) else calibration
     recipe = Recipe(
-        method=method,
+        method=preset.method,
         rate=chosen.rate,
-        saving=saving,
+        saving=options.saving,
         removed_share=chosen.schedule.removed_share,
         schedule=order,
-        stages=None if stages is None else tuple(stages),
+        stages=None if options.stages is None else tuple(options.stages),
         sides=sides,
         tokens_per_side=chosen.tokens_per_side,
         calibration=None if images is None else images.about,
@@ -159,24 +160,23 @@ def bake(
     return model.with_plan(plan.to(model.cls_token.device), config)
 
 
-def _protection(
-    preset: dict[str, Any],
-    weights: str | None,
-    hsp: str | None,
-    step_scale: float | None,
-    span_conv: bool | None,
-    normalize: bool,
-) -> Protection:
-    rule = weights or preset["weights"]
-    if rule != "hsp" and (hsp is not None or normalize):
-        raise UsageError(f"{'hsp' if hsp else 'normalize'} needs the weights hsp, not {rule}", "add --weights hsp")
+def protection_of(options: MergeOptions) -> Protection:
+    """Return how merged tokens are weighted and treated: what was asked for, else what the preset says."""
+    preset = options.preset
+    rule = options.weights or preset.weights
+    if rule != "hsp" and (options.hsp is not None or options.normalize):
+        problem = f"{'hsp' if options.hsp else 'normalize'} needs the weights hsp, not {rule}"
+        raise UsageError(problem, "add --weights hsp")
+    scale = preset.step_scale if options.step_scale is None else options.step_scale
+    spans = preset.span_conv if options.span_conv is None else options.span_conv
+    assert rule is not None and scale is not None and spans is not None  # a preset leaves none of them open
     try:
         return Protection(
             weights=rule,
-            mode=(hsp or "dynamic") if rule == "hsp" else "static",
-            normalized=normalize,
-            step_scale=float(preset["step_scale"] if step_scale is None else step_scale),
-            span_conv=preset["span_conv"] if span_conv is None else span_conv,
+            mode=(options.hsp or "dynamic") if rule == "hsp" else "static",
+            normalized=options.normalize,
+            step_scale=float(scale),
+            span_conv=spans,
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error

@@ -1,25 +1,29 @@
-"""From files to a model and back: folders, Hub repositories, checkpoints."""
+"""The one door to a model: whatever a MODEL names becomes tensors here, and a model in evaluation mode.
+
+A folder of ours needs torch and safetensors alone. What reads checkpoints or asks the Hub is imported when it is
+needed.
+"""
 
 import dataclasses
 import os
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stm import backends
-from stm.artifact import atomic
 from stm.artifact import folder as artifact
-from stm.artifact.provenance import mark
+from stm.artifact.provenance import TUNED, mark
 from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.model.vim import ViM
+from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
+from stm.options import CHECKPOINT_OPTIONS, ModelOptions
 from stm.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -27,55 +31,86 @@ if TYPE_CHECKING:
 
 
 def load(
-    folder_or_repo: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     *,
+    file: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    image_size: int | None = None,
+    class_token: str | None = None,
+    divide_out: bool | None = None,
+    ema: bool = False,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+    interpolation: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
     backend: str = "auto",
 ) -> ViM:
-    """A model from a folder that stm wrote, or from a Hub repository that holds one; in evaluation mode.
-
-    Its weights require a gradient, as everywhere in PyTorch: `train()` and an optimizer train it.
+    """Return the model that a MODEL names, in evaluation mode; its weights require a gradient, as elsewhere in PyTorch.
 
     Args:
-        folder_or_repo: a folder; else `user/name`, or `vim-digits`, the model that comes with the package.
+        model: a folder that stm wrote; a checkpoint file; `user/name` or a link on the Hub; or a short name:
+            `vim-digits`, the model that comes with the package, or one that `stm models` lists. A short name wins over
+            a folder of that name: write `./vim-s`, or pass a `pathlib.Path`, for the folder.
+        file: the checkpoint in a repository, if it holds several.
         revision: of a repository: a branch, tag or commit.
         token: of the Hub, for a repository that needs one.
-        device: as torch names it; "auto" takes a GPU where there is one.
-        dtype: of the GEMMs' weights: float32, bfloat16 or float16; by default what the folder holds.
+        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
+            `load_checkpoint`.
+        device: as torch names it; "auto" takes a GPU if there is one.
+        dtype: of the weights of the matrix products: float32, bfloat16 or float16; by default what is stored, and
+            float32 for a checkpoint.
         backend: who computes the scan; see `stm env`.
 
     Raises:
-        ArtifactError: the folder is missing, incomplete or not what was written.
+        ArtifactError: the folder is incomplete or not what was written.
+        CheckpointError: there is no such model, or its file cannot be read.
         HubError: the repository cannot be read.
-        UsageError: a revision of a local folder.
+        UsageError: an option that this kind of MODEL does not take.
     """
-    if str(folder_or_repo) == EMBEDDED_MODEL and not atomic.find(Path(EMBEDDED_MODEL)).exists():
-        return load_embedded(device=device, dtype=dtype, backend=backend)
-    folder = Path(folder_or_repo)
-    if not atomic.find(folder).exists() and is_repo(str(folder_or_repo)):
-        folder = download(str(folder_or_repo), revision=revision, token=token).path.parent
-    elif revision is not None:
-        raise UsageError(f"revision was given, but {folder} is no repository of the Hub (user/name)")
-    place = pick(device)
-    config, tensors = artifact.read(folder)
-    weights = str(folder / artifact.WEIGHTS)
-    check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
-    model = ViM(config, backends.choose(backend, place.type))
-    check_tensors(model.state_dict(), tensors, weights, ArtifactError)
-    return _ready(model, tensors, place, dtype)
-
-
-def load_embedded(*, device: str = "auto", dtype: str | None = None, backend: str = "auto") -> ViM:
-    """The model that comes with the package; options as for `load`. Its source is its own weights."""
-    model = load(FOLDER / EMBEDDED_MODEL, device=device, dtype=dtype, backend=backend)
-    source = dataclasses.replace(
-        model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256
+    options = ModelOptions(
+        file=file,
+        revision=revision,
+        token=token,
+        image_size=image_size,
+        class_token=class_token,
+        divide_out=divide_out,
+        ema=ema,
+        mean=ModelOptions.per_channel(mean),
+        std=ModelOptions.per_channel(std),
+        crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        device=device,
+        dtype=dtype,
+        backend=backend,
     )
-    model.config = dataclasses.replace(model.config, source=source)
-    return model
+    return open_model(model, options)
+
+
+def open_model(
+    model: str | os.PathLike[str], options: ModelOptions = ModelOptions(), on_progress: OnProgress | None = None
+) -> ViM:
+    """Return the model that a MODEL names; `load` with its options in one value.
+
+    Args:
+        on_progress: told of downloads.
+
+    Raises:
+        StmError: as `load`.
+    """
+    match parse(model, options):
+        case Embedded():
+            return _embedded(options)
+        case Folder(path):
+            return _from_folder(path, options)
+        case File(path):
+            return _from_file(path, Source(file=path.name), options)
+        case HubFile(repo, file, revision, license):
+            return _from_hub_file(repo, file, revision, license, options, on_progress)
+        case HubRepo(repo, revision):
+            return _from_hub_repo(repo, revision, options, on_progress)
 
 
 def load_checkpoint(
@@ -93,7 +128,7 @@ def load_checkpoint(
     device: str = "auto",
     backend: str = "auto",
 ) -> ViM:
-    """A dense model from a ViM checkpoint: a trainer's pickle, a state dict or safetensors; in evaluation mode.
+    """Return a dense model from a ViM checkpoint file: a trainer's pickle, a state dict or safetensors.
 
     The shape comes from the tensors. What they cannot tell comes from the arguments, else from the trainer's settings
     in the file, else from the file's name: `vim_..._midclstok`, `videomamba_..._res224to448`.
@@ -113,41 +148,56 @@ def load_checkpoint(
             give `class_token` and `divide_out`.
         UsageError: an argument that cannot be, or that the tensors contradict.
     """
-    asked = {
-        "image_size": image_size,
-        "class_token": class_token,
-        "divide_out": divide_out,
-        "ema": ema or None,
-        "mean": mean,
-        "std": std,
-        "crop_ratio": crop_ratio,
-        "interpolation": interpolation,
-    }
-    return read_checkpoint(path, Source(file=Path(path).name), asked, device=device, dtype=dtype, backend=backend)
+    options = ModelOptions(
+        image_size=image_size,
+        class_token=class_token,
+        divide_out=divide_out,
+        ema=ema,
+        mean=ModelOptions.per_channel(mean),
+        std=ModelOptions.per_channel(std),
+        crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+    )
+    return _from_file(Path(path), Source(file=Path(path).name), options)
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str],
-    source: Source,
-    asked: Mapping[str, Any],
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    backend: str = "auto",
-) -> ViM:
-    """As `load_checkpoint`, from a known source. What was asked (None: nothing) and assumed is kept in the config's
-    `extra`.
+def _embedded(options: ModelOptions) -> ViM:
+    """Return the model that comes with the package. Its source is its own weights."""
+    model = _from_folder(FOLDER / EMBEDDED_MODEL, options)
+    source = dataclasses.replace(
+        model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256
+    )
+    model.config = dataclasses.replace(model.config, source=source)
+    return model
 
-    What a name told is kept as if it was asked: the same file is then the same model under any name.
+
+def _from_folder(folder: Path, options: ModelOptions) -> ViM:
+    place = pick(options.device)
+    config, tensors = artifact.read(folder)
+    weights = str(folder / artifact.WEIGHTS)
+    # before a model of the sizes that the config claims exists
+    check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
+    model = ViM(config, backends.choose(options.backend, place.type))
+    check_tensors(model.state_dict(), tensors, weights, ArtifactError)
+    return _filled(model, tensors, place, options.dtype)
+
+
+def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
+    """Return the dense model of a checkpoint. What was asked and what was assumed stays in the config's `extra`.
+
+    What a name told counts as asked from then on: the same file is then the same model under any name.
     """
     from stm.checkpoint.official import read  # not part of the runtime
     from stm.data.labels import imagenet
 
-    place = pick(device)
-    asked = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in asked.items() if value is not None
+    place = pick(options.device)
+    asked: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
     }
-    checkpoint = read(Path(path), **asked, repo=source.repo)
+    checkpoint = read(path, **asked, repo=source.repo)
     config = Config(
         model=checkpoint.model,
         num_classes=checkpoint.num_classes,
@@ -157,17 +207,77 @@ def read_checkpoint(
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
-    return _ready(ViM(config, backends.choose(backend, place.type)), checkpoint.tensors, place, dtype)
+    return _filled(
+        ViM(config, backends.choose(options.backend, place.type)), checkpoint.tensors, place, options.dtype or "float32"
+    )
 
 
-def _ready(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
-    """The model with its weights, where and as they were asked for, in evaluation mode."""
+def _from_hub_repo(repo: str, revision: str | None, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
+    """Return the model of a repository: a folder that stm wrote, else the only checkpoint in it."""
+    from stm.hub.fetch import list_files, only_checkpoint  # huggingface_hub takes a while to import
+
+    names = list_files(repo, revision=revision, token=options.token)
+    if {artifact.CONFIG, artifact.WEIGHTS} <= set(names):
+        config = download(repo, revision=revision, token=options.token, on_progress=on_progress)
+        if artifact.is_model(config.path.parent):
+            return _from_hub_folder(config, options)
+    return _from_hub_file(repo, only_checkpoint(repo, names), revision, None, options, on_progress)
+
+
+def _from_hub_file(
+    repo: str,
+    file: str,
+    revision: str | None,
+    license: str | None,
+    options: ModelOptions,
+    on_progress: OnProgress | None,
+) -> ViM:
+    from stm.hub.fetch import about, fetch
+
+    fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
+    card = about(repo, fetched.revision, token=options.token)
+    source = Source(
+        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license
+    )
+    model = _from_file(fetched.path, source, options)
+    extra: dict[str, Any] = {"path": file} if file != source.file else {}
+    if card.datasets:
+        extra["datasets"] = list(card.datasets)
+    model.config = dataclasses.replace(model.config, extra=model.config.extra | extra)
+    return model
+
+
+def _from_hub_folder(config: "Fetched", options: ModelOptions) -> ViM:
+    """Return a model that stm wrote. The repository is the source of a dense one that knows of no other repository."""
+    options.refuse(config.repo, "a folder that stm wrote", *CHECKPOINT_OPTIONS)
+    model = _from_folder(config.path.parent, options)
+    source = model.config.source
+    if model.plan is None and source.repo is None and source.file != EMBEDDED_MODEL:
+        from stm.hub.fetch import about
+
+        model.config = dataclasses.replace(
+            model.config,
+            source=Source(
+                repo=config.repo,
+                file=artifact.WEIGHTS,
+                revision=config.revision,
+                sha256=model.config.files[artifact.WEIGHTS].sha256,
+                license=source.license or about(config.repo, config.revision, token=options.token).license,
+            ),
+            # the mark of a fine-tuned model goes: these are the source's own weights
+            extra={key: value for key, value in model.config.extra.items() if key != TUNED},
+        )
+    return model
+
+
+def _filled(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
+    """Give a model its weights, without a copy of them."""
     model.load_state_dict(tensors, assign=True)
     return ready(model, place, dtype)
 
 
 def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
-    """A model that has its weights, where and as they were asked for, in evaluation mode.
+    """Return a model that has its weights on the device and in the dtype that were asked for, in evaluation mode.
 
     Raises:
         UsageError: a dtype that no model has.
@@ -179,11 +289,6 @@ def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
     if model.mark is None:
         model.mark = mark(model, model.config)
     return model.to(place).eval()
-
-
-def is_repo(name: str) -> bool:
-    """Whether a name has the form of a Hub repository's: user/name."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def download(

@@ -1,22 +1,35 @@
-"""Commands as they are printed: with the options that were given, ready to be pasted."""
+"""The options that Python and the command line share: each is declared once, with its default, and printed as it is
+typed.
 
+Groups are frozen dataclasses that travel whole from the command line to the function that uses them, so that a
+misspelled option is a type error. `words` turns any of them into the words of a command that does the same again.
+"""
+
+import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-# How a checkpoint is read: what its tensors cannot tell, and which of its weights.
+from stm.config import PRESET_NAMES
+from stm.errors import UsageError
+
+# How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema", "mean", "std", "crop_ratio", "interpolation")
 _EITHER = {"divide_out": ("--divide-out", "--no-divide-out"), "span_conv": ("--span-conv", "--plain-conv")}
 
 
 def flag(name: str, value: Any) -> str:
-    """The word of an option by the library's name, `divide_out`, and its value: `--no-divide-out` where it is False."""
+    """Return the word of an option by the library's name, such as `--no-divide-out` for `divide_out` and False."""
     return _EITHER[name][value is False] if name in _EITHER else f"--{name.replace('_', '-')}"
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
-    """Options by the library's names as the command line takes them; None is none. A token is a secret, and never among
-    them."""
+    """Return options by the library's names as the command line takes them; None stands for no option.
+
+    A token is a secret, and never among them.
+    """
     out = []
     for name, value in options.items():
         if name == "token" or value is None or (value is False and name not in _EITHER):
@@ -26,10 +39,149 @@ def words(options: Mapping[str, Any]) -> list[str]:
             out.append(word)
             continue
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        out += [f"{word}={text}"] if text.startswith("-") else [word, text]  # else it would be an option
+        out += [f"{word}={text}"] if text.startswith("-") else [word, text]  # else the value would be an option
     return out
 
 
 def command(verb: str, model: str, options: Mapping[str, Any]) -> str:
-    """A command on a model as one line for a shell."""
+    """Return a command on a model as one line for a shell."""
     return shlex.join(["stm", verb, model, *words(options)])
+
+
+class _Group:
+    """What every group of options can do."""
+
+    def given(self, name: str) -> bool:
+        """Return whether an option differs from its default."""
+        return bool(getattr(self, name) != getattr(type(self), name))
+
+    def words(self) -> list[str]:
+        """Return the options that were given, as the command line takes them; a token is not repeated."""
+        # every group is a dataclass
+        names = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return words({name: getattr(self, name) for name in names if self.given(name)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(_Group):
+    """How to open a MODEL: the options that every command with a MODEL has.
+
+    Args:
+        file, revision, token: of a Hub repository.
+        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
+            `stm.load_checkpoint`.
+        device, dtype, backend: see `stm.load`.
+    """
+
+    file: str | None = None
+    revision: str | None = None
+    token: str | None = None
+    image_size: int | None = None
+    class_token: str | None = None
+    divide_out: bool | None = None
+    ema: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_ratio: float | None = None
+    interpolation: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    backend: str = "auto"
+
+    @staticmethod
+    def per_channel(values: "float | Sequence[float] | None") -> tuple[float, ...] | None:
+        """Return a number, or one per channel, as `mean` and `std` hold them: one alone stands for every channel."""
+        return values if values is None else (values,) if isinstance(values, int | float) else tuple(values)
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """The options of a checkpoint that were given, by name."""
+        return {name: getattr(self, name) for name in CHECKPOINT_OPTIONS if self.given(name)}
+
+    def refuse(self, model: str, what: str, *names: str) -> None:
+        """Raise UsageError for an option among `names` that was given but that this MODEL does not take.
+
+        Args:
+            what: the MODEL is, for the sentence. No option is ignored without a word.
+        """
+        for name in names:
+            if self.given(name):
+                word = flag(name, getattr(self, name))
+                raise UsageError(f"{word} was given, but {model} is {what}, which does not take it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions(_Group):
+    """What to merge, and how; see `stm.compress` for each. None: the preset of `method` decides, and that is "stm".
+
+    At most one of `rate`, `saving` and `stages` is the budget.
+    """
+
+    rate: float | None = None
+    saving: float | None = None
+    stages: Sequence[int] | None = None
+    method: str | None = None
+    schedule: str | None = None
+    sides: str | None = None
+    tokens_per_side: int | None = None
+    weights: str | None = None
+    hsp: str | None = None
+    normalize: bool = False
+    step_scale: float | None = None
+    span_conv: bool | None = None
+
+    @property
+    def preset(self) -> "MergeOptions":
+        """The preset that decides what is left open.
+
+        Raises:
+            UsageError: a method that has none.
+        """
+        method = self.method or "stm"
+        if method not in PRESETS:
+            raise UsageError(f"method is {method!r}, expected one of {', '.join(PRESETS)}")
+        return PRESETS[method]
+
+    def refuse(self, why: str, hint: str) -> None:
+        """Raise UsageError if any option was given, by the name of the first one.
+
+        Args:
+            why: completes the sentence "NAME was given".
+        """
+        for field in dataclasses.fields(self):
+            if self.given(field.name):
+                raise UsageError(f"{field.name} was given{why}", hint)
+
+
+PRESETS: dict[str, MergeOptions] = {
+    name: MergeOptions(method=name, sides="both", schedule=order, weights=rule, step_scale=scale, span_conv=spans)
+    for name, order, rule, scale, spans in (
+        ("stm", "staged", "size", 0.5, True),
+        ("paper", "border", "hsp", 0.0, False),
+    )
+}
+assert tuple(PRESETS) == PRESET_NAMES  # config.json accepts exactly these
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(_Group):
+    """Which images to measure on, and with how much effort.
+
+    Args:
+        data: a folder of images, shards, or a set on the Hub; see `stm.data.open.open_samples`. None: what is embedded.
+        limit: use so many images, drawn by the seed; None: all.
+        batch_size: images per forward; no result depends on it.
+        seed: draws images. None: 0, or what a recipe says.
+        workers: processes that decode images; None: as many as help.
+    """
+
+    data: str | Path | None = None
+    limit: int | None = None
+    batch_size: int = 32
+    seed: int | None = None
+    workers: int | None = None
+
+    @property
+    def draws_by(self) -> int:
+        """The seed that images are drawn by."""
+        return 0 if self.seed is None else self.seed

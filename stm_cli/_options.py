@@ -4,18 +4,14 @@ Numbers and choices have parsers of their own, so that a bad value is named in t
 whether it can be had for this model, is the library's to say.
 """
 
-import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRESET_NAMES, SIDES, WEIGHTS
-from stm.options import words
+from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
 
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = (
     "Budget (one of these)",
@@ -33,73 +29,6 @@ TIMING = "Timing"
 def examples(*lines: str) -> str:
     """A help screen's epilog: commands that can be pasted."""
     return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number") from None
-
-
-def _points(text: str) -> float:
-    """Percentage points, as typed, to the fraction that the library takes."""
-    points = _number(text)
-    if not (math.isfinite(points) and 0 <= points <= 100):
-        raise typer.BadParameter(f"{text!r} is not a number of percentage points, 0 to 100")
-    return points / 100
-
-
-def _whole(at_least: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = at_least - 1
-        if number < at_least:
-            raise typer.BadParameter(f"{str(value)!r} is not a whole number of at least {at_least}")
-        return number
-
-    return parse
-
-
-def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, tuple):  # the default
-        return value
-    try:
-        sizes = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        sizes = (0,)
-    if min(sizes) < 1:
-        raise typer.BadParameter(f"{value!r} is not a list of batch sizes such as 1,8")
-    return sizes
-
-
-def _blocks(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of block numbers such as 10,16") from None
-
-
-def _list(one: Callable[[Any], Any]) -> Callable[[str], tuple[Any, ...]]:
-    return lambda text: tuple(one(part) for part in text.split(","))
-
-
-def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
-        raise typer.BadParameter(f"{text!r} is not a list of names such as stm,rmeeto")
-    return words
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise typer.BadParameter(f"{text!r} is not one of {', '.join(allowed)}")
-        return text
-
-    return parse
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
@@ -130,7 +59,6 @@ OptionalModel = Annotated[
     ),
 ]
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.", readable=False)]
-
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="A model's folder that stm wrote.")]
 FolderOrRepo = Annotated[
     str,
@@ -152,7 +80,6 @@ Block = Annotated[
 Places = Annotated[
     int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))
 ]
-
 Rate = Annotated[
     float | None,
     _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number),
@@ -167,7 +94,6 @@ Stages = Annotated[
 Recipe = Annotated[
     str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
 ]
-
 Rates = Annotated[
     Sequence[float] | None,
     _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number)),
@@ -210,7 +136,6 @@ SweepOut = Annotated[
     Path | None,
     _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR"),
 ]
-
 CompareRate = Annotated[
     float | None,
     _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number),
@@ -251,7 +176,6 @@ Also = Annotated[
         parser=_words,
     ),
 ]
-
 Method = Annotated[
     str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", PRESET_NAMES)
 ]
@@ -276,7 +200,6 @@ SpanConv = Annotated[
 CalibrationImages = Annotated[
     str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
 ]
-
 _DATA = (
     "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
     " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
@@ -304,7 +227,6 @@ MaxDrop = Annotated[
     _option("--max-drop", CHECK, "Write nothing and exit 3 if top-1 drops by more points.", "POINTS", parser=_points),
 ]
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
-
 Pictures = Annotated[
     Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")
 ]
@@ -318,7 +240,6 @@ Seconds = Annotated[
     float | None,
     _option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number),
 ]
-
 BatchSizes = Annotated[
     Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)
 ]
@@ -341,10 +262,10 @@ Optimize = Annotated[bool, _option("--optimize", TIMING, "Time what optimize(bat
 RandomWeights = Annotated[
     bool, _option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")
 ]
-
 Out = Annotated[
     Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")
 ]
+ExplainOut = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: MODEL-explained.", "DIR")]
 TableOut = Annotated[
     Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")
 ]
@@ -352,7 +273,6 @@ Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wr
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
-
 RepoId = Annotated[
     str | None,
     typer.Argument(
@@ -381,7 +301,6 @@ OutFile = Annotated[
     Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
 ]
 ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
-
 File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
 Token = Annotated[str | None, _option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]
@@ -415,74 +334,7 @@ CropRatio = Annotated[
     _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number),
 ]
 Interpolation = Annotated[str | None, _choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
-
 Device = Annotated[str, _option("--device", MACHINE, "auto, cpu, cuda, cuda:1, mps. Default: auto.", "DEVICE")]
 Dtype = Annotated[str | None, _choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
 Backend = Annotated[str, _option("--backend", MACHINE, "A name that stm env lists. Default: auto.", "NAME")]
 Workers = Annotated[int | None, _option("--workers", MACHINE, "Processes that decode images.", "N", parser=_whole(0))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a model comes from, and what its file cannot tell."""
-
-    file: File = None
-    revision: Revision = None
-    token: Token = None
-    image_size: ImageSize = None
-    class_token: ClassToken = None
-    divide_out: DivideOut = None
-    ema: Ema = False
-    mean: Mean = None
-    std: Std = None
-    crop_ratio: CropRatio = None
-    interpolation: Interpolation = None
-
-    def options(self) -> dict[str, Any]:
-        """As the library calls them."""
-        return dict(vars(self))
-
-    def words(self) -> tuple[str, ...]:
-        """As they were typed, but for the token: what the next command on the same model needs."""
-        return tuple(words(vars(self)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a model runs on."""
-
-    device: Device = "auto"
-    dtype: Dtype = None
-    backend: Backend = "auto"
-
-    def words(self) -> tuple[str, ...]:
-        """As they were typed."""
-        return tuple(words({name: value for name, value in vars(self).items() if value != getattr(Machine, name)}))
-
-
-def grouped(run: Callable[..., None]) -> Callable[..., None]:
-    """A command some of whose parameters are groups: for typer, which reads signatures, each is the options that it
-    holds."""
-    signature = inspect.signature(run)
-    groups: dict[str, Any] = {}
-    flat: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if is_dataclass(parameter.annotation):
-            groups[parameter.name] = parameter.annotation
-            for option in fields(parameter.annotation):
-                flat.append(
-                    inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type)
-                )
-        else:
-            flat.append(parameter)
-
-    @wraps(run)
-    def command(*args: Any, **options: Any) -> None:
-        made = {
-            name: group(**{option.name: options.pop(option.name) for option in fields(group)})
-            for name, group in groups.items()
-        }
-        run(*args, **options, **made)
-
-    command.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # inspect's own protocol
-    return command

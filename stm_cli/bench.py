@@ -5,6 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.findings import BenchReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import Row, environment_text, fields, operations, size, staircase, tokens
 from stm_cli._output import Output
@@ -17,7 +18,7 @@ EXAMPLES = (
 )
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
@@ -27,36 +28,26 @@ def run(
     against: o.Against = None,
     optimize: o.Optimize = False,
     random_weights: o.RandomWeights = False,
-    rate: o.Rate = None,
-    saving: o.Saving = None,
-    stages: o.Stages = None,
-    method: o.Method = None,
-    schedule: o.Schedule = None,
-    source: o.Source,
-    machine: o.Machine,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    budget: g.Budget,
+    source: g.Source,
+    machine: g.Machine,
+    display: g.Display,
 ) -> None:
     """Time a model dense against compressed, in one process and in turns."""
-    from stm.commands import bench
+    from stm.commands.bench import bench
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = bench.bench(
+        report = bench(
             model,
+            g.model_options(source, machine),
+            budget.options(),
             batch_sizes=batch_sizes,
             threads=threads,
             rounds=rounds,
             against=against,
             optimize=optimize,
             random_weights=random_weights,
-            rate=rate,
-            saving=saving,
-            stages=stages,
-            method=method,
-            schedule=schedule,
-            **source.options(),
-            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: "" if shown.wall_clock_gain is None else f"{shown.wall_clock_gain:.4f}")

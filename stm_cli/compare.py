@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from stm.findings import CompareReport, CompareRow
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, operations, percent
 from stm_cli._output import Output
@@ -16,7 +17,7 @@ EXAMPLES = (
 )
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
@@ -31,34 +32,29 @@ def run(
     seed: o.Seed = 0,
     out: o.TableOut = None,
     force: o.Force = False,
-    source: o.Source,
-    machine: o.Machine,
+    source: g.Source,
+    machine: g.Machine,
     workers: o.Workers = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    display: g.Display,
 ) -> None:
     """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
-    from stm.commands import compare
+    from stm.commands.compare import compare
     from stm.distributed import joined
+    from stm.options import EvalOptions
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress, joined() as world:
-        report = compare.compare(
+        report = compare(
             model,
+            g.model_options(source, machine),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             saving=saving,
             rate=rate,
             methods=methods,
             at=at,
             also=also or (),
-            data=data,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
             out=out,
             force=force,
-            **source.options(),
-            **vars(machine),
-            workers=workers,
             world=world,
             on_progress=on_progress,
         )

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import (
     fields,
@@ -32,23 +33,12 @@ EXAMPLES = (
 )
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
-    rate: o.Rate = None,
-    saving: o.Saving = None,
-    stages: o.Stages = None,
+    merging: g.Merging,
     recipe: o.Recipe = None,
-    method: o.Method = None,
-    schedule: o.Schedule = None,
-    sides: o.Sides = None,
-    tokens_per_side: o.TokensPerSide = None,
-    weights: o.Weights = None,
-    hsp: o.Hsp = None,
-    normalize: o.Normalize = False,
-    step_scale: o.StepScale = None,
-    span_conv: o.SpanConv = None,
     calibration: o.CalibrationImages = None,
     data: o.Data = None,
     limit: o.Limit = None,
@@ -60,46 +50,31 @@ def run(
     force: o.Force = False,
     dry_run: o.DryRun = False,
     push_to: o.PushTo = None,
-    source: o.Source,
-    machine: o.Machine,
+    source: g.Source,
+    machine: g.Machine,
     workers: o.Workers = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    display: g.Display,
 ) -> None:
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
-    from stm.commands import compress
+    from stm.commands.compress import compress
+    from stm.hub.push import PushOptions
+    from stm.options import EvalOptions
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = compress.compress(
+        report = compress(
             model,
-            rate=rate,
-            saving=saving,
-            stages=stages,
+            g.model_options(source, machine),
+            merging.options(),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             recipe=recipe,
-            method=method,
-            schedule=schedule,
-            sides=sides,
-            tokens_per_side=tokens_per_side,
-            weights=weights,
-            hsp=hsp,
-            normalize=normalize,
-            step_scale=step_scale,
-            span_conv=span_conv,
             calibration=calibration,
-            data=data,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
             max_drop=max_drop,
             eval=not no_eval,
             out=out,
             force=force,
             dry_run=dry_run,
-            push_to=push_to,
-            **source.options(),
-            **vars(machine),
-            workers=workers,
+            push=None if push_to is None else PushOptions(repo=push_to, token=source.token),
             on_progress=on_progress,
         )
     failed = report.gate is not None and not report.gate.passed

@@ -3,19 +3,20 @@
 from rich.console import RenderableType
 
 from stm.reports import EnvReport
-from stm_cli import _options as o
+from stm_cli import _groups as g
 from stm_cli._format import environment_text, fields
 from stm_cli._output import Output
 
 EXAMPLES = ("stm env", "stm env --json")
 
 
-def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
+@g.grouped
+def run(*, display: g.Display) -> None:
     """Show versions, devices, backends, and why one is missing."""
     from stm.commands import env
 
     report = env.environment()
-    Output(json=json, quiet=quiet).report(report, screen, lambda shown: shown.environment.backend)
+    Output(**vars(display)).report(report, screen, lambda shown: shown.environment.backend)
 
 
 def screen(report: EnvReport) -> RenderableType:

@@ -5,6 +5,7 @@ import shlex
 from rich.console import Group, RenderableType
 
 from stm.reports import EvalReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, image_notes, measured_rows, shown_name, speed_row
 from stm_cli._output import Output
@@ -20,7 +21,7 @@ EXAMPLES = (
 FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.OptionalModel = None,
     *,
@@ -29,28 +30,23 @@ def run(
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
     seed: o.Seed = 0,
-    source: o.Source,
-    machine: o.Machine,
+    source: g.Source,
+    machine: g.Machine,
     workers: o.Workers = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    display: g.Display,
 ) -> None:
     """Measure top-1 and top-5 with intervals, and agreement with the dense model."""
-    from stm.commands import eval
+    from stm.commands.eval import evaluate
     from stm.distributed import joined
+    from stm.options import EvalOptions
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress, joined() as world:
-        report = eval.evaluate(
+        report = evaluate(
             model,
-            data=data,
+            g.model_options(source, machine),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             records=records,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            **source.options(),
-            **vars(machine),
-            workers=workers,
             world=world,
             on_progress=on_progress,
         )

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 
 from stm.findings import ExplainReport, Fit
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, percent, staircase, tokens
 from stm_cli._output import Output
@@ -16,48 +17,38 @@ EXAMPLES = (
 _RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     images: o.SomeImages = None,
     *,
-    rate: o.Rate = None,
-    saving: o.Saving = None,
-    stages: o.Stages = None,
-    method: o.Method = None,
-    schedule: o.Schedule = None,
+    budget: g.Budget,
     peer: o.Peer = None,
     block: o.Block = None,
     places: o.Places = 98,
     seed: o.Seed = 0,
-    out: o.Out = None,
+    out: o.ExplainOut = None,
     force: o.Force = False,
-    source: o.Source,
-    machine: o.Machine,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    source: g.Source,
+    machine: g.Machine,
+    display: g.Display,
 ) -> None:
     """Draw states, attention, distance fading, losses and merged patches, with the data of every figure."""
-    from stm.commands import explain
+    from stm.commands.explain import explain
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = explain.explain(
+        report = explain(
             model,
             images or (),
-            rate=rate,
-            saving=saving,
-            stages=stages,
-            method=method,
-            schedule=schedule,
+            g.model_options(source, machine),
+            budget.options(),
             peer=peer,
             block=block,
             places=places,
             seed=seed,
             out=out,
             force=force,
-            **source.options(),
-            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)

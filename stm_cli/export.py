@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 
 from stm.options import words
 from stm.reports import ExportReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, size, source_text
 from stm_cli._output import Output
@@ -11,29 +12,29 @@ from stm_cli._output import Output
 EXAMPLES = ("stm export my-vim --format official", "stm export vim_finetuned.pth --format folder --out my-vim")
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
     format: o.ExportFormat = "official",
     out: o.OutFile = None,
     force: o.ForceFile = False,
-    source: o.Source,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    source: g.Source,
+    display: g.Display,
 ) -> None:
     """Write the dense model in another layout: the official one, or a folder of ours."""
-    from stm.commands import export
-    from stm.commands.open_model import model_of
 
-    output = Output(json=json, quiet=quiet)
+    from stm.commands.export import export
+    from stm.model_names import model_of
+
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = export.export(
+        report = export(
             model,
+            g.model_options(source),
             format=format,
             out=out,
             force=force,
-            **source.options(),
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)

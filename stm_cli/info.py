@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.reports import InfoReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, flops_rows, measured_rows, merging_row, shown_name, source_text, staircase, tokens
 from stm_cli._output import Output
@@ -12,22 +13,21 @@ from stm_cli._output import Output
 EXAMPLES = ("stm info vim-digits-stm40", "stm info vim-s", "stm info someone/their-vim --file weights.pth --json")
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
-    source: o.Source,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    source: g.Source,
+    display: g.Display,
 ) -> None:
     """Show schedule, tokens per block, FLOPs, parameters, provenance and what was measured."""
-    from stm.commands import info
+    from stm.commands.info import info
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = info.info(
+        report = info(
             model,
-            **source.options(),
+            g.model_options(source),
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: str(shown.flops.paper))

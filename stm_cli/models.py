@@ -4,19 +4,20 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from stm.reports import ListedModel, ModelsReport
-from stm_cli import _options as o
+from stm_cli import _groups as g
 from stm_cli._format import percent, size
 from stm_cli._output import Output
 
 EXAMPLES = ("stm models", "stm models --json")
 
 
-def run(json: o.Json = False, quiet: o.Quiet = False) -> None:
+@g.grouped
+def run(*, display: g.Display) -> None:
     """List the models that have a short name: size, accuracy, and whether they are in the cache."""
     from stm.commands import models
 
     report = models.list_models()
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     output.report(report, screen, lambda shown: "\n".join(model.name for model in shown.models))
     output.note("accuracies are their authors', on ImageNet-1k's validation set")
     output.note(

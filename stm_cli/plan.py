@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.findings import PlanReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fields, operations, percent
 from stm_cli._output import Output
@@ -14,7 +15,7 @@ from stm_cli._output import Output
 EXAMPLES = ("stm plan vim-digits", "stm plan vim-ti --data my_images/", "stm plan vim-s --random-weights --threads 1")
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
@@ -28,20 +29,20 @@ def run(
     threads: o.Threads = None,
     rounds: o.Rounds = None,
     random_weights: o.RandomWeights = False,
-    source: o.Source,
-    machine: o.Machine,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    source: g.Source,
+    machine: g.Machine,
+    display: g.Display,
 ) -> None:
     """Show what rates of 10% to 60% cost and keep, measured on this machine."""
-    from stm.commands import plan
+    from stm.commands.plan import plan
+    from stm.options import MergeOptions
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = plan.plan(
+        report = plan(
             model,
-            method=method,
-            schedule=schedule,
+            g.model_options(source, machine),
+            MergeOptions(method=method, schedule=schedule),
             data=data,
             limit=limit,
             seconds=seconds,
@@ -50,8 +51,6 @@ def run(
             threads=threads,
             rounds=rounds,
             random_weights=random_weights,
-            **source.options(),
-            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, screen, value)

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from stm.errors import DataError
 from stm.reports import Prediction, PredictReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import percent
 from stm_cli._output import Output
@@ -13,28 +14,26 @@ from stm_cli._output import Output
 EXAMPLES = ("stm predict vim-digits-stm40 photo.jpg", "stm predict vim-s photo.jpg more.png --json")
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     images: o.Images,
     *,
     batch_size: o.BatchSize = 32,
-    source: o.Source,
-    machine: o.Machine,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    source: g.Source,
+    machine: g.Machine,
+    display: g.Display,
 ) -> None:
     """Show the five most likely classes of each image."""
-    from stm.commands import predict
+    from stm.commands.predict import predict
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        report = predict.predict(
+        report = predict(
             model,
             images,
+            g.model_options(source, machine),
             batch_size=batch_size,
-            **source.options(),
-            **vars(machine),
             on_progress=on_progress,
         )
     output.report(report, screen, value)

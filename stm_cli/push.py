@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 
 from stm.reports import PushedFile, PushReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, size
 from stm_cli._output import Output
@@ -14,6 +15,7 @@ EXAMPLES = (
 )
 
 
+@g.grouped
 def run(
     folder: o.Folder,
     repo_id: o.RepoId = None,
@@ -25,14 +27,14 @@ def run(
     exist_ok: o.ExistOk = True,
     overwrite_card: o.OverwriteCard = False,
     dry_run: o.PushDryRun = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    *,
+    display: g.Display,
 ) -> None:
     """Check a folder, show what will be uploaded, and write it to the Hub in one commit."""
-    from stm.commands import push
-    from stm.hub.push import To
+    from stm.commands.push import push
+    from stm.hub.push import PushOptions
 
-    to = To(
+    to = PushOptions(
         repo=repo_id,
         private=private,
         revision=revision,
@@ -43,7 +45,7 @@ def run(
         overwrite_card=overwrite_card,
         dry_run=dry_run,
     )
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
 
     def announce(files: tuple[PushedFile, ...]) -> None:
         output.note(
@@ -52,7 +54,7 @@ def run(
         )
 
     # Without a listener huggingface_hub shows its own progress.
-    report = push.push(folder, to, None if output.live else lambda _: None, announce)
+    report = push(folder, to, None if output.live else lambda _: None, announce)
     output.report(report, screen, lambda shown: shown.url)
     for note in report.notes:
         output.note(note)

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 
 from stm.findings import PageReport
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, measured_rows, size, speed_row
 from stm_cli._output import Output
@@ -14,7 +15,7 @@ EXAMPLES = (
 )
 
 
-@o.grouped
+@g.grouped
 def run(
     folder: o.FolderOrRepo,
     *,
@@ -29,31 +30,25 @@ def run(
     force: o.ForcePage = False,
     revision: o.Revision = None,
     token: o.Token = None,
-    machine: o.Machine,
+    machine: g.Machine,
     workers: o.Workers = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    display: g.Display,
 ) -> None:
     """Write one self-contained HTML page: what was compressed, how, and what it cost."""
-    from stm.commands import report as report_command
+    from stm.commands.report import report
+    from stm.options import EvalOptions, ModelOptions
 
-    output = Output(json=json, quiet=quiet)
+    output = Output(**vars(display))
     with output.progress() as on_progress:
-        found = report_command.report(
+        found = report(
             folder,
-            data=data,
+            ModelOptions(revision=revision, token=token, **vars(machine)),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             records=records,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
             sweep=sweep,
             bench=bench,
             out=out,
             force=force,
-            revision=revision,
-            token=token,
-            **vars(machine),
-            workers=workers,
             on_progress=on_progress,
         )
     output.report(found, screen, lambda shown: shown.output)

@@ -3,11 +3,13 @@ cost."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from stm.findings import SweepReport, SweepRow
+from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, operations, percent
 from stm_cli._output import Output
@@ -23,7 +25,7 @@ EXAMPLES = (
 Key = Callable[[SweepRow], str]
 
 
-@o.grouped
+@g.grouped
 def run(
     model: o.Model,
     *,
@@ -43,38 +45,38 @@ def run(
     batch_size: o.BatchSize = 32,
     seed: o.Seed = 0,
     out: o.SweepOut = None,
-    source: o.Source,
-    machine: o.Machine,
+    source: g.Source,
+    machine: g.Machine,
     workers: o.Workers = None,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
+    display: g.Display,
 ) -> None:
     """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
-    from stm.commands import sweep
+    from stm.commands.sweep import sweep
     from stm.distributed import joined
+    from stm.measure.sweep import Grid
+    from stm.options import EvalOptions
 
-    output = Output(json=json, quiet=quiet)
+    axes: dict[str, Any] = {
+        "method": method,
+        "rates": rates,
+        "sides": sides,
+        "schedules": schedules,
+        "weights": weights,
+        "step_scales": step_scales,
+        "convs": convs,
+        "tokens_per_side": tokens_per_side,
+        "peers": () if no_peers else peers,
+    }
+    grid = Grid(**{name: values for name, values in axes.items() if values is not None})
+    output = Output(**vars(display))
     with output.progress() as on_progress, joined() as world:
-        report = sweep.sweep(
+        report = sweep(
             model,
-            method=method,
-            rates=rates,
-            sides=sides,
-            schedules=schedules,
-            weights=weights,
-            step_scales=step_scales,
-            convs=convs,
-            tokens_per_side=tokens_per_side,
-            peers=() if no_peers else peers,
+            g.model_options(source, machine),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            grid,
             also=also or (),
-            data=data,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
             out=out,
-            **source.options(),
-            **vars(machine),
-            workers=workers,
             world=world,
             on_progress=on_progress,
         )

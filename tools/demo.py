@@ -20,6 +20,7 @@ import stm
 from stm import EvalReport, ViM
 from stm.commands import compress, info
 from stm.measure.stats import wilson
+from stm.options import MergeOptions
 from stm.reports import CompressReport, Flops
 from stm_cli._errors import guard
 from stm_cli._format import environment_text, interval, operations, percent, tokens
@@ -32,8 +33,12 @@ BATCH, ROUNDS = 32, 7  # of the timing
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Output(json=False, quiet=False).progress() as on_progress:
         about = info.info(MODEL)
-        ours = compress.compress(MODEL, rate=RATE, method="stm", out=OUT, force=True, on_progress=on_progress)
-        paper = compress.compress(MODEL, rate=RATE, method="paper", eval=False, out=Path(scratch) / "paper")
+        ours = compress.compress(
+            MODEL, merge=MergeOptions(rate=RATE, method="stm"), out=OUT, force=True, on_progress=on_progress
+        )
+        paper = compress.compress(
+            MODEL, merge=MergeOptions(rate=RATE, method="paper"), eval=False, out=Path(scratch) / "paper"
+        )
         small, theirs = stm.load(OUT), stm.load(paper.output)
         measured = stm.evaluate(
             theirs, None, on_progress=on_progress

@@ -118,7 +118,7 @@ def measure(
     return tuple(rows)
 
 
-def served(
+def served_speed(
     dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = None, on_progress: OnProgress | None = None
 ) -> ServedSpeed:
     """Time what `optimize` makes of a dense model and of the compressed one, in turns.

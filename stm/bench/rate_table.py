@@ -1,11 +1,12 @@
 """What each rate would cost and keep: `stm plan`. Measured on this machine, on as many images as a given time
 allows."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from stm.measure.evaluate import forward, recorded
 from stm.measure.records import Record
 from stm.measure.stats import Interval, mean_interval, summarize, wilson
 from stm.model.vim import ViM
+from stm.options import MergeOptions
 from stm.progress import OnProgress, Progress
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
@@ -30,7 +32,7 @@ _PORTION = 16  # images between two looks at the clock
 
 def table(
     dense: ViM,
-    wish: dict[str, Any],
+    merge: MergeOptions,
     samples: SampleSet | None,
     *,
     seconds: float | None = None,
@@ -43,7 +45,7 @@ def table(
     """Measure the dense model and, for each of `RATES`, the model that is made of it.
 
     Args:
-        wish: options of `stm.bake.bake`, rate left out.
+        merge: what to merge at each rate, and how; without a budget.
         samples: for the agreement, in random order, so that however many there is time for are a fair draw; None: not
             measured.
         seconds: the time for them; None: all of them, however long it takes.
@@ -61,7 +63,7 @@ def table(
     refused: dict[float, str] = {}
     for rate in RATES:
         try:
-            models[rate] = bake(dense, **wish, rate=rate)
+            models[rate] = bake(dense, dataclasses.replace(merge, rate=rate))
         except UsageError as error:
             refused[rate] = error.message
     if len(models) == 1:

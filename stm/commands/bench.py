@@ -1,19 +1,19 @@
 """`stm bench`: a dense model against a compressed one by the clock."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from stm.bake import bake
 from stm.bench import bench as benching
 from stm.bench import vit
 from stm.bench.timing import threads as on_threads
-from stm.commands.open_model import draw_model, open_model
-from stm.commands.recipe import Wish, split
+from stm.commands.draw_model import draw_model
 from stm.errors import UsageError
 from stm.findings import BenchReport
+from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.model.layers import TORCH_DTYPES
 from stm.model.vim import ViM
+from stm.options import MergeOptions, ModelOptions
 from stm.progress import OnProgress
 
 AGAINST = ("vit",)
@@ -21,6 +21,8 @@ AGAINST = ("vit",)
 
 def bench(
     model: str,
+    source: ModelOptions = ModelOptions(),
+    merge: MergeOptions = MergeOptions(),
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: int | None = None,
@@ -29,31 +31,28 @@ def bench(
     optimize: bool = False,
     random_weights: bool = False,
     on_progress: OnProgress | None = None,
-    **options: Any,
 ) -> BenchReport:
-    """`stm bench`: a dense model against a compressed one, in one process and in turns.
+    """Run `stm bench`: time a dense model against a compressed one, in one process and in turns.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed by the wish, a
-            compressed one has the dense one in it.
+        model, source: a MODEL, and how to open it; see `stm.load`. A compressed one holds its dense one.
+        merge: how to compress a dense one.
         batch_sizes: images a forward, one or several.
         threads: of torch on the processor; None: torch's choice.
         rounds: None: what fits into ten seconds a batch size.
         against: "vit": the DeiT of the same width beside them.
         optimize: what `ViM.optimize` makes of each, beside them.
         random_weights: of an alias: its shape with fresh weights, which needs no download.
-        options: the fields of `Wish` and of `stm.commands.open_model.From`.
 
     Raises:
-        UsageError: options that cannot be, or a wish for a model that is compressed already.
+        UsageError: options that cannot be, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
-    source, wish = split(options)
     if against is not None and against not in AGAINST:
         raise UsageError(f"against is {against!r}, expected one of {', '.join(AGAINST)}")
     with on_threads(threads):
         vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
-        dense, small = _pair(vim, wish, model)
+        dense, small = _pair(vim, merge, model)
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
         if against is not None:
@@ -89,13 +88,13 @@ def bench(
     )
 
 
-def _pair(vim: ViM, wish: Wish, model: str) -> tuple[ViM, ViM | None]:
-    """The dense model, and the compressed one if there is one."""
+def _pair(vim: ViM, merge: MergeOptions, model: str) -> tuple[ViM, ViM | None]:
+    """Return the dense model, and the compressed one if anything is merged."""
     if vim.plan is not None:
-        if wish != Wish():
+        if merge != MergeOptions():
             raise UsageError(f"{model} is already compressed", "leave out what says how to, or name its dense source")
         return vim.with_plan(None), vim
-    small = bake(vim, **wish.options(), calibration=None, seed=0, on_progress=None)
+    small = bake(vim, merge)
     return vim, small if small.plan is not None else None
 
 

@@ -4,158 +4,197 @@ import dataclasses
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from stm.artifact import folder as artifact
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
-from stm.bench import bench as benching
-from stm.commands.open_model import model_of, name_of, open_model, read_recipe
-from stm.commands.recipe import Wish, as_recorded, check_made, check_source, default_name, split
+from stm.bench.bench import served_speed
+from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
 from stm.data.open import open_samples
-from stm.data.sets import iterate
+from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
-from stm.hub.push import To
+from stm.hub.push import PushOptions
+from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.merging.bnnm import plan_schedule
 from stm.model.vim import ViM
+from stm.model_names import model_of, name_of
+from stm.options import EvalOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
 from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
 from stm.saving import save
 
 
+class _Wish(NamedTuple):
+    """What was asked for, after a recipe has had its say.
+
+    Args:
+        recorded: what the recipe's folder says; None without a recipe.
+        compare: whether to compare with the dense model.
+    """
+
+    source: ModelOptions
+    merge: MergeOptions
+    images: EvalOptions
+    recorded: Config | None
+    compare: bool
+
+
+class _Outcome(NamedTuple):
+    """How the compressed model compares: None for what was not measured, or not asked for."""
+
+    figures: Assessment | None = None
+    gate: Gate | None = None
+    served: ServedSpeed | None = None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the gate, if there is one, was passed."""
+        return self.gate is None or self.gate.passed
+
+
 def compress(
     model: str,
+    source: ModelOptions = ModelOptions(),
+    merge: MergeOptions = MergeOptions(),
+    images: EvalOptions = EvalOptions(),
     *,
     recipe: str | Path | None = None,
     calibration: str | Path | None = None,
-    data: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int | None = None,
-    workers: int | None = None,
     max_drop: float | None = None,
     eval: bool = True,
     out: str | Path | None = None,
     force: bool = False,
     dry_run: bool = False,
-    push_to: str | None = None,
+    push: PushOptions | None = None,
     on_progress: OnProgress | None = None,
-    **options: Any,
 ) -> CompressReport:
-    """`stm compress`: read a dense model, bake a schedule into it, compare the two, and write a folder.
+    """Run `stm compress`. Everything that can be checked is checked before a model is read.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it.
-        recipe: a folder, here or on the Hub, whose recipe is run again, instead of a wish.
+        model, source: a MODEL, and how to open it; see `stm.load`.
+        merge: what to merge, and how.
+        images: the sample set of the comparison. With a recipe, its limit and seed are the recipe's unless given.
+        recipe: a folder, here or on the Hub, whose recipe is run again; `merge` must then be empty.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
-        data, limit, batch_size, workers: the sample set; see `stm.evaluate`. None: what is embedded, and all of it, or
-            as many images as the recipe's folder was measured on.
-        seed: chooses images; 0, or the recipe's.
-        max_drop: the most top-1 that may be lost, as a fraction; if more is, nothing is written and the gate has not
+        max_drop: the most top-1 that may be lost, as a fraction. If more is, nothing is written and the gate is not
             passed.
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
         dry_run: check everything, but write nothing and compare nothing.
-        push_to: a Hub repository that the folder is pushed to; who is logged in is asked before anything is done.
-        options: the fields of `Wish` and of `stm.commands.open_model.From`.
+        push: where the folder is pushed to. Who is logged in is asked before anything is done.
 
     Raises:
-        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         StmError: what reading, measuring or writing raises; nothing is left behind.
     """
-    (source, wish), again = split(options), None
-    to_measure = data is not None or limit is not None or max_drop is not None
+    wish = _recalled(source, merge, images, recipe, eval=eval, measure=max_drop is not None)
+    _check_images(wish, calibration, max_drop)
+    output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
+    artifact.check_output(output, force=force)
+    if push is not None:
+        hub_push.check(push)
+
+    dense = open_model(model, wish.source, on_progress)
+    if wish.recorded is not None:
+        check_source(dense.config, wish.recorded, model, recipe)
+    samples = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
+    averaged, notes = None, tuple[str, ...]()
+    if calibration is not None:
+        averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
+    small = bake(dense, wish.merge, calibration=averaged, seed=wish.images.draws_by, on_progress=on_progress)
+    if wish.recorded is not None:
+        check_made(small.config, wish.recorded, recipe)
+
+    outcome = _Outcome()
+    if samples is not None and not dry_run:
+        outcome = _compared(dense, small, samples, wish.images, max_drop, on_progress)
+    pushed = None
+    if outcome.accepted and not dry_run:
+        speed = None if outcome.figures is None else outcome.figures.images_per_second
+        small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
+        pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
+    report = _report(small, model, output, dry_run, outcome, wish.recorded)
+    return dataclasses.replace(report, notes=report.notes + notes, push=pushed)
+
+
+def _recalled(
+    source: ModelOptions,
+    merge: MergeOptions,
+    images: EvalOptions,
+    recipe: str | Path | None,
+    *,
+    eval: bool,
+    measure: bool,
+) -> _Wish:
+    """Return what was asked for, completed by a recipe's folder if there is one.
+
+    Args:
+        measure: whether an option other than `images` asks for a comparison.
+    """
+    measure = measure or images.data is not None or images.limit is not None
+    config = None
     if recipe is not None:
-        if wish != Wish():
-            given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
-            raise UsageError(f"{given} was given beside a recipe, which already says it", "give one of the two")
-        again = read_recipe(recipe, source)
-        wish, source = Wish.recorded(again, Path(recipe)), as_recorded(source, again, recipe)
-        eval = eval and (bool(again.measured) or to_measure)
-    if not eval and to_measure:
+        merge.refuse(" beside a recipe, which already says it", "give one of the two")
+        config = read_recipe(recipe, source)
+        merge, source = recorded(config, recipe), as_recorded(source, config, recipe)
+        eval = eval and (bool(config.measured) or measure)
+        if images.seed is None and config.recipe is not None:
+            images = dataclasses.replace(images, seed=config.recipe.seed)
+        if images.limit is None and config.measured:  # the same images, for the same config.json
+            images = dataclasses.replace(images, limit=config.measured[0].n + config.measured[0].failed)
+    if not eval and measure:
         raise UsageError(
             "data, limit and max drop belong to the comparison with the dense model, which is switched off"
         )
+    return _Wish(source, merge, images, config, eval)
+
+
+def _check_images(wish: _Wish, calibration: str | Path | None, max_drop: float | None) -> None:
+    data = wish.images.data
     if calibration is not None and data is not None and os.path.realpath(calibration) == os.path.realpath(data):
         raise UsageError(
             f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on"
         )
-    output = Path(out) if out is not None else Path(default_name(name_of(model), wish))
-    artifact.check_output(output, force=force)
-    to = None if push_to is None else To(repo=push_to, token=source.token)
-    if to is not None:
-        hub_push.check(to)
 
-    dense = open_model(model, source, on_progress)
-    seed = seed if seed is not None else again.recipe.seed if again is not None and again.recipe is not None else 0
-    if limit is None and again is not None and again.measured:
-        limit = again.measured[0].n + again.measured[0].failed  # the same images, for the same config.json
-    if again is not None:
-        check_source(dense.config, again, model, recipe)
-    samples = None
-    if eval:
-        samples = open_samples(
-            data, config=dense.config, limit=limit, seed=seed, token=source.token, on_progress=on_progress
-        )
-    if max_drop is not None and samples is not None and not samples.labelled:
+
+def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:
+    images = wish.images
+    samples = open_samples(
+        images.data,
+        config=config,
+        limit=images.limit,
+        seed=images.draws_by,
+        token=wish.source.token,
+        on_progress=on_progress,
+    )
+    if max_drop is not None and not samples.labelled:
         raise UsageError(
             f"max drop needs labels, and {samples.name} has none",
             "give labelled images: --data DIR, or leave --max-drop out",
         )
-    images, skipped = None, tuple[str, ...]()
-    if calibration is not None:
-        images, skipped = _calibration_images(calibration, dense.config, seed, source.token, on_progress)
-    small = bake(dense, **wish.options(), calibration=images, seed=seed, on_progress=on_progress)
-    if again is not None:
-        check_made(small.config, again, recipe)
-    figures = served = None
-    if samples is not None and not dry_run:
-        figures = assess(
-            small,
-            samples,
-            reference=dense,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            workers=workers,
-            on_progress=on_progress,
-        )
-        small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
-    gate = None
-    if max_drop is not None and figures is not None and figures.drop is not None:
-        gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
-    accepted = not dry_run and (gate is None or gate.passed)
-    if accepted and figures is not None and small.plan is not None:
-        served = benching.served(dense, small, on_progress=on_progress)
-    if accepted:
-        speed = None if figures is None else figures.images_per_second
-        small.config = save(small, output, force=force, images_per_second=speed, served=served)
-    pushed = None
-    if to is not None and accepted:
-        pushed = hub_push.push(output, small.config, to, on_progress)
-    report = _compress_report(small, model, output, dry_run, figures, served, gate, again)
-    return dataclasses.replace(report, notes=report.notes + skipped, push=pushed)
+    return samples
 
 
-def _calibration_images(
-    data: str | Path, config: Config, seed: int, token: str | None, on_progress: OnProgress | None
+def _calibration(
+    data: str | Path, config: Config, wish: _Wish, on_progress: OnProgress | None
 ) -> tuple[CalibrationImages, tuple[str, ...]]:
-    """The images of a set, labelled or not, that weights are averaged over, and what there is to say of the set."""
+    """Return the images of a set, labelled or not, that weights are averaged over, and notes about the set."""
     samples = open_samples(
         data,
         config=config,
         limit=CALIBRATION_IMAGES,
-        seed=seed,
+        seed=wish.images.draws_by,
         need_labels=False,
-        token=token,
+        token=wish.source.token,
         on_progress=on_progress,
     )
     batches = list(iterate(samples, config.preprocessing, batch_size=CALIBRATION_IMAGES))
@@ -165,40 +204,40 @@ def _calibration_images(
     return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name), notes
 
 
-def _compress_report(
+def _compared(
+    dense: ViM,
     small: ViM,
-    model: str,
-    output: Path,
-    dry_run: bool,
-    figures: Assessment | None,
-    served: ServedSpeed | None,
-    gate: Gate | None,
-    again: Config | None,
+    samples: SampleSet,
+    images: EvalOptions,
+    max_drop: float | None,
+    on_progress: OnProgress | None,
+) -> _Outcome:
+    """Compare the two models, write the figures into the small one's config, and hold them to the gate."""
+    figures = assess(
+        small,
+        samples,
+        reference=dense,
+        limit=images.limit,
+        batch_size=images.batch_size,
+        seed=images.draws_by,
+        workers=images.workers,
+        on_progress=on_progress,
+    )
+    small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
+    gate = None
+    if max_drop is not None and figures.drop is not None:
+        gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
+    outcome = _Outcome(figures, gate)
+    if not outcome.accepted or small.plan is None:  # nobody will serve what is not written, or not merged
+        return outcome
+    return outcome._replace(served=served_speed(dense, small, on_progress=on_progress))
+
+
+def _report(
+    small: ViM, model: str, output: Path, dry_run: bool, outcome: _Outcome, recorded: Config | None
 ) -> CompressReport:
     config = small.config
-    assert config.recipe is not None and config.protection is not None
-    notes, reasons = config.extra_texts("notes"), {}
-    if figures is None:
-        why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
-        reasons = dict.fromkeys(("eval", "served", "gate"), why)
-    elif gate is None:
-        reasons = {"gate": "no max drop was given"}
-    if served is None and figures is not None:
-        reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
-    if served is not None and served.gain_quartiles[0] <= 1:
-        notes += (_no_gain(served, config.protection),)
-    if figures is not None and figures.top1 is None:
-        where = shlex.quote(model_of(str(output)))
-        notes += (
-            f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR",
-        )
-    if again is not None and figures is not None and again.measured and figures.data != again.measured[0].data:
-        notes += (
-            (
-                f"the recipe's folder was measured on {again.measured[0].data}, this one on {figures.data}: --data DIR"
-                " chooses"
-            ),
-        )
+    assert config.recipe is not None and config.protection is not None  # bake has written both
     return CompressReport(
         command="compress",
         model=model,
@@ -214,12 +253,40 @@ def _compress_report(
         flops=flops.count(config),
         parameters=flops.parameters(config.model, config.num_classes),
         bytes=artifact.weights_size(small.state_dict()),
-        eval=figures,
-        served=served,
-        gate=gate,
-        notes=notes,
-        reasons=reasons,
+        eval=outcome.figures,
+        served=outcome.served,
+        gate=outcome.gate,
+        notes=(*config.extra_texts("notes"), *_notes(config, output, outcome, recorded)),
+        reasons=_reasons(small, dry_run, outcome),
     )
+
+
+def _notes(config: Config, output: Path, outcome: _Outcome, recorded: Config | None) -> list[str]:
+    """Return what a reader of the figures should know of them."""
+    notes, figures = [], outcome.figures
+    if outcome.served is not None and outcome.served.gain_quartiles[0] <= 1 and config.protection is not None:
+        notes.append(_no_gain(outcome.served, config.protection))
+    if figures is not None and figures.top1 is None:
+        where = shlex.quote(model_of(str(output)))
+        notes.append(
+            f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR"
+        )
+    if recorded is not None and figures is not None and recorded.measured:
+        data = recorded.measured[0].data
+        if figures.data != data:
+            notes.append(f"the recipe's folder was measured on {data}, this one on {figures.data}: --data DIR chooses")
+    return notes
+
+
+def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
+    """Return why each part of the report that is null is null."""
+    if outcome.figures is None:
+        why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
+        return dict.fromkeys(("eval", "served", "gate"), why)
+    reasons = {} if outcome.gate is not None else {"gate": "no max drop was given"}
+    if outcome.served is None:
+        reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
+    return reasons
 
 
 def _no_gain(served: ServedSpeed, protection: Protection) -> str:
@@ -231,8 +298,10 @@ def _no_gain(served: ServedSpeed, protection: Protection) -> str:
 
 
 def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """The saving that a wish asks for, where it is one: under `staged` a rate stands for the paper's saving at that
-    rate."""
+    """Return the saving that was asked for: under `staged` a rate stands for the paper's saving at that rate.
+
+    None under a gradual order, whose rate is a share of tokens and no saving.
+    """
     if recipe.schedule != "staged" or recipe.rate is None:
         return recipe.saving
     return plan_schedule(config.model, order="staged", rate=recipe.rate, sides=recipe.sides).saving

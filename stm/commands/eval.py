@@ -2,65 +2,93 @@
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
-from typing import Any
 
-from stm.commands.open_model import From, find_default, open_model
+from stm.artifact import folder as artifact
+from stm.assets import EMBEDDED_MODEL
 from stm.data.open import open_samples
 from stm.distributed import ALONE, World
-from stm.loading import ready
+from stm.errors import UsageError
+from stm.loading import open_model, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.measure.records import check_path
+from stm.model_names import model_of
+from stm.options import EvalOptions, ModelOptions, command
 from stm.progress import OnProgress
-from stm.reports import (
-    EvalReport,
-)
+from stm.reports import EvalReport
 
 
 def evaluate(
     model: str | None = None,
+    source: ModelOptions = ModelOptions(),
+    images: EvalOptions = EvalOptions(),
     *,
-    data: str | Path | None = None,
     records: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    workers: int | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
-    **source: Any,
 ) -> EvalReport:
-    """`stm eval`: a model on a sample set; a compressed one beside the dense one, whose weights it holds.
+    """Run `stm eval`: measure a model; a compressed one beside the dense one, whose weights it holds.
 
-    Where a dtype is given, the dense one beside it has the file's own: what the dtype costs is part of the drop.
+    If a dtype is given, the dense model beside it has the file's own: what the dtype costs is part of the drop.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; None: see
-            `stm.commands.open_model.find_default`.
-        world: the processes that share the images and return the same report; the first one has the records' file.
-        source: how to read it, the fields of `stm.commands.open_model.From`.
+        model, source: a MODEL, and how to open it; see `stm.load`. None: see `find_default`.
+        images: the sample set.
+        records: a CSV file, one line per image, from which a run that was stopped goes on.
+        world: the processes that share the images and return the same report; the first one holds the records.
+
+    Raises:
+        StmError: what reading and measuring raise.
     """
     named = find_default() if model is None else model
     if records is not None and world.first:
         check_path(records)
-    options = From(**source)
-    own = open_model(named, dataclasses.replace(options, dtype=None), on_progress)
-    vim = own if options.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, options.dtype)
+    own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
+    vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
     samples = open_samples(
-        data, config=vim.config, limit=limit, seed=seed, token=options.token, world=world, on_progress=on_progress
+        images.data,
+        config=vim.config,
+        limit=images.limit,
+        seed=images.draws_by,
+        token=source.token,
+        world=world,
+        on_progress=on_progress,
     )
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,
         samples,
         reference=dense,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
+        limit=images.limit,
+        batch_size=images.batch_size,
+        seed=images.draws_by,
         records=records,
-        workers=workers,
+        workers=images.workers,
         world=world,
         on_progress=on_progress,
     )
     return EvalReport(command="eval", model=named, environment=environment_of(vim, world), **vars(figures))
+
+
+def find_default() -> str:
+    """Return the MODEL to evaluate if none is named: the current folder, else the only one below it that holds a model,
+    else the embedded model.
+
+    Raises:
+        UsageError: several folders below the current one hold a model.
+    """
+    if artifact.is_model("."):
+        return "."
+    below = sorted(
+        entry.name
+        for entry in os.scandir(".")
+        if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
+    )
+    if len(below) > 1:
+        raise UsageError(
+            f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}",
+            command("eval", model_of(below[0]), {}),
+        )
+    return model_of(below[0]) if below else EMBEDDED_MODEL

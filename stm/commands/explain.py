@@ -1,15 +1,10 @@
 """`stm explain`: what merging changed in a model, as figures with their data."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from stm.artifact import atomic
 from stm.bake import bake
-from stm.commands.open_model import name_of, open_model
-from stm.commands.recipe import Wish, split
-from stm.commands.report import PICTURE_PIXELS
 from stm.config import Config
 from stm.data.images import enlarged
 from stm.data.open import is_embedded, open_samples, photographs
@@ -18,22 +13,28 @@ from stm.errors import DataError, UsageError
 from stm.explain import folder as explanation
 from stm.explain.measurements import RULES
 from stm.findings import ExplainReport
+from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.equal_cost import solve_peer
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
+from stm.model_names import name_of
+from stm.options import MergeOptions, ModelOptions
 from stm.peers import PEERS
 from stm.plots import style as plots
 from stm.progress import OnProgress
 
 DEFAULT_IMAGES = 3
 PLACES = 98  # of each side: every distance at 197 tokens
+PICTURE_PIXELS = 448  # of a side of a picture, at least: patches stay visible
 
 
 def explain(
     model: str,
     images: Sequence[str | Path] = (),
+    source: ModelOptions = ModelOptions(),
+    merge: MergeOptions = MergeOptions(),
     *,
     peer: str | None = None,
     block: int | None = None,
@@ -42,23 +43,22 @@ def explain(
     force: bool = False,
     seed: int = 0,
     on_progress: OnProgress | None = None,
-    **options: Any,
 ) -> ExplainReport:
-    """`stm explain`: the paper's figures and tables of states, for this model and these images, as pictures and data.
+    """Run `stm explain`: draw the paper's figures and tables of states for a model and images, and write their data.
 
     Args:
-        model: a MODEL as `stm.commands.open_model.open_model` takes it; a dense one is compressed here, by the wish.
+        model, source: a MODEL, and how to open it; see `stm.load`.
         images: files; none: some of what is embedded.
-        peer: a method of `stm.peers.PEERS`, which is explained instead, at the operations that the wish would save.
+        merge: how to compress a dense model.
+        peer: a method of `stm.peers.PEERS`, which is explained instead, at the operations that merging would save.
         block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
         places: the most distances of a side that are measured.
         out: the folder to write, named after the model by default.
         force: replace a folder that holds nothing but what this wrote.
         seed: chooses among the embedded images.
-        options: the fields of `Wish` and of `stm.commands.open_model.From`.
 
     Raises:
-        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         DataError: an image that cannot be read.
         StmError: matplotlib is not installed; what reading the model raises.
     """
@@ -67,12 +67,11 @@ def explain(
         raise UsageError(
             f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own"
         )
-    source, wish = split(options)
     output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in PEERS:
         raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(PEERS)}")
-    small = _compressed(open_model(model, source, on_progress), model, wish, seed)
+    small = _compressed(open_model(model, source, on_progress), model, merge, seed)
     title = _title(small)
     if peer is not None:
         small, title = _as_peer(small, peer, seed)
@@ -111,15 +110,11 @@ def explain(
     return report
 
 
-def _compressed(model: ViM, name: str, wish: Wish, seed: int) -> ViM:
-    """The model as it is where it is compressed, else compressed as wished."""
+def _compressed(model: ViM, name: str, merge: MergeOptions, seed: int) -> ViM:
+    """Return the model as it is if it is compressed, else compressed as asked."""
     if model.plan is None:
-        return bake(model, **wish.options(), calibration=None, seed=seed, on_progress=None)
-    if wish != Wish():
-        given = next(f.name for f in dataclasses.fields(Wish) if getattr(wish, f.name) != f.default)
-        raise UsageError(
-            f"{given} was given, but {name} is already compressed", "explain its dense source instead, or leave it out"
-        )
+        return bake(model, merge, seed=seed)
+    merge.refuse(f", but {name} is already compressed", "explain its dense source instead, or leave it out")
     return model
 
 

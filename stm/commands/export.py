@@ -7,10 +7,12 @@ from stm.artifact import atomic
 from stm.artifact import folder as artifact
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
-from stm.commands.open_model import From, name_of, open_model
 from stm.config import INTERPOLATIONS, Config, Preprocess
 from stm.errors import UsageError
+from stm.loading import open_model
 from stm.measure.environment import environment_of
+from stm.model_names import name_of
+from stm.options import ModelOptions
 from stm.progress import OnProgress
 from stm.reports import ExportReport
 from stm.saving import save
@@ -20,16 +22,17 @@ FORMATS = ("official", "folder")
 
 def export(
     model: str,
+    source: ModelOptions = ModelOptions(),
     *,
     format: str = "official",
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
-    **source: Any,
 ) -> ExportReport:
-    """`stm export`: the dense model in another layout; arguments as for `evaluate`.
+    """Run `stm export`: write the dense model in another layout.
 
     Args:
+        model, source: a MODEL, and how to open it; see `stm.load`.
         format: "official", a .pth that hustvl/Vim loads, or "folder", one of ours, which `stm push` takes.
         out: the file or folder; by default named after the model.
         force: replace a file or a folder of ours that is there.
@@ -45,7 +48,7 @@ def export(
         atomic.check_file(output, force=force)
     else:
         artifact.check_output(output, force=force)
-    vim = open_model(model, From(**source), on_progress)
+    vim = open_model(model, source, on_progress)
     dense = vim.with_plan(None)
     tensors = dense.state_dict()
     if official:

@@ -1,19 +1,19 @@
 """`stm info`: what a model is, what it costs and where it came from."""
 
-from typing import Any
-
 from stm.artifact.provenance import tuned
-from stm.commands.open_model import From, open_model
 from stm.config_file import to_json
+from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
+from stm.options import ModelOptions
 from stm.progress import OnProgress
 from stm.reports import InfoReport
 
 
-def info(model: str, *, on_progress: OnProgress | None = None, **source: Any) -> InfoReport:
-    """`stm info`: what a model is, what it costs and where it came from; arguments as for `evaluate`."""
-    vim = open_model(model, From(**source), on_progress)
+def info(model: str, source: ModelOptions = ModelOptions(), *, on_progress: OnProgress | None = None) -> InfoReport:
+    """Run `stm info`: return what a model is, what it costs and where it came from; see `stm.load` for the
+    arguments."""
+    vim = open_model(model, source, on_progress)
     config = vim.config
     return InfoReport(
         command="info",

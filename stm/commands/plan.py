@@ -2,21 +2,23 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from stm.bench import rate_table as rates
 from stm.bench.timing import threads as on_threads
-from stm.commands.open_model import draw_model, open_model
-from stm.commands.recipe import split
+from stm.commands.draw_model import draw_model
 from stm.data.open import open_samples
 from stm.errors import UsageError
 from stm.findings import PlanReport
+from stm.loading import open_model
 from stm.measure.environment import environment_of
+from stm.options import MergeOptions, ModelOptions
 from stm.progress import OnProgress
 
 
 def plan(
     model: str,
+    source: ModelOptions = ModelOptions(),
+    merge: MergeOptions = MergeOptions(),
     *,
     data: str | Path | None = None,
     limit: int | None = None,
@@ -27,26 +29,25 @@ def plan(
     rounds: int | None = None,
     random_weights: bool = False,
     on_progress: OnProgress | None = None,
-    **options: Any,
 ) -> PlanReport:
-    """`stm plan`: what the rates from 10% to 60% cost on this machine, and how near to the dense model they stay.
+    """Run `stm plan`: what the rates from 10% to 60% cost on this machine, and how near to the dense model they stay.
 
     Args:
-        model: a dense MODEL, as for `bench`.
+        model, source: a dense MODEL, and how to open it; see `stm.load`.
+        merge: how to merge at each rate; without a budget.
         data: a folder of images, labelled or not; None: what is embedded.
         limit: of those, so many, drawn by the seed; None: as many as there is time for.
         seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` says how many they are.
         batch_size: of the forwards that are timed.
-        threads, rounds, random_weights, options: as for `bench`; the wish has no budget.
+        threads, rounds, random_weights: as for `bench`.
 
     Raises:
         UsageError: options that cannot be, or a model that is compressed already.
         StmError: what reading raises.
     """
-    source, wish = split(options)
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
-    if wish.rate is not None or wish.saving is not None or wish.stages is not None:
+    if merge.rate is not None or merge.saving is not None or merge.stages is not None:
         raise UsageError("a budget was given, and the plan is there to find one")
     if random_weights and (data is not None or limit is not None or seconds is not None):
         raise UsageError(
@@ -66,12 +67,10 @@ def plan(
             samples = open_samples(
                 data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token
             ).shuffled(seed)
-        wanted = wish.options() | {"calibration": None, "seed": 0, "on_progress": None}
-        del wanted["rate"]
-        again = (*source.words(), *wish.words())
+        again = (*source.words(), *merge.words())
         rows, n = rates.table(
             vim,
-            wanted,
+            merge,
             samples,
             seconds=seconds,
             batch_size=batch_size,

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from stm.commands.open_model import From, open_model
 from stm.data.sets import from_files, iterate
 from stm.errors import DataError
+from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import logits_of
+from stm.options import ModelOptions
 from stm.progress import OnProgress, Progress
 from stm.reports import Guess, Prediction, PredictReport
 
@@ -18,18 +18,23 @@ from stm.reports import Guess, Prediction, PredictReport
 def predict(
     model: str,
     images: Sequence[str | Path],
+    source: ModelOptions = ModelOptions(),
     *,
     batch_size: int = 32,
     workers: int = 0,
     on_progress: OnProgress | None = None,
-    **source: Any,
 ) -> PredictReport:
-    """`stm predict`: the five most likely classes of each image; arguments as for `evaluate`.
+    """Run `stm predict`: return the five most likely classes of each image.
+
+    Args:
+        model, source: a MODEL, and how to open it; see `stm.load`.
+        images: files.
+        batch_size, workers: images per forward, and processes that decode them.
 
     Raises:
         DataError: no image could be read. One among others that cannot is named in its prediction.
     """
-    vim = open_model(model, From(**source), on_progress)
+    vim = open_model(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(images), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):

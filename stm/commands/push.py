@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stm.artifact import folder as artifact
 from stm.hub import push as hub_push
-from stm.hub.push import To
+from stm.hub.push import PushOptions
 from stm.loading import load
 from stm.measure.environment import environment_of
 from stm.progress import OnProgress
@@ -14,7 +14,7 @@ from stm.reports import PushedFile, PushReport
 
 def push(
     folder: str | Path,
-    to: To,
+    to: PushOptions,
     on_progress: OnProgress | None = None,
     on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
 ) -> PushReport:
@@ -26,6 +26,6 @@ def push(
         UsageError, HubError: see `stm.hub.push.push`.
     """
     artifact.read_config(folder)  # else a name such as a/b would be loaded from the Hub
-    model = load(folder, device="cpu")
+    model = load(Path(folder), device="cpu")  # a path, though it may bear a short name
     pushed = hub_push.push(folder, model.config, to, on_progress, on_files)
     return PushReport(command="push", model=str(folder), environment=environment_of(model), **vars(pushed))

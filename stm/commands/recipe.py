@@ -1,104 +1,77 @@
 """What was wished for: its name, and running it again from the recipe that a folder records."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from stm.artifact import folder as artifact
 from stm.artifact.folder import CONFIG
 from stm.artifact.provenance import own_source, tuned
 from stm.codec import decode
-from stm.commands.open_model import From
 from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError, UsageError
+from stm.loading import download
 from stm.merging.bnnm import DEFAULT_RATE
-from stm.options import CHECKPOINT_OPTIONS, words
+from stm.model_names import is_repo
+from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What to bake: the options of `stm.compress`, None where the preset decides."""
+def recorded(config: Config, folder: str | Path) -> MergeOptions:
+    """Return the options that a folder was made by.
 
-    rate: float | None = None
-    saving: float | None = None
-    stages: Sequence[int] | None = None
-    method: str | None = None
-    schedule: str | None = None
-    sides: str | None = None
-    tokens_per_side: int | None = None
-    weights: str | None = None
-    hsp: str | None = None
-    normalize: bool = False
-    step_scale: float | None = None
-    span_conv: bool | None = None
-
-    @classmethod
-    def recorded(cls, config: Config, folder: Path) -> "Wish":
-        """The wish that a folder was made by.
-
-        Raises:
-            ArtifactError: it holds a dense model, or one without a recipe.
-        """
-        recipe, protection = config.recipe, config.protection
-        if recipe is None and config.schedule.steps:
-            why = tuned(config) or "its weights have another dtype than they were made in"
-            raise ArtifactError(
-                f"{folder} holds no recipe: {why}", "compress a dense model with the options of your choice instead"
-            )
-        if recipe is None or protection is None:
-            raise ArtifactError(
-                f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote"
-            )
-        return cls(
-            rate=recipe.rate,
-            saving=recipe.saving,
-            stages=recipe.stages,
-            method=recipe.method,
-            schedule=recipe.schedule,
-            sides=recipe.sides,
-            tokens_per_side=recipe.tokens_per_side,
-            weights=protection.weights,
-            hsp=protection.mode if protection.weights == "hsp" else None,
-            normalize=protection.normalized,
-            step_scale=protection.step_scale,
-            span_conv=protection.span_conv,
+    Raises:
+        ArtifactError: it holds a dense model, or one without a recipe.
+    """
+    recipe, protection = config.recipe, config.protection
+    if recipe is None and config.schedule.steps:
+        why = tuned(config) or "its weights have another dtype than they were made in"
+        raise ArtifactError(
+            f"{folder} holds no recipe: {why}", "compress a dense model with the options of your choice instead"
         )
+    if recipe is None or protection is None:
+        raise ArtifactError(f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote")
+    return MergeOptions(
+        rate=recipe.rate,
+        saving=recipe.saving,
+        stages=recipe.stages,
+        method=recipe.method,
+        schedule=recipe.schedule,
+        sides=recipe.sides,
+        tokens_per_side=recipe.tokens_per_side,
+        weights=protection.weights,
+        hsp=protection.mode if protection.weights == "hsp" else None,
+        normalize=protection.normalized,
+        step_scale=protection.step_scale,
+        span_conv=protection.span_conv,
+    )
 
-    def words(self) -> list[str]:
-        """What was wished for, as the command line takes it."""
-        return words({name: value for name, value in vars(self).items() if value != getattr(Wish, name)})
 
-    def options(self) -> dict[str, Any]:
-        """The wish as `stm.bake.bake` takes it."""
-        return vars(self) | {"method": self.method or "stm", "sides": self.sides or "both"}
-
-
-def split(options: dict[str, Any]) -> tuple[From, Wish]:
-    """The options of a command that takes a MODEL and says what to make of it: the fields of `From`, and those of
-    `Wish`."""
-    source = {name: value for name, value in options.items() if name in From.__dataclass_fields__}
-    return From(**source), Wish(**{name: value for name, value in options.items() if name not in source})
+def read_recipe(folder_or_repo: str | Path, options: ModelOptions) -> Config:
+    """What a model's folder says, on this machine or in a Hub repository."""
+    text = str(folder_or_repo)
+    if not Path(text).exists() and is_repo(text):
+        return artifact.read_config(download(text, token=options.token).path.parent)
+    return artifact.read_config(text)
 
 
-def default_name(name: str, wish: Wish) -> str:
+def default_name(name: str, options: MergeOptions) -> str:
     """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages
     `-b10-16`."""
-    method = wish.method or "stm"
-    if wish.stages is not None:
-        return f"{name}-{method}-b{'-'.join(map(str, wish.stages))}"
-    if wish.saving is not None:
-        return f"{name}-{method}-s{_percent(wish.saving)}"
-    return f"{name}-{method}{_percent(DEFAULT_RATE if wish.rate is None else wish.rate)}"
+    method = options.method or "stm"
+    if options.stages is not None:
+        return f"{name}-{method}-b{'-'.join(map(str, options.stages))}"
+    if options.saving is not None:
+        return f"{name}-{method}-s{_percent(options.saving)}"
+    return f"{name}-{method}{_percent(DEFAULT_RATE if options.rate is None else options.rate)}"
 
 
-def as_recorded(source: From, again: Config, recipe: str | Path) -> From:
+def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> ModelOptions:
     """The source's options, with those that the recipe's source was read with where none are given.
 
     Raises:
         ArtifactError: one that is recorded is not of its kind; `extra` is free JSON.
     """
-    kinds = get_type_hints(From)
+    kinds = get_type_hints(ModelOptions)
     try:
         asked = decode(dict[str, Any], again.extra.get("asked", {}), "extra.asked")
         recorded = {

@@ -1,49 +1,43 @@
 """`stm report`: one HTML page about a compressed model."""
 
 from pathlib import Path
-from typing import Any
 
 from stm.artifact import atomic
-from stm.commands.open_model import From, name_of, open_model
 from stm.data.open import open_samples
 from stm.errors import ArtifactError, UsageError
 from stm.findings import PageReport
+from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess_each
 from stm.measure.records import check_path
+from stm.model_names import name_of
+from stm.options import EvalOptions, ModelOptions
 from stm.page import content as facts
 from stm.page.render import render
 from stm.progress import OnProgress
 
-PICTURE_PIXELS = 448  # pixels of a side that a picture has at least
-
 
 def report(
     folder: str | Path,
+    source: ModelOptions = ModelOptions(),
+    images: EvalOptions = EvalOptions(),
     *,
-    data: str | Path | None = None,
     records: str | Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    workers: int | None = None,
     sweep: str | Path | None = None,
     bench: str | Path | None = None,
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
-    **source: Any,
 ) -> PageReport:
-    """`stm report`: one HTML page about a compressed model, measured against the dense one whose weights it holds.
+    """Run `stm report`: write one HTML page about a compressed model, measured against the dense one in it.
 
     Args:
-        folder: of the model, here or on the Hub.
-        data, limit, batch_size, seed, workers: the sample set; see `stm.evaluate`.
+        folder, source: of the model, here or on the Hub, and how to open it; see `stm.load`.
+        images: the sample set.
         records: the file of an earlier `stm eval` with the same model and images, of which nothing is measured again.
         sweep, bench: what those commands printed with `--json`.
         out: the page; named after the folder, in the current one, by default.
         force: replace a page that is there.
-        source: how to read it, the fields of `stm.commands.open_model.From`.
 
     Raises:
         UsageError: the folder holds a dense model, or the page cannot be written.
@@ -57,22 +51,26 @@ def report(
         check_path(records)
     found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
     found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep")
-    options = From(**source)
-    model = open_model(named, options, on_progress)
+    model = open_model(named, source, on_progress)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
     samples = open_samples(
-        data, config=model.config, limit=limit, seed=seed, token=options.token, on_progress=on_progress
+        images.data,
+        config=model.config,
+        limit=images.limit,
+        seed=images.draws_by,
+        token=source.token,
+        on_progress=on_progress,
     )
     evaluation, found_records = assess_each(
         model,
         samples,
         reference=model.with_plan(None),
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
+        limit=images.limit,
+        batch_size=images.batch_size,
+        seed=images.draws_by,
         records=records,
-        workers=workers,
+        workers=images.workers,
         on_progress=on_progress,
     )
     missing = {

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
 
 from stm.codec import encode
-from stm.commands.compare import _siblings
-from stm.commands.open_model import From, name_of, open_model
+from stm.commands.compare import open_siblings
 from stm.data.open import open_samples
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
+from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
 from stm.measure.sweep import Grid, measure_cells, planned
 from stm.measure.sweep_file import CellFile, SweepIdentity, check_folder, write_whole
 from stm.measure.table import as_csv
+from stm.model_names import name_of
+from stm.options import EvalOptions, ModelOptions
 from stm.plots import pareto as plots_pareto
 from stm.plots import style as plots
 from stm.progress import OnProgress
@@ -25,29 +26,26 @@ SWEPT = ("sweep.csv", "sweep.json", "sweep.png", "sweep.svg")
 
 def sweep(
     model: str,
+    source: ModelOptions = ModelOptions(),
+    images: EvalOptions = EvalOptions(limit=100),
+    grid: Grid = Grid(),
     *,
-    data: str | Path | None = None,
     also: Sequence[str] = (),
-    limit: int | None = 100,
-    batch_size: int = 32,
-    seed: int = 0,
-    workers: int | None = None,
     world: World = ALONE,
     out: str | Path | None = None,
     on_progress: OnProgress | None = None,
-    **options: Any,
 ) -> SweepReport:
-    """`stm sweep`: Table 3 and the Pareto curve. Every finished cell is stored at once; the same command continues a
-    killed run.
+    """Run `stm sweep`, the paper's Table 3 and the Pareto curve.
+
+    Every finished cell is stored at once; the same command continues a killed run.
 
     Args:
-        model, data, also, batch_size, workers, world, seed: as for `compare`.
-        limit: the most images; None: all.
+        model, source, images, also, world: as for `compare`.
+        grid: the cells.
         out: the folder of the cells, the table and the figure, named after the model by default.
-        options: the fields of `stm.measure.sweep.Grid` (None: its default) and of `stm.commands.open_model.From`.
 
     Raises:
-        UsageError: a grid or a folder that cannot be had.
+        UsageError: a grid that has no cell, or a folder that cannot be written.
         DataError: the folder holds the cells of another run.
         StmError: what reading and measuring raise; matplotlib is not installed.
     """
@@ -55,21 +53,26 @@ def sweep(
     output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
     if world.first:
         check_folder(output, SWEPT)
-    axes = {name: value for name in Grid.__dataclass_fields__ if (value := options.pop(name, None)) is not None}
-    grid, source = Grid(**axes), From(**options)
-    dense, siblings = open_model(model, source, on_progress), _siblings(also, source, on_progress)
+    seed = images.draws_by
+    dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
     plan = list(planned(dense, grid, siblings, seed))
     samples = open_samples(
-        data, config=dense.config, limit=limit, seed=seed, token=source.token, world=world, on_progress=on_progress
+        images.data,
+        config=dense.config,
+        limit=images.limit,
+        seed=seed,
+        token=source.token,
+        world=world,
+        on_progress=on_progress,
     )
     environment = environment_of(dense, world)
     identity = SweepIdentity(
         model=fingerprint(dense),
         data=samples.fingerprint,
         preprocessing=dense.config.preprocessing,
-        limit=limit,
+        limit=images.limit,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=images.batch_size,
         environment=encode(environment),
     )
     file = CellFile(output, identity, SWEPT) if world.first else None
@@ -77,7 +80,13 @@ def sweep(
         keys = [each.key for each in plan if each.model is not None]
         resumed = 0 if file is None else sum(key in file.done for key in keys)
         done = measure_cells(
-            plan, samples, file, batch_size=batch_size, workers=workers, world=world, on_progress=on_progress
+            plan,
+            samples,
+            file,
+            batch_size=images.batch_size,
+            workers=images.workers,
+            world=world,
+            on_progress=on_progress,
         )
         table = tuple(done[key] for key in keys)
         report = SweepReport(
@@ -87,7 +96,7 @@ def sweep(
             data=samples.name,
             n=table[0].n,
             seed=seed,
-            limit=limit,
+            limit=images.limit,
             rows=table,
             refused={str(each.cell): each.refused for each in plan if each.refused is not None},
             resumed=resumed,

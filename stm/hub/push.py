@@ -24,7 +24,7 @@ _KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept;
 
 
 @dataclass(frozen=True, kw_only=True)
-class To:
+class PushOptions:
     """Where a folder goes and how: the options of `stm push`.
 
     Args:
@@ -61,7 +61,7 @@ class _Remote:
     files: Mapping[str, tuple[int, str]]
 
 
-def check(to: To) -> str:
+def check(to: PushOptions) -> str:
     """Whether a push can be asked for at all, before any work: the options, and who is logged in. Returns their name.
 
     Raises:
@@ -89,7 +89,7 @@ def check(to: To) -> str:
 def push(
     folder: str | os.PathLike[str],
     config: Config,
-    to: To,
+    to: PushOptions,
     on_progress: OnProgress | None = None,
     on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
 ) -> Pushed:
@@ -149,7 +149,7 @@ def push(
     )
 
 
-def push_model(model: ViM, to: To) -> Pushed:
+def push_model(model: ViM, to: PushOptions) -> Pushed:
     """Write a model that may never have been saved to the Hub; see `ViM.push_to_hub`."""
     check(to)
     with tempfile.TemporaryDirectory() as temporary:
@@ -241,7 +241,7 @@ def _changes(
 
 
 def _upload(
-    api: Any, repo: str, remote: _Remote | None, to: To, stage: Path, files: list[PushedFile]
+    api: Any, repo: str, remote: _Remote | None, to: PushOptions, stage: Path, files: list[PushedFile]
 ) -> tuple[str, str | None]:
     """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any
     more."""

@@ -23,6 +23,7 @@ from stm.measure.records import Record
 from stm.measure.stats import compared, summarize
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
+from stm.options import MergeOptions
 from stm.peers import DEFAULT, PEERS
 from stm.progress import OnProgress, Progress
 from stm.reports import Flops
@@ -85,15 +86,19 @@ def contenders(
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
     check_dense(dense)
-    budget = {"rate": rate, "saving": DEFAULT_SAVING if rate is None and saving is None else saving}
-    ours = _preset(dense, "stm", budget)
+    budget = MergeOptions(rate=rate, saving=DEFAULT_SAVING if rate is None and saving is None else saving)
+    ours = bake(dense, budget)
     target = flops.count(ours.config).honest_saving
     out = [_contender("dense", "dense", dense, Plan(), flops.count(dense.config))]
     for name in names:
         if name == "stm":
             out.append(_of_preset("stm", ours))
         elif name == "paper":
-            paper, near = (_preset(dense, "paper", budget), True) if rate is not None else solve_paper(dense, target)
+            paper, near = (
+                (bake(dense, dataclasses.replace(budget, method="paper")), True)
+                if rate is not None
+                else solve_paper(dense, target)
+            )
             out.append(_of_preset("paper", paper, () if near else (_far(flops.count(paper.config), target),)))
         else:
             for where in ("published", "stm") if at == "both" else (at,):
@@ -196,13 +201,6 @@ def _names(methods: Sequence[str] | None) -> list[str]:
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"unknown method {unknown[0]!r}, expected some of {', '.join(known)}")
     return [name for name in known if name in asked]
-
-
-def _preset(dense: ViM, method: str, budget: dict[str, Any]) -> ViM:
-    unset = dict.fromkeys(
-        ("schedule", "stages", "tokens_per_side", "weights", "hsp", "step_scale", "span_conv", "calibration")
-    )
-    return bake(dense, method=method, sides="both", normalize=False, seed=0, on_progress=None, **unset, **budget)
 
 
 def _contender(method: str, title: str, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Contender:

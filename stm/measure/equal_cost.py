@@ -9,14 +9,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from stm.bake import PRESETS
-from stm.config import Config, Protection
+from stm.bake import protection_of
+from stm.config import Config
 from stm.errors import UsageError
 from stm.measure import flops
 from stm.merging.bnnm import uneven
 from stm.merging.budget import Capacity
 from stm.merging.plan import StaticPlan
 from stm.model.vim import ViM
+from stm.options import PRESETS
 from stm.peers import PEERS
 from stm.peers.peer import Peer
 from stm.reports import Flops
@@ -83,14 +84,12 @@ def solve_paper(dense: ViM, saving: float) -> tuple[ViM, bool]:
 def _papers(config: Config, saving: float) -> Iterator[Config]:
     """What the paper's schedule can be around a saving."""
     preset, model = PRESETS["paper"], config.model
+    order, protection = preset.schedule or "border", protection_of(preset)
     sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
     capacity = Capacity(model.tokens, model.depth, sides)
-    protection = Protection(
-        weights=preset["weights"], mode="dynamic", step_scale=preset["step_scale"], span_conv=preset["span_conv"]
-    )
 
     def made(counts: Sequence[int]) -> Config:
-        schedule = uneven(model.tokens, model.cls, preset["schedule"], counts)
+        schedule = uneven(model.tokens, model.cls, order, counts)
         return dataclasses.replace(config, schedule=schedule, protection=protection, measured=(), files={})
 
     def saved(r: int, steps: int) -> float:
@@ -102,7 +101,6 @@ def _papers(config: Config, saving: float) -> Iterator[Config]:
     r, steps = next((each for each in most if saved(*each) >= saving), None) or max(most, key=lambda each: saved(*each))
     below = max(k for k in range(steps + 1) if saved(r, k) <= saving)
     for k in {max(1, below), min(steps, below + 1)}:
-        for more in range(
-            k + 1 if capacity.most_steps(r + 1) >= k else 1
-        ):  # r + 1 of so many steps may be more than a side has
+        fits = capacity.most_steps(r + 1) >= k  # r + 1 tokens in so many steps may be more than a side has
+        for more in range(k + 1 if fits else 1):
             yield made([r + (number < more) for number in range(k)])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from stm.bake import PRESETS, bake
+from stm.bake import bake
 from stm.config import PRESET_NAMES
 from stm.data.sets import SampleSet
 from stm.distributed import ALONE, World
@@ -24,6 +24,7 @@ from stm.measure.stats import summarize
 from stm.measure.sweep_file import CellFile
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
+from stm.options import PRESETS, MergeOptions
 from stm.peers import PEERS
 from stm.progress import OnProgress, Progress
 from stm.reports import Flops
@@ -83,12 +84,13 @@ class Cell:
 def cells(grid: Grid) -> list[Cell]:
     """The cells of a grid, rate by rate; those that mean the same model appear once."""
     preset = PRESETS[grid.method]
-    conv = "span" if preset["span_conv"] else "plain"
+    assert preset.step_scale is not None  # a preset leaves nothing open
+    conv = "span" if preset.span_conv else "plain"
     out = []
     for order, weights, scale, convolution, r, rate, sides in product(
-        grid.schedules or (preset["schedule"],),
-        grid.weights or (preset["weights"],),
-        grid.step_scales or (preset["step_scale"],),
+        grid.schedules or (preset.schedule,),
+        grid.weights or (preset.weights,),
+        grid.step_scales or (preset.step_scale,),
         grid.convs or (conv,),
         grid.tokens_per_side or (None,),
         grid.rates,
@@ -113,21 +115,16 @@ def baked(dense: ViM, cell: Cell) -> ViM:
     """The compressed model of a cell of a preset."""
     return bake(
         dense,
-        rate=cell.rate,
-        saving=None,
-        method=cell.method,
-        schedule=cell.schedule,
-        stages=None,
-        sides=cell.sides or "both",
-        tokens_per_side=cell.tokens_per_side,
-        weights=cell.weights,
-        hsp=None,
-        step_scale=cell.step_scale,
-        span_conv=cell.conv == "span",
-        normalize=False,
-        calibration=None,
-        seed=0,
-        on_progress=None,
+        MergeOptions(
+            rate=cell.rate,
+            method=cell.method,
+            schedule=cell.schedule,
+            sides=cell.sides,
+            tokens_per_side=cell.tokens_per_side,
+            weights=cell.weights,
+            step_scale=cell.step_scale,
+            span_conv=cell.conv == "span",
+        ),
     )
 
 

@@ -224,9 +224,9 @@ class ViM(nn.Module):
             HubError: it may not be written, exists and may not, or cannot be reached.
             UsageError: options that exclude each other.
         """
-        from stm.hub.push import To, push_model  # not part of the runtime
+        from stm.hub.push import PushOptions, push_model  # not part of the runtime
 
-        to = To(
+        to = PushOptions(
             repo=repo_id,
             private=private,
             revision=revision,

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
 
 from stm.commands import predict
+from stm.errors import UsageError
 from stm_cli.main import main
 from tests.hang import HANG
 
@@ -45,6 +46,18 @@ def stm(tmp_path: Path) -> Stm:
         return Run(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+def arrived_by(arrived: dict[str, Any]) -> Callable[..., None]:
+    """A command that notes its options by name, those of the groups that travel whole included, and then refuses."""
+
+    def record(model: str, *groups: Any, **options: Any) -> None:
+        for group in groups:
+            arrived.update(vars(group))
+        arrived.update(options)
+        raise UsageError("enough")
+
+    return record
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 import stm_cli.compare
 from stm.commands import compare as compare_command
-from stm.errors import UsageError
+from tests.cli.conftest import arrived_by
 
 QUICK = ("--methods", "paper", "--image-size", "64")
 CHANGES: dict[str, tuple[str, ...]] = {
@@ -84,11 +84,7 @@ def test_each_option_changes_the_result(
 def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: dict[str, Any] = {}
 
-    def record(model: str, **options: Any) -> None:
-        arrived.update(options)
-        raise UsageError("enough")
-
-    monkeypatch.setattr(compare_command, "compare", record)
+    monkeypatch.setattr(compare_command, "compare", arrived_by(arrived))
     options = (
         "--batch-size",
         "7",

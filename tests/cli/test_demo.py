@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stm.commands import compress
+from stm.options import MergeOptions
 from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_the_demo_writes_the_folder_and_one_screen(tmp_path: Path) -> None:
     out = tmp_path / "vim-digits-stm40"
-    compress.compress("vim-digits", rate=0.1, eval=False, out=out)  # an earlier result of our own, which it replaces
+    # an earlier result of our own, which the demo replaces
+    compress.compress("vim-digits", merge=MergeOptions(rate=0.1), eval=False, out=out)
     before = (out / "config.json").read_bytes()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     demo = [sys.executable, ROOT / "tools" / "demo.py"]

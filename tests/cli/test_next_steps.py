@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from stm.commands.open_model import From
-from stm.commands.recipe import Wish
-from stm.options import CHECKPOINT_OPTIONS, command, words
+from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions, command, words
 
 # "stm info also has ..." is a sentence, not a command
 COMMAND = re.compile(r"stm (?:info(?! also)|eval|compress|plan|export|predict|bench) [^;\n]*")
@@ -158,8 +156,8 @@ def test_the_command_of_a_card_makes_the_same_bytes(here: Any, mini: Path, tmp_p
 
 
 def test_every_option_of_reading_has_words() -> None:
-    """`From` and the card know the same options, in both directions, and never a token."""
-    given = From(
+    """`ModelOptions` and the card know the same options, in both directions, and never a token."""
+    given = ModelOptions(
         file="a b.pth",
         revision="r",
         token="secret",
@@ -173,16 +171,18 @@ def test_every_option_of_reading_has_words() -> None:
         interpolation="nearest",
         device="cpu",
     )
-    line = command("info", "m", {name: getattr(given, name) for name in From.__dataclass_fields__ if given.given(name)})
+    line = command(
+        "info", "m", {name: getattr(given, name) for name in ModelOptions.__dataclass_fields__ if given.given(name)}
+    )
     assert (
         line
         == "stm info m --file 'a b.pth' --revision r --image-size 64 --class-token head --no-divide-out --ema --mean"
         " 0.5,0.25 --std 1.0 --crop-ratio 0.9 --interpolation nearest --device cpu"
     )
     assert shlex.split(line)[3:] == given.words()
-    assert From().words() == [] and From(divide_out=True).words() == ["--divide-out"]
-    assert set(CHECKPOINT_OPTIONS) <= {field.name for field in dataclasses.fields(From)}
-    assert Wish(rate=0.2, stages=(2, 4), span_conv=False, normalize=True).words() == (
+    assert ModelOptions().words() == [] and ModelOptions(divide_out=True).words() == ["--divide-out"]
+    assert set(CHECKPOINT_OPTIONS) <= {field.name for field in dataclasses.fields(ModelOptions)}
+    assert MergeOptions(rate=0.2, stages=(2, 4), span_conv=False, normalize=True).words() == (
         ["--rate", "0.2", "--stages", "2,4", "--normalize", "--plain-conv"]
     )
     assert words({"revision": "-x"}) == ["--revision=-x"]

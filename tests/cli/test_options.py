@@ -17,7 +17,7 @@ import stm_cli.bench
 import stm_cli.compress
 import stm_cli.eval
 import stm_cli.plan
-from stm.errors import UsageError
+from tests.cli.conftest import arrived_by
 
 
 class Case(NamedTuple):
@@ -241,11 +241,7 @@ def test_how_to_read_a_model_arrives_where_only_its_speed_counts(
 ) -> None:
     arrived: dict[str, Any] = {}
 
-    def record(model: str, **options: Any) -> None:
-        arrived.update(options)
-        raise UsageError("enough")
-
-    monkeypatch.setattr(import_module(f"stm.commands.{command}"), command, record)
+    monkeypatch.setattr(import_module(f"stm.commands.{command}"), command, arrived_by(arrived))
     options = (
         "--ema",
         "--no-divide-out",
@@ -270,11 +266,7 @@ def test_how_to_read_a_model_arrives_where_only_its_speed_counts(
 def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPatch, command: str, does: str) -> None:
     arrived: dict[str, Any] = {}
 
-    def record(model: str, **options: Any) -> None:
-        arrived.update(options)
-        raise UsageError("enough")
-
-    monkeypatch.setattr(import_module(f"stm.commands.{command}"), does, record)
+    monkeypatch.setattr(import_module(f"stm.commands.{command}"), does, arrived_by(arrived))
     options = ("--batch-size", "7", "--workers", "2", "--seed", "5", "--token", "t", "--file", "f", "--revision", "r")
     assert here(command, "someone/vim", *options).err == "Error: enough\n"
     expected = {"batch_size": 7, "workers": 2, "seed": 5, "token": "t", "file": "f", "revision": "r"}

@@ -11,12 +11,13 @@ import pytest
 from stm.bench import rate_table
 from stm.commands import bench as bench_command
 from stm.commands import plan as plan_command
-from stm.commands.open_model import From, draw_model, open_model
-from stm.commands.recipe import Wish
+from stm.commands.draw_model import draw_model
 from stm.data.sets import from_files
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
+from stm.loading import open_model
 from stm.measure.stats import wilson
+from stm.options import MergeOptions, ModelOptions
 from stm.progress import Progress
 from stm.reports import Environment, Flops
 from stm_cli import bench, plan
@@ -114,13 +115,18 @@ def test_plan_says_what_cannot_be_had(here, mini: Path, monkeypatch: pytest.Monk
 def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) -> None:
     """The clock is the test's: a portion of images takes 10 s, so that 15 s are up after the second one."""
     ticks = itertools.count(0.0, 10.0)
-    vim = open_model(str(mini), From(device="cpu"))
-    wish = Wish().options() | {"calibration": None, "seed": 0, "on_progress": None}
-    del wish["rate"]
+    vim = open_model(str(mini), ModelOptions(device="cpu"))
     samples = from_files(sorted(labelled.glob("*.png")) * 5).shuffled(3)
     seen: list[Progress] = []
     rows, n = rate_table.table(
-        vim, wish, samples, seconds=15, rounds=1, command=str, clock=lambda: next(ticks), on_progress=seen.append
+        vim,
+        MergeOptions(),
+        samples,
+        seconds=15,
+        rounds=1,
+        command=str,
+        clock=lambda: next(ticks),
+        on_progress=seen.append,
     )
     assert len(samples) > 32 and n == 32
     assert [(p.done, p.total) for p in seen if p.stage == "agreement"] == [(16, 24), (32, 32)], "an end in sight"
@@ -151,25 +157,26 @@ def test_random_weights_are_for_aliases(here, mini: Path, command: str) -> None:
 
 
 def test_random_weights_of_any_image_size() -> None:
-    drawn = draw_model("vim-ti", From(device="cpu", image_size=112, dtype="bfloat16"))
+    drawn = draw_model("vim-ti", ModelOptions(device="cpu", image_size=112, dtype="bfloat16"))
     assert (drawn.config.model.tokens, drawn.config.model.depth, drawn.config.num_classes) == (50, 24, 1000)
     assert (drawn.config.dtype, drawn.head.weight.dtype.itemsize) == ("bfloat16", 2)
     with pytest.raises(UsageError, match="patch is 16"):
-        draw_model("vim-ti", From(device="cpu", image_size=8))
+        draw_model("vim-ti", ModelOptions(device="cpu", image_size=8))
 
 
 def test_random_weights_and_images_exclude_each_other(labelled: Path) -> None:
     with pytest.raises(UsageError, match="random weights agree with nothing"):
-        plan_command.plan("vim-ti", random_weights=True, data=labelled, device="cpu")
+        plan_command.plan("vim-ti", ModelOptions(device="cpu"), random_weights=True, data=labelled)
 
 
 def test_what_cannot_be_is_refused(mini: Path) -> None:
+    source = ModelOptions(device="cpu")
     for options in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"rounds": 0}, {"threads": 0}, {"against": "rnn"}):
         with pytest.raises(UsageError):
-            bench_command.bench(str(mini), device="cpu", **options)
-    for options in ({"batch_size": 0}, {"rate": 0.4}):
+            bench_command.bench(str(mini), source, **options)
+    for options in ({"batch_size": 0}, {"merge": MergeOptions(rate=0.4)}):
         with pytest.raises(UsageError):
-            plan_command.plan(str(mini), device="cpu", **options)
+            plan_command.plan(str(mini), source, **options)
 
 
 def test_eval_shows_what_a_dtype_costs(here, mini: Path, labelled: Path) -> None:

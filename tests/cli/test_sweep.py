@@ -16,8 +16,7 @@ import torch
 
 import stm_cli.sweep
 from stm.commands import sweep
-from stm.errors import UsageError
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import ROOT, arrived_by
 from tests.hang import HANG
 
 pytest.importorskip("matplotlib")
@@ -78,11 +77,7 @@ def test_every_option_arrives(here, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each axis then does to the grid is tested in tests/unit/test_sweep.py."""
     arrived: dict[str, Any] = {}
 
-    def record(model: str, **options: Any) -> None:
-        arrived.update(options)
-        raise UsageError("enough")
-
-    monkeypatch.setattr(sweep, "sweep", record)
+    monkeypatch.setattr(sweep, "sweep", arrived_by(arrived))
     words = [word for args, _ in ARRIVE.values() for word in args]
     assert here("sweep", "someone/vim", *words).err == "Error: enough\n"
     assert {name: arrived[name] for name in ARRIVE} == {name: value for name, (_, value) in ARRIVE.items()}

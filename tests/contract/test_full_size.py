@@ -13,6 +13,7 @@ from torch import Tensor
 
 import stm
 from stm.commands import compress
+from stm.options import EvalOptions, ModelOptions
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
@@ -48,7 +49,10 @@ def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: P
     """JPEGs, schedule, folder, reload: the logits are bitwise those of the model before it was saved."""
     out = tmp_path / "out"
     report = compress.compress(
-        str(checkpoint), data=shared("data/imagenet-val-300"), out=out, limit=8, workers=0, device="cpu"
+        str(checkpoint),
+        ModelOptions(device="cpu"),
+        images=EvalOptions(data=shared("data/imagenet-val-300"), limit=8, workers=0),
+        out=out,
     )
     assert report.eval is not None
     assert (report.eval.n, report.eval.failed) == (8, 0)

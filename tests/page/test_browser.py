@@ -8,6 +8,7 @@ import pytest
 
 from stm.codec import encode
 from stm.commands import compress, env, report
+from stm.options import EvalOptions, MergeOptions
 from tests.page.browser import Browser, browser, find
 
 # Of every piece of text: its colour, the colour behind it, and its size, as a person sees them.
@@ -58,7 +59,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of vim-digits, with a sweep and a bench."""
     folder = tmp_path_factory.mktemp("page")
-    compress.compress("vim-digits", saving=0.45, eval=False, out=folder / "small")
+    compress.compress("vim-digits", merge=MergeOptions(saving=0.45), eval=False, out=folder / "small")
     rows = [
         {
             "method": method,
@@ -81,7 +82,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "bench.json").write_text(json.dumps(about | {"command": "bench", "rows": bench}))
     report.report(
-        folder / "small", limit=48, sweep=folder / "sweep.json", bench=folder / "bench.json", out=folder / "page.html"
+        folder / "small",
+        images=EvalOptions(limit=48),
+        sweep=folder / "sweep.json",
+        bench=folder / "bench.json",
+        out=folder / "page.html",
     )
     return folder / "page.html"
 

@@ -24,14 +24,16 @@ from stm.artifact import atomic
 from stm.artifact import folder as artifact
 from stm.commands import compress, eval, export, report
 from stm.errors import StmError
+from stm.options import EvalOptions, ModelOptions
 
 torch.set_num_threads(1)
-MINI = {"model": "mini.pth", "image_size": 64, "device": "cpu", "out": "out"}
+MINI = {"model": "mini.pth", "source": ModelOptions(image_size=64, device="cpu"), "out": "out"}
+CPU, IMAGES = ModelOptions(device="cpu"), EvalOptions(data="images", workers=0, batch_size=1)
 JOBS = {
     "export": lambda force: export.export(**MINI, force=force),
     "folder": lambda force: export.export(**MINI, format="folder", force=force),
     "compress": lambda force: compress.compress(**MINI, eval=False, force=force),
-    "report": lambda force: report.report("small", data="images", device="cpu", workers=0, out="out", force=force),
+    "report": lambda force: report.report("small", CPU, IMAGES, out="out", force=force),
 }
 INPUTS = {"tmp", "mini.pth", "images", "small"}
 
@@ -178,8 +180,7 @@ def test_several_evaluations_with_one_file_of_records(here: Path) -> None:
     """One holds the file; the others say who does, and the file is whole and resumes. A killed holder holds nothing."""
     script = """
 def evaluate(slowly=lambda progress: None):
-    options = {"device": "cpu", "workers": 0, "batch_size": 1}
-    eval.evaluate("small", data="images", records="r.csv", on_progress=slowly, **options)
+    eval.evaluate("small", CPU, IMAGES, records="r.csv", on_progress=slowly)
 
 codes, said = together(4, lambda: evaluate(lambda progress: time.sleep(0.2)))
 assert codes == [0, 1, 1, 1], (codes, said)

@@ -15,9 +15,12 @@ from stm.commands import compress, eval, info, report
 from stm.config import Measured
 from stm.errors import ArtifactError, UsageError
 from stm.hub.card import eval_results
+from stm.options import EvalOptions, ModelOptions
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+ON_CPU = ModelOptions(device="cpu")
+READ = ModelOptions(device="cpu", image_size=64)
 MEASURED = Measured(data="hf:user/set:test", n=100, top1=0.8765, dense_top1=0.9, drop=0.0235)
 
 
@@ -151,18 +154,18 @@ def test_a_dense_model_that_was_trained_is_the_source_of_its_own(dense: stm.ViM,
     assert "fine-tuned before merging" in card.lower() and "No weight was trained after merging" in card
     assert old not in card and "stm compress" not in card
     with pytest.raises(UsageError, match="does not name the file that it was made of"):
-        compress.compress(str(MINI), recipe=tmp_path / "direct", out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), READ, recipe=tmp_path / "direct", out=tmp_path / "x")
 
     dense.save_pretrained(tmp_path / "dense")
     config, card = extra_texts(tmp_path / "dense")
     assert config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and old not in card
-    made = compress.compress(str(tmp_path / "dense"), out=tmp_path / "small", eval=False, device="cpu")
+    made = compress.compress(str(tmp_path / "dense"), ON_CPU, out=tmp_path / "small", eval=False)
     assert made.source.sha256 == config["files"]["model.safetensors"]["sha256"]
     assert "fine-tuned before merging" in extra_texts(tmp_path / "small")[1].lower()
-    compress.compress(str(tmp_path / "dense"), recipe=tmp_path / "small", out=tmp_path / "again", device="cpu")
+    compress.compress(str(tmp_path / "dense"), ON_CPU, recipe=tmp_path / "small", out=tmp_path / "again")
     assert extra_texts(tmp_path / "again")[0] == extra_texts(tmp_path / "small")[0]
     with pytest.raises(UsageError, match="is not the source of"):
-        compress.compress(str(MINI), recipe=tmp_path / "small", out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), READ, recipe=tmp_path / "small", out=tmp_path / "x")
 
 
 def test_a_cast_model_was_not_measured(folder: Path, tmp_path: Path) -> None:
@@ -198,14 +201,12 @@ def test_commands_take_a_fine_tuned_folder(folder: Path, tmp_path: Path) -> None
     tuned = tmp_path / "tuned"
     model.save_pretrained(tuned)
     images = labelled(tmp_path / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
-    assert (
-        "fine-tuned after merging: the weights are not those of the source" in info.info(str(tuned), device="cpu").notes
-    )
-    assert eval.evaluate(str(tuned), data=images, device="cpu", workers=0).n == 5
-    report.report(tuned, data=images, device="cpu", workers=0, out=tmp_path / "page.html")
+    assert "fine-tuned after merging: the weights are not those of the source" in info.info(str(tuned), ON_CPU).notes
+    assert eval.evaluate(str(tuned), ON_CPU, EvalOptions(data=images, workers=0)).n == 5
+    report.report(tuned, ON_CPU, EvalOptions(data=images, workers=0), out=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Fine-tuned after merging" in page and "No weight was trained" not in page and "stm compress" not in page
     with pytest.raises(ArtifactError, match="holds no recipe: fine-tuned after merging"):
-        compress.compress(str(MINI), recipe=tuned, out=tmp_path / "x", device="cpu", image_size=64)
+        compress.compress(str(MINI), READ, recipe=tuned, out=tmp_path / "x")
     with pytest.raises(UsageError, match="already compressed"):
-        compress.compress(str(tuned), out=tmp_path / "x", device="cpu")
+        compress.compress(str(tuned), ON_CPU, out=tmp_path / "x")

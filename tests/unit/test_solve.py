@@ -4,13 +4,14 @@ said."""
 import pytest
 import torch
 
+from stm.bake import bake
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.measure import flops
-from stm.measure.compare import _preset
 from stm.measure.equal_cost import NEAR, solve_paper, solve_peer
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
+from stm.options import MergeOptions
 from stm.peers import DEFAULT
 
 SHAPES = {
@@ -82,6 +83,6 @@ def test_the_papers_form_where_there_is_room_for_less(digits: ViM) -> None:
 
 
 def test_the_papers_form_is_that_of_the_preset(digits: ViM) -> None:
-    unset = _preset(digits, "paper", {"rate": 0.2, "saving": None})
+    unset = bake(digits, MergeOptions(method="paper", rate=0.2))
     again, near = solve_paper(digits, flops.count(unset.config).honest_saving)
     assert near and again.schedule == unset.schedule and again.config.protection == unset.config.protection

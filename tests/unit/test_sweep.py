@@ -17,6 +17,7 @@ from stm.findings import SweepReport, SweepRow
 from stm.measure import sweep as module
 from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
 from stm.measure.sweep_file import CELLS, IDENTITY, CellFile, SweepIdentity, check_folder
+from stm.options import EvalOptions, ModelOptions
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -46,8 +47,12 @@ def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def swept(images: Path, out: Path, **options: Any) -> SweepReport:
-    more = {"data": images, "image_size": 64, "device": "cpu", "workers": 0, "batch_size": 2, "out": out} | GRID
-    return sweep.sweep(str(MINI), **(more | options))
+    """Options of the grid and the images by name; `image_size`, `also` and `on_progress` as `sweep` calls them."""
+    chosen = {"data": images, "workers": 0, "batch_size": 2, "limit": 100} | GRID | options
+    source = ModelOptions(image_size=chosen.pop("image_size", 64), device="cpu")
+    grid = Grid(**{name: chosen.pop(name) for name in Grid.__dataclass_fields__ if name in chosen})
+    shown = EvalOptions(**{name: chosen.pop(name) for name in EvalOptions.__dataclass_fields__ if name in chosen})
+    return sweep.sweep(str(MINI), source, shown, grid, out=out, **chosen)
 
 
 def rows_of(report: SweepReport) -> list[dict[str, Any]]:
@@ -211,7 +216,11 @@ def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> 
 
 def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
     report = sweep.sweep(
-        str(MINI), image_size=64, device="cpu", limit=2, out=tmp_path / "out", **GRID | {"sides": ("both",)}
+        str(MINI),
+        ModelOptions(image_size=64, device="cpu"),
+        EvalOptions(limit=2),
+        Grid(**GRID | {"sides": ("both",)}),
+        out=tmp_path / "out",
     )
     assert all(row.top1 is None and row.agreement is not None for row in report.rows)
     assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
