@@ -18,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # where a room's files stand at several heights: the schedule is a type below the config, and what chooses one stands
 # far above both.
 RUNTIME = (
-    *("errors", "install", "codec", "progress", "merging.schedule", "config", "config_file", "reports"),
-    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device", "loading", "saving"),
+    *("errors", "install", "codec", "progress", "merging.schedule", "config", "config_file", "options", "reports"),
+    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
+    *("hub.aliases", "model_names", "loading", "saving"),
 )
-LIBRARY = ("options", "checkpoint", "merging", "bake", "findings", "distributed", "hub", "data", "peers", "measure")
+LIBRARY = ("checkpoint", "merging", "bake", "findings", "distributed", "hub", "data", "peers", "measure")
 ORDER = (*RUNTIME, *LIBRARY, "bench", "plots", "explain", "page", "commands")
 APART = {"model.initialize"}  # of the runtime's rooms, but not of the runtime
 

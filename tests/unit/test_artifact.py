@@ -96,7 +96,7 @@ def test_saving_copies_one_tensor_at_most(tmp_path: Path) -> None:
     code = """
 import resource, sys, torch
 from pathlib import Path
-from stm import artifact
+from stm.artifact import folder as artifact
 torch.set_num_threads(1)
 weights = {str(i): torch.ones(2 << 20) for i in range(8)}
 artifact._write_weights(Path(sys.argv[1], "small"), {"x": torch.ones(2 << 20)})

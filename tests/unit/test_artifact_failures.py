@@ -140,7 +140,7 @@ LIMITED = """
 import resource, signal, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from stm import artifact
+from stm.artifact import folder as artifact
 from stm.config_file import loads
 from stm.errors import ArtifactError
 
