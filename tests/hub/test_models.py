@@ -224,6 +224,25 @@ def test_a_compressed_folder_is_taken_everywhere(
     assert (tmp_path / "again/config.json").read_bytes() == (folder / "config.json").read_bytes()
 
 
+def test_python_opens_what_a_command_opens(hub: Hub, mini: bytes, python: Callable[[str], Run], stm: Stm) -> None:
+    """Short names, repositories of checkpoints and links: `stm.load` knew folders of ours alone."""
+    alias = ALIASES["vim-ti"]
+    hub.repos[alias.repo] = Repo({alias.file: mini, "other.pth": b""})
+    sha256 = source(stm("info", "vim-ti", "--json"))["sha256"]
+    for call in (
+        "'vim-ti'",
+        f"'{alias.repo}', file='{alias.file}'",
+        f"'hf://{alias.repo}/{alias.file}'",
+        f"'{alias.repo}', file='{alias.file}', revision='main', class_token='middle', divide_out=True",
+    ):
+        run = python(f"import stm\nprint(stm.load({call}, device='cpu').config.source.sha256)\n")
+        assert run.out == f"{sha256}\n", (call, run.err)
+    run = python(
+        "import stm\ntry:\n    stm.load('vim-ti', file='missing.pth')\nexcept stm.StmError as e:\n    print(e)\n"
+    )
+    assert "missing.pth" in run.out and len(run.out.splitlines()) == 1, run.err
+
+
 def test_a_damaged_download_does_not_stay(hub: Hub, folder: Path, stm: Stm) -> None:
     hub.repos["owner/small"] = Repo({path.name: path.read_bytes() for path in folder.iterdir()})
     hub.faults = [Fault("GET", "model.safetensors", flip=True)]
