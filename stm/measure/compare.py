@@ -35,7 +35,7 @@ AT = ("published", "stm", "both")
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A model that is to be measured, and the part of its row that is known before."""
+    """A model to be measured, and the part of its row that is known beforehand."""
 
     model: ViM
     known: dict[str, Any]
@@ -47,7 +47,7 @@ class Contender:
 
 
 class Race(NamedTuple):
-    """The records and the time of each entrant, and the dense model's logits, a tensor a batch of this process."""
+    """The run of each contender, and the dense model's logits: one tensor per batch of this process."""
 
     runs: list[Run]
     logits: list[Tensor]
@@ -63,22 +63,22 @@ def contenders(
     also: Mapping[str, ViM] | None = None,
     seed: int = 0,
 ) -> list[Contender]:
-    """The dense model, both presets, the peers, and other dense models.
+    """Return the dense model, both presets, the peers, and other dense models, in the order of the table.
 
     Args:
         dense: what all of them are made of.
         methods: names of `OWN_METHODS` and `PEERS`; by default both presets and the peers of `DEFAULT`. Ours and random
             pruning are always rows.
         saving: the share of the token-layers that ours saves. The honest saving that this reaches is what all others
-            are solved for. `DEFAULT_SAVING` where no rate is given.
+            are solved for. `DEFAULT_SAVING` if no rate is given.
         rate: instead of a saving, the paper's rate, for both presets; peers are solved for the honest saving that ours
             reaches.
-        at: where peers act: "published", "stm" (where ours merges), or "both", a row each.
+        at: where peers act: "published", "stm" (after the blocks after which ours merges), or "both": one row each.
         also: other dense models, by name.
         seed: draws what random pruning removes.
 
     Raises:
-        UsageError: a name that is not known, a budget that cannot be had, or another model that takes other images.
+        UsageError: an unknown name, a budget out of reach, or another model that takes other images.
     """
     names = _names(methods)
     if at not in AT:
@@ -108,6 +108,44 @@ def contenders(
     return out
 
 
+class _Runner:
+    """One contender on its way through the batches: its records in the set's order, and its time in each process."""
+
+    def __init__(self, contender: Contender, processes: int) -> None:
+        self.contender = contender
+        self._records: list[Record] = []
+        self._timings: list[list[Timing]] = [[] for _ in range(processes)]
+        self._warm = False
+
+    def score(
+        self, samples: SampleSet, batch: Batch, dense_logits: Tensor | None
+    ) -> tuple[list[Record], Timing, Tensor | None]:
+        """Return the records of a batch, its time, and its logits (B, classes).
+
+        Args:
+            dense_logits: what the records are compared with; None: these are the dense model's own.
+        """
+        logits, seconds = None, 0.0
+        if batch.indices:
+            files = [samples.samples[index].file for index in batch.indices]
+            if not self._warm:  # the first forward allocates and compiles: once, untimed
+                logits_of(self.contender.model, batch.images[:1], files[:1], self.contender.method)
+                self._warm = True
+            logits, seconds = logits_of(self.contender.model, batch.images, files, self.contender.method)
+        records = recorded(samples, batch, logits, logits if dense_logits is None else dense_logits)
+        return records, (len(batch.indices), seconds), logits
+
+    def add(self, rank: int, records: list[Record], timing: Timing) -> None:
+        """Take what one of the processes found of one batch."""
+        self._records += records
+        if timing[0]:
+            self._timings[rank].append(timing)
+
+    def run(self) -> Run:
+        """Return all records, and the time of the slowest process."""
+        return Run(self._records, *timed(self._timings))
+
+
 def run_all(
     entered: Sequence[Contender],
     samples: SampleSet,
@@ -118,71 +156,49 @@ def run_all(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Race:
-    """Run the contenders over a sample set.
+    """Run the contenders over a sample set. Every image is decoded once and shown to all of them.
 
     Args:
-        reference: the dense model's logits, a tensor a batch of this process; None: the first entrant is the dense
-            model.
-        world: the processes that share the batches; all of them find the same runs.
+        reference: the dense model's logits, one tensor per batch of this process; None: the first contender is the
+            dense model.
+        world: the processes that share the batches; all of them return the same runs.
     """
     same_work(world, entered[0].model, samples)
-    found: list[list[Record]] = [[] for _ in entered]
-    timings: list[list[list[Timing]]] = [[[] for _ in range(world.size)] for _ in entered]
+    runners = [_Runner(contender, world.size) for contender in entered]
     report = on_progress or (lambda progress: None)
-    prep, chosen = entered[0].model.config.preprocessing, samples.samples
     workers = workers_for(samples, world) if workers is None else workers
-    total = len(samples) * len(entered)
+    total, done = len(samples) * len(entered), 0
     report(Progress("compare", 0, total, "images"))
     kept: list[Tensor] = []
-    warm, done = False, 0
-    with torch.inference_mode(), evaluating(*(entrant.model for entrant in entered)):
-        batches = iterate(samples, prep, batch_size=batch_size, workers=workers, world=world)
+    with torch.inference_mode(), evaluating(*(contender.model for contender in entered)):
+        preprocessing = entered[0].model.config.preprocessing
+        batches = iterate(samples, preprocessing, batch_size=batch_size, workers=workers, world=world)
         for batch in world.in_rounds(batches, batches_of(len(samples), batch_size)):
             scored: list[tuple[list[Record], Timing]] = []
             if batch is not None:
                 dense_logits = reference[len(kept)] if reference is not None else None
-                for entrant in entered:
-                    if batch.indices and not warm:
-                        logits_of(
-                            entrant.model, batch.images[:1], [chosen[batch.indices[0]].file], entrant.method
-                        )  # once, untimed
-                    records, timing, logits = _score(entrant, samples, batch, dense_logits)
+                for runner in runners:
+                    records, timing, logits = runner.score(samples, batch, dense_logits)
                     dense_logits = logits if dense_logits is None else dense_logits
                     scored.append((records, timing))
                     done += world.size * len(records)
                     report(Progress("compare", min(done, total), total, "images"))
-                warm = warm or bool(batch.indices)
                 kept.append(torch.empty(0) if dense_logits is None else dense_logits)
-            for rank, theirs in enumerate(world.gather(scored)):
-                for number, (records, timing) in enumerate(theirs):
-                    found[number] += records
-                    if timing[0]:
-                        timings[number][rank].append(timing)
-    runs = [Run(records, *timed(timing)) for records, timing in zip(found, timings, strict=True)]
-    return Race(runs, kept)
-
-
-def _score(
-    entrant: Contender, samples: SampleSet, batch: Batch, dense_logits: Tensor | None
-) -> tuple[list[Record], Timing, Tensor | None]:
-    """An entrant's records of a batch in the set's order, its time, and its logits (B, classes): the dense ones where
-    none are given."""
-    logits, seconds = None, 0.0
-    if batch.indices:
-        files = [samples.samples[place].file for place in batch.indices]
-        logits, seconds = logits_of(entrant.model, batch.images, files, entrant.method)
-    records = recorded(samples, batch, logits, logits if dense_logits is None else dense_logits)
-    return records, (len(batch.indices), seconds), logits
+            for rank, from_rank in enumerate(world.gather(scored)):
+                # a process without a batch in this round has found nothing
+                for runner, (records, timing) in zip(runners, from_rank, strict=False):
+                    runner.add(rank, records, timing)
+    return Race([runner.run() for runner in runners], kept)
 
 
 def rows(entered: Sequence[Contender], runs: Sequence[Run], *, data: str, seed: int = 0) -> tuple[CompareRow, ...]:
-    """The table: every entrant against the dense model and, where ours is among them, against ours."""
-    ours = next((run.records for entrant, run in zip(entered, runs, strict=True) if entrant.method == "stm"), None)
+    """Return the table: every contender against the dense model and, if ours is among them, against ours."""
+    ours = next((run.records for contender, run in zip(entered, runs, strict=True) if contender.method == "stm"), None)
     out = []
-    for entrant, run in zip(entered, runs, strict=True):
+    for contender, run in zip(entered, runs, strict=True):
         speed = run.images / run.seconds if run.images else None
         row: dict[str, Any] = (
-            vars(summarize(run.records, data=data, seed=seed)) | entrant.known | {"images_per_second": speed}
+            vars(summarize(run.records, data=data, seed=seed)) | contender.known | {"images_per_second": speed}
         )
         versus = compared(ours, run.records) if ours is not None and run.records is not ours else None
         if versus is not None:
@@ -195,7 +211,7 @@ def rows(entered: Sequence[Contender], runs: Sequence[Run], *, data: str, seed: 
 
 
 def _names(methods: Sequence[str] | None) -> list[str]:
-    """What was asked for, in the table's order; ours and random pruning in any case."""
+    """Return the methods that were asked for in the table's order. Ours and random pruning are always among them."""
     asked = (*OWN_METHODS, *DEFAULT) if methods is None else ("stm", "random", *methods)
     known = (*OWN_METHODS, *PEERS)
     if unknown := [name for name in asked if name not in known]:

@@ -17,6 +17,7 @@ from stm.errors import DataError, UsageError
 from stm.measure.compare import Contender, contenders, rows, run_all
 from stm.measure.evaluate import run
 from stm.measure.stats import compared, mcnemar
+from stm.options import EvalOptions, ModelOptions
 from stm.peers import DEFAULT
 from tests.pictures import labelled
 
@@ -124,11 +125,9 @@ def test_the_command_writes_table_and_figure_whole(tmp_path: Path) -> None:
     images = labelled(tmp_path / "images", ["a.png,1", "b.png,2", "c.png,3"])
     out = tmp_path / "table"
     options = {
-        "data": images,
+        "source": ModelOptions(image_size=64, device="cpu"),
+        "images": EvalOptions(data=images, workers=0),
         "methods": ["paper", "rmeeto"],
-        "image_size": 64,
-        "device": "cpu",
-        "workers": 0,
         "out": out,
     }
     report = compare.compare(str(MINI), also=[str(MINI.with_name("vim_mini.pth"))], at="both", **options)
