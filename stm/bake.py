@@ -1,5 +1,5 @@
-"""Baking: from a dense model and a wish to a compressed one. The schedule becomes constants, the weights become
-buffers."""
+"""Baking: from a dense model and options to a compressed model. The schedule becomes constants, the weights become
+buffers: whatever depends on no image is computed here, once, and never when the model runs."""
 
 import copy
 import dataclasses
@@ -27,14 +27,14 @@ _PORTION = 8  # calibration images that run at once
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationImages:
-    """Images to average hsp weights over: normalised (n, C, H, W), and what they are."""
+    """Images to average hsp weights over: normalised (n, C, H, W), and the name, count and hash that are recorded."""
 
     images: Tensor
     about: Calibration
 
     @classmethod
     def of(cls, images: Tensor, data: str) -> "CalibrationImages":
-        """Images with the name of their set."""
+        """Take images and the name of their set."""
         images = images.detach().to("cpu", torch.float32).contiguous()
         digest = hashlib.sha256(images.numpy().tobytes())
         return cls(images, Calibration(data=data, n=len(images), sha256=digest.hexdigest()))
@@ -63,14 +63,14 @@ def compress(
 
     Args:
         rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
-            rate), for `staged` what the paper's schedule saves at that rate. 0.4 where no budget is given.
+            rate), for `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
         saving: instead of a rate, the share of token-layers to save.
         method: the preset: "stm" (staged, size, step scale 0.5, span conv) or "paper" (border, hsp). What is given
             below replaces that part of it.
         schedule: the order of the merges: staged, border, sweep, even or outward.
         stages: instead of a rate, the blocks before which the stages of `staged` act.
         sides: of the class token: both, left or right.
-        tokens_per_side: r, the tokens that a gradual schedule merges a side and step.
+        tokens_per_side: r, the tokens that a gradual schedule merges per side and step.
         weights: prune, sum, mean, size or hsp.
         hsp: "dynamic" (from the running input) or "static" (baked); needs the weights hsp.
         step_scale: p; a token of size s takes s^p times its Delta in every later block.
@@ -81,7 +81,7 @@ def compress(
         seed: is recorded; what chooses images takes it.
 
     Raises:
-        UsageError: options that exclude each other, a budget that cannot be had, or a model that is already compressed.
+        UsageError: options that exclude each other, a budget out of reach, or a model that is already compressed.
     """
     options = MergeOptions(
         rate=rate,
@@ -183,7 +183,7 @@ def protection_of(options: MergeOptions) -> Protection:
 
 
 def rule_weights(rule: str, step: Step, sizes: Sequence[int]) -> list[float]:
-    """What a step multiplies each token by under prune, sum, mean or size.
+    """Return the weight of each token under prune, sum, mean or size: what a step multiplies it by.
 
     Args:
         sizes: of the tokens before the step, by position.
@@ -212,7 +212,7 @@ def _fill(
     images: Tensor | None,
     on_progress: OnProgress | None,
 ) -> None:
-    """Give every step its floats, on the CPU."""
+    """Compute the floats of every step, on the CPU."""
     for number, step in enumerate(schedule.steps):
         baked = plan.step(step.after)
         assert baked is not None
@@ -244,7 +244,11 @@ def _calibrate(
     images: Tensor,
     on_progress: OnProgress | None,
 ) -> None:
-    """Static hsp: the mean of the dynamic weights over the images, block by block, the earlier steps already static."""
+    """Bake static hsp: the mean of the dynamic weights over the images.
+
+    It goes block by block, and earlier steps are already static: each step is averaged over the inputs that the
+    compressed model itself will give it.
+    """
     device = model.cls_token.device
     plan.to(device)
     steps = {step.after: step for step in schedule.steps}
@@ -267,7 +271,7 @@ def _calibrate(
 
 
 def _static(w: Tensor, absorbed: hsp.Absorbed, protection: Protection) -> Tensor:
-    """(L,), one weight a token, from those of the absorbed ones, w (S,)."""
+    """Return one weight per token (L,), from those of the absorbed tokens, w (S,)."""
     weights = hsp.token_weights(w[None], absorbed)
     return (hsp.normalize(weights, absorbed) if protection.normalized else weights)[0]
 

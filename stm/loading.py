@@ -175,14 +175,14 @@ def _embedded(options: ModelOptions) -> ViM:
 
 
 def _from_folder(folder: Path, options: ModelOptions) -> ViM:
-    place = pick(options.device)
+    device = pick(options.device)
     config, tensors = artifact.read(folder)
     weights = str(folder / artifact.WEIGHTS)
     # before a model of the sizes that the config claims exists
     check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
-    model = ViM(config, backends.choose(options.backend, place.type))
+    model = ViM(config, backends.choose(options.backend, device.type))
     check_tensors(model.state_dict(), tensors, weights, ArtifactError)
-    return _filled(model, tensors, place, options.dtype)
+    return _filled(model, tensors, device, options.dtype)
 
 
 def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
@@ -193,7 +193,7 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
     from stm.checkpoint.official import read  # not part of the runtime
     from stm.data.labels import imagenet
 
-    place = pick(options.device)
+    device = pick(options.device)
     asked: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
     }
@@ -208,7 +208,10 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
     return _filled(
-        ViM(config, backends.choose(options.backend, place.type)), checkpoint.tensors, place, options.dtype or "float32"
+        ViM(config, backends.choose(options.backend, device.type)),
+        checkpoint.tensors,
+        device,
+        options.dtype or "float32",
     )
 
 
@@ -270,13 +273,13 @@ def _from_hub_folder(config: "Fetched", options: ModelOptions) -> ViM:
     return model
 
 
-def _filled(model: ViM, tensors: dict[str, Tensor], place: torch.device, dtype: str | None) -> ViM:
+def _filled(model: ViM, tensors: dict[str, Tensor], device: torch.device, dtype: str | None) -> ViM:
     """Give a model its weights, without a copy of them."""
     model.load_state_dict(tensors, assign=True)
-    return ready(model, place, dtype)
+    return ready(model, device, dtype)
 
 
-def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
+def ready(model: ViM, device: torch.device, dtype: str | None) -> ViM:
     """Return a model that has its weights on the device and in the dtype that were asked for, in evaluation mode.
 
     Raises:
@@ -288,16 +291,16 @@ def ready(model: ViM, place: torch.device, dtype: str | None) -> ViM:
         model.cast(dtype)
     if model.mark is None:
         model.mark = mark(model, model.config)
-    return model.to(place).eval()
+    return model.to(device).eval()
 
 
 def download(
     repo: str, *, revision: str | None = None, token: str | None = None, on_progress: OnProgress | None = None
 ) -> "Fetched":
-    """The config of a repository, with its weights beside it in the cache where the config is one that stm wrote.
+    """Fetch the config of a repository, and its weights beside it in the cache if stm wrote the config.
 
     Raises:
-        HubError: they cannot be had, or huggingface_hub is not installed.
+        HubError: they cannot be fetched, or huggingface_hub is not installed.
     """
     try:
         from stm.hub.fetch import fetch  # the runtime does without

@@ -16,7 +16,7 @@ from stm_cli._output import error, typed
 from stm_cli._visible import visible_traceback
 
 DEBUG = "STM_DEBUG"
-_ALLOCATOR = "DefaultCPUAllocator: "  # in what torch says where a processor's memory is out
+_ALLOCATOR = "DefaultCPUAllocator: "  # in torch's message when a processor's memory is out
 
 
 class Failure(NamedTuple):
@@ -92,7 +92,7 @@ def describe(caught: BaseException) -> Failure:
 def guard(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code: nothing but SystemExit gets past.
 
-    Typer returns the code of a `typer.Exit` (130 for Ctrl-C) where it does not raise.
+    Typer returns the code of a `typer.Exit` (130 for Ctrl-C) if it does not raise.
     """
     try:
         code = command()

@@ -71,7 +71,7 @@ def tokens(per_block: Sequence[int]) -> str:
 
 
 def staircase(per_block: Sequence[int]) -> str:
-    """One character a block, as high as its share of the first block's tokens."""
+    """Draw one character per block, as high as its share of the first block's tokens."""
     steps = " ▁▂▃▄▅▆▇█"
     return "".join(steps[max(1, round(8 * count / per_block[0]))] for count in per_block)
 
@@ -108,7 +108,7 @@ def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
 
 
 def measured_rows(measured: Measured) -> list[Row]:
-    """What an evaluation found, and why it found no more."""
+    """List the figures of an evaluation, and why others are missing."""
     rows = [
         (
             "images",

@@ -1,7 +1,7 @@
 """Every option type, once: a command's signature is a list of these names, and of the groups at the end.
 
 Numbers and choices have parsers of their own, so that a bad value is named in the message. What a value means, and
-whether it can be had for this model, is the library's to say.
+whether this model can do it, the library decides.
 """
 
 from collections.abc import Sequence

@@ -38,7 +38,7 @@ def error(message: str, hint: str | None = None) -> None:
 
 
 def typed() -> tuple[str, ...]:
-    """The command that runs, to be repeated; nothing where it carries a token."""
+    """Return the command that runs, to be repeated; nothing if it carries a token."""
     words = sys.argv[1:]
     if any(word.startswith("--token") and not word.startswith("--tokens-") for word in words):
         return ()

@@ -136,7 +136,7 @@ def screen(report: CompressReport) -> RenderableType:
 
 
 def _asked(report: CompressReport) -> str:
-    """In the unit asked; under staged a rate is a saving, elsewhere the share of the patch tokens."""
+    """Say what was asked, in its own unit: under staged a rate is a saving, elsewhere the share of the patch tokens."""
     recipe = report.recipe
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"

@@ -51,12 +51,12 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, value)
-    found = (
+    named = (
         ()
         if model is not None
         else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
     )
-    for note in (*found, *report.environment.fallbacks, *image_notes(report)):
+    for note in (*named, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
     if report.top1 is None:
         again = shlex.join(("stm", "eval", report.model, *source.words(), *machine.words(), "--data", "DIR"))

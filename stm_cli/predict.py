@@ -61,5 +61,5 @@ def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
 
 
 def value(report: PredictReport) -> str:
-    """A line an image: its name, a tab, the most likely label (empty for an image that could not be read)."""
+    """Return one line per image: its name, a tab, the most likely label (empty for an image that could not be read)."""
     return "\n".join(f"{p.file}\t{p.top5[0].label if p.top5 else ''}" for p in report.predictions)

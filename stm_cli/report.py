@@ -40,7 +40,7 @@ def run(
 
     output = Output(**vars(display))
     with output.progress() as on_progress:
-        found = report(
+        page = report(
             folder,
             ModelOptions(revision=revision, token=token, **vars(machine)),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
@@ -51,8 +51,8 @@ def run(
             force=force,
             on_progress=on_progress,
         )
-    output.report(found, screen, lambda shown: shown.output)
-    for note in (*found.environment.fallbacks, *found.eval.skipped_notes):
+    output.report(page, screen, lambda shown: shown.output)
+    for note in (*page.environment.fallbacks, *page.eval.skipped_notes):
         output.note(note)
 
 

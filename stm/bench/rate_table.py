@@ -111,10 +111,10 @@ class _Near(NamedTuple):
 
     @classmethod
     def of(cls, records: Sequence[Record], data: str) -> "_Near":
-        found = summarize(records, data=data)
+        figures = summarize(records, data=data)
         agreed = sum(record.error is None and record.pred == record.dense_pred for record in records)
         divergences = [record.kl for record in records if record.kl is not None]
-        return cls(found.n, found.agreement, wilson(agreed, found.n), found.kl, mean_interval(divergences))
+        return cls(figures.n, figures.agreement, wilson(agreed, figures.n), figures.kl, mean_interval(divergences))
 
 
 def _kept(
@@ -134,8 +134,8 @@ def _kept(
         logits: list[Tensor | None] = [None] * len(models)
         for number, model in enumerate(models if batch.indices else ()):
             logits[number] = forward(model, batch.images.to(model.cls_token.device)).cpu()
-        for found, values in zip(records, logits, strict=True):
-            found += recorded(samples, batch, values, logits[0])
+        for scored, values in zip(records, logits, strict=True):
+            scored += recorded(samples, batch, values, logits[0])
         images, passed = len(records[0]), clock() - start
         possible = (
             len(samples)
@@ -146,7 +146,7 @@ def _kept(
             on_progress(Progress("agreement", images, possible, "images"))
         if seconds is not None and passed >= seconds:
             break
-    return [_Near.of(found, samples.name) for found in records]
+    return [_Near.of(scored, samples.name) for scored in records]
 
 
 def _tell(on_progress: OnProgress | None, done: int, of: int) -> None:

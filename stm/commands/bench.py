@@ -37,9 +37,9 @@ def bench(
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`. A compressed one holds its dense one.
         merge: how to compress a dense one.
-        batch_sizes: images a forward, one or several.
+        batch_sizes: images per forward, one or several.
         threads: of torch on the processor; None: torch's choice.
-        rounds: None: what fits into ten seconds a batch size.
+        rounds: None: what fits into ten seconds per batch size.
         against: "vit": the DeiT of the same width beside them.
         optimize: what `ViM.optimize` makes of each, beside them.
         random_weights: of an alias: its shape with fresh weights, which needs no download.
@@ -99,5 +99,5 @@ def _pair(vim: ViM, merge: MergeOptions, model: str) -> tuple[ViM, ViM | None]:
 
 
 def _reasons(no_small: bool, no_peak: bool) -> dict[str, str]:
-    found = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
-    return found | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})
+    reasons = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
+    return reasons | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})

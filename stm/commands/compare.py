@@ -49,7 +49,7 @@ def compare(
         force: replace a folder that holds nothing but these.
 
     Raises:
-        UsageError: options that exclude each other or cannot be had, or an output that cannot be written.
+        UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         StmError: what reading and measuring raise; matplotlib is not installed and a figure is wanted.
     """
     if out is not None and world.first:

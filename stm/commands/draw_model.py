@@ -35,7 +35,7 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         "crop_ratio",
         "interpolation",
     )
-    place = pick(options.device)
+    device = pick(options.device)
     try:
         shape = ModelConfig(
             image_size=options.image_size or alias.image_size,
@@ -57,4 +57,4 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         source=Source(repo=alias.repo, license=alias.license),
         extra={"notes": ["its weights are random: only its speed means anything"]},
     )
-    return ready(initialize(ViM(config, choose(options.backend, place.type))), place, options.dtype)
+    return ready(initialize(ViM(config, choose(options.backend, device.type))), device, options.dtype)

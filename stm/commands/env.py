@@ -29,7 +29,7 @@ OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "py
 def environment() -> EnvReport:
     """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
     device = pick()
-    found = {name: backends.status(name, device.type) for name in backends.NAMES}
+    statuses = {name: backends.status(name, device.type) for name in backends.NAMES}
     cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
     return EnvReport(
         command="env",
@@ -39,7 +39,9 @@ def environment() -> EnvReport:
         platform=platform.platform(),
         packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
         devices=(f"cpu {processor_name()}", *cards),
-        backends=tuple(BackendStatus(name=name, available=ok, reason=reason) for name, (ok, reason) in found.items()),
+        backends=tuple(
+            BackendStatus(name=name, available=ok, reason=reason) for name, (ok, reason) in statuses.items()
+        ),
     )
 
 

@@ -52,7 +52,7 @@ def explain(
         merge: how to compress a dense model.
         peer: a method of `stm.peers.PEERS`, which is explained instead, at the operations that merging would save.
         block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
-        places: the most distances of a side that are measured.
+        places: the most distances per side that are measured.
         out: the folder to write, named after the model by default.
         force: replace a folder that holds nothing but what this wrote.
         seed: chooses among the embedded images.
@@ -88,10 +88,10 @@ def explain(
     pictures = [
         (sample.file, enlarged(sample, small.config.preprocessing, PICTURE_PIXELS)) for sample in samples.samples
     ]
-    found = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
+    measured = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
     with atomic.replacing(output, explanation.file_names(), force=force) as folder:
         with plots.style():
-            files = explanation.write(folder, found, small, title)
+            files = explanation.write(folder, measured, small, title)
         report = ExplainReport(
             command="explain",
             model=model,
@@ -101,9 +101,9 @@ def explain(
             images=tuple(sample.file for sample in samples.samples),
             block=block,
             tokens_per_block=lengths,
-            fading=found.fits,
-            losses={rule: _mean([row.cls for row in found.losses if row.rule == rule]) for rule in RULES},
-            plan_change=tuple(_mean(changes) for changes in found.plan),
+            fading=measured.fits,
+            losses={rule: _mean([row.cls for row in measured.losses if row.rule == rule]) for rule in RULES},
+            plan_change=tuple(_mean(changes) for changes in measured.plan),
             files=(*files, explanation.SUMMARY),
         )
         (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")

@@ -10,9 +10,10 @@ from stm.reports import ListedModel, ModelsReport
 
 
 def list_models() -> ModelsReport:
-    """`stm models`: every model with a short name, and whether it is in the cache. Nothing is asked of the Hub."""
+    """Run `stm models`: list every model with a short name, and whether it is in the cache. Nothing is asked of the
+    Hub."""
     embedded = artifact.read_config(FOLDER / EMBEDDED_MODEL)
-    found = [
+    models = [
         ListedModel(
             name=EMBEDDED_MODEL,
             repo=None,
@@ -32,9 +33,9 @@ def list_models() -> ModelsReport:
             key: getattr(alias, key)
             for key in ("repo", "file", "license", "parameters", "tokens", "image_size", "top1")
         }
-        found.append(
+        models.append(
             ListedModel(
                 name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size
             )
         )
-    return ModelsReport(command="models", model="", environment=current_environment(), models=tuple(found))
+    return ModelsReport(command="models", model="", environment=current_environment(), models=tuple(models))

@@ -38,7 +38,7 @@ def predict(
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(images), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
-        found = {
+        by_index = {
             index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()
         }
         if batch.indices:
@@ -53,8 +53,8 @@ def predict(
                 guesses = (
                     Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True)
                 )
-                found[index] = Prediction(file=file, top5=tuple(guesses))
-        predictions += [found[index] for index in sorted(found)]
+                by_index[index] = Prediction(file=file, top5=tuple(guesses))
+        predictions += [by_index[index] for index in sorted(by_index)]
         if on_progress is not None:
             on_progress(Progress("predict", len(predictions), len(samples), "images"))
     if all(prediction.error is not None for prediction in predictions):

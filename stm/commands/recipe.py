@@ -1,4 +1,4 @@
-"""What was wished for: its name, and running it again from the recipe that a folder records."""
+"""Running a recipe again: the options that a folder records, and whether what comes of them is the same."""
 
 import dataclasses
 from pathlib import Path
@@ -47,7 +47,7 @@ def recorded(config: Config, folder: str | Path) -> MergeOptions:
 
 
 def read_recipe(folder_or_repo: str | Path, options: ModelOptions) -> Config:
-    """What a model's folder says, on this machine or in a Hub repository."""
+    """Return what a model's folder says of itself, on this machine or in a Hub repository."""
     text = str(folder_or_repo)
     if not Path(text).exists() and is_repo(text):
         return artifact.read_config(download(text, token=options.token).path.parent)
@@ -55,7 +55,7 @@ def read_recipe(folder_or_repo: str | Path, options: ModelOptions) -> Config:
 
 
 def default_name(name: str, options: MergeOptions) -> str:
-    """The folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages
+    """Name the folder of a compressed model: `{name}-{method}{percent}`, for a saving `-s{percent}`, for stages
     `-b10-16`."""
     method = options.method or "stm"
     if options.stages is not None:
@@ -66,7 +66,7 @@ def default_name(name: str, options: MergeOptions) -> str:
 
 
 def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> ModelOptions:
-    """The source's options, with those that the recipe's source was read with where none are given.
+    """Return the source's options, completed by those that the recipe's source was read with.
 
     Raises:
         ArtifactError: one that is recorded is not of its kind; `extra` is free JSON.
@@ -96,9 +96,9 @@ def check_source(dense: Config, again: Config, model: str, recipe: str | Path | 
             f"{recipe} does not name the file that it was made of, so nobody can tell whether {model} is that one",
             "compress with the options of your choice instead",
         )
-    if (found := own_source(dense).source.sha256) != again.source.sha256:
+    if (sha256 := own_source(dense).source.sha256) != again.source.sha256:
         raise UsageError(
-            f"{model} is not the source of {recipe}: its sha256 is {str(found)[:12]}..., the recipe's"
+            f"{model} is not the source of {recipe}: its sha256 is {str(sha256)[:12]}..., the recipe's"
             f" {str(again.source.sha256)[:12]}...",
             f"name the source {again.source.repo or again.source.file} at revision"
             f" {again.source.revision or 'that was used'}",
@@ -113,10 +113,10 @@ def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
             f" ({again.stm_version})",
             "compress with the options of your choice instead",
         )
-    found, recorded = (config.recipe.calibration if config.recipe else None for config in (made, again))
-    if found == recorded:
+    averaged, recorded = (config.recipe.calibration if config.recipe else None for config in (made, again))
+    if averaged == recorded:
         return
-    if found is None and recorded is not None:
+    if averaged is None and recorded is not None:
         raise UsageError(
             f"{recipe} was calibrated on {recorded.n} images of {recorded.data}, and none were given",
             "give them: --calibration DIR",

@@ -1,7 +1,7 @@
 """The same saving for every method: which tokens a peer, or the paper's schedule, must remove for a share of the
 operations.
 
-The measure is the honest count, in which a method's own work is counted too. What can be had is whole tokens: the first
+The measure is the honest count, in which a method's own work is counted too. Tokens are whole: the first
 merges of a method may take one token more than the others, and the nearest saving wins.
 """
 
@@ -36,14 +36,14 @@ class Solved(NamedTuple):
 def solve_peer(
     config: Config, method: str, saving: float, *, places: Sequence[int] | None = None, seed: int = 0
 ) -> Solved:
-    """A peer with the honest saving nearest to `saving`.
+    """Return a peer with the honest saving nearest to `saving`.
 
     Args:
         config: of the dense model.
         method: a name of `PEERS`.
         saving: a share of the dense model's honest count.
-        places: the blocks after which it acts; where it was published to act by default.
-        seed: draws where it draws.
+        places: the blocks after which it acts; by default those of its publication.
+        seed: of a method that draws tokens at random.
 
     Raises:
         UsageError: there is no token that it could remove.
@@ -68,9 +68,9 @@ def nearest(config: Config, plans: Iterable[Peer], saving: float) -> Solved | No
 
 
 def solve_paper(dense: ViM, saving: float) -> tuple[ViM, bool]:
-    """The preset `paper` with the honest saving nearest to `saving`, and whether that is within half a point.
+    """Return the preset `paper` with the honest saving nearest to `saving`, and whether that is within half a point.
 
-    r is the smallest number of tokens a side that reaches it; the first m of its K steps take one more.
+    r is the smallest number of tokens per side that reaches it; the first m of its K steps take one more.
     """
     reached = [(abs(flops.count(config).honest_saving - saving), config) for config in _papers(dense.config, saving)]
     if not reached:

@@ -130,7 +130,7 @@ def baked(dense: ViM, cell: Cell) -> ViM:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell, its model, and the part of its row that is known before; or why it cannot be had. `key` is what it is
+    """A cell, its model, and the part of its row that is known before; or why it is refused. `key` is what it is
     stored under."""
 
     cell: Cell

@@ -115,7 +115,7 @@ class CellFile:
 
 
 def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
-    """Refuse a place where a sweep cannot be kept, before any work is done.
+    """Refuse a folder that cannot hold a sweep, before any work is done.
 
     Raises:
         UsageError: it is a file, or a folder with other files.
