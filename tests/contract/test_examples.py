@@ -18,6 +18,7 @@ import pytest
 import stm
 from stm.data.images import Openable
 from stm.data.open import open_samples
+from tests.hang import HANG
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -109,14 +110,14 @@ def test_serve_answers_with_the_class_of_an_image_and_refuses_what_is_none(addre
         assert isinstance(sample.source, Openable)
         with sample.source.open() as image:
             image.save("digit.png")
-        with urllib.request.urlopen(address, Path("digit.png").read_bytes(), timeout=60) as answer:
+        with urllib.request.urlopen(address, Path("digit.png").read_bytes(), timeout=HANG) as answer:
             found = json.load(answer)
         assert 0 < found["probability"] <= 1
         right += found["class"] == sample.label
     assert right >= 6, "of eight digits that it was not trained on"
     for wrong in (b"no image", Path("digit.png").read_bytes()[:60]):
         with pytest.raises(urllib.error.HTTPError, match="not an image that can be read"):
-            urllib.request.urlopen(address, wrong, timeout=60)
+            urllib.request.urlopen(address, wrong, timeout=HANG)
 
 
 @pytest.mark.slow
