@@ -1,4 +1,4 @@
-"""Put a compressed model on the Hub. Without --yes nothing leaves this machine: it shows what would.
+"""Push a compressed model to the Hub. Without --yes, only list what would be uploaded: nothing leaves this machine.
 
 python examples/push.py you/vim-digits-stm40
 hf auth login && python examples/push.py you/vim-digits-stm40 --yes

@@ -15,7 +15,7 @@ import stm
 from stm.data.preprocess import preprocess
 
 small = stm.compress(stm.load("vim-digits"), rate=0.4)  # or stm.load("a folder that stm compress wrote")
-served = small.optimize(batch_size=1)
+served = small.optimize(batch_size=1)  # a request brings one image, so the calls are laid out for one
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -222,7 +222,7 @@ print(line, changed)
 
 
 def test_a_kill_at_any_moment_leaves_a_folder_that_loads(folder: Path) -> None:
-    """Before every seventh line of the writer; tests/unit/test_atomic.py kills before every line of the exchange."""
+    """Before every seventh line of the writer; test_atomic_kills.py kills before every line of the exchange."""
     run = subprocess.run(
         [sys.executable, "-c", KILLER, str(folder), "7"],
         capture_output=True,
