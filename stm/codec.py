@@ -53,12 +53,12 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max
     ):  # an int may be larger than any float
         return float(value)
-    raise ValueError(f"{path} is {brief(value)}, expected {_kind_name(kind)}")
+    raise ValueError(f"{path} is {brief_json(value)}, expected {_kind_name(kind)}")
 
 
 def _decode_object(kind: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{path or 'the file'} is {brief(value)}, expected an object")
+        raise ValueError(f"{path or 'the file'} is {brief_json(value)}, expected an object")
     hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
     if unknown := sorted(value.keys() - hints.keys()):
@@ -78,7 +78,7 @@ def _kind_name(kind: Any) -> str:
     return names.get(kind) or {tuple: f"a list ({kind})", dict: "an object"}.get(origin or kind, str(kind))
 
 
-def brief(value: Any) -> str:
+def brief_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -95,5 +95,5 @@ def _finite(text: str) -> float:
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
-        raise ValueError(f"a key is written twice: {brief(twice)}")
+        raise ValueError(f"a key is written twice: {brief_json(twice)}")
     return dict(pairs)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from stm.errors import check_choice
 from stm.merging.schedule import Schedule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,11 +27,6 @@ PRESET_NAMES = ("stm", "paper")
 LARGEST_SIDE = 8192  # pixels: an image of that side takes 800 MB as a model's input. Nothing in the weights bounds it
 LARGEST_RESIZE = 10  # times the crop
 REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
 
 
 def _within(of: Any, low: float, high: float, *names: str) -> None:
@@ -98,7 +94,7 @@ class ModelConfig:
             raise ValueError(f"patch is {self.patch}, expected at most the image_size {self.image_size}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
             raise ValueError(f"norm_eps is {self.norm_eps}, expected a small positive number")
-        _one_of("class_token", self.class_token, CLASS_TOKENS)
+        check_choice("class_token", self.class_token, CLASS_TOKENS, ValueError)
 
     @property
     def grid(self) -> int:
@@ -139,7 +135,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, (*INTERPOLATIONS, "none"))
+        check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "none"), ValueError)
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
         if self.resize > LARGEST_RESIZE * self.crop:
@@ -174,8 +170,8 @@ class Protection:
     initial_state: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("weights", self.weights, WEIGHTS)
-        _one_of("mode", self.mode, MODES)
+        check_choice("weights", self.weights, WEIGHTS, ValueError)
+        check_choice("mode", self.mode, MODES, ValueError)
         if not (math.isfinite(self.step_scale) and 0 <= self.step_scale <= 4):
             raise ValueError(f"step_scale is {self.step_scale}, expected a number from 0 to 4")
         if self.weights != "hsp" and (self.mode == "dynamic" or self.normalized):
@@ -228,9 +224,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, PRESET_NAMES)
-        _one_of("schedule", self.schedule, ORDERS)
-        _one_of("sides", self.sides, SIDES)
+        check_choice("method", self.method, PRESET_NAMES, ValueError)
+        check_choice("schedule", self.schedule, ORDERS, ValueError)
+        check_choice("sides", self.sides, SIDES, ValueError)
         asked = [name for name in ("rate", "saving", "stages") if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(
@@ -317,7 +313,7 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, DTYPES, ValueError)
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}, expected at least 1")
         if self.label_names is not None and len(self.label_names) != self.num_classes:

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from stm.codec import brief, decode, encode, parse
+from stm.codec import brief_json, decode, encode, parse
 from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError
 from stm.install import install_command
@@ -70,9 +70,9 @@ def loads(text: str, where: str = "config.json") -> Config:
 def from_json(document: Any, where: str = "config.json") -> Config:
     """The config that a document holds; see `loads`."""
     document = dict(_migrate(document, where))
-    for key, expected in (("format", FORMAT), ("architecture", ARCHITECTURE)):
-        if document.pop(key, None) != expected:
-            raise ArtifactError(f"{where}: {key} is not {expected!r}: this is not a folder that stm wrote")
+    for key, constant in (("format", FORMAT), ("architecture", ARCHITECTURE)):
+        if document.pop(key, None) != constant:
+            raise ArtifactError(f"{where}: {key} is not {constant!r}: this is not a folder that stm wrote")
     written = {key: document.pop(key, None) for key in ("num_features", "id2label", "pretrained_cfg")}
     try:
         document["schedule"], per_block = _decode_schedule(document.get("schedule"))
@@ -90,15 +90,16 @@ def from_json(document: Any, where: str = "config.json") -> Config:
         raise ArtifactError(f"{where}: {error}", REWRITE_HINT) from error
     for key, value in written.items():
         if value != again[key]:
+            expected = brief_json(again[key])
             raise ArtifactError(
-                f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}",
+                f"{where}: {key} contradicts the rest of the file: {brief_json(value)}, expected {expected}",
                 REWRITE_HINT,
             )
     for key, value in per_block.items():
         if value != again["schedule"][key]:
-            expected = brief(again["schedule"][key])
+            expected = brief_json(again["schedule"][key])
             raise ArtifactError(
-                f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", REWRITE_HINT
+                f"{where}: schedule.{key} contradicts its steps: {brief_json(value)}, expected {expected}", REWRITE_HINT
             )
     return config
 
@@ -106,11 +107,11 @@ def from_json(document: Any, where: str = "config.json") -> Config:
 def _migrate(document: Any, where: str) -> dict[str, Any]:
     """The document as the current version writes it. Older versions pass through one pure function each, in order."""
     if not isinstance(document, dict):
-        raise ArtifactError(f"{where}: expected an object, got {brief(document)}")
+        raise ArtifactError(f"{where}: expected an object, got {brief_json(document)}")
     version = document.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(
-            f"{where}: schema_version is {brief(version)}, this stm reads 1 to {SCHEMA_VERSION}",
+            f"{where}: schema_version is {brief_json(version)}, this stm reads 1 to {SCHEMA_VERSION}",
             f"a newer version of stm may read it: {install_command()}",
         )
     return {key: value for key, value in document.items() if key != "schema_version"}

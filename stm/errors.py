@@ -7,7 +7,7 @@ A message is one sentence that names the file, tensor or value and what was expe
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 NAMES_SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
@@ -77,6 +77,12 @@ class HubError(StmError):
 
 class BackendError(StmError):
     """A backend that was asked for by name is not available."""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str], error: Callable[[str], Exception] = UsageError) -> None:
+    """Raise `error` if `value`, which the caller knows as `name`, is not one of `choices`."""
+    if value not in (known := tuple(choices)):
+        raise error(f"{name} is {value!r}, expected one of {', '.join(known)}")
 
 
 def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:

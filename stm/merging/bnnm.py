@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from stm.config import ORDERS, SIDES, ModelConfig
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 from stm.merging.budget import (
     Capacity,
     checked_stages,
@@ -208,9 +208,8 @@ def _check_options(
     sides: str,
     tokens_per_side: int | None,
 ) -> None:
-    for name, value, allowed in (("schedule", order, ORDERS), ("sides", sides, SIDES)):
-        if value not in allowed:
-            raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    check_choice("schedule", order, ORDERS)
+    check_choice("sides", sides, SIDES)
     given = [name for name, value in (("rate", rate), ("saving", saving), ("stages", stages)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} were given, expected only one of rate, saving and stages")

@@ -1,6 +1,6 @@
 """What a ViM is built of: patches, blocks, and the mixer with its two directions."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,7 @@ from stm.backends.reference import gated, projected, step_sizes
 from stm.config import ModelConfig
 from stm.merging.plan import State, Taps
 
-if TYPE_CHECKING:
-    pass
-
-REVERSE = (False, True)  # how the directions walk
+REVERSE: tuple[bool, ...] = (False, True)  # how the directions walk
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -113,7 +110,14 @@ class Mixer(nn.Module):
         if "delta" in wants:
             dt, dt_weight = projected(dt, dt_weight), None
         y = self.backend.scan(
-            *(x, dt, A, B, C, self.D, z, REVERSE),
+            u=x,
+            dt=dt,
+            A=A,
+            B=B,
+            C=C,
+            D=self.D,
+            z=z,
+            reverse=REVERSE,
             dt_weight=dt_weight,
             dt_bias=self.dt_proj_bias,
             scale=state.scale,
@@ -150,7 +154,14 @@ class Mixer(nn.Module):
             )
             dt, B, C = self._select(x, one)
             y = self.backend.scan(
-                *(x, dt, A[one], B, C, self.D[one], None, REVERSE[one]),
+                u=x,
+                dt=dt,
+                A=A[one],
+                B=B,
+                C=C,
+                D=self.D[one],
+                z=None,
+                reverse=REVERSE[one],
                 dt_weight=self.dt_proj_weight[one],
                 dt_bias=self.dt_proj_bias[one],
                 scale=None if state.scale is None else state.scale[..., seen],
