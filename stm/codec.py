@@ -1,6 +1,7 @@
 """Dataclasses to JSON and back, strictly: every key known, every key there, every value of its kind.
 
-One codec for `config.json` and for the reports that commands print.
+One codec serves `config.json` and the reports that commands print. It raises plain ValueErrors that name the path of a
+value; the callers know the file, and turn them into errors for people.
 """
 
 import dataclasses
@@ -14,14 +15,18 @@ from typing import Any
 
 
 def parse(text: str) -> Any:
-    """JSON as its standard has it: ValueError for NaN, numbers out of range, a key twice, or text that could not be
-    written again."""
+    """Parse JSON as its standard has it. Python's own parser accepts more.
+
+    Raises:
+        ValueError: NaN or infinity, a number out of range, a key twice, or text that could not be written again.
+    """
     document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_no_duplicates)
-    json.dumps(document, ensure_ascii=False).encode()  # escapes can spell half a character
+    json.dumps(document, ensure_ascii=False).encode()  # raises for half a character, which an escape can spell
     return document
 
 
 def encode(value: Any) -> Any:
+    """Return a value as JSON types: dataclasses and dicts as objects, tuples and lists as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -32,14 +37,21 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: Any, value: Any, path: str) -> Any:
-    """`value` as `kind`, a dataclass or a type of one of its fields; ValueError names the path, what was expected, what
-    came."""
+    """Return a JSON value as `kind`, which is a dataclass or the type of one of its fields.
+
+    Args:
+        path: the place of the value in the document, such as "schedule.steps[0]"; "" for the document itself.
+
+    Raises:
+        ValueError: a value of another kind, an unknown or a missing key; the message has path, value and expected kind.
+    """
+    # int and float are left to the end: a bool is an int to Python, and an int is a float to JSON.
     if kind is Any or (isinstance(kind, type) and isinstance(value, kind) and kind is not int and kind is not float):
         return value
     if dataclasses.is_dataclass(kind):
         return _decode_object(kind, value, path)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin is types.UnionType:  # our only unions are with None
         return None if value is None else decode(next(a for a in args if a is not type(None)), value, path)
     if origin is tuple and isinstance(value, list):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
@@ -49,16 +61,16 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         return {key: decode(args[1], item, f"{path}.{key}") for key, item in value.items()}
     if kind is int and type(value) is int:
         return value
-    if (
-        kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max
-    ):  # an int may be larger than any float
+    # An int may be larger than any float, which float() would refuse with an error of another kind.
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
-    raise ValueError(f"{path} is {brief(value)}, expected {_kind_name(kind)}")
+    raise ValueError(f"{path} is {brief_json(value)}, expected {_kind_name(kind)}")
 
 
 def _decode_object(kind: Any, value: Any, path: str) -> Any:
+    """Return a JSON object as the dataclass `kind`. No field has a default here: a file that lacks a key is refused."""
     if not isinstance(value, dict):
-        raise ValueError(f"{path or 'the file'} is {brief(value)}, expected an object")
+        raise ValueError(f"{path or 'the file'} is {brief_json(value)}, expected an object")
     hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
     if unknown := sorted(value.keys() - hints.keys()):
@@ -68,19 +80,24 @@ def _decode_object(kind: Any, value: Any, path: str) -> Any:
     fields = {key: decode(hint, value[key], prefix + key) for key, hint in hints.items()}
     try:
         return kind(**fields)
-    except ValueError as error:
+    except ValueError as error:  # of the dataclass's own checks, which do not know where the value stands
         raise ValueError(f"{path}: {error}" if path else str(error)) from error
 
 
 def _kind_name(kind: Any) -> str:
+    """Return a kind in words, for a sentence."""
     names = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
     origin = typing.get_origin(kind)
     return names.get(kind) or {tuple: f"a list ({kind})", dict: "an object"}.get(origin or kind, str(kind))
 
 
-def brief(value: Any) -> str:
+def brief_json(value: Any) -> str:
+    """Return a value as JSON for a sentence, at most 80 characters of it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+# Hooks of json.loads, for the rules that the parser does not enforce.
 
 
 def _no_constant(name: str) -> Any:
@@ -95,5 +112,5 @@ def _finite(text: str) -> float:
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]:
-        raise ValueError(f"a key is written twice: {brief(twice)}")
+        raise ValueError(f"a key is written twice: {brief_json(twice)}")
     return dict(pairs)

@@ -1,9 +1,8 @@
-"""What a model folder says about itself: the types behind `config.json`, which stm/config_file.py writes and reads.
+"""The types behind `config.json`, in which a model folder describes itself. stm/config_file.py writes and reads it.
 
-Every value is checked when it is made: a config that is there means what it says. Integers (the schedule among them)
-    live
-here, floats that the model computes with live in `model.safetensors`. Nothing here is a path, a clock time or a speed,
-so that two runs write the same bytes.
+Every value is checked when its dataclass is made, so no part of the code checks a config again. The config holds the
+integers of a model, the schedule among them; the floats that it computes with are in `model.safetensors`. Nothing here
+is a path, a clock time or a speed, so that two runs write the same bytes.
 """
 
 import math
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from stm.errors import check_choice
 from stm.merging.schedule import Schedule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,20 +23,19 @@ MODES = ("dynamic", "static")
 ORDERS = ("staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
 PRESET_NAMES = ("stm", "paper")
-LARGEST_SIDE = 8192  # pixels: an image of that side takes 800 MB as a model's input. Nothing in the weights bounds it
+# Nothing in the weights bounds these two, and a hostile file must not take all memory.
+LARGEST_SIDE = 8192  # pixels; an image of that side takes 800 MB as a model's input
 LARGEST_RESIZE = 10  # times the crop
 REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+def _within(owner: Any, low: float, high: float, *names: str) -> None:
+    """Raise ValueError if an attribute of `owner` is not within low to high.
 
-
-def _within(of: Any, low: float, high: float, *names: str) -> None:
-    """Refuse a number of `of`, or one of an interval, that is outside of low to high; None is none."""
+    Both numbers of an interval are checked; None, a number that is unknown, passes.
+    """
     for name in names:
-        value = getattr(of, name)
+        value = getattr(owner, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not low <= number <= high:
                 raise ValueError(
@@ -46,18 +45,22 @@ def _within(of: Any, low: float, high: float, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a ViM (hustvl/Vim, bimamba v2). Symbols as in docs/design.md.
+    """The shape of a ViM (hustvl/Vim, bimamba v2). The letters are those of docs/design.md.
 
     Args:
         image_size: side of the square input, in pixels.
-        patch: side of a patch, in pixels; `stride` is the distance between patches.
-        d_model: D, the residual width; the inner width E is `expand` * D.
+        patch: side of a patch, in pixels.
+        stride: distance between two patches, in pixels; patches overlap if it is smaller than `patch`.
+        in_chans: channels of an image.
+        d_model: D, the residual width.
         depth: number of blocks.
-        d_state: N, the SSM's state size.
+        d_state: N, the state size of the scan.
         dt_rank: R, the rank of Delta's projection.
-        d_conv: width of the causal convolution.
-        class_token: "middle" (at M // 2 of M patches, as the official models) or "head" (at 0).
+        expand: the inner width E is `expand` * D.
+        d_conv: W, the width of the causal convolution.
+        class_token: "middle" (at M // 2 of M patches, as in the official models) or "head" (at 0).
         divide_out: whether the two directions are averaged (official) or added.
+        norm_eps: added to the mean square in every RMSNorm.
 
     Raises:
         ValueError: a value that no ViM can have.
@@ -98,16 +101,16 @@ class ModelConfig:
             raise ValueError(f"patch is {self.patch}, expected at most the image_size {self.image_size}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
             raise ValueError(f"norm_eps is {self.norm_eps}, expected a small positive number")
-        _one_of("class_token", self.class_token, CLASS_TOKENS)
+        check_choice("class_token", self.class_token, CLASS_TOKENS, ValueError)
 
     @property
     def grid(self) -> int:
-        """Patches along a side of the image."""
+        """The number of patches along a side of the image."""
         return (self.image_size - self.patch) // self.stride + 1
 
     @property
     def tokens(self) -> int:
-        """L: patches and the class token."""
+        """L, the number of patches and the class token."""
         return self.grid**2 + 1
 
     @property
@@ -117,19 +120,19 @@ class ModelConfig:
 
     @property
     def d_inner(self) -> int:
-        """E."""
+        """E, the inner width."""
         return self.expand * self.d_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From a photograph to the model's input: resize the short side, center crop, scale to 0..1, normalise.
+    """How a photograph becomes the model's input: resize the short side, center crop, scale to 0..1, normalise.
 
     Args:
         resize: the short side after resizing, in pixels.
         crop: side of the center crop, in pixels.
         interpolation: "bicubic" or "bilinear" (antialiased), "nearest", or "none": the image must have the crop's size.
-        mean, std: one value a channel.
+        mean, std: one value per channel.
     """
 
     resize: int = 256
@@ -139,7 +142,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _one_of("interpolation", self.interpolation, (*INTERPOLATIONS, "none"))
+        check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "none"), ValueError)
         if not 1 <= self.crop <= self.resize:
             raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
         if self.resize > LARGEST_RESIZE * self.crop:
@@ -149,20 +152,26 @@ class Preprocess:
 
     @classmethod
     def official(cls, image_size: int) -> "Preprocess":
-        """hustvl/Vim datasets.py: short side int(size / 0.875), bicubic, center crop, ImageNet mean and std."""
+        """Return the preprocessing of hustvl/Vim for an image size.
+
+        Short side int(size / 0.875), bicubic, center crop, ImageNet mean and std. Source: hustvl/Vim, vim/datasets.py.
+        """
         return cls(resize=int(image_size / 0.875), crop=image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protection:
-    """How merged tokens are weighted and how the blocks after a merge treat them.
+    """How a merge weighs tokens, and how the blocks after it treat merged tokens.
+
+    The size of a token is the number of original tokens merged into it.
 
     Args:
         weights: the rule: prune, sum, mean, size or hsp (the paper's hidden-state protection).
         mode: "static" (baked constants) or "dynamic" (computed from the running input; hsp only).
         normalized: whether hsp's weights are divided by their sum.
-        step_scale: p; a token of size s takes Delta times s^p in every later block.
-        span_conv: whether the causal conv sees a merged token as often as it is large.
+        step_scale: p. A token of size s takes s^p times its Delta in every later block, since it stands for s tokens of
+            elapsed time.
+        span_conv: whether the causal convolution reads a merged token as many times in a row as its size.
         initial_state: whether the steps carry a baked state before the first token.
     """
 
@@ -174,8 +183,8 @@ class Protection:
     initial_state: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("weights", self.weights, WEIGHTS)
-        _one_of("mode", self.mode, MODES)
+        check_choice("weights", self.weights, WEIGHTS, ValueError)
+        check_choice("mode", self.mode, MODES, ValueError)
         if not (math.isfinite(self.step_scale) and 0 <= self.step_scale <= 4):
             raise ValueError(f"step_scale is {self.step_scale}, expected a number from 0 to 4")
         if self.weights != "hsp" and (self.mode == "dynamic" or self.normalized):
@@ -186,7 +195,7 @@ class Protection:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The images that static hsp weights were averaged over: their set's name, count and hash."""
+    """The images over which static hsp weights were averaged: the name of their set, their number and their hash."""
 
     data: str
     n: int
@@ -198,22 +207,22 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What was asked for: enough to run it again. Exactly one of rate, saving and stages is set.
+    """The request that made this model, enough to run it again. Exactly one of rate, saving and stages is set.
 
     Args:
-        method: the preset that the other values started from.
-        rate: the paper's rate asked for, a fraction.
-        saving: the saving in token-layers asked for, a fraction.
-        removed_share: the share of patch tokens that is gone, reached.
+        method: the preset from which the other values started.
+        rate: the requested rate of the paper, a fraction.
+        saving: the requested saving in token-layers, a fraction.
+        removed_share: the share of patch tokens that the schedule in fact removes.
         schedule: the order of the merges.
-        stages: the blocks before which stages act, where they were given.
+        stages: the requested blocks before which stages act.
         sides: both, left or right.
         tokens_per_side: r of a gradual order; null for staged.
-        calibration: the images that were averaged over, if any.
+        calibration: the images over which weights were averaged, if any.
         seed: chooses the calibration images.
 
     Raises:
-        ValueError: a name that is not known, or not exactly one budget.
+        ValueError: an unknown name, or not exactly one budget.
     """
 
     method: str
@@ -228,9 +237,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, PRESET_NAMES)
-        _one_of("schedule", self.schedule, ORDERS)
-        _one_of("sides", self.sides, SIDES)
+        check_choice("method", self.method, PRESET_NAMES, ValueError)
+        check_choice("schedule", self.schedule, ORDERS, ValueError)
+        check_choice("sides", self.sides, SIDES, ValueError)
         asked = [name for name in ("rate", "saving", "stages") if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(
@@ -245,10 +254,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from. `file` is a base name, never a path; `revision` a resolved commit; `license` its
-    own, as the header of the repository's model card states it.
+    """The origin of the weights.
 
-    A repository's file in a folder has its whole name in `extra.path`.
+    Args:
+        repo: the Hub repository, OWNER/NAME.
+        file: the base name of the file, never a path, which would tell where it lay. A repository's file in a folder
+            has its whole name in `extra.path`.
+        revision: the resolved commit, never a branch.
+        sha256: the hash of the file.
+        license: as the header of the repository's model card states it.
     """
 
     repo: str | None = None
@@ -264,8 +278,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One evaluation. Accuracies, intervals and drops are fractions; what was not measured is null and `reasons` says
-    why."""
+    """One evaluation. Accuracies, intervals and drops are fractions.
+
+    A number that was not measured is null, and `reasons` says why, by the name of its field.
+    """
 
     data: str
     n: int
@@ -287,12 +303,12 @@ class Measured:
         _within(self, 1, math.inf, "n")
         _within(self, 0, math.inf, "failed", "seed", "kl")
         _within(self, 0, 1, "top1", "top1_ci", "top5", "top5_ci", "agreement", "dense_top1", "mcnemar_p")
-        _within(self, -1, 1, "drop", "drop_ci")
+        _within(self, -1, 1, "drop", "drop_ci")  # a compressed model may be better
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """A file of the folder, as it was written."""
+    """The hash and the size of a file of the folder, as they were written."""
 
     sha256: str
     bytes: int
@@ -300,7 +316,20 @@ class FileInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that a folder says: see the module's text. A model that was never saved has no `files`."""
+    """The whole description of a model. A model that was never saved has no `files`.
+
+    Args:
+        preprocessing: how a photograph becomes an input.
+        label_names: one name per class, if known.
+        dtype: of the weights of the matrix products; everything else is float32.
+        protection: null only if the schedule has no steps.
+        recipe: null if `stm.compress` did not make the model, or if its weights have changed since.
+        stm_version: of the program that wrote the folder.
+        extra: everything else worth keeping; the only place where unknown keys are allowed.
+
+    Raises:
+        ValueError: two parts that contradict each other.
+    """
 
     model: ModelConfig
     num_classes: int
@@ -317,7 +346,7 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, DTYPES, ValueError)
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}, expected at least 1")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
@@ -330,6 +359,7 @@ class Config:
                 f"the model has {self.model.tokens} with it at {self.model.cls}"
             )
         self.schedule.check_depth(self.model.depth)
+        # The reverse is no contradiction: a budget of 0 has a protection and no steps.
         if self.schedule.steps and self.protection is None:
             raise ValueError("the schedule merges, but protection is null")
         if self.preprocessing.crop != self.model.image_size:
@@ -342,12 +372,14 @@ class Config:
             )
 
     def extra_texts(self, key: str) -> tuple[str, ...]:
-        """The texts of a list in `extra`, which may hold anything: `notes` on what was assumed when the source was
-        read, `datasets`."""
+        """Return the texts of a list in `extra`: `notes`, the assumptions made when the source was read, or `datasets`.
+
+        `extra` may hold anything, also in a file that someone else wrote, so other values are passed over.
+        """
         value = self.extra.get(key)
-        return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
+        return tuple(text for text in value if isinstance(text, str)) if isinstance(value, list) else ()
 
 
 def dense_schedule(model: ModelConfig) -> Schedule:
-    """The schedule of a model that merges nothing."""
+    """Return the schedule of a model that merges nothing."""
     return Schedule(model.tokens, model.cls)

@@ -1,7 +1,8 @@
-"""`config.json`: what a folder says about itself, written and read strictly.
+"""`config.json`, the description of a model folder: written and read strictly.
 
-Values that follow from others are written for readers, and must match when they are read. Unknown keys and versions are
-refused, except inside `extra`; older versions pass through pure functions.
+A few values that follow from others are written too, for readers without our code: `pretrained_cfg` and `num_features`
+as timm names them, `id2label`, the tokens per block. Reading compares them, so that a file cannot say two things.
+Unknown keys and versions are refused, except inside `extra`.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from stm.codec import brief, decode, encode, parse
+from stm.codec import brief_json, decode, encode, parse
 from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError
 from stm.install import install_command
@@ -21,7 +22,7 @@ ARCHITECTURE = "vim"
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """The document that `config.json` holds."""
+    """Return the document of a config, as JSON types."""
     schedule, model, prep = config.schedule, config.model, config.preprocessing
     document = encode({f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "schedule"})
     document["schedule"] = {
@@ -31,6 +32,7 @@ def to_json(config: Config) -> dict[str, Any]:
         "tokens_per_block": list(schedule.tokens_per_block(model.depth)),
         "class_token_per_block": list(schedule.cls_per_block(model.depth)),
     }
+    # The last three are derived: their names and forms are those that timm and transformers read.
     return document | {
         "schema_version": SCHEMA_VERSION,
         "format": FORMAT,
@@ -49,16 +51,19 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def dumps(config: Config) -> str:
-    """`config.json` as text: keys sorted, one trailing newline, the same bytes for the same config."""
+    """Return `config.json` as text: keys sorted, one trailing newline, the same bytes for the same config."""
     return json.dumps(to_json(config), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def loads(text: str, where: str = "config.json") -> Config:
-    """Read `config.json`.
+    """Return the config that the text of a `config.json` holds.
+
+    Args:
+        where: the name of the file, for messages.
 
     Raises:
-        ArtifactError: not JSON, another format or version, a key missing or unknown, a value of the wrong kind or
-            that contradicts another one.
+        ArtifactError: not JSON, another format or version, a missing or an unknown key, a value of the wrong kind, or
+            one that contradicts another.
     """
     try:
         document = parse(text)
@@ -68,11 +73,12 @@ def loads(text: str, where: str = "config.json") -> Config:
 
 
 def from_json(document: Any, where: str = "config.json") -> Config:
-    """The config that a document holds; see `loads`."""
+    """Return the config that a parsed document holds; see `loads`."""
     document = dict(_migrate(document, where))
-    for key, expected in (("format", FORMAT), ("architecture", ARCHITECTURE)):
-        if document.pop(key, None) != expected:
-            raise ArtifactError(f"{where}: {key} is not {expected!r}: this is not a folder that stm wrote")
+    for key, constant in (("format", FORMAT), ("architecture", ARCHITECTURE)):
+        if document.pop(key, None) != constant:
+            raise ArtifactError(f"{where}: {key} is not {constant!r}: this is not a folder that stm wrote")
+    # Taken out now, as Config has no such fields; compared below with what the config itself gives.
     written = {key: document.pop(key, None) for key in ("num_features", "id2label", "pretrained_cfg")}
     try:
         document["schedule"], per_block = _decode_schedule(document.get("schedule"))
@@ -85,40 +91,45 @@ def from_json(document: Any, where: str = "config.json") -> Config:
                 f"schedule.tokens_per_block has {len(per_block['tokens_per_block'])} entries for {config.model.depth}"
                 " blocks"
             )
-        again = to_json(config)
+        again = to_json(config)  # may recurse as deep as `extra` does
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where}: {error}", REWRITE_HINT) from error
     for key, value in written.items():
         if value != again[key]:
+            expected = brief_json(again[key])
             raise ArtifactError(
-                f"{where}: {key} contradicts the rest of the file: {brief(value)}, expected {brief(again[key])}",
+                f"{where}: {key} contradicts the rest of the file: {brief_json(value)}, expected {expected}",
                 REWRITE_HINT,
             )
     for key, value in per_block.items():
         if value != again["schedule"][key]:
-            expected = brief(again["schedule"][key])
+            expected = brief_json(again["schedule"][key])
             raise ArtifactError(
-                f"{where}: schedule.{key} contradicts its steps: {brief(value)}, expected {expected}", REWRITE_HINT
+                f"{where}: schedule.{key} contradicts its steps: {brief_json(value)}, expected {expected}", REWRITE_HINT
             )
     return config
 
 
 def _migrate(document: Any, where: str) -> dict[str, Any]:
-    """The document as the current version writes it. Older versions pass through one pure function each, in order."""
+    """Return the document as the current version writes it, without its version.
+
+    Older versions, of which there are none yet, pass through one pure function each, in order.
+    """
     if not isinstance(document, dict):
-        raise ArtifactError(f"{where}: expected an object, got {brief(document)}")
+        raise ArtifactError(f"{where}: expected an object, got {brief_json(document)}")
     version = document.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(
-            f"{where}: schema_version is {brief(version)}, this stm reads 1 to {SCHEMA_VERSION}",
+            f"{where}: schema_version is {brief_json(version)}, this stm reads 1 to {SCHEMA_VERSION}",
             f"a newer version of stm may read it: {install_command()}",
         )
     return {key: value for key, value in document.items() if key != "schema_version"}
 
 
 def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
-    """The schedule and its derived lists, which the caller compares."""
+    """Return the schedule and its derived lists, which the caller compares."""
 
+    # The form in the file, which differs from Schedule's: `class_token` is a word, and lists are derived.
     @dataclass(frozen=True)
     class Written:
         tokens: int

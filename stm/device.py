@@ -1,4 +1,4 @@
-"""Where a model runs: `auto` and the names of what there is."""
+"""The device that a model runs on: `auto`, and the names of the devices of this machine."""
 
 import torch
 
@@ -6,7 +6,7 @@ from stm.errors import UsageError
 
 
 def available() -> tuple[str, ...]:
-    """What a model can run on here: the processor, and the cards of the kind that torch sees, also by their numbers."""
+    """Return the names of this machine's devices: "cpu", and if there are cards, their type alone and numbered."""
     card = torch.accelerator.current_accelerator(check_available=True)
     cards = (
         ()
@@ -17,16 +17,17 @@ def available() -> tuple[str, ...]:
 
 
 def pick(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes a GPU where torch sees one, else the CPU.
+    """Return the device of that name. `auto` takes a CUDA device if torch sees one, else the processor.
 
     Raises:
-        UsageError: there is no such device here, or torch cannot use it.
+        UsageError: this machine has no such device, or torch cannot use it.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in (there := available()):
-        raise UsageError(f"there is no device {name!r} here, expected {' or '.join(('auto', *there))}", "see: stm env")
+    if name not in (names := available()):
+        raise UsageError(f"there is no device {name!r} here, expected {' or '.join(('auto', *names))}", "see: stm env")
     try:
+        # An allocation is the proof: torch.device("cuda:0") succeeds on any machine.
         return torch.empty(0, device=name).device
     except RuntimeError as error:  # a card that others hold, or that this build of torch is too new or too old for
         raise UsageError(

@@ -1,24 +1,24 @@
-"""The exception family. Every failure that a user can cause or meet is one of these.
+"""The exception family, and helpers for its sentences. Every failure that a user can cause or meet is one of these.
 
-A message is one sentence that names the file, tensor or value and what was expected; `hint` says what to do next.
-`exit_code` is what the command line returns for it.
+A message is one sentence that names the file, tensor or value, and the expected one. `hint` says what to do next.
+`exit_code` is the status with which the command line then ends.
 """
 
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-NAMES_SHOWN = 8  # names in one sentence; a checkpoint of something else entirely has hundreds to list
-LONGEST = 300  # characters of one of them; a file may hold a name of any length
+NAMES_SHOWN = 8  # names in one sentence, since a checkpoint of an unrelated model has hundreds to list
+LONGEST = 300  # characters of each, since a file may hold a name of any length
 
 
 class StmError(Exception):
     """Base of everything that stm raises on purpose.
 
     Args:
-        message: one sentence: what is wrong, with the name of the file, tensor or value, and what was expected.
+        message: one sentence that names what is wrong (file, tensor or value) and what was expected.
         hint: the next step, such as a command to type.
     """
 
@@ -31,7 +31,7 @@ class StmError(Exception):
 
 
 class UsageError(StmError, ValueError):
-    """An option or argument that cannot be used as given."""
+    """An option or argument that cannot be used as given. A ValueError too, as Python callers expect."""
 
     exit_code = 2
 
@@ -47,10 +47,11 @@ class CheckpointError(StmError):
 
 
 class Question(CheckpointError):
-    """What decides every number, and nothing tells.
+    """A fact that decides every number, which neither the file nor the caller tells.
 
     Args:
-        answers: what it may be, and the words of the command line that say so.
+        message: the question.
+        answers: from each possible answer to the words of the command line that give it.
     """
 
     def __init__(self, message: str, answers: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
@@ -59,7 +60,7 @@ class Question(CheckpointError):
 
     @staticmethod
     def hinted(answers: Mapping[str, Sequence[str]], command: Sequence[str] = ()) -> str:
-        """The next step: each answer's words, after those of a command that asked."""
+        """Return the hint: for each answer the command to type, which is `command` followed by the answer's words."""
         return "; ".join(f"if it is {what}: {shlex.join((*command, *words))}" for what, words in answers.items())
 
 
@@ -79,8 +80,21 @@ class BackendError(StmError):
     """A backend that was asked for by name is not available."""
 
 
+def check_choice(name: str, value: str, choices: Iterable[str], error: Callable[[str], Exception] = UsageError) -> None:
+    """Raise `error` if `value` is not one of `choices`. The message calls it `name`.
+
+    Args:
+        error: UsageError for an argument; ValueError for a value of a file, whose reader adds the file's name.
+    """
+    if value not in (known := tuple(choices)):
+        raise error(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
 def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
-    """Refuse a name that is not Unicode, as a file's may be on Linux: JSON, cards and safetensors cannot hold it."""
+    """Raise `error` for a name that is not Unicode, as a file's may be on Linux.
+
+    JSON, cards and safetensors cannot hold such a name, and some would fail halfway through writing.
+    """
     try:
         os.fspath(name).encode()
     except UnicodeEncodeError as cause:
@@ -88,21 +102,22 @@ def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
 
 
 def brief(text: str, most: int = 80) -> str:
-    """A value for a sentence: its beginning, if it is long."""
+    """Return a text for a sentence, cut after its first `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: Iterable[str], count: int | None = None) -> str:
-    """Names for a sentence: the first few, and how many more there are. Line breaks and other controls are written as
-    escapes.
+    """Return names for a sentence: the first few, and the number of others.
+
+    Line breaks and other controls are written as escapes, because names come from files, and a message is one line.
 
     Args:
-        count: how many there are, if `names` are the first few alone.
+        count: the number of all names, if `names` are only the first few.
     """
     every = list(names)
     more = (len(every) if count is None else count) - len(every[:NAMES_SHOWN])
     shown = (
-        brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", name), LONGEST)
+        brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02x}", name), LONGEST)
         for name in every[:NAMES_SHOWN]
     )
     return ", ".join(shown) + (f" and {more:,} more" if more else "")

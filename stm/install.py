@@ -1,7 +1,7 @@
-"""The command that installs this package, for cards, pages and hints. Every one of them follows the address below."""
+"""The command that installs this package, for cards, pages and hints. All of them follow the address below."""
 
 REPOSITORY: str | None = None
-"""Address of the public git repository, as `git clone` takes it. None: it is not public yet, nor is stm on PyPI."""
+"""Address of the public git repository, as `git clone` takes it. None: neither it nor a PyPI package is public yet."""
 
 
 def install_command(extra: str | None = None) -> str:

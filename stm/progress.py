@@ -1,11 +1,17 @@
-"""How far a long piece of work is."""
+"""Progress reports. The library calls back with them and never prints; the command line draws them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a long piece of work is. `total` is None where it is not known."""
+    """How far a long piece of work has come.
+
+    Args:
+        stage: the work in words.
+        done, total: the amounts in `unit`; `total` is None if it is unknown.
+        unit: the word for what is counted.
+    """
 
     stage: str
     done: int

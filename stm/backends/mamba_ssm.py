@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stm.backends import conv
+from stm.backends import AddNorm, ConvSilu, Scan, conv
 from stm.backends.operators import operator
 from stm.backends.reference import add_norm, gated, projected, step_sizes
 from stm.errors import BackendError
@@ -49,11 +49,11 @@ def hub_status(revision: str) -> tuple[bool, str]:
     return True, f"{REPO} of the Hub at {revision}"
 
 
-def from_hub(revision: str) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """`conv_silu`, `scan` and `add_norm` with the Hub's kernels, fetched now.
+def from_hub(revision: str) -> tuple[ConvSilu, Scan, AddNorm]:
+    """Fetch the Hub's kernels of a commit now, and return `conv_silu`, `scan` and `add_norm` that run them.
 
     Raises:
-        BackendError: they cannot be had.
+        BackendError: the kernels cannot be fetched or loaded.
     """
     _kernels(revision)
     return partial(conv_silu, source=revision), partial(scan, source=revision), add_norm

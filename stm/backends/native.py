@@ -7,9 +7,10 @@ The operators hide them from torch.compile and torch.export, which see one node 
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -179,14 +180,36 @@ def _empty(like: Tensor | None, *leading: int) -> Tensor | None:
 # The C side: the structures of native_conv.c and native_scan.c, which are words of 64 bits throughout, and the library.
 
 
-_ABSENT = (0, 0, 0, 0)
+_VIEW = 4  # words of a `view` in native.h: its data and the strides of K, B and L
+_ABSENT = (0,) * _VIEW
+
+
+class Layout(NamedTuple):
+    """The fields of a C structure by name, in its order. A test holds them to the C source."""
+
+    integers: tuple[str, ...]
+    views: tuple[str, ...]
+    pointers: tuple[str, ...]
+
+    def data(self, *views: str) -> dict[str, int]:
+        """Return the index of the word that points to the data of each of `views`."""
+        return {name: len(self.integers) + _VIEW * self.views.index(name) for name in views}
+
+
+NORM = Layout(("batch", "L", "D"), ("x", "h", "total", "out"), ("weight", "eps"))
+CONV = Layout(("K", "batch", "L", "E", "W"), ("x", "out"), ("reverse", "sizes", "w", "b"))
+SCAN = Layout(
+    ("K", "batch", "L", "E", "N", "R"),
+    ("u", "dt", "B", "C", "z", "gap", "scale", "out"),
+    ("reverse", "A", "D", "h0", "weight", "bias"),
+)
 
 
 class _Words(NamedTuple):
-    """A C structure, and what its pointers point to."""
+    """A C structure, and the objects that own the memory behind its pointers."""
 
     words: "array[int]"
-    keep: dict[int, Any]  # by the word
+    keep: dict[int, Any]  # by the index of the word that points into it
 
 
 def _pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: tuple[Any, ...]) -> _Words:
@@ -325,31 +348,31 @@ class Prepared:
     Args:
         name: of the C function.
         arguments: its structure.
-        views: the names of the tensors that may move, and their first words.
+        moving: the names of the tensors that may move, and the words that point to them.
     """
 
-    def __init__(self, name: str, arguments: _Words, **views: int) -> None:
+    def __init__(self, name: str, arguments: _Words, moving: Mapping[str, int] = MappingProxyType({})) -> None:
         self._function = _function(_library()[0], name, 1)
-        self._words, self._address, self._views = arguments.words, arguments.words.buffer_info()[0], views
+        self._words, self._address, self._moving = arguments.words, arguments.words.buffer_info()[0], moving
         # Detached: a parameter changes its memory when its model is moved or cast. What moves is here for its strides
         # only.
-        fixed = (v for word, v in arguments.keep.items() if word not in views.values())
+        fixed = (v for word, v in arguments.keep.items() if word not in moving.values())
         self._alive = [v.detach() if isinstance(v, Tensor) else v for v in fixed]
 
     @classmethod
     def add_norm(cls, *tensors: Any) -> "Prepared":
         """Of x, h, weight, eps, total and out: `add_norm`. x and h may move."""
-        return cls("stm_add_norm", _norm_args(*tensors), x=3, h=7)
+        return cls("stm_add_norm", _norm_args(*tensors), NORM.data("x", "h"))
 
     @classmethod
     def conv_silu(cls, *tensors: Any, out: Tensor) -> "Prepared":
         """`conv_silu`. x may move."""
-        return cls("stm_conv", _conv_args(*tensors, out=out), x=5)
+        return cls("stm_conv", _conv_args(*tensors, out=out), CONV.data("x"))
 
     @classmethod
     def scan(cls, *tensors: Any, out: Tensor) -> "Prepared":
         """`scan`, all arguments in the operator's order. z and scale may move."""
-        return cls("stm_scan", _scan_args(*tensors, out=out), z=22, scale=30)
+        return cls("stm_scan", _scan_args(*tensors, out=out), SCAN.data("z", "scale"))
 
     @classmethod
     def product(cls, x: Tensor, weight: Tensor, out: Tensor) -> "Prepared":
@@ -367,7 +390,7 @@ class Prepared:
     def point(self, name: str, to: Tensor, offset: int = 0) -> None:
         """Use another tensor of the same shape and strides, which begins so many bytes after `to`, and has to live
         until the run."""
-        self._words[self._views[name]] = to.data_ptr() + offset
+        self._words[self._moving[name]] = to.data_ptr() + offset
 
     def __call__(self) -> None:
         if self._function(self._address, torch.get_num_threads()):

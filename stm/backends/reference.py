@@ -1,7 +1,9 @@
-"""The reference: the recurrence and the causal convolution as they are defined, one token after the other.
+"""The reference: the recurrence, the causal convolution and the norm as they are defined, one token after the other.
 
-Slow and plain, in any floating dtype; every backend is tested against this file. The signatures are those of a Backend
-(stm/backends), and everything is in token order: a reversed direction walks from the last token to the first.
+Slow and plain, in any floating dtype. Every backend is tested against this file in float64, and the protocols in
+stm/backends have these signatures. Tensors are in token order throughout: a reversed direction walks from the last
+token to the first, and its outputs lie where its inputs do.
+
 Source: hustvl/Vim, vim/models_mamba.py and its mamba_ssm/ops/selective_scan_interface.py (`selective_scan_ref`).
 """
 
@@ -27,33 +29,35 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """The selective scan: h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t, y_t = C_t h_t + D u_t.
+    """Run the selective scan: h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t, y_t = C_t h_t + D u_t.
 
     Args:
         u: (K, B, L, E), the convolved input of each direction.
-        dt: (K, B, L, E), Delta before its softplus; or (K, B, L, R), which `dt_weight` makes it of.
+        dt: (K, B, L, E), Delta before its softplus; with `dt_weight` the low-rank input of Delta, (K, B, L, R).
         A: (K, E, N), negative.
         B, C: (K, B, L, N).
         D: (K, E).
-        z: (B, L, E), the gate, or None for none.
+        z: (B, L, E), the gate, or None for no gate.
         reverse: for each direction, whether it walks from the last token to the first.
-        dt_weight: (K, E, R), where dt is not yet multiplied by it.
-        dt_bias: (K, E), added to dt, where dt does not include it.
-        scale: (L,) or (B, L): Delta is multiplied by it.
-        gap: (K, B, L, E): elapsed Delta of removed tokens: it decays the state before a token and injects nothing.
-        h0: (K, E, N): the state before the first token of each direction's walk.
-        split: return each direction without the gate.
+        dt_weight: (K, E, R), by which dt is still to be multiplied. A backend that multiplies while it walks never
+            holds Delta in memory.
+        dt_bias: (K, E), still to be added to dt.
+        scale: (L,) or (B, L), multiplies Delta: the step scale of merged tokens.
+        gap: (K, B, L, E), elapsed Delta of removed tokens. It decays the state before a token and injects nothing.
+        h0: (K, E, N), the state before the first token of each direction's walk; zeros by default.
+        split: return each direction by itself and without the gate.
 
     Returns:
-        (B, L, E), the sum over the directions times SiLU(z); with `split` (K, B, L, E).
+        (B, L, E), the sum over the directions times SiLU(z); with `split` (K, B, L, E). The dtype is that of u.
     """
     delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
-    elapsed = delta if gap is None else delta + gap
+    elapsed = delta if gap is None else delta + gap  # only time that passed for a token still present injects
     directions = []
     for k, backward in enumerate(reverse):
         h = torch.zeros_like(A[k]) if h0 is None else h0[k]  # (E, N), then (B, E, N)
-        y = [u.new_empty(0)] * u.shape[2]
+        y = [u.new_empty(0)] * u.shape[2]  # by position, whichever way the direction walks
         for t in reversed(range(u.shape[2])) if backward else range(u.shape[2]):
+            # The official discretisation: exact for A (zero-order hold), first order for B (Delta B).
             h = torch.exp(elapsed[k, :, t, :, None] * A[k]) * h + (delta * u)[k, :, t, :, None] * B[k, :, t, None, :]
             y[t] = (h * C[k, :, t, None, :]).sum(-1) + D[k] * u[k, :, t]  # (B, E)
         directions.append(torch.stack(y, 1))
@@ -64,40 +68,45 @@ def scan(
 def conv_silu(
     x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
 ) -> Tensor:
-    """SiLU of the causal depthwise convolution of each direction.
+    """Return SiLU of the causal depthwise convolution of each direction.
+
+    With `sizes` this is the span convolution: token k is read as if it stood sizes[k] times in a row, and its output is
+    the mean over its repeats. So a merged token fills the windows of its neighbours as its original tokens did.
 
     Args:
         x: (B, L, E).
-        w: (K, E, W): w[..., W - 1 - t] weighs the token t before, in walking order.
+        w: (K, E, W): w[..., W - 1 - t] weighs the token t places earlier in walking order.
         b: (K, E).
         reverse: for each direction, whether it walks from the last token to the first.
-        sizes: the span convolution: evaluate as if token k stood sizes[k] times in a row, and average over its repeats.
+        sizes: original tokens per token; None for the plain convolution.
 
     Returns:
-        (K, B, L, E).
+        (K, B, L, E), in the dtype of x.
     """
     dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, w.dtype))
     counts = torch.tensor(sizes or (1,) * x.shape[1], device=x.device)
-    owner = torch.repeat_interleave(torch.arange(x.shape[1], device=x.device), counts)  # of each repeat
+    owner = torch.repeat_interleave(torch.arange(x.shape[1], device=x.device), counts)  # the token of each repeat
     repeated = x[:, owner]  # (B, sum of sizes, E)
     width, directions = w.shape[-1], []
     for k, backward in enumerate(reverse):
         walk = repeated.flip(1) if backward else repeated
-        padded = F.pad(walk, (0, 0, width - 1, 0))
+        padded = F.pad(walk, (0, 0, width - 1, 0))  # zeros stand before the first token
         out = b[k] + sum(w[k, :, i] * padded[:, i : i + walk.shape[1]] for i in range(width))
+        # The mean is taken after SiLU: each repeat is a token of its own in the model that was trained.
         out = F.silu(out.flip(1) if backward else out)
-        directions.append(torch.zeros_like(x).index_add(1, owner, out) / counts[:, None])
+        directions.append(torch.zeros_like(x).index_add(1, owner, out) / counts[:, None])  # (B, L, E)
     return torch.stack(directions).to(dtype)
 
 
 def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The residual stream with the pending output added, and its RMSNorm.
+    """Return the residual stream with the pending output added, and the RMSNorm of the sum.
 
     Args:
         x: (B, L, D), the residual stream, float32.
-        h: (B, L, D), the mixer's output that is not yet added, or None.
+        h: (B, L, D), the previous mixer's output that is not yet added, or None.
         weight: (D,).
-        dtype: of the normalised output, the GEMMs'.
+        eps: added to the mean square.
+        dtype: the dtype of the norm, which the matrix products read.
 
     Returns:
         x + h (B, L, D), and its norm (B, L, D) in `dtype`.
@@ -108,19 +117,26 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
 
 
 def projected(dt: Tensor, weight: Tensor | None) -> Tensor:
-    """dt (K, B, L, E): the product of dt (K, B, L, R) and its weight (K, E, R), where there is one."""
+    """Return dt (K, B, L, E): dt (K, B, L, R) times its weight (K, E, R), or dt itself without a weight."""
     return dt if weight is None else torch.bmm(dt.flatten(1, 2), weight.mT).unflatten(1, dt.shape[1:3])
 
 
 def step_sizes(dt: Tensor, scale: Tensor | None, dt_bias: Tensor | None = None) -> Tensor:
-    """Delta (K, B, L, E): the softplus of dt (K, B, L, E) and its bias (K, E), times `scale` (L,) or (B, L), in at
-    least float32."""
+    """Return Delta (K, B, L, E): softplus(dt + dt_bias) * scale.
+
+    Args:
+        dt: (K, B, L, E).
+        scale: (L,) or (B, L).
+        dt_bias: (K, E).
+    """
+    # At least float32: Delta is summed along the walk inside the exponent.
     dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
     delta = F.softplus(dt if dt_bias is None else dt + dt_bias[:, None, None])
     return delta if scale is None else delta * scale[..., None]
 
 
 def gated(y: Tensor, z: Tensor | None) -> Tensor:
-    """The sum of y (K, B, L, E) over the directions, times SiLU(z) where z (B, L, E) is given."""
+    """Return the sum of y (K, B, L, E) over the directions, times SiLU(z) if there is a gate z (B, L, E)."""
+    # One gate for both directions: gating each and adding, as the official code does, is the same product.
     total = y.sum(0)
     return total if z is None else total * F.silu(z)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stm.artifact import atomic
-from stm.codec import brief, decode, encode, parse
+from stm.codec import brief_json, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
 from stm.errors import DataError, UsageError
@@ -262,7 +262,7 @@ def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") 
         if isinstance(here[key], dict):
             out += _differences(there[key], here[key], f"{prefix}{key}.")
         elif there[key] != here[key]:
-            out.append(f"{prefix}{key} was {brief(there[key])} and is now {brief(here[key])}")
+            out.append(f"{prefix}{key} was {brief_json(there[key])} and is now {brief_json(here[key])}")
     return out
 
 

@@ -1,13 +1,16 @@
-"""Bidirectional Nearest Neighbour Merging: the fixed schedule.
+"""Bidirectional Nearest Neighbour Merging: which tokens merge, as a fixed schedule.
 
-On each side of the class token, tokens are absorbed by their nearest remaining neighbour toward the class token, which
-is itself never touched. Order is kept, so the whole schedule is a constant of the model: plain index lists, no torch.
-The distance fading rule of the paper (Sequential Token Merging, arXiv 2509.22691) leaves open which neighbours go
-first: that is what an order says.
+On each side of the class token, a token is absorbed by its nearest remaining neighbour toward the class token, which
+itself is never touched. Merges never look at data and keep the order of the tokens, so the whole schedule is a constant
+of the model: plain lists of positions, no torch.
 
-The gradual orders (`border`, `sweep`, `even`, `outward`) merge r tokens a side after each of the first blocks.
-`staged`, ours, merges every pair of a side at once, before few blocks. How many and where, for a rate or a saving, is
-stm/merging/budget.py's.
+The distance fading rule of the paper (Sequential Token Merging, arXiv 2509.22691) leaves open which neighbours merge
+first. An order decides that:
+
+    border, sweep, even, outward    gradual: r tokens per side after each of the first K blocks, as in the paper
+    staged                          ours: every pair of a side at once, before a few blocks
+
+stm/merging/budget.py finds r and K, or the stages, for a rate or a saving.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from stm.config import ORDERS, SIDES, ModelConfig
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 from stm.merging.budget import (
     Capacity,
     checked_stages,
@@ -31,13 +34,17 @@ DEFAULT_RATE = 0.4
 
 
 def _bit_reversed(n: int) -> list[int]:
-    """0 .. n-1 by their reversed bits: 0, 4, 2, 6, 1, 5, 3, 7 of 8."""
+    """Return 0 .. n-1 ordered by their reversed bits: 0, 4, 2, 6, 1, 5, 3, 7 for n = 8.
+
+    Any first few of these numbers lie evenly spread.
+    """
     bits = (n - 1).bit_length()
     return sorted(range(n), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
 
 
-# A pass pairs what is left of a side, (0, 1), (2, 3), ... from the border; an odd one next to the class token stays.
-# An order is which of the n pairs a pass merges, one after the other, before the next pass pairs anew.
+# A pass pairs the remaining tokens of a side, (0, 1), (2, 3), ... from the border. An odd token next to the class token
+# stays. An order lists which of the n pairs a pass merges, and in which sequence, before the next pass pairs anew.
+# `border` merges the outermost pair only, so that one token at the border grows; the others merge every pair once.
 _PASS: dict[str, Callable[[int], Iterable[int]]] = {
     "border": lambda n: [0],
     "sweep": lambda n: range(n),
@@ -48,7 +55,7 @@ _PASS: dict[str, Callable[[int], Iterable[int]]] = {
 
 
 def gradual(tokens: int, cls: int, order: str, tokens_per_side: int, merge_steps: int, sides: str = "both") -> Schedule:
-    """The schedule that merges `tokens_per_side` tokens a side after each of the first `merge_steps` blocks.
+    """Return the schedule that merges `tokens_per_side` tokens per side after each of the first `merge_steps` blocks.
 
     Args:
         tokens: L, class token included.
@@ -61,16 +68,17 @@ def gradual(tokens: int, cls: int, order: str, tokens_per_side: int, merge_steps
     Raises:
         ValueError: a step that finds fewer than r tokens to merge on a side.
     """
+    # The steps act after the blocks 0 to K - 1.
     return uneven(tokens, cls, order, [tokens_per_side] * merge_steps, sides)
 
 
 def uneven(tokens: int, cls: int, order: str, counts: Sequence[int], sides: str = "both") -> Schedule:
-    """As `gradual`, with a number of tokens a side for each step."""
+    """Return the schedule of `gradual`, with its own number of tokens per side for each step."""
     return _schedule(tokens, cls, sides, order, range(len(counts)), lambda number, left: counts[number])
 
 
 def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") -> Schedule:
-    """The schedule that merges every pair of a side before each block of `stages`; arguments as in `gradual`.
+    """Return the schedule that merges every pair of a side before each block of `stages`; see `gradual`.
 
     Raises:
         ValueError: a stage that finds no pair.
@@ -81,37 +89,45 @@ def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") ->
 def _schedule(
     tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]
 ) -> Schedule:
-    """One step after each block of `afters`, in which a side of n tokens loses `quota(number of the step, n)`."""
-    sequence = list(range(tokens))  # a token is named by the position that its last destination had before block 0
+    """Return a schedule with one step after each block of `afters`.
+
+    Args:
+        quota: from the number of a step and the n tokens of a side before it to the tokens that the side loses.
+    """
+    # A token is named by the position before block 0 of its last destination, and so keeps its name when tokens
+    # before it leave.
+    sequence = list(range(tokens))
     parts = [list(part) for part in _parts(tokens, cls, sides)]
+    # One iterator per side for the whole schedule: a pass that one step leaves unfinished goes on in the next.
     running = [_merges(part, order) for part in parts]
     steps = []
     for number, after in enumerate(afters):
-        into: dict[int, int] = {}
+        into: dict[int, int] = {}  # from each source to its destination
         for part, merges in zip(parts, running, strict=True):
             wanted = quota(number, len(part))
-            found = dict(islice(merges, wanted))
-            if len(found) < wanted:
+            merged = dict(islice(merges, wanted))
+            if len(merged) < wanted:
                 raise ValueError(
-                    f"the step after block {after} finds {len(found)} tokens to merge on a side, expected {wanted}"
+                    f"the step after block {after} finds {len(merged)} tokens to merge on a side, expected {wanted}"
                 )
-            into |= found
+            into |= merged
         steps.append(Step(after, _absorb(sequence, into)))
         sequence = [token for token in sequence if token not in into]
     return Schedule(tokens, cls, tuple(steps))
 
 
 def _parts(tokens: int, cls: int, sides: str) -> list[range]:
-    """The positions of each side that takes part, from the border to the class token."""
+    """Return the positions of each side that takes part and has any, from the border to the class token."""
     left, right = range(cls), range(tokens - 1, cls, -1)
     return [part for part in {"both": (left, right), "left": (left,), "right": (right,)}[sides] if part]
 
 
 def _merges(side: list[int], order: str) -> Iterator[tuple[int, int]]:
-    """The merges (source, destination) of one side, one after the other, until one token is left.
+    """Yield the merges (source, destination) of one side, one after the other, until one token is left.
 
     Args:
-        side: its tokens from the border to the class token; each source leaves the list as it is merged.
+        side: the side's tokens from the border to the class token. Each source leaves this list when it is merged, so
+            the caller sees the side shrink.
     """
     while len(side) > 1:
         pairs = list(zip(side[::2], side[1::2], strict=False))
@@ -121,8 +137,12 @@ def _merges(side: list[int], order: str) -> Iterator[tuple[int, int]]:
 
 
 def _absorb(sequence: list[int], into: dict[int, int]) -> tuple[tuple[int, int], ...]:
-    """One step as positions in `sequence`. A destination that is absorbed in the same step passes its sources on."""
-    position = {token: place for place, token in enumerate(sequence)}
+    """Return one step as positions in `sequence`.
+
+    A step of several passes chains merges: a into b, then b into c. All merges of a step are one sum, so the chain
+    becomes a into c, b into c.
+    """
+    position = {token: index for index, token in enumerate(sequence)}
     pairs = []
     for source, destination in into.items():
         while destination in into:
@@ -133,13 +153,13 @@ def _absorb(sequence: list[int], into: dict[int, int]) -> tuple[tuple[int, int],
 
 @dataclass(frozen=True)
 class PlannedSchedule:
-    """A schedule and what was chosen for it.
+    """A schedule, the budget that it answers, and the choices made for it.
 
     Args:
         schedule: the merges.
-        rate: the rate asked for, `DEFAULT_RATE` where no budget was given; None for a saving or stages.
-        saving: the saving asked for, which for staged a rate stands for; None for stages and for the rate of a gradual
-            order.
+        rate: the rate asked for, `DEFAULT_RATE` if no budget was given; None for a saving or stages.
+        saving: the saving asked for; for a rate of `staged`, the saving that stands for the rate; None for stages and
+            for a rate of a gradual order.
         tokens_per_side: r of a gradual order; None for staged.
         stages: the blocks before which the stages of staged act; None for a gradual order.
     """
@@ -161,20 +181,22 @@ def plan_schedule(
     sides: str = "both",
     tokens_per_side: int | None = None,
 ) -> PlannedSchedule:
-    """The schedule of a model for a budget: a rate, a saving or stages; none means the rate 0.4.
+    """Return the schedule of a model for a budget: a rate, a saving or stages; without one, for the rate 0.4.
 
     Args:
-        model: gives the tokens, the place of the class token and the depth.
+        model: gives the tokens, the position of the class token and the depth.
         order: staged, border, sweep, even or outward.
-        rate: a fraction. For a gradual order the share of the patch tokens that is gone after the last step; for staged
-            the budget that the paper's two-sided schedule saves at that rate. 0 is dense.
-        saving: the share of the token-layers to save, a fraction. 0 is dense.
+        rate: a fraction. For a gradual order, the share of the patch tokens that is gone after the last step. For
+            staged, the saving that the paper's two-sided schedule reaches at this rate, so that one number compares
+            both. 0 is dense.
+        saving: the share of the token-layers to save, a fraction. A token that enters a block is one token-layer. 0 is
+            dense.
         stages: the blocks before which the stages of `staged` act.
         sides: both, left or right of the class token; at the head both means right, as the left has no tokens.
         tokens_per_side: r of a gradual order; by default what the budget asks for.
 
     Raises:
-        UsageError: options that exclude each other, or a budget that cannot be had; the message says what can.
+        UsageError: options that exclude each other, or an impossible budget; the message names the possible ones.
     """
     _check_options(order, rate, saving, stages, sides, tokens_per_side)
     tokens, cls = model.tokens, model.cls
@@ -186,7 +208,7 @@ def plan_schedule(
     if stages is not None:
         blocks = checked_stages(capacity, stages)
         return PlannedSchedule(staged(tokens, cls, blocks, sides), stages=blocks)
-    by_rate = saving is None
+    by_rate = saving is None  # the default budget is a rate too
     asked = next(value for value in (rate, saving, DEFAULT_RATE) if value is not None)
     chosen = PlannedSchedule(Schedule(tokens, cls), asked if by_rate else None, saving, tokens_per_side)
     if asked == 0:
@@ -208,9 +230,9 @@ def _check_options(
     sides: str,
     tokens_per_side: int | None,
 ) -> None:
-    for name, value, allowed in (("schedule", order, ORDERS), ("sides", sides, SIDES)):
-        if value not in allowed:
-            raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    """Raise UsageError if a value is unknown or two options exclude each other."""
+    check_choice("schedule", order, ORDERS)
+    check_choice("sides", sides, SIDES)
     given = [name for name, value in (("rate", rate), ("saving", saving), ("stages", stages)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} were given, expected only one of rate, saving and stages")

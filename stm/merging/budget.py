@@ -1,7 +1,8 @@
-"""What a budget buys: steps or stages for a rate or a saving, by counting tokens. No torch.
+"""Budgets: the merge steps or stages that meet a rate or a saving, by counting tokens. No torch.
 
-A rate is the paper's: the share of the patch tokens that is gone after the last merge. A saving counts token-layers (a
-token that enters a block is one), and so compares any two schedules. What cannot be had is refused with what can.
+A rate is the paper's: the share of the patch tokens that is gone after the last merge. It says nothing about when they
+go, so two schedules of one rate may differ in cost. A saving counts token-layers (a token that enters a block is one),
+and so compares any two schedules. An impossible budget is refused, and the message names the nearest possible ones.
 """
 
 import math
@@ -15,12 +16,12 @@ from stm.errors import UsageError
 
 @dataclass(frozen=True)
 class Capacity:
-    """What there is to merge.
+    """The numbers of a model that bound how much it can merge.
 
     Args:
         tokens: L, class token included.
-        depth: blocks.
-        sides: the tokens of each side of the class token that takes part, one or two numbers above 0.
+        depth: the number of blocks.
+        sides: the number of tokens on each side of the class token that takes part, one or two numbers above 0.
     """
 
     tokens: int
@@ -33,23 +34,29 @@ class Capacity:
         return self.tokens * self.depth
 
     def most_steps(self, r: int) -> int:
-        """How many steps of r a side can be made of which none takes more than half of a side's tokens."""
+        """Return how many steps of r tokens per side are possible if none takes more than half of a side's tokens.
+
+        Before the last of k steps a side of n tokens holds n - (k - 1) r, at least 2 r: so k is at most n // r - 1.
+        No block follows the last one, so it has no step.
+        """
         return max(0, min(self.depth - 1, min(self.sides) // r - 1))
 
     def holds(self, r: int, steps: int) -> bool:
+        """Return whether so many steps of r tokens per side are possible, and at least one."""
         return 1 <= steps <= self.most_steps(r)
 
     def most_stages(self) -> int:
-        """How many stages find a pair: each leaves the half of a side's tokens, rounded up."""
+        """Return how many stages find a pair. Each leaves half of a side's tokens, rounded up: ceil(log2 n) of them."""
         return (max(self.sides) - 1).bit_length()
 
     def gradual_saving(self, r: int, steps: int) -> int:
-        """The token-layers that `steps` steps of r a side save, one after each of the first blocks."""
+        """Return the token-layers saved by `steps` steps of r tokens per side, one after each of the first blocks."""
+        # min(block, steps) steps have acted before a block.
         return len(self.sides) * r * sum(min(block, steps) for block in range(self.depth))
 
     def staged_saving(self, stages: Sequence[int]) -> int:
-        """The token-layers that stages before these blocks save."""
-        sizes, saved = self.sides, 0
+        """Return the token-layers saved by stages before these blocks."""
+        sizes, saved = self.sides, 0  # tokens of each side
         for block in stages:
             saved += sum(n // 2 for n in sizes) * (self.depth - block)
             sizes = tuple(n - n // 2 for n in sizes)
@@ -63,15 +70,15 @@ class Capacity:
 
 
 def steps_for_rate(capacity: Capacity, rate: float, tokens_per_side: int | None = None) -> tuple[int, int]:
-    """(r, K) of a gradual order that removes this share of the patch tokens: r tokens a side in each of K steps.
+    """Return (r, K) of a gradual order that removes this share of the patch tokens: r per side in each of K steps.
 
-    On one side the steps go as far as blocks and tokens do, and the share reached may be smaller.
+    If only one side merges, the steps stop when its blocks or tokens run out, and the share reached may be smaller.
 
     Args:
-        tokens_per_side: r; by default the smallest of the paper's rule with which the blocks suffice.
+        tokens_per_side: r; by default the paper's rule, or more if the blocks would not suffice.
 
     Raises:
-        UsageError: not a rate, less than one step, or on both sides a step that takes more than half of a side's
+        UsageError: not a rate, less than one step, or (on both sides) a step that takes more than half of a side's
             tokens.
     """
     share = _share(rate)
@@ -86,24 +93,25 @@ def steps_for_rate(capacity: Capacity, rate: float, tokens_per_side: int | None 
             f"rate {rate} takes"
             f" {'less than one merge step' if too_few else 'more than half of the tokens of a side in one step'}"
         )
+    # A hundred tries are cheap, and a person types a rate in whole percents.
     possible = [
         n / 100 for n in range(1, 100) if capacity.holds(*_paper_steps(capacity, Fraction(n, 100), tokens_per_side))
     ]
     if not possible:
         raise UsageError(
-            f"{problem}; no rate can be had with {capacity}",
+            f"{problem}; no rate is possible with {capacity}",
             "choose fewer tokens per side" if tokens_per_side else None,
         )
-    raise UsageError(
-        f"{problem}; the smallest rate that can be had is {possible[0]:.2f}, the largest {possible[-1]:.2f}"
-    )
+    raise UsageError(f"{problem}; the smallest possible rate is {possible[0]:.2f}, the largest {possible[-1]:.2f}")
 
 
 def steps_for_saving(capacity: Capacity, saving: float, tokens_per_side: int | None = None) -> tuple[int, int]:
-    """(r, K) of a gradual order: r the smallest that reaches the saving, K what comes nearest, the smaller on a tie.
+    """Return (r, K) of a gradual order: the smallest r that can reach the saving, and the K that comes nearest to it.
+
+    Of two equally near K the smaller one is taken.
 
     Raises:
-        UsageError: not a saving, or more than any r reaches (than the one that was given).
+        UsageError: not a saving, or more than any r can reach (or the given one).
     """
     choices = list(range(1, min(capacity.sides) // 2 + 1)) if tokens_per_side is None else [tokens_per_side]
     reach = {r: capacity.gradual_saving(r, capacity.most_steps(r)) for r in choices}
@@ -115,10 +123,10 @@ def steps_for_saving(capacity: Capacity, saving: float, tokens_per_side: int | N
 
 
 def paper_saving(capacity: Capacity, rate: float) -> int:
-    """The token-layers that the paper's schedule saves at this rate, two-sided and with the class token in the middle.
+    """Return the token-layers that the paper's schedule saves at this rate: both sides, class token in the middle.
 
     Raises:
-        UsageError: a rate that this schedule cannot have.
+        UsageError: a rate that this schedule cannot reach.
     """
     patches = capacity.tokens - 1
     paper = Capacity(capacity.tokens, capacity.depth, tuple(n for n in (patches // 2, patches - patches // 2) if n))
@@ -126,7 +134,7 @@ def paper_saving(capacity: Capacity, rate: float) -> int:
 
 
 def layers_to_save(capacity: Capacity, saving: float) -> int:
-    """A saving in whole token-layers, for `nearest_stages`.
+    """Return a saving in whole token-layers, for `nearest_stages`.
 
     Raises:
         UsageError: not a saving, or more than stages can save.
@@ -136,11 +144,11 @@ def layers_to_save(capacity: Capacity, saving: float) -> int:
 
 
 def nearest_stages(capacity: Capacity, layers: int) -> tuple[int, ...]:
-    """The stages whose saving is nearest to so many token-layers; where none saves as much (one side), the largest
-    there is.
+    """Return the stages whose saving is nearest to so many token-layers.
 
-    Each number of stages, 1 to 4, has its nearest, the later one on a tie. The fewest that begin at 0.4 of the depth or
-    later are taken, else the most.
+    Each count of stages, 1 to 4, has one nearest placement, the later one on a tie. The fewest stages that begin at 0.4
+    of the depth or later are taken; if none begin as late, the most stages. If no stages save as much (one side alone
+    may not), the nearest are those that save the most.
     """
     choices = [
         min(reversed(placed), key=lambda stages: abs(capacity.staged_saving(stages) - layers))
@@ -150,7 +158,7 @@ def nearest_stages(capacity: Capacity, layers: int) -> tuple[int, ...]:
 
 
 def checked_stages(capacity: Capacity, stages: Sequence[int]) -> tuple[int, ...]:
-    """The stages that were given.
+    """Return the given stages as a tuple, checked.
 
     Raises:
         UsageError: not strictly increasing from 1 to depth - 1, or a stage that finds no pair.
@@ -168,18 +176,25 @@ def checked_stages(capacity: Capacity, stages: Sequence[int]) -> tuple[int, ...]
 
 
 def _share(asked: float) -> Fraction | None:
-    """A rate or saving as the decimal that was written (0.07 is 7/100: no last bit rounds it up); None outside of (0,
-    1)."""
+    """Return a rate or saving as the decimal that was written, or None outside of (0, 1).
+
+    The float 0.07 is a little more than 7/100; as a fraction, no last bit of it rounds a step up.
+    """
     is_share = isinstance(asked, int | float) and 0 < asked < 1
     return Fraction(str(float(asked))) if is_share else None
 
 
 def _not_a_share(name: str, asked: float) -> str:
+    """Return the sentence for a rate or saving that is no share."""
     return f"{name} is {asked}, expected a number above 0 and below 1 (0.4 is 40%), or 0 for a dense model"
 
 
 def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None) -> tuple[int, int]:
-    """(r, K) by the paper's rule, whether or not both sides have the tokens for it; one side goes as far as it can."""
+    """Return (r, K) by the paper's rule, whether or not both sides have the tokens for it.
+
+    The rule: r = 1 below a rate of 0.175, else 2; more if the blocks would not suffice. If one side merges alone, it
+    goes as far as it can.
+    """
     gone, most = rate * (capacity.tokens - 1), capacity.depth - 1
     r = tokens_per_side or max(1 if rate < Fraction("0.175") else 2, math.ceil(gone / max(1, 2 * most)))
     if len(capacity.sides) == 1:
@@ -189,19 +204,20 @@ def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None
 
 
 def _layers(capacity: Capacity, saving: float, largest: int) -> int:
-    """A saving in whole token-layers, refused above the largest that can be had."""
+    """Return a saving in whole token-layers, refused above the `largest` possible one."""
     share = _share(saving)
     layers = None if share is None else round(share * capacity.token_layers)
     if layers is not None and layers <= largest and largest:
         return layers
-    problem = _not_a_share("saving", saving) if layers is None else f"saving {saving} is more than can be had"
-    raise UsageError(
-        f"{problem}; the largest saving that can be had is {100 * largest // capacity.token_layers / 100:.2f}"
-    )
+    problem = _not_a_share("saving", saving) if layers is None else f"saving {saving} is more than possible"
+    raise UsageError(f"{problem}; the largest possible saving is {100 * largest // capacity.token_layers / 100:.2f}")
 
 
 def _stage_choices(capacity: Capacity) -> list[list[tuple[int, ...]]]:
-    """For each number of stages that there is capacity for, 1 to 4: where they may act, the earliest first."""
+    """Return, for each count of stages from 1 to 4 that finds pairs, the possible placements, the earliest first.
+
+    The distance between two stages is a fixed part of the depth, so that one number, the first block, places them all.
+    """
     choices = []
     for count, distance in ((1, 1), (2, capacity.depth // 4), (3, capacity.depth // 8), (4, capacity.depth // 8)):
         gap = max(1, distance)

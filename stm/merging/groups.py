@@ -1,18 +1,22 @@
-"""Which patches went where: for each block the groups of positions that its tokens hold, and their outlines on the
-grid.
+"""Groups: for each block the original positions merged into each of its tokens, and their outlines on the grid.
 
-A method is described by nothing but these groups, so that one drawing serves all. They follow from the maps that a plan
-leaves on the state, whether they are constants of a schedule or another's for each image. No torch.
+Groups describe every method alike, so that one drawing serves all. They follow from the `Merge` that a plan leaves on
+the state (`State.last_merge`), whether its indices are constants of a schedule or differ per image. No torch.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-Groups = tuple[tuple[int, ...], ...]  # of each token, the original positions that it holds; what was pruned is in none
+Groups = tuple[tuple[int, ...], ...]  # per token, the original positions merged into it; pruned positions are in none
 
 
 class Stage(NamedTuple):
-    """A run of blocks that see the same tokens: the first and the last of them, and the groups."""
+    """A run of blocks that see the same tokens.
+
+    Args:
+        first, last: the first and the last block of the run.
+        groups: the groups of each of its blocks.
+    """
 
     first: int
     last: int
@@ -20,12 +24,12 @@ class Stage(NamedTuple):
 
     @property
     def blocks(self) -> str:
-        """The blocks in words."""
+        """The blocks in words, for a title."""
         return f"block {self.first}" if self.first == self.last else f"blocks {self.first} to {self.last}"
 
 
 def follow(groups: Groups, keep: Iterable[int], src: Iterable[int], dst: Iterable[int]) -> Groups:
-    """The groups after one merge of one image, given as the indices of `stm.merging.merge.Merge`."""
+    """Return the groups of one image after a merge, whose indices are those of `stm.merging.merge.Merge`."""
     held = [list(groups[position]) for position in keep]
     for source, destination in zip(src, dst, strict=True):
         held[destination] += groups[source]
@@ -33,7 +37,7 @@ def follow(groups: Groups, keep: Iterable[int], src: Iterable[int], dst: Iterabl
 
 
 def stages(per_block: Sequence[Groups]) -> list[Stage]:
-    """The groups of every block as runs of equal ones."""
+    """Return the groups of all blocks as runs of blocks with equal groups."""
     out: list[Stage] = []
     for block, groups in enumerate(per_block):
         if out and out[-1].groups == groups:
@@ -44,25 +48,30 @@ def stages(per_block: Sequence[Groups]) -> list[Stage]:
 
 
 def patches(groups: Groups, cls: int) -> list[tuple[int, ...]]:
-    """The groups as numbers of patches, row by row, without the class token's own."""
+    """Return the groups as numbers of patches, row by row, without the class token's group.
+
+    Patches after the class token stand one position later than their number, since the token sits between them.
+    """
     held = (tuple(position - (position > cls) for position in group if position != cls) for group in groups)
     return [group for group in held if group]
 
 
 def pruned(groups: Groups, tokens: int, cls: int) -> tuple[int, ...]:
-    """The patches that no token holds any more."""
+    """Return the patches that are in no group, because a method removed them instead of merging them."""
     left = {patch for group in patches(groups, cls) for patch in group}
     return tuple(patch for patch in range(tokens - 1) if patch not in left)
 
 
 def scattered(group: Iterable[int], grid: int) -> bool:
-    """Whether the patches of a group are not one piece, edge by edge."""
+    """Return whether the patches of a group do not form one piece, connected by edges."""
+    # A flood fill from any patch of the group: what it does not reach is another piece.
     rest = set(group)
     reached = [rest.pop()]
     while reached:
         patch = reached.pop()
         row, column = divmod(patch, grid)
         beside = {(row + 1) * grid + column, (row - 1) * grid + column}
+        # The next number in a row's last column is the first patch of the next row: no neighbour.
         beside |= {patch + step for step in (-1, 1) if 0 <= column + step < grid}
         reached += beside & rest
         rest -= beside
@@ -70,11 +79,15 @@ def scattered(group: Iterable[int], grid: int) -> bool:
 
 
 def edges(group: Iterable[int], grid: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The outline of a group: segments ((x, y), (x, y)) in patches from the top left corner, straight runs as one."""
+    """Return the outline of a group as segments ((x, y), (x, y)), in patches from the top left corner.
+
+    A straight run is one segment: a drawing of unit edges would be many times as large.
+    """
     cells = {divmod(patch, grid) for patch in group}
     out = []
+    # The four sides of a patch: the step to the neighbour, and the grid line of the side, relative to the patch.
     for dr, dc, line in ((-1, 0, 0), (1, 0, 1), (0, -1, 0), (0, 1, 1)):
-        # Across a horizontal line the run goes along the columns, across a vertical one along the rows.
+        # A horizontal side is on the line between two rows and runs along the columns; a vertical one the other way.
         border = sorted(
             ((row + line, column) if dr else (column + line, row))
             for row, column in cells

@@ -1,9 +1,19 @@
 """Hidden States Protection: the paper's merge weights, as pure functions of Delta, B and A.
 
-Let i be absorbed by k, and let j run over the tokens that the direction's scan passes from i (left out) to k. With A_j
-= exp(Delta_j A) and B_j = Delta_j * B_j, both (E, N), what i would have left in the state at k is P_i = [prod_j A_j]
-B_i. The paper's bracket (its merging function 11) is reduced to one scalar a token, the least-squares solution over (E,
-N): w_i = <P_i, B_k> / <B_k, B_k>. Left of the class token the forward direction decides, right of it the backward one.
+An absorbed token no longer reaches the scan's state. Its weight in the merge is chosen so that the merged token injects
+what both tokens would have injected. Let token i be absorbed by token k, and let j run over the tokens that the scan
+passes after i, up to and including k:
+
+    decay factor of token j    A_j = exp(Delta_j A)     (E, N)
+    input factor of token j    B'_j = Delta_j B_j       (E, N)
+    left of token i at k       P_i = [prod_j A_j] B'_i  (E, N)
+
+The paper's weight is an (E, N) bracket (its merging function 11), but a merge takes one scalar per token. We take the
+least-squares solution of w B'_k = P_i over (E, N): w_i = <P_i, B'_k> / <B'_k, B'_k>. Every source lies on the border's
+side of its destination, so left of the class token the forward scan passes i before k, and right of it the backward
+scan does: that direction decides.
+
+Source: Sequential Token Merging, arXiv 2509.22691.
 """
 
 from typing import NamedTuple
@@ -18,10 +28,11 @@ class Absorbed(NamedTuple):
     """The S absorbed tokens of a step, as positions before the merge.
 
     Args:
-        src: (S,).
-        into: (S,), the token that absorbs each.
-        direction: (S,), whose parameters decide: 0 forward, 1 backward.
-        between: (S, L): 1 where a token's decay lies on the way from the source to its destination, which counts.
+        src: (S,), the absorbed tokens.
+        into: (S,), the token that absorbs each one.
+        direction: (S,), the direction whose parameters decide: 0 forward, 1 backward.
+        between: (S, L): 1 for each token j that the scan passes from the source (excluded) to its destination
+            (included), else 0.
     """
 
     src: Tensor
@@ -31,53 +42,60 @@ class Absorbed(NamedTuple):
 
 
 def absorbed(step: Step, tokens: int, cls: int) -> Absorbed:
-    """The constants of a step that acts on `tokens` tokens."""
-    between = torch.zeros(len(step.absorb), tokens)
+    """Return the constants of a step that acts on `tokens` tokens, the class token at `cls`."""
+    between = torch.zeros(len(step.absorb), tokens)  # (S, L)
     for row, (i, k) in enumerate(step.absorb):
+        # Forward (i < k): i + 1 to k. Backward (k < i): k to i - 1.
         between[row, min(i + 1, k) : max(i, k + 1)] = 1
     direction = [int(source > cls) for source in step.sources]
     return Absorbed(torch.tensor(step.sources), torch.tensor(step.destinations), torch.tensor(direction), between)
 
 
 def least_squares(delta: Tensor, B: Tensor, A: Tensor, a: Absorbed) -> Tensor:
-    """The weight of each absorbed token.
+    """Return the weight w_i of each absorbed token; see the module's text.
+
+    The tensors P_i and B'_k, (E, N) per token, are never built whole: the sums factor into E and N.
 
     Args:
         delta: (K, B, L, E), as the block ran it, step scale included.
         B: (K, B, L, N). Ones give the data-free form, a ratio of means over (E, N).
         A: (K, E, N), negative.
+        a: the S absorbed tokens.
 
     Returns:
-        (B, S). Not clamped: a weight may be negative.
+        (B, S). Not clamped: a weight is negative if the two tokens inject in opposite directions.
     """
-    B = B.to(delta.dtype)  # half precision where the GEMMs are
+    B = B.to(delta.dtype)  # B has half precision if the matrix products have
     delta_src, delta_into = delta[a.direction, :, a.src], delta[a.direction, :, a.into]  # (S, B, E)
     b_src, b_into = B[a.direction, :, a.src], B[a.direction, :, a.into]  # (S, B, N)
-    elapsed = (a.between.to(delta.dtype) @ delta)[
-        a.direction, :, torch.arange(a.src.shape[0], device=delta.device)
-    ]  # (S, B, E)
+    # The product of the A_j is exp(A times the sum of the Delta_j), and one product gives the sums of all sources.
+    each_source = torch.arange(a.src.shape[0], device=delta.device)
+    elapsed = (a.between.to(delta.dtype) @ delta)[a.direction, :, each_source]  # (S, B, E)
     decay = torch.exp(elapsed[..., None] * A[a.direction, None])  # (S, B, E, N)
     overlap = torch.einsum("sben,sbe,sbn->bs", decay, delta_src * delta_into, b_src * b_into)
     norm = (delta_into.square().sum(-1) * b_into.square().sum(-1)).mT  # (B, S)
+    # A destination that injects nothing has norm 0; its overlap is 0 too, and the weight becomes 0 instead of NaN.
     return overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
 def operations(step: Step, d_inner: int, d_state: int) -> int:
-    """The multiply-accumulates of `least_squares` for one image: for each absorbed token the Delta that elapses on its
-    way to its destination (E a token), the decay and its overlap with both inputs (EN each), and the products of E and
-    of N."""
+    """Return the multiply-accumulates of `least_squares` for one image.
+
+    Per absorbed token: E per token passed on the way to its destination, for the elapsed Delta; EN for the decay and EN
+    for the overlap; 3 E and 2 N for the products of the inputs and their squares.
+    """
     E, N = d_inner, d_state
     return sum(E * abs(source - destination) + 2 * E * N + 3 * E + 2 * N for source, destination in step.absorb)
 
 
 def token_weights(w: Tensor, a: Absorbed) -> Tensor:
-    """One weight a token, (B, L): w (B, S) for those that are absorbed, 1 for the others."""
+    """Return one weight per token, (B, L): w (B, S) for absorbed tokens, 1 for the others."""
     return w.new_ones(w.shape[0], a.between.shape[1]).index_copy(1, a.src, w)
 
 
 def normalize(weights: Tensor, a: Absorbed) -> Tensor:
     """Divide the weights (B, L) of every merged group by their sum: (x_k + sum_i w_i x_i) / (1 + sum_i w_i)."""
-    total = weights.index_add(1, a.into, weights.index_select(1, a.src)).index_select(
-        1, a.into
-    )  # (B, S): 1 + sum_i w_i
+    # Sum at the destinations, which weigh 1 themselves, then read the sum back for each source.
+    sums = weights.index_add(1, a.into, weights.index_select(1, a.src))  # (B, L)
+    total = sums.index_select(1, a.into)  # (B, S): 1 + sum_i w_i
     return weights / torch.ones_like(weights).index_copy(1, a.into, total).index_copy(1, a.src, total)

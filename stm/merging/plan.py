@@ -1,7 +1,11 @@
-"""The seam: what flows between blocks, and what a method may do to it.
+"""The seam between model and method: the state that flows between blocks, and the plans that change it.
 
-Between blocks flows a `State`; a `Plan` maps State to State after a block. Sequential Token Merging is a `StaticPlan`,
-made of constants; a method that looks at data is another Plan; a dense model has none.
+After each block but the last a `Plan` maps one `State` to the next. Sequential Token Merging is a `StaticPlan`, made of
+constants. A method that looks at data (stm/peers) is another Plan; a dense model has none. So the model's forward has
+no branch for any method.
+
+A plan acts on the stream x + h. Equal weights on the residual and the mixer's output are one map on their sum, so there
+is one tensor to merge.
 """
 
 from typing import NamedTuple, cast
@@ -20,14 +24,14 @@ class State(NamedTuple):
 
     Args:
         x: (B, L, D), the residual stream, float32.
-        h: (B, L, D), the mixer's output that is not yet added to it, or None.
-        cls: the position of the class token; (B,) where a plan moves it per image.
-        size: (L,) or (B, L): how many of the first tokens each one holds, where a plan that looks at data counts them.
-        scale: (L,) or (B, L): the blocks multiply Delta by it.
-        token_sizes: of the tokens as constants, for the span convolution.
-        gap: (K, B, L, E): elapsed Delta of removed tokens, which decays the state before a token and injects nothing.
+        h: (B, L, D), the mixer's output, still to be added to x; None if there is nothing to add.
+        cls: the position of the class token; (B,) if a plan moves it per image.
+        size: (L,) or (B, L): original tokens merged into each token; set only by data-dependent plans.
+        scale: (L,) or (B, L): factors by which the blocks multiply Delta.
+        token_sizes: original tokens merged into each token, as constants for the span convolution.
+        gap: (K, B, L, E): elapsed Delta of removed tokens; decays the state before a token and injects nothing.
         h0: (K, E, N): the state before the first token of each direction.
-        map: how the last merge made this sequence from the one before it; None before the first.
+        last_merge: how the last merge made this sequence from the previous one; None before the first merge.
     """
 
     x: Tensor
@@ -42,12 +46,14 @@ class State(NamedTuple):
 
     @property
     def stream(self) -> Tensor:
-        """(B, L, D): what the next block adds up, and what plans act on."""
+        """(B, L, D): the sum that the next block normalises, and that plans act on."""
         return self.x if self.h is None else self.x + self.h
 
 
 class Taps(NamedTuple):
-    """What a block computed on the way, in token order, direction axis first; None unless wanted.
+    """Intermediate tensors of a block, in token order, direction axis first.
+
+    A tap is None unless the plan wants it: some cost memory traffic that an untapped block avoids.
 
     Args:
         delta: (K, B, L, E), step scale included.
@@ -68,12 +74,12 @@ class Taps(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What enters a block.
+    """The sequence that enters a block, as far as it is known before any run.
 
     Args:
-        tokens: L, class token included: the same for every image, whatever the plan.
-        cls: the class token's position; None where it differs from image to image.
-        token_sizes: of the tokens, where the convolution sees them.
+        tokens: L, class token included; the same for every image, whatever the plan.
+        cls: the class token's position; None if it differs per image.
+        token_sizes: original tokens merged into each token; None if the convolution does not see them.
     """
 
     tokens: int
@@ -82,39 +88,47 @@ class Entry(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Multiply-accumulates of a plan's own work for one image: as the paper's convention counts it, and honestly."""
+    """Multiply-accumulates of a plan's own work for one image.
+
+    Args:
+        paper: as the paper's convention counts them, to compare with its tables.
+        honest: all that run.
+    """
 
     paper: int = 0
     honest: int = 0
 
 
 class Plan(nn.Module):
-    """A method. The base class changes nothing."""
+    """A method that changes the sequence between blocks. This base class changes nothing."""
 
     def wants(self, block: int) -> tuple[str, ...]:
-        """The names of the taps that it needs of this block."""
+        """Return the names of the taps that the plan needs of this block."""
         return ()
 
     def forward(self, block: int, state: State, taps: Taps) -> State:
-        """What enters block + 1, from what leaves `block`. Not called after the last block."""
+        """Return the state that enters block + 1, from the state that leaves `block`. Not called after the last."""
         return state
 
     def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
-        """What enters each block."""
+        """Return the sequence that enters each block; operation counts need no run."""
         return (Entry(model.tokens, model.cls),) * model.depth
 
     def lengths(self, model: ModelConfig) -> tuple[int, ...]:
-        """The tokens that enter each block."""
+        """Return the number of tokens that enters each block."""
         return tuple(entry.tokens for entry in self.entering(model))
 
     def flops(self, block: int, model: ModelConfig) -> Cost:
-        """What the plan itself computes after a block: merging, and what it looks at to decide."""
+        """Return the cost of the plan's own work after a block: the merge, and the computation that decides it."""
         return Cost()
 
 
 class StaticPlan(Plan):
-    """A schedule and its protection, as constants. A step's tensors are `{after}.weight` and so on, by the block it
-    acts after."""
+    """A schedule and its protection, as constants.
+
+    A step is a child named by the block that it acts after, so its tensors in a file are `plan.{after}.weight`,
+    `.scale` and `.h0`.
+    """
 
     def __init__(self, schedule: Schedule, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
@@ -124,10 +138,11 @@ class StaticPlan(Plan):
             self.add_module(str(schedule.steps[number].after), MergeStep(schedule, number, protection, model))
 
     def step(self, block: int) -> "MergeStep | None":
-        """What acts after this block."""
+        """Return the step that acts after this block, if any."""
         return cast("MergeStep | None", self._modules.get(str(block)))
 
     def wants(self, block: int) -> tuple[str, ...]:
+        # Static weights are baked: only dynamic ones look at the running input.
         return ("delta", "B", "A") if self.dynamic and self.step(block) is not None else ()
 
     def forward(self, block: int, state: State, taps: Taps) -> State:
@@ -136,7 +151,7 @@ class StaticPlan(Plan):
 
     def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
         entries = [self.first]
-        for block in range(model.depth - 1):
+        for block in range(model.depth - 1):  # nothing acts after the last block
             step = self.step(block)
             entries.append(entries[-1] if step is None else step.leaves)
         return tuple(entries)
@@ -147,14 +162,17 @@ class StaticPlan(Plan):
 
 
 class MergeStep(nn.Module):
-    """One step of a schedule, from L tokens to L'. Declares its buffers; `stm.bake` or a file fills those that hold
-    floats.
+    """One step of a schedule, from L tokens to L'.
+
+    The constructor only declares buffers. `stm.bake` or a file fills those that hold floats; until then they change
+    nothing (weights and scales of 1, a first state of 0).
 
     Buffers:
-        weight: (L,), what each token is multiplied by before the merge; absent where it is computed from the running
-            input.
-        scale: (L',), size^p of each token after the step; absent at p = 0.
-        h0: (K, E, N), where the protection has initial states.
+        weight: (L,), the factor of each token before the merge; None if it is computed from the running input.
+        scale: (L',), size^p of each token after the step; None at p = 0.
+        h0: (K, E, N), the first state of each direction; None unless the protection has initial states.
+        keep, src, dst: the indices of the `Merge`.
+        into, direction, between: those of `hsp.Absorbed`; only for dynamic weights.
     """
 
     keep: Tensor
@@ -170,19 +188,17 @@ class MergeStep(nn.Module):
     def __init__(self, schedule: Schedule, number: int, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
         step = schedule.steps[number]
-        tokens, cls = (
-            schedule.tokens_per_block(model.depth)[step.after],
-            schedule.cls_per_block(model.depth)[step.after],
-        )
+        tokens = schedule.tokens_per_block(model.depth)[step.after]  # L
+        cls = schedule.cls_per_block(model.depth)[step.after]
         keep = sorted(set(range(tokens)) - set(step.sources))
-        place = {position: new for new, position in enumerate(keep)}
-        self.cls = place[cls]
+        new_position = {old: new for new, old in enumerate(keep)}
+        self.cls = new_position[cls]
         self.leaves = Entry(len(keep), self.cls, schedule.sizes[number + 1] if protection.span_conv else None)
-        self.operations = model.d_model * tokens
+        self.operations = model.d_model * tokens  # the weighting, D per token; the additions are not multiplied
         self.normalized = protection.normalized
         self._constant("keep", torch.tensor(keep))
         self._constant("src", torch.tensor(step.sources))
-        self._constant("dst", torch.tensor([place[destination] for destination in step.destinations]))
+        self._constant("dst", torch.tensor([new_position[destination] for destination in step.destinations]))
         if protection.mode == "dynamic":
             self.weight = None
             self.operations += hsp.operations(step, model.d_inner, model.d_state)
@@ -194,21 +210,22 @@ class MergeStep(nn.Module):
         self.register_buffer("h0", torch.zeros(2, model.d_inner, model.d_state) if protection.initial_state else None)
 
     def forward(self, state: State, taps: Taps) -> State:
-        weight = self._running_weights(taps) if self.weight is None else self.weight
+        weight = self._running_weights(taps) if self.weight is None else self.weight  # (L,) or (B, L)
         indices = Merge(self.keep, self.src, self.dst)
-        x = merge(state.stream, indices, weight)
+        x = merge(state.stream, indices, weight)  # (B, L', D)
+        # A new State, not a changed one: scale, sizes and first state of an earlier step do not fit these tokens.
         return State(
             x, cls=self.cls, scale=self.scale, token_sizes=self.leaves.token_sizes, h0=self.h0, last_merge=indices
         )
 
     def _running_weights(self, taps: Taps) -> Tensor:
-        """(B, L), from the block that has just run."""
+        """Return the weights (B, L) that follow from the taps of the block that has just run."""
         delta, B, A = taps.delta, taps.B, taps.A
-        assert delta is not None and B is not None and A is not None  # it wants them
+        assert delta is not None and B is not None and A is not None  # `StaticPlan.wants` names them
         absorbed = hsp.Absorbed(self.src, self.into, self.direction, self.between)
         weights = hsp.token_weights(hsp.least_squares(delta, B, A, absorbed), absorbed)
         return hsp.normalize(weights, absorbed) if self.normalized else weights
 
     def _constant(self, name: str, value: Tensor) -> None:
-        """Indices follow from the schedule: they move with the module and are not saved."""
+        """Register a buffer that moves with the module and is not saved, because it follows from the schedule."""
         self.register_buffer(name, value, persistent=False)

@@ -1,6 +1,7 @@
 """A merge schedule: which token absorbs which, after which block. Data only, no torch.
 
-Positions are those of the sequence that leaves the block, class token included, counted from 0.
+Positions are those of the sequence that leaves the block, class token included, counted from 0. So each step speaks of
+a shorter sequence than the step before it.
 """
 
 from collections.abc import Iterator
@@ -22,25 +23,27 @@ class Step:
 
     @property
     def sources(self) -> tuple[int, ...]:
+        """The positions that are absorbed."""
         return tuple(source for source, _ in self.absorb)
 
     @property
     def destinations(self) -> tuple[int, ...]:
+        """The position that absorbs each source."""
         return tuple(destination for _, destination in self.absorb)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """All merges of a model, checked when it is made.
+    """All merges of a model, checked when the schedule is made.
 
     Args:
-        tokens: tokens that enter block 0, class token included.
-        cls: the position of the class token there.
-        steps: in the order of the blocks.
+        tokens: the number of tokens that enter block 0, class token included.
+        cls: the position of the class token among them.
+        steps: the merges, in the order of the blocks.
 
     Raises:
-        ValueError: a step that points outside its sequence, touches the class token, absorbs a token twice or into
-            one that is itself absorbed, or is out of order.
+        ValueError: a step that points outside its sequence, touches the class token, absorbs a token twice or into a
+            token that is itself absorbed, or is out of order.
     """
 
     tokens: int
@@ -56,13 +59,13 @@ class Schedule:
             if step.after <= previous:
                 raise ValueError(f"{where}: expected a block after {previous}")
             _check_absorb(where, step, tokens, cls)
-            cls -= sum(source < cls for source in step.sources)
+            cls -= sum(source < cls for source in step.sources)  # tokens before it leave, so it moves forward
             tokens -= len(step.absorb)
             previous = step.after
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """The original positions that each token holds: before any step, then after each (len(steps) + 1 entries)."""
+        """The original positions merged into each token: before any step, then after each (len(steps) + 1 entries)."""
         now: tuple[tuple[int, ...], ...] = tuple((position,) for position in range(self.tokens))
         out = [now]
         for step in self.steps:
@@ -76,7 +79,8 @@ class Schedule:
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """How many original tokens each token holds: before any step, then after each (len(steps) + 1 entries)."""
+        """Original tokens merged into each token: before any step, then after each (len(steps) + 1 entries)."""
+        # Counted instead of taken from `groups`: every load needs sizes, and few callers need the positions.
         now = (1,) * self.tokens
         out = [now]
         for step in self.steps:
@@ -94,25 +98,26 @@ class Schedule:
         return gone / (self.tokens - 1) if self.tokens > 1 else 0.0
 
     def tokens_per_block(self, depth: int) -> tuple[int, ...]:
-        """Tokens that enter each of `depth` blocks."""
+        """Return the number of tokens that enters each of `depth` blocks."""
         return tuple(tokens for tokens, _ in self._entering(depth))
 
     def cls_per_block(self, depth: int) -> tuple[int, ...]:
-        """The class token's position in the sequence that enters each of `depth` blocks."""
+        """Return the class token's position in the sequence that enters each of `depth` blocks."""
         return tuple(cls for _, cls in self._entering(depth))
 
     def saving(self, depth: int) -> float:
-        """The share of token-layers saved: 1 - (sum of the tokens that enter each block) / (depth * tokens)."""
+        """Return the share of token-layers saved: 1 - (sum of the tokens that enter each block) / (depth * tokens)."""
         return 1 - sum(self.tokens_per_block(depth)) / (depth * self.tokens)
 
     def check_depth(self, depth: int) -> None:
-        """Refuse (ValueError) a step that no block follows: with `depth` blocks, `after` is at most depth - 2."""
+        """Raise ValueError if no block follows a step: with `depth` blocks, `after` is at most depth - 2."""
         if self.steps and self.steps[-1].after > depth - 2:
             raise ValueError(
                 f"a step after block {self.steps[-1].after}: expected at most {depth - 2} of {depth} blocks"
             )
 
     def _entering(self, depth: int) -> Iterator[tuple[int, int]]:
+        """Yield the number of tokens and the class token's position before each of `depth` blocks."""
         at = {step.after: step for step in self.steps}
         tokens, cls = self.tokens, self.cls
         for block in range(depth):
@@ -123,6 +128,7 @@ class Schedule:
 
 
 def _check_absorb(where: str, step: Step, tokens: int, cls: int) -> None:
+    """Raise ValueError if a step is not possible on `tokens` tokens; `where` names the step in the message."""
     sources = set(step.sources)
     if not step.absorb:
         raise ValueError(f"{where}: absorbs nothing")

@@ -1,6 +1,13 @@
-"""What a ViM is built of: patches, blocks, and the mixer with its two directions."""
+"""The parts of a ViM: the patch embedding, the blocks, and the mixer with its two directions.
 
-from typing import TYPE_CHECKING, cast
+A block is Mamba's: RMSNorm, `in_proj`, a causal convolution, the selective scan, `out_proj`. A ViM has no causal order
+of its own, so its mixer walks the tokens twice, forward and backward, and adds the two outputs.
+
+Source: hustvl/Vim, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (`Mamba`, bimamba_type "v2"). The letters of the
+shapes are those of docs/design.md.
+"""
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,57 +18,80 @@ from stm.backends.reference import gated, projected, step_sizes
 from stm.config import ModelConfig
 from stm.merging.plan import State, Taps
 
-if TYPE_CHECKING:
-    pass
-
-REVERSE = (False, True)  # how the directions walk
+REVERSE: tuple[bool, ...] = (False, True)  # per direction, whether it walks from the last token to the first
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def at(x: Tensor, position: int | Tensor) -> Tensor:
-    """The token of x (..., L, D) at a position, or of x (B, L, D) at one an image (B,): (..., D)."""
+    """Return one token of x.
+
+    Args:
+        x: (..., L, D); (B, L, D) if the position is a tensor.
+        position: the same for every image, or one per image, (B,).
+
+    Returns:
+        (..., D).
+    """
     if isinstance(position, int):
         return x[..., position, :]
     return x[torch.arange(x.shape[0], device=x.device), position]
 
 
 class Linear(nn.Linear):
-    """One that stays uninitialised: its weights come from a file. (`skip_init` would go through the meta device, which
-    imports the compiler.)"""
+    """A linear layer that starts uninitialised, because its weights come from a file.
+
+    torch's `skip_init` does the same by way of the meta device, which imports the compiler.
+    """
 
     def reset_parameters(self) -> None:
         pass
 
 
 class OutProjection(Linear):
-    """The product with each direction's share of the output in it, which takes no pass of its own."""
+    """`out_proj` with the average over the directions folded in.
+
+    Args:
+        d_inner: E.
+        d_model: D.
+        share: the factor of the sum over the directions, 1 / K for an average. The product applies it for free; a
+            division of its own would read and write the whole output once more.
+    """
 
     def __init__(self, d_inner: int, d_model: int, share: float) -> None:
         super().__init__(d_inner, d_model, bias=False)
         self.share = share
 
     def forward(self, y: Tensor) -> Tensor:
-        """y (..., E): (..., D)."""
+        """Project y (..., E) to (..., D)."""
+        # beta=0 makes addmm ignore its first argument: alpha is all that is wanted of it.
         out = torch.addmm(y.new_empty(()), y.flatten(0, -2), self.weight.mT, beta=0, alpha=self.share)
         return out.unflatten(0, y.shape[:-1])
 
 
 class Patches(nn.Conv2d):
-    """The patch embedding, uninitialised as `Linear`."""
+    """The patch embedding, uninitialised for the same reason as `Linear`."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 def seen_by(direction: int, c: int | Tensor) -> tuple[slice, int | Tensor]:
-    """The tokens that a direction passes up to the class token at c, and c's place among them."""
+    """Return the tokens that a direction passes up to the class token at c, and the position of c among them.
+
+    A scan is causal: what a direction passes after the class token cannot change its output there. If the position
+    differs per image, one slice cannot serve the batch, and the direction passes all tokens.
+    """
     if not isinstance(c, int):
         return slice(None), c
     return (slice(c, None), 0) if REVERSE[direction] else (slice(0, c + 1), c)
 
 
 class Block(nn.Module):
-    """`residual += hidden; hidden = mixer(RMSNorm(residual))`, the residual in float32."""
+    """`residual += hidden; hidden = mixer(RMSNorm(residual))`, the residual in float32.
+
+    The addition is left to the next block, because one kernel then adds and normalises. Between blocks the stream is
+    therefore x + h, of which h is still pending (`State`).
+    """
 
     def __init__(self, model: ModelConfig, backend: Backend) -> None:
         super().__init__()
@@ -70,22 +100,28 @@ class Block(nn.Module):
         self.mixer = Mixer(model, backend)
 
     def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
-        x, u = self._add_norm(state)
+        """Return the state that leaves the block, and the taps named in `wants`."""
+        x, u = self._add_norm(state)  # (B, L, D), both
         h, taps = self.mixer(u, state, wants)
         return state._replace(x=x, h=h), taps
 
     def forward_cls(self, state: State) -> State:
-        """The last block: only the class token (B, 1, D), and only what reaches it."""
-        x, u = self._add_norm(state)
+        """Return the class token (B, 1, D) that leaves the last block, computing only what reaches it."""
+        x, u = self._add_norm(state)  # (B, L, D), both
         return State(at(x, state.cls)[:, None], self.mixer.forward_cls(u, state)[:, None])
 
     def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
-        assert self.norm.eps is not None
+        assert self.norm.eps is not None  # only the type of nn.RMSNorm allows None
+        # The norm's output takes the GEMMs' dtype at once, since in_proj is its only reader.
         return self.backend.add_norm(state.x, state.h, self.norm.weight, self.norm.eps, self.mixer.in_proj.weight.dtype)
 
 
 class Mixer(nn.Module):
-    """The bidirectional selective state-space mixer. Parameters of the two directions are stacked, forward first."""
+    """The bidirectional selective state-space mixer.
+
+    The directions share `in_proj`, the gate z and `out_proj`. Everything else exists once per direction; the
+    parameters are stacked along a leading axis K, forward first, so that a backend computes both in one call.
+    """
 
     def __init__(self, model: ModelConfig, backend: Backend) -> None:
         super().__init__()
@@ -103,17 +139,33 @@ class Mixer(nn.Module):
         self.out_proj = OutProjection(E, D, share=1 / K if model.divide_out else 1.0)
 
     def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
-        """u (B, L, D): the output (B, L, D), and the taps that were wanted."""
-        x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E)
-        x = self.backend.conv_silu(
-            x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.token_sizes
-        )  # (K, B, L, E)
-        dt, B, C = self._select(x, slice(None))
+        """Mix the tokens in both directions.
+
+        Args:
+            u: (B, L, D), normalised.
+            state: gives what a plan changed for the blocks after it: token sizes, scale, gap and first state.
+            wants: the names of the taps to return.
+
+        Returns:
+            The output (B, L, D), and the taps.
+        """
+        x, z = self.in_proj(u).chunk(2, -1)  # (B, L, E), both
+        # (K, B, L, E)
+        x = self.backend.conv_silu(x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.token_sizes)
+        dt, B, C = self._select(x, slice(None))  # (K, B, L, R), (K, B, L, N), (K, B, L, N)
+        # A tap needs each direction before the gate and the sum, so the scan then leaves both to `gated` below.
         A, dt_weight, split = self.decay_rates(), cast("Tensor | None", self.dt_proj_weight), "y" in wants
-        if "delta" in wants:
-            dt, dt_weight = projected(dt, dt_weight), None
+        if "delta" in wants:  # a tap needs Delta in memory, so the scan takes the product instead of its factors
+            dt, dt_weight = projected(dt, dt_weight), None  # (K, B, L, E)
         y = self.backend.scan(
-            *(x, dt, A, B, C, self.D, z, REVERSE),
+            u=x,
+            dt=dt,
+            A=A,
+            B=B,
+            C=C,
+            D=self.D,
+            z=z,
+            reverse=REVERSE,
             dt_weight=dt_weight,
             dt_bias=self.dt_proj_bias,
             scale=state.scale,
@@ -133,36 +185,51 @@ class Mixer(nn.Module):
         return self.out_proj(gated(y, z) if split else y), taps
 
     def forward_cls(self, u: Tensor, state: State) -> Tensor:
-        """What forward gives at the class token, (B, D), from the tokens that each direction passes on its way there.
+        """Return the output of `forward` at the class token, (B, D), exactly.
 
-        Where its place differs from image to image, both directions pass all of them.
+        The classifier reads nothing else of the last block, so each direction stops at the class token. If the token's
+        position differs per image, both directions pass all tokens (`seen_by`). The gate and `out_proj` act on single
+        tokens, so the class token's are enough.
         """
         c = state.cls
-        to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D)
+        to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D), both
         inputs, z = F.linear(u, to_x), F.linear(at(u, c), to_z)  # (B, L, E), (B, E)
         A, at_c = self.decay_rates(), []
+        # The directions pass different numbers of tokens, so they cannot share a call.
         for k in range(len(REVERSE)):
-            one = slice(k, k + 1)
-            seen, here = seen_by(k, c)
-            span = None if state.token_sizes is None else state.token_sizes[seen]
+            one = slice(k, k + 1)  # keeps the axis K
+            tokens, position = seen_by(k, c)
+            sizes = None if state.token_sizes is None else state.token_sizes[tokens]
+            # (1, B, l, E), l the tokens passed
             x = self.backend.conv_silu(
-                inputs[:, seen], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=span
+                inputs[:, tokens], self.conv1d_weight[one], self.conv1d_bias[one], REVERSE[one], sizes=sizes
             )
             dt, B, C = self._select(x, one)
             y = self.backend.scan(
-                *(x, dt, A[one], B, C, self.D[one], None, REVERSE[one]),
+                u=x,
+                dt=dt,
+                A=A[one],
+                B=B,
+                C=C,
+                D=self.D[one],
+                z=None,
+                reverse=REVERSE[one],
                 dt_weight=self.dt_proj_weight[one],
                 dt_bias=self.dt_proj_bias[one],
-                scale=None if state.scale is None else state.scale[..., seen],
-                gap=None if state.gap is None else state.gap[one, :, seen],
+                scale=None if state.scale is None else state.scale[..., tokens],
+                gap=None if state.gap is None else state.gap[one, :, tokens],
                 h0=None if state.h0 is None else state.h0[one],
                 split=True,
             )
-            at_c.append(at(y[0], here))  # (B, E)
-        return self.out_proj(gated(torch.stack(at_c), z))
+            at_c.append(at(y[0], position))  # (B, E)
+        return self.out_proj(gated(torch.stack(at_c), z))  # (K, B, E) and (B, E) to (B, D)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Give the GEMMs' weights a dtype."""
+        """Give the weights of the matrix products a dtype, in place.
+
+        A, D, Delta's bias and the convolution stay float32: they are small, and an error in A acts again at every
+        step of a walk.
+        """
         self.in_proj.to(dtype)
         self.out_proj.to(dtype)
         for name in ("x_proj_weight", "dt_proj_weight"):
@@ -170,12 +237,18 @@ class Mixer(nn.Module):
             setattr(self, name, nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad))
 
     def decay_rates(self) -> Tensor:
-        """A (K, E, N), negative."""
+        """Return A (K, E, N). The parameter is log(-A), so A stays negative and states decay, whatever is trained."""
         return -self.A_log.exp()
 
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """dt (K, B, L, R) that makes Delta, B and C (K, B, L, N) of the directions k, from their inputs x (K, B, L,
-        E)."""
+        """Return what the scan takes from each token, the "selection" of a selective scan.
+
+        Args:
+            x: (K, B, L, E), the convolved inputs of the directions `k`.
+
+        Returns:
+            dt (K, B, L, R), from which `dt_proj_weight` makes Delta, and B and C, (K, B, L, N) both.
+        """
         selected = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT)  # (K, B L, R + N + N)
         dt, B, C = selected.unflatten(1, x.shape[1:3]).split(self.splits, -1)
         return dt, B, C

@@ -1,9 +1,12 @@
-"""Vision Mamba (ViM, bimamba v2): one model for dense and compressed, in token order throughout.
+"""Vision Mamba (ViM, bimamba v2): one model, dense or compressed.
 
-Source: hustvl/Vim, vim/models_mamba.py and mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (bimamba_type "v2"). The two
-    directions
-of a mixer are a leading axis K of its parameters, forward first; nothing is ever flipped. Merging is a Plan between
-blocks.
+An image becomes patches, a class token joins them in the middle, and `depth` blocks mix the sequence in both
+directions. Merging is a `Plan` that acts between blocks; a dense model has none, and everything else is the same code.
+Tokens stay in their order throughout: the two directions are a leading axis K of parameters and kernels, forward
+first, and nothing is ever flipped.
+
+Source: hustvl/Vim, vim/models_mamba.py and mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (bimamba_type "v2"). The
+letters of the shapes are those of docs/design.md.
 """
 
 import copy
@@ -21,10 +24,10 @@ from stm.backends import Backend, choose, status
 from stm.config import Config
 from stm.merging.plan import Plan, State, StaticPlan
 from stm.merging.schedule import Schedule
+from stm.model.layers import TORCH_DTYPES, Block, Linear, Patches, at
 
 if TYPE_CHECKING:
     from stm.model.serving import Served
-from stm.model.layers import TORCH_DTYPES, Block, Linear, Patches, at
 
 
 class ViM(nn.Module):
@@ -34,16 +37,18 @@ class ViM(nn.Module):
     `train()` and an optimizer train it, dense or compressed. Inference is cheapest in `torch.inference_mode()`.
 
     Args:
-        config: its shape, and its schedule where it is compressed.
-        backend: who computes the scan; the best that is available by default.
+        config: the shape of the model, and the schedule and protection of a compressed one.
+        backend: computes the convolution, the scan and the norm; by default the best available one for a processor.
     """
 
     def __init__(self, config: Config, backend: Backend | None = None) -> None:
         super().__init__()
         self.config = config
-        self.mark: Mark | None = None  # of the weights that the config speaks of
+        # The checksum of the weights that the config describes; saving compares, and so notices that they changed.
+        self.mark: Mark | None = None
         backend = backend or choose()
         model = config.model
+        # These names and the shapes are the keys of `model.safetensors`.
         self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
         self.cls_token = nn.Parameter(torch.empty(1, 1, model.d_model))
         self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
@@ -57,72 +62,89 @@ class ViM(nn.Module):
 
     @property
     def blocks(self) -> list["Block"]:
-        """`layers`, by their type."""
+        """The blocks, typed. `layers` is the name of the ModuleList, because checkpoints use it."""
         return cast("list[Block]", list(self.layers))
 
     @property
     def backend(self) -> Backend:
-        """Who computes the blocks: all have the same one."""
+        """The backend, which all blocks share."""
         return self.blocks[0].backend
 
     @property
     def schedule(self) -> Schedule:
-        """Its merges: none where it is dense."""
+        """The merges of this model; a dense model's schedule has no steps."""
         return self.config.schedule
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), float32, of normalised images (B, C, H, W) of any floating dtype.
+        """Return the logits (B, classes), float32, of normalised images (B, C, H, W) of any floating dtype.
 
         Raises:
-            UsageError: images of another kind, dtype, shape or device; the sentence says what was expected.
+            UsageError: images of another kind, dtype, shape or device; the message names the expected one.
         """
         return self.classify(self.run(self.embed(images)))
 
     def embed(self, images: Tensor) -> State:
-        """What enters block 0: patches with the class token in its place, plus the position embedding."""
+        """Return the state that enters block 0: patches, the class token among them, plus the position embedding.
+
+        Raises:
+            UsageError: see `forward`.
+        """
         model = self.config.model
+        # Here, and nowhere later: every way into the model passes this line.
         check_images(images, (model.in_chans, model.image_size, model.image_size), self.cls_token.device)
-        patches = (
-            self.patch_embed(images.to(self.patch_embed.weight.dtype)).flatten(2).mT.to(self.pos_embed.dtype)
-        )  # (B, L - 1, D)
+        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype))  # (B, D, H', W')
+        # The residual stream is float32 from here on, whatever the dtype of the weights.
+        patches = patches.flatten(2).mT.to(self.pos_embed.dtype)  # (B, L - 1, D)
         cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
         x = torch.cat([patches[:, : model.cls], cls, patches[:, model.cls :]], 1) + self.pos_embed  # (B, L, D)
         return State(x, cls=model.cls)
 
     def run(self, state: State, full: bool = False) -> State:
-        """All blocks. Without `full` the last one computes only what reaches the class token, exactly, and leaves it
-        alone."""
+        """Run all blocks, and the plan between them.
+
+        Args:
+            state: what `embed` returns.
+            full: compute every token of the last block too. Otherwise the last block computes only what reaches the
+                class token, which is exact, and the returned state holds that token alone.
+        """
         last = self.config.model.depth - 1
         for number, block in enumerate(self.blocks):
             if number == last and not full:
                 return block.forward_cls(state)
             state, taps = block(state, self.plan.wants(number) if self.plan is not None else ())
-            if self.plan is not None and number < last:
+            if self.plan is not None and number < last:  # after the last block no merge would save anything
                 state = self.plan(number, state, taps)
         return state
 
     def classify(self, state: State) -> Tensor:
-        """Logits (B, classes), float32, from the class token of what leaves the last block."""
+        """Return the logits (B, classes), float32, from the class token of the state that leaves the last block."""
         token = at(state.stream, state.cls)  # (B, D)
         return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(token.dtype)
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised patch features (B, D, H', W') for dense prediction: each patch gets those of the token that holds
-        it."""
+        """Return normalised patch features (B, D, H', W') for dense prediction.
+
+        After merging there are fewer tokens than patches: each patch gets the features of the token that holds it.
+        """
         state = self.run(self.embed(images), full=True)
-        x = self.norm_f(state.stream)  # (B, L, D)
-        holder = [0] * self.schedule.tokens
+        x = self.norm_f(state.stream)  # (B, L', D)
+        holder = [0] * self.schedule.tokens  # per original position, the token that holds it
         for token, group in enumerate(self.schedule.groups[-1]):
             for position in group:
                 holder[position] = token
-        del holder[self.schedule.cls]
+        del holder[self.schedule.cls]  # what is left are the patches, row by row
         grid = self.config.model.grid
-        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))
+        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))  # (B, D, H', W')
 
     def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
-        """This model under another plan, sharing every parameter. `config` says what the new one is; without a plan it
-        is dense."""
+        """Return this model under another plan; both models share every parameter.
+
+        Args:
+            plan: None for a dense model.
+            config: describes the new model; by default this model's config, made dense if there is no plan.
+        """
         other = copy.copy(self)
+        # A shallow copy shares the dict of children, so the copy needs one of its own before `plan` is set.
         other._modules = {name: module for name, module in self._modules.items() if name != "plan"}
         other.plan = plan
         other.mark = under_plan(self.mark, plan)
@@ -130,12 +152,14 @@ class ViM(nn.Module):
         return other
 
     def cast(self, dtype: str) -> "ViM":
-        """Give the GEMMs' weights a dtype, in place. The residual stream, A, D, Delta's bias, norms and plans stay
-        float32.
+        """Give the weights of the matrix products a dtype, in place, and return the model.
 
-        In another dtype than it had nothing was measured: `config.measured` is then empty.
+        The residual stream, A, D, Delta's bias, norms and plans stay float32. What was measured holds for the dtype
+        before: if the dtype changes, `config.measured` becomes empty.
         """
         to, config = TORCH_DTYPES[dtype], self.config
+        # Compare before the cast, which changes the checksums. Weights that were intact are marked anew below, since a
+        # cast is no training.
         intact = self.mark is not None and dtype != config.dtype and not is_changed(self, config, self.mark)
         for module in (self.patch_embed, self.head):
             module.to(to)
@@ -147,14 +171,12 @@ class ViM(nn.Module):
         return self
 
     def optimize(self, *, batch_size: int) -> "Served":
-        """This model ready to serve, for inference where it is: packed weights on a processor, a CUDA graph on a CUDA
-        device.
+        """Return this model arranged for inference on its device: packed weights on a processor, a CUDA graph on CUDA.
 
-        It shares the parameters, which must not change any more: what is packed would not. It takes batches of any
-            size, best of this
-        one, and on a processor has glibc keep up to 256 MB of freed memory (`stm.model.malloc`). It cannot be moved,
-        cast or trained: its logits have no gradient. A copy or a pickle holds the model, and is served anew. Autocast
-        changes nothing in it.
+        The result shares the parameters, which must not change any more, because packed copies would not follow. It
+        takes batches of any size and is fastest at `batch_size`. On a processor it has glibc keep up to 256 MB of
+        freed memory (`stm.model.malloc`). It cannot be moved, cast or trained: its logits have no gradient, and
+        autocast does not affect it. A copy or a pickle holds the model, and is arranged anew.
 
         Args:
             batch_size: images that usually come together.
@@ -162,20 +184,22 @@ class ViM(nn.Module):
         Raises:
             UsageError: a batch size below 1.
         """
-        from stm.model.serving import optimize  # it imports this module
+        from stm.model.serving import optimize  # here, because it imports this module
 
         return optimize(self, batch_size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ViM":
-        """What `to`, `cuda` and the like do. On a device that the backend is not for another is chosen, and its
-        fallbacks say so."""
+        """Move or convert every tensor: torch's hook behind `to`, `cuda` and the like.
+
+        If the backend does not support the new device, choose another and record the change in `fallbacks`.
+        """
         nn.Module._apply(self, fn, recurse)
         device = self.cls_token.device.type
         fits, reason = status(self.backend.name, device)
         if not fits:
             chosen = choose(device=device)
-            left = f"{self.backend.name} was left for {chosen.name}: {reason}"
-            chosen = dataclasses.replace(chosen, fallbacks=(left, *chosen.fallbacks))
+            change = f"{self.backend.name} was left for {chosen.name}: {reason}"
+            chosen = dataclasses.replace(chosen, fallbacks=(change, *chosen.fallbacks))
             for block in self.blocks:
                 block.backend = block.mixer.backend = chosen
         return self
@@ -187,10 +211,10 @@ class ViM(nn.Module):
             force: replace a folder that holds a model of ours and nothing else.
 
         Raises:
-            UsageError: the folder exists and may not be replaced, or nothing can be written there.
-            ArtifactError: it cannot be written; what was there before is untouched.
+            UsageError: the folder exists and may not be replaced, or its place is not writable.
+            ArtifactError: writing failed; the folder that was there before is untouched.
         """
-        from stm.saving import save  # it imports this module
+        from stm.saving import save  # here, because it imports this module
 
         self.config = save(self, folder, force=force)
 
@@ -209,22 +233,23 @@ class ViM(nn.Module):
         """Write the model to a Hub repository, card included, in one commit; `stm.load(repo_id)` reads it.
 
         Args:
-            repo_id: OWNER/NAME, or NAME of one's own; made where it is missing.
-            private: only its owner and those they choose may see it.
-            revision: the branch; made where it is missing.
+            repo_id: OWNER/NAME, or NAME for a repository of one's own; created if it is missing.
+            private: whether only the owner, and people whom the owner chooses, may see a new repository.
+            revision: the branch; created if it is missing.
+            commit_message: the title of the commit.
             create_pr: propose the commit as a pull request.
-            token: of the Hub; by default the one that was logged in with.
-            exist_ok: whether the repository may exist.
+            token: a token of the Hub; by default that of the current login.
+            exist_ok: whether the repository may exist already.
             overwrite_card: replace a README.md that stm did not write.
 
         Returns:
-            Its address, or that of the pull request.
+            The address of the repository, or of the pull request.
 
         Raises:
-            HubError: it may not be written, exists and may not, or cannot be reached.
+            HubError: the repository is not writable, exists although it may not, or is out of reach.
             UsageError: options that exclude each other.
         """
-        from stm.hub.push import PushOptions, push_model  # not part of the runtime
+        from stm.hub.push import PushOptions, push_model  # here, because the runtime works without it
 
         to = PushOptions(
             repo=repo_id,
@@ -240,7 +265,7 @@ class ViM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **options: Any) -> "ViM":
-        """As `stm.load`, whose options it takes."""
-        from stm.loading import load  # it imports this module
+        """Load a model as `stm.load` does, with the same options."""
+        from stm.loading import load  # here, because it imports this module
 
         return load(folder_or_repo, **options)

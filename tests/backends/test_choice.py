@@ -1,5 +1,9 @@
 """Which backend is chosen where, and the reasons that are given."""
 
+import inspect
+from importlib import import_module
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,6 +45,25 @@ def test_a_backend_for_another_device_is_refused_with_the_reason() -> None:
             backends.choose(name)
     with pytest.raises(UsageError, match="unknown backend 'tritan', expected auto, triton, mamba_ssm"):
         backends.choose("tritan")
+
+
+@pytest.mark.parametrize("name", ["reference", "blocked", "native", "mamba_ssm", "triton"])
+@pytest.mark.parametrize(
+    ("operation", "protocol"),
+    [("conv_silu", backends.ConvSilu), ("scan", backends.Scan), ("add_norm", backends.AddNorm)],
+)
+def test_every_backend_takes_what_the_protocol_says(name: str, operation: str, protocol: Any) -> None:
+    """As mypy checks it, also where nobody runs mypy. A backend may have options of its own behind those."""
+    if name == "triton":
+        pytest.importorskip("triton")
+
+    def shape(function: Any) -> list[tuple[str, Any, Any]]:
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+    expected = shape(protocol.__call__)[1:]  # without self
+    found = shape(getattr(import_module(f"stm.backends.{name}"), operation))
+    assert found[: len(expected)] == expected
+    assert all(default is not inspect.Parameter.empty for _, _, default in found[len(expected) :])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -2,6 +2,7 @@
 inputs."""
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from stm.errors import BackendError, UsageError
 from tests.backends.cases import BOTH, check, double, inputs
 
 AVAILABLE, REASON = native.status()
+SOURCES = Path(__file__).resolve().parents[2] / "stm" / "backends"
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
 
 
@@ -282,6 +284,26 @@ def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> Non
     )
     for a, b in zip(got, expected, strict=True):
         check(a, b)
+
+
+@pytest.mark.parametrize(
+    ("source", "structure", "layout"),
+    [
+        ("native_norm.c", "norm_args", native.NORM),
+        ("native_conv.c", "conv_args", native.CONV),
+        ("native_scan.c", "scan_args", native.SCAN),
+    ],
+)
+def test_the_layouts_are_those_of_the_c_structures(source: str, structure: str, layout: native.Layout) -> None:
+    text = (SOURCES / source).read_text(encoding="utf-8")
+    body = re.sub(r"/\*.*?\*/", "", text[: text.index(f"}} {structure};")].rpartition("{")[2], flags=re.S)
+    fields: dict[str, list[str]] = {"int64_t": [], "view": [], "const": []}
+    order = []
+    for kind, names in re.findall(r"(int64_t|view|const) ([^;]+);", body):
+        fields[kind] += re.findall(r"(\w+)(?=,|$)", names)
+        order.append(kind)
+    assert tuple(map(tuple, fields.values())) == layout
+    assert order == sorted(order, key=list(fields).index)  # integers, then views, then pointers
 
 
 @pytest.mark.usefixtures("library")

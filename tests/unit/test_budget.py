@@ -108,22 +108,22 @@ def test_a_rate_out_of_reach_is_refused_with_those_that_can_be_had(order: str, r
     with pytest.raises(UsageError) as error:
         plan_schedule(_model(), order=order, rate=rate)
     assert error.value.message.startswith(f"rate {'' if rate == 0.99 else 'is '}{rate}")
-    assert error.value.message.endswith("the smallest rate that can be had is 0.01, the largest 0.94")
+    assert error.value.message.endswith("the smallest possible rate is 0.01, the largest 0.94")
 
 
 def test_a_rate_below_one_step_is_refused() -> None:
     for order in ("staged", "border"):
         with pytest.raises(
-            UsageError, match=r"rate 0\.001 takes less than one merge step; the smallest rate that can be had is 0\.01"
+            UsageError, match=r"rate 0\.001 takes less than one merge step; the smallest possible rate is 0\.01"
         ):
             plan_schedule(_model(), order=order, rate=0.001)
 
 
 def test_no_rate_can_be_had_without_room() -> None:
-    with pytest.raises(UsageError, match="no rate can be had with 197 tokens and 1 blocks"):
+    with pytest.raises(UsageError, match="no rate is possible with 197 tokens and 1 blocks"):
         plan_schedule(_model(depth=1), order="border", rate=0.4)
     with pytest.raises(
-        UsageError, match="more than half of the tokens of a side in one step; no rate can be had"
+        UsageError, match="more than half of the tokens of a side in one step; no rate is possible"
     ) as error:
         plan_schedule(_model(), order="border", rate=0.4, tokens_per_side=50)
     assert error.value.hint == "choose fewer tokens per side"
@@ -142,12 +142,10 @@ def test_the_rates_that_a_refusal_names_can_be_had(model: ModelConfig, order: st
         return None
 
     message = refusal(rate)
-    if message is None or "no rate can be had" in message:
+    if message is None or "no rate is possible" in message:
         assert message is None or all(refusal(n / 100) for n in range(1, 100, 7))
         return
-    smallest, largest = (
-        float(word) for word in message.split("smallest rate that can be had is ")[1].split(", the largest ")
-    )
+    smallest, largest = (float(word) for word in message.split("smallest possible rate is ")[1].split(", the largest "))
     assert refusal(smallest) is None
     assert refusal(largest) is None
     assert smallest == 0.01 or refusal(smallest - 0.01)
@@ -292,7 +290,7 @@ def test_a_gradual_order_takes_the_smallest_r_that_reaches_a_saving_and_the_near
         saved[r] = [sum(len(sizes) * r * (model.depth - 1 - after) for after in range(k)) for k in fits]
     reaching = [r for r, layers in saved.items() if layers and layers[-1] >= wanted]
     if not reaching:
-        with pytest.raises(UsageError, match="largest saving that can be had"):
+        with pytest.raises(UsageError, match="largest possible saving"):
             plan_schedule(model, order="even", saving=saving, sides=sides)
         return
     r, steps = _r_and_steps(plan_schedule(model, order="even", saving=saving, sides=sides))
@@ -313,14 +311,12 @@ def test_a_saving_out_of_reach_is_refused_with_the_largest(saving: float) -> Non
     with pytest.raises(UsageError) as error:
         plan_schedule(_model(), order="staged", saving=saving)
     assert error.value.message.startswith(f"saving {saving}" if saving in (0.81, 0.99) else f"saving is {saving}")
-    assert error.value.message.endswith("the largest saving that can be had is 0.80")
+    assert error.value.message.endswith("the largest possible saving is 0.80")
     assert plan_schedule(_model(), order="staged", saving=0.80).stages == (1, 4, 7, 10)
 
 
 def test_a_saving_beyond_the_given_tokens_per_side_is_refused() -> None:
-    with pytest.raises(
-        UsageError, match=r"saving 0\.4 is more than can be had; the largest saving that can be had is 0\.11"
-    ):
+    with pytest.raises(UsageError, match=r"saving 0\.4 is more than possible; the largest possible saving is 0\.11"):
         plan_schedule(_model(), order="border", saving=0.4, tokens_per_side=1)  # 2 x (1 + ... + 23) = 552 of 4728
 
 
