@@ -1,4 +1,8 @@
-"""The figures of `stm explain`, each from the quantities that it shows."""
+"""The figures of `stm explain`, each drawn from the quantities that it shows.
+
+Every function takes plain values and returns a figure; `stm.explain.folder` writes the same values as CSV beside it, so
+that each figure can be drawn again elsewhere.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_STAGES = 8  # panels of the figure of groups
-DECADES = 5  # of the attention that the colours tell apart
+DECADES = 5  # of attention that the colours cover; smaller values share the darkest colour
 NAMES = {"prune": "removed", "mean": "merged, mean", "hsp": "merged, hidden-state protection"}
 
 
@@ -27,8 +31,8 @@ class Maps:
     """What the scan of one block did on one image, by token.
 
     Args:
-        name: of the model, "dense" or what it was compressed with.
-        state: [direction][token], the Frobenius norm of the state after each.
+        name: of the model: "dense", or the method that compressed it.
+        state: [direction][token], the Frobenius norm of the state after each token.
         attention: [token t][token j]: the forward walk's at and below the diagonal, the backward walk's above it.
         cls: the class token's position.
         groups: the positions that each token holds.
@@ -41,8 +45,8 @@ class Maps:
     groups: Groups
 
     def by_patch(self, values: Sequence[float], tokens: int, cls: int) -> list[float]:
-        """One value a token as one a patch: that of the token that holds it; NaN for what was pruned."""
-        out = [math.nan] * tokens
+        """Return one value per patch from one per token: that of the token that holds the patch; NaN if pruned."""
+        out = [math.nan] * tokens  # matplotlib leaves NaN blank
         for value, group in zip(values, self.groups, strict=True):
             for position in group:
                 out[position] = value
@@ -50,10 +54,10 @@ class Maps:
 
 
 def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: int) -> "Figure":
-    """The photograph, the state's norm along both walks, the class token's attention and all attention: a row a model.
+    """Draw the photograph, the state's norm along both walks, the class token's attention and all attention.
 
-    The models share the colours of a column; a line across the map of the class token's attention is its place in the
-    sequence.
+    Each model has a row. The models share the colours of a column, so that rows can be compared. A dashed line across
+    the map of the class token's attention is the class token's place in the sequence.
     """
     figure, axes = plots.new(1.42 * len(rows) + 0.62, len(rows), 5)
     grid = math.isqrt(tokens - 1)
@@ -71,7 +75,7 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
         line[0].set_ylabel(f"{row.name}\n{len(row.groups)} tokens in block {block}")
         _outlined(line[0], image, row.groups, tokens, cls, grid)
     for column, pictures in enumerate(columns, start=1):
-        values = [value for picture in pictures for one in picture for value in one if math.isfinite(value)]
+        values = [value for picture in pictures for line in picture for value in line if math.isfinite(value)]
         high = max(values)
         low = max(min(values), high - DECADES) if column > 2 else min(values)
         for picture, axis in zip(pictures, axes[:, column], strict=True):
@@ -79,9 +83,11 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
         bar = figure.colorbar(shown, ax=list(axes[:, column]), location="bottom", aspect=18, pad=0.03)
         bar.set_label("Frobenius norm" if column < 3 else "log10", fontsize=7)
         bar.ax.tick_params(labelsize=6, length=2)
-    unseen = figure.colorbar(shown, ax=list(axes[:, 0]), location="bottom", aspect=18, pad=0.03)
-    unseen.ax.set_visible(False)  # it keeps the pictures of a row as large as each other
+    # An invisible colour bar under the photographs keeps all pictures of a row the same size.
+    invisible = figure.colorbar(shown, ax=list(axes[:, 0]), location="bottom", aspect=18, pad=0.03)
+    invisible.ax.set_visible(False)
     for axis in axes[:, 3]:
+        # The outline of the patches before the class token, without its parts on the picture's own border.
         for (x0, y0), (x1, y1) in edges(range(cls), grid) if cls else []:
             if not (x0 == x1 in (0, grid) or y0 == y1 in (0, grid)):
                 axis.plot((x0 - 0.5, x1 - 0.5), (y0 - 0.5, y1 - 0.5), color="white", linewidth=0.8, linestyle="--")
@@ -89,24 +95,25 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
 
 
 def fading(rows: Sequence[Faded], fits: dict[str, Fit | None], before: int, images: int) -> "Figure":
-    """The change over the distance with its exponential, and the class token's change in every block after."""
+    """Draw the change over the distance with its exponential, and the class token's change in every later block."""
     figure, axes = plots.new(4.7, 2, 2, sharey="row", height_ratios=(1.1, 1))
     sides = [(side, [row for row in rows if row.side == side]) for side in REACHING_SIDES]
-    seen = [math.log10(value) for row in rows for value in row.cls if value > 0]
-    for (side, here), axis, heat in zip(sides, axes[0], axes[1], strict=True):
-        if not here:  # a class token at the head has nothing before it
+    # Both heat maps share the colours of all values, so that the sides can be compared.
+    logs = [math.log10(value) for row in rows for value in row.cls if value > 0]
+    for (side, side_rows), axis, heat in zip(sides, axes[0], axes[1], strict=True):
+        if not side_rows:  # a class token at the head has nothing before it
             axis.set_axis_off()
             heat.set_axis_off()
             continue
-        distances = [row.distance for row in here]
+        distances = [row.distance for row in side_rows]
         curves = (
-            ("state at the merge", [row.merged for row in here]),
-            (f"class token's state, block {before}", [row.cls[0] for row in here]),
-            ("the same, from the state at the merge by decays alone", [row.predicted for row in here]),
-            ("logits", [row.logits for row in here]),
+            ("state at the merge", [row.merged for row in side_rows]),
+            (f"class token's state, block {before}", [row.cls[0] for row in side_rows]),
+            ("the same, from the state at the merge by decays alone", [row.predicted for row in side_rows]),
+            ("logits", [row.logits for row in side_rows]),
         )
         for number, (name, values) in enumerate(curves):
-            axis.semilogy(distances, values, label=name, **plots.line(number, every=max(1, len(here) // 12)))
+            axis.semilogy(distances, values, label=name, **plots.line(number, every=max(1, len(side_rows) // 12)))
         if fit := fits.get(side):
             curve = [fit.amplitude * math.exp(-fit.rate * d) for d in distances]
             axis.semilogy(
@@ -116,21 +123,22 @@ def fading(rows: Sequence[Faded], fits: dict[str, Fit | None], before: int, imag
             axis.text(0.02, 0.03, text, transform=axis.transAxes, fontsize=7)
         axis.set_title(f"{side} of the class token, {'forward' if side == 'left' else 'backward'} walk")
         axis.set_xlim(distances[0] - 0.5, distances[-1] + 0.5)
-        changes = [[row.cls[n] for row in here] for n in range(len(here[0].cls))]
-        shown = _heat(heat, distances, changes, before, min(seen), max(seen))
+        changes = [[row.cls[n] for row in side_rows] for n in range(len(side_rows[0].cls))]
+        shown = _heat(heat, distances, changes, before, min(logs), max(logs))
         heat.set_xlabel("distance d of the merge, in tokens")
     axes[0][0].set_ylabel("relative change")
     axes[1][0].set_ylabel("block")
     axes[1][0].invert_yaxis()
     figure.colorbar(shown, ax=list(axes[1]), label="class token's change, log10", pad=0.01)
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[1]))
+    # One legend for both sides: that of the side with more curves, as a side may be empty or have no fit.
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda legend: len(legend[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=4)
     figure.suptitle(f"One token merged into its neighbour before block {before}; mean of {_images(images)}", fontsize=8)
     return figure
 
 
 def losses(rows: Sequence[Loss], plan: Sequence[Sequence[float]], name: str, images: int) -> "Figure":
-    """Removal and merging loss by block, and what the whole plan changes.
+    """Draw the loss of removal and of merging by block, and the change that the whole plan makes.
 
     Args:
         plan: [block][direction], the class token's change by the compressed model `name`.
@@ -138,10 +146,10 @@ def losses(rows: Sequence[Loss], plan: Sequence[Sequence[float]], name: str, ima
     figure, axes = plots.new(2.7, 1, 3)
     left, middle, right = axes[0]
     for number, rule in enumerate(RULES):
-        here = [row for row in rows if row.rule == rule]
+        of_rule = [row for row in rows if row.rule == rule]
         look = plots.line(number, every=2)
-        left.plot([row.after for row in here], [row.merged for row in here], label=NAMES[rule], **look)
-        middle.plot([row.after for row in here], [row.cls for row in here], label=NAMES[rule], **look)
+        left.plot([row.after for row in of_rule], [row.merged for row in of_rule], label=NAMES[rule], **look)
+        middle.plot([row.after for row in of_rule], [row.cls for row in of_rule], label=NAMES[rule], **look)
     left.set_title("one token: state at the merge")
     middle.set_title("one token: class token's state")
     left.set_ylabel("relative change in the next block")
@@ -161,7 +169,7 @@ def losses(rows: Sequence[Loss], plan: Sequence[Sequence[float]], name: str, ima
 
 
 def influence(rows: Sequence[Influence], images: int) -> "Figure":
-    """LDSD: over distance, direction and block, and its mean over thirds of the depth."""
+    """Draw LDSD over distance, direction and block, and its mean over thirds of the depth."""
     figure, axes = plots.new(4.4, 2, 1, sharex=True)
     curves, heat = axes[0][0], axes[1][0]
     signed = [-row.distance if row.side == "left" else row.distance for row in rows]
@@ -170,14 +178,15 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
         part = range(number * depth // 3, (number + 1) * depth // 3)
         look = plots.line(number, every=max(1, len(rows) // 24))
         for side, sign in zip(REACHING_SIDES, (-1, 1), strict=True):
-            here = [row for row in rows if row.side == side]
-            means = [sum(row.blocks[block] for block in part) / len(part) for row in here]
+            side_rows = [row for row in rows if row.side == side]
+            means = [sum(row.blocks[block] for block in part) / len(part) for row in side_rows]
+            # Both sides of a third have one look: only the first side that has rows names it in the legend.
             label = (
                 f"blocks {part[0]} to {part[-1]}"
                 if side == "left" or not any(row.side == "left" for row in rows)
                 else None
             )
-            curves.semilogy([sign * row.distance for row in here], means, label=label, **look)
+            curves.semilogy([sign * row.distance for row in side_rows], means, label=label, **look)
     curves.legend(handlelength=3)
     curves.set_ylabel("change of the class token's state")
     curves.set_title(f"Each token alone zeroed: how far the class token's state moves; mean of {_images(images)}")
@@ -190,7 +199,7 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
 
 
 def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, name: str) -> "Figure":
-    """The photograph with the merged groups outlined, for each stage; what was pruned is dark."""
+    """Draw the photograph once per stage with the merged groups outlined; pruned patches are dark."""
     shown = _some(found)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
@@ -214,17 +223,20 @@ def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, na
 
 
 def _outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: int, grid: int) -> None:
+    """Draw the image with the outline of each group's patches."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
     every = patches(held, cls)
     shown = image.convert("RGB")
     if apart := [group for group in every if len(group) > 1 and scattered(group, grid)]:
-        shown = _averaged(shown, apart, grid)  # one colour says which pieces are one token
+        # An outline cannot join pieces that lie apart: one colour shows that they are one token.
+        shown = _averaged(shown, apart, grid)
     axis.imshow(shown, extent=(0, grid, grid, 0), interpolation="bilinear")
     faint = [edge for group in every if len(group) == 1 for edge in edges(group, grid)]
     merged = [edge for group in every if len(group) > 1 for edge in edges(group, grid)]
     axis.add_collection(LineCollection(faint, colors="white", linewidths=0.25, alpha=0.6))
+    # A black line under the coloured one keeps it visible on bright and dark images.
     axis.add_collection(LineCollection(merged, colors="black", linewidths=1.5, capstyle="projecting"))
     axis.add_collection(LineCollection(merged, colors=plots.AMBER, linewidths=0.8, capstyle="projecting"))
     for patch in pruned(held, tokens, cls):
@@ -234,8 +246,8 @@ def _outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: 
 
 
 def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: int) -> Image.Image:
-    """The image with the patches of each group in their mean colour."""
-    small = image.resize((grid, grid), Image.Resampling.BOX)
+    """Return the image with the patches of each group in their mean colour."""
+    small = image.resize((grid, grid), Image.Resampling.BOX)  # one pixel per patch: its mean
     out = image.copy()
     step = image.width / grid
     for group in every:
@@ -248,11 +260,11 @@ def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: int) -> 
     return out
 
 
-def _some(found: Sequence[Stage]) -> list[Stage]:
-    """All stages, or as many as a figure holds, evenly spread with the first and the last."""
-    if len(found) <= MOST_STAGES:
-        return list(found)
-    return [found[round(number * (len(found) - 1) / (MOST_STAGES - 1))] for number in range(MOST_STAGES)]
+def _some(every: Sequence[Stage]) -> list[Stage]:
+    """Return all stages, or as many as a figure holds, evenly spread with the first and the last."""
+    if len(every) <= MOST_STAGES:
+        return list(every)
+    return [every[round(number * (len(every) - 1) / (MOST_STAGES - 1))] for number in range(MOST_STAGES)]
 
 
 def _heat(
@@ -263,14 +275,16 @@ def _heat(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """log10 of a value by block (upward) and distance (across)."""
+    """Draw log10 of a value by block (upward) and distance (across); return what the colour bar needs."""
     from matplotlib.ticker import MaxNLocator
 
     axis.grid(False)
     logs = [[math.log10(value) if value > 0 else math.nan for value in row] for row in rows]
+    # Cells reach halfway to the next distance: distances are not evenly spaced if only some were measured.
     edges_x = [distances[0] - 0.5, *((a + b) / 2 for a, b in pairwise(distances)), distances[-1] + 0.5]
     edges_y = [first - 0.5 + number for number in range(len(rows) + 1)]
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    # Rasterized: one vector shape per cell would make the SVG huge.
     return axis.pcolormesh(edges_x, edges_y, logs, cmap=plots.MAP, vmin=low, vmax=high, rasterized=True)
 
 
@@ -283,7 +297,7 @@ def _square(values: Sequence[float], grid: int) -> list[list[float]]:
 
 
 def _bare(axis: "Axes") -> None:
-    """No ticks, grid or frame: it holds a picture."""
+    """Remove ticks, grid and frame from an axis that holds a picture."""
     axis.grid(False)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -1,5 +1,7 @@
-"""All that `stm explain` shows of a model and its images, and the folder that holds it: figures, and the data of
-each."""
+"""Measure all that `stm explain` shows of a model and its images, and write the folder that holds it.
+
+The folder has each figure as PNG and SVG, and the figure's data as CSV or JSON.
+"""
 
 import csv
 import dataclasses
@@ -24,8 +26,8 @@ from stm.model.vim import ViM
 from stm.plots import style as plots
 from stm.progress import OnProgress, Progress
 
-MOST_IMAGES = 16  # each has figures of its own
-PLACES_OF_LOSSES = 12  # a side: they are a mean over places, for every block and rule
+MOST_IMAGES = 16  # each image has figures of its own
+PLACES_OF_LOSSES = 12  # per side: losses run every block and rule, and are a mean over places that few suffice for
 SHARED = ("fading", "losses", "ldsd")
 OF_IMAGE = ("maps", "groups")
 SUMMARY = "explain.json"
@@ -35,7 +37,7 @@ Row = TypeVar("Row", Faded, Loss, Influence)
 
 @dataclass(frozen=True)
 class OfImage:
-    """What belongs to one image: the picture, the maps of the dense and the compressed model, and its groups by
+    """The results of one image: the picture, the maps of the dense and the compressed model, and the groups by
     block."""
 
     file: str
@@ -46,8 +48,10 @@ class OfImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The measurements of `stm.explain.measurements`, each a mean over the images; `plan` is the class token's by the
-    whole plan, [block][direction]."""
+    """The measurements of `stm.explain.measurements`, each a mean over the images.
+
+    `plan` is the class token's change by the whole plan, [block][direction].
+    """
 
     block: int
     images: tuple[OfImage, ...]
@@ -59,7 +63,7 @@ class Explanation:
 
 
 def file_names() -> tuple[str, ...]:
-    """Every file that an explanation of any images may consist of."""
+    """Return every file that an explanation of any images may consist of: those that a new run may replace."""
     drawn = [*SHARED, *(_name(number, kind) for number in range(MOST_IMAGES) for kind in OF_IMAGE)]
     data = [
         *(f"{name}.csv" for name in (*SHARED, "plan")),
@@ -90,19 +94,19 @@ def measure(
     """Measure everything.
 
     Args:
-        small: a compressed model; the dense one, whose weights it holds, is what single tokens are merged in.
+        small: a compressed model. It holds the dense model's weights; single tokens are merged in the dense model.
         inputs: (n, C, H, W), normalised.
-        pictures: of each image its name and how it is shown.
-        block: whose maps are shown, and before which single tokens are merged.
-        places: the most distances of a side; None: all.
+        pictures: name and picture of each image.
+        block: the block whose maps are shown, and before which single tokens are merged.
+        places: the most distances per side; None: all.
     """
     dense = small.with_plan(None)
-    tell = on_progress or (lambda progress: None)
+    report = on_progress or (lambda progress: None)
     fewer = PLACES_OF_LOSSES if places is None else min(places, PLACES_OF_LOSSES)
     per_image: list[tuple[list[Faded], list[Loss], list[Influence], Tensor]] = []
     shown = []
     for number, (file, picture) in enumerate(pictures):
-        tell(Progress("explain", number, len(pictures), "images"))
+        report(Progress("explain", number, len(pictures), "images"))
         image = inputs[number : number + 1].to(dense.cls_token.device)
         was, now = (list(explain.walk(model, model.embed(image))) for model in (dense, small))
         groups = explain.groups_by_block(now)
@@ -114,7 +118,7 @@ def measure(
         fading = explain.fading(dense, image, block, most=places)
         losses = explain.losses(dense, image, most=fewer)
         per_image.append((fading, losses, explain.influence(dense, image, most=places), explain.plan_change(was, now)))
-    tell(Progress("explain", len(pictures), len(pictures), "images"))
+    report(Progress("explain", len(pictures), len(pictures), "images"))
     all_fading, all_losses, all_influence, changes = zip(*per_image, strict=True)
     rows = mean_rows(all_fading)
     sides = {side: [row for row in rows if row.side == side] for side in explain.REACHING_SIDES}
@@ -123,8 +127,8 @@ def measure(
         images=tuple(shown),
         fading=rows,
         fits={
-            side: explain.fit_exponential([row.distance for row in here], [row.cls[0] for row in here])
-            for side, here in sides.items()
+            side: explain.fit_exponential([row.distance for row in side_rows], [row.cls[0] for row in side_rows])
+            for side, side_rows in sides.items()
         },
         losses=mean_rows(all_losses),
         influence=mean_rows(all_influence),
@@ -133,7 +137,7 @@ def measure(
 
 
 def mean_rows(of_images: Sequence[Sequence[Row]]) -> tuple[Row, ...]:
-    """Row by row the mean over the images; what is not a float is the same in all of them."""
+    """Return the mean over the images, row by row. Fields that are not floats must be the same in all images."""
     return tuple(_mean_row(rows) for rows in zip(*of_images, strict=True))
 
 
@@ -148,17 +152,19 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     return dataclasses.replace(rows[0], **changed)
 
 
-def _maps(name: str, seen: explain.BlockTrace, groups: Groups) -> Maps:
-    forward, backward = attention(seen.scan)
-    both = forward + backward.triu(1)  # a token's attention to itself is the forward walk's
-    return Maps(name, state_norms(seen.scan)[:, 0].tolist(), both.tolist(), int(seen.entered.cls), groups)
+def _maps(name: str, trace: explain.BlockTrace, groups: Groups) -> Maps:
+    forward, backward = attention(trace.scan)  # (L, L) each
+    # The forward walk fills the lower triangle and the backward walk the upper one, so one picture holds both. The
+    # diagonal, a token's attention to itself, is in both: the forward walk's is shown.
+    both = forward + backward.triu(1)
+    return Maps(name, state_norms(trace.scan)[:, 0].tolist(), both.tolist(), int(trace.entered.cls), groups)
 
 
 def write(folder: Path, found: Explanation, small: ViM, title: str) -> tuple[str, ...]:
-    """Draw the figures and write their data into a folder; the names of the files.
+    """Draw the figures, write them and their data into a folder, and return the names of the files.
 
     Args:
-        title: of the compressed model in the figures.
+        title: the compressed model's name in the figures.
     """
     tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(found.images)
     drawn = {
@@ -190,20 +196,21 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
         "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(found.plan))),
     }
     for number, image in enumerate(found.images):
-        maps, matrix, groups = _data_names(number)
-        tables[maps] = (
+        map_file, attention_file, groups_file = _data_names(number)
+        tables[map_file] = (
             ("model", "token", "positions", "state_forward", "state_backward", "class_attention"),
             _map_rows(image.maps),
         )
-        tables[matrix] = (
+        tables[attention_file] = (
             ("model", "token", *(str(j) for j in range(tokens))),
-            ((each.name, t, *row) for each in image.maps for t, row in enumerate(each.attention)),
+            ((maps.name, t, *row) for maps in image.maps for t, row in enumerate(maps.attention)),
         )
-        (folder / groups).write_text(json.dumps(_groups_document(image, tokens, cls)) + "\n", encoding="utf-8")
+        (folder / groups_file).write_text(json.dumps(_groups_document(image, tokens, cls)) + "\n", encoding="utf-8")
     for name, (header, rows) in tables.items():
         with open(folder / name, "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(header)
+            # Six digits, more than any figure shows: the last digits of a float differ between machines.
             table.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
     return [*tables, *(_data_names(number)[2] for number in range(len(found.images)))]
 
@@ -212,15 +219,16 @@ def _blocks(found: Explanation) -> range:
     return range(found.block, len(found.plan))
 
 
-def _map_rows(maps: Iterable[Maps]) -> Iterable[Sequence[Any]]:
-    for each in maps:
-        for token, group in enumerate(each.groups):
-            states = (each.state[direction][token] for direction in range(2))
-            yield each.name, token, " ".join(map(str, group)), *states, each.attention[each.cls][token]
+def _map_rows(of_models: Iterable[Maps]) -> Iterable[Sequence[Any]]:
+    for maps in of_models:
+        for token, group in enumerate(maps.groups):
+            states = (maps.state[direction][token] for direction in range(2))
+            yield maps.name, token, " ".join(map(str, group)), *states, maps.attention[maps.cls][token]
 
 
 def _groups_document(image: OfImage, tokens: int, cls: int) -> dict[str, Any]:
-    """Patches are numbered row by row from 0, without the class token."""
+    """Return the JSON document of an image's groups. Patches are numbered row by row from 0, without the class
+    token."""
     return {
         "image": image.file,
         "stages": [

@@ -1,15 +1,18 @@
 """What merging does to the states of a ViM, measured: the paper's figures and tables as quantities.
 
-Sequential Token Merging (arXiv 2509.22691) reasons about h_c, the state of a block's scan at the class token. Here its
-relative change |h_c - h_c'| / |h_c| is measured when one token alone is merged, removed or zeroed. What lies before the
-class token reaches it through the forward walk, what lies after it through the backward one: that is the state that is
-read.
+Sequential Token Merging (arXiv 2509.22691) reasons about h_c, the state of a block's scan at the class token. This
+module measures its relative change |h_c - h_c'| / |h_c| when one token alone is merged, removed or zeroed. Tokens
+before the class token reach it through the forward walk, tokens after it through the backward walk. So each measurement
+reads the state of the walk that passes the changed token before the class token; the other walk cannot show the change
+there.
 
 - `fading`: merge one token at each distance, and follow the change through the blocks (equations 12 and 13, Figure 3).
 - `losses`: the change in the next block, block by block, for each rule of merging (equations 8 to 10).
 - `influence`: LDSD, the change when each token alone is zeroed (equation 7, Table 1).
-- `plan_change`: the same of a whole plan, against the dense model.
+- `plan_change`: the change that a whole plan makes, against the dense model.
 - `groups_by_block`: which tokens went where.
+
+One image is run with many variants of a merge at once: the variants are the batch. S counts them.
 """
 
 import math
@@ -37,7 +40,7 @@ RULES = ("prune", "mean", "hsp")  # removal, and merging without and with the pa
 
 
 class BlockTrace(NamedTuple):
-    """One block of a run: what entered it, what left it, and what its scan ran on."""
+    """One block of a run: the state that entered it, the state that left it, and what its scan ran on."""
 
     number: int
     entered: State
@@ -46,7 +49,10 @@ class BlockTrace(NamedTuple):
 
 
 def walk(model: ViM, state: State, start: int = 0) -> Iterator[BlockTrace]:
-    """The blocks from `start` on, with the model's plan between them; all of the last block too."""
+    """Run the blocks from `start` on with the model's plan between them, and yield a trace of each.
+
+    The last block computes all tokens here, unlike a forward pass: its states are measured too.
+    """
     last = model.config.model.depth - 1
     for number in range(start, last + 1):
         wanted = model.plan.wants(number) if model.plan is not None else ()
@@ -70,69 +76,82 @@ class Single:
     into: int
     distance: int
 
+    @property
+    def merged_into(self) -> int:
+        """The position of `into` after the merge: one less if the source, which has left, stood before it."""
+        return self.into - (self.into > self.source)
+
 
 def singles(tokens: int, cls: int, most: int | None = None) -> list[Single]:
-    """Every merge of one token, one at each distance and side; at most so many, evenly spread, of a side."""
+    """Return every merge of one token, one per distance and side; at most `most` per side, evenly spread."""
     left = [Single(0, cls - d - 1, cls - d, d) for d in range(1, cls)]
     right = [Single(1, cls + d + 1, cls + d, d) for d in range(1, tokens - cls - 1)]
     return [*_spread(left, most), *_spread(right, most)]
 
 
 def _portions(model: ViM, items: Sequence[Any]) -> list[Sequence[Any]]:
-    """Variants of an image that run at once: as many as have states that stay in the cache."""
+    """Split variants of an image into those that run at once."""
+    # As many as have states (S, E, N) of at most 2^16 values together, which stay in a processor's cache. Wide models
+    # still get four, and narrow ones no more than 64, whose other activations would fill the memory.
     size = min(64, max(4, 2**16 // (model.config.model.d_inner * model.config.model.d_state)))
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _spread(items: list[Any], most: int | None) -> list[Any]:
+    """Return at most `most` items, evenly spread, with the first and the last among them; None: all."""
     if most is None or most >= len(items):
         return items
     return [items[round(number * (len(items) - 1) / max(most - 1, 1))] for number in range(most)]
 
 
-def single_weights(seen: BlockTrace, rule: str, merges: Sequence[Single]) -> Tensor:
-    """What each merge multiplies the tokens that left the block by, (S, L): prune, mean, or hsp from that block's
-    scan."""
-    tokens, cls = seen.left.x.shape[1], int(seen.left.cls)
+def single_weights(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> Tensor:
+    """Return the factor by which each merge multiplies each token that left the block, (S, L).
+
+    `rule` is prune, mean, or hsp, which takes its weights from the block's own scan.
+    """
+    tokens, cls = trace.left.x.shape[1], int(trace.left.cls)
     if rule == "hsp":
-        pairs = Step(seen.number, tuple((each.source, each.into) for each in merges))
-        absorbed = hsp.Absorbed(*(v.to(seen.left.x.device) for v in hsp.absorbed(pairs, tokens, cls)))
-        w = hsp.least_squares(seen.scan.delta, seen.scan.B, seen.scan.A, absorbed)[0]  # (S,)
+        # The least-squares weight of a pair depends on no other pair, so one step holds all variants.
+        pairs = Step(trace.number, tuple((single.source, single.into) for single in merges))
+        absorbed = hsp.Absorbed(*(index.to(trace.left.x.device) for index in hsp.absorbed(pairs, tokens, cls)))
+        w = hsp.least_squares(trace.scan.delta, trace.scan.B, trace.scan.A, absorbed)[0]  # (S,)
         weights = w.new_ones(len(merges), tokens)
         return weights.scatter(1, absorbed.src[:, None], w[:, None])
-    rows = [rule_weights(rule, Step(seen.number, ((each.source, each.into),)), [1] * tokens) for each in merges]
-    return torch.tensor(rows, device=seen.left.x.device)
+    rows = [rule_weights(rule, Step(trace.number, ((single.source, single.into),)), [1] * tokens) for single in merges]
+    return torch.tensor(rows, device=trace.left.x.device)
 
 
-def merge_singles(seen: BlockTrace, rule: str, merges: Sequence[Single]) -> State:
-    """What enters the next block after each merge: S images of L - 1 tokens. All merges are of one side."""
-    tokens, cls = seen.left.x.shape[1], int(seen.left.cls)
-    device = seen.left.x.device
+def merge_singles(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> State:
+    """Return the state that enters the next block after each merge: S images of L - 1 tokens.
+
+    All merges must be of one side: the class token moves by one if its left neighbours lose a token.
+    """
+    tokens, cls = trace.left.x.shape[1], int(trace.left.cls)
+    device = trace.left.x.device
     keep = torch.tensor(
-        [[p for p in range(tokens) if p != each.source] for each in merges], device=device
+        [[p for p in range(tokens) if p != single.source] for single in merges], device=device
     )  # (S, L - 1)
-    place = [each.into - (each.into > each.source) for each in merges]
     index = Merge(
         keep,
-        torch.tensor([[each.source] for each in merges], device=device),
-        torch.tensor(place, device=device)[:, None],
+        torch.tensor([[single.source] for single in merges], device=device),
+        torch.tensor([[single.merged_into] for single in merges], device=device),
     )
-    x = seen.left.stream.expand(len(merges), -1, -1)  # (S, L, D)
-    return State(merge(x, index, single_weights(seen, rule, merges).to(x)), cls=cls - (merges[0].side == 0))
+    x = trace.left.stream.expand(len(merges), -1, -1)  # (S, L, D)
+    return State(merge(x, index, single_weights(trace, rule, merges).to(x)), cls=cls - (merges[0].side == 0))
 
 
 @dataclass(frozen=True)
 class Faded:
-    """What one merge changed, as relative changes.
+    """The relative changes that one merge makes.
 
     Args:
         side: left or right of the class token.
         distance: from the merge to the class token, in tokens.
-        merged: of the state at the merge, in the first block after it.
-        predicted: of the class token's state there, if nothing had changed but the state at the merge: that times the
-            decays between the two.
-        cls: of the class token's state, in each block after the merge.
-        logits: of the logits.
+        merged: change of the state at the merge, in the first block after it.
+        predicted: change of the class token's state in that block if only the state at the merge had changed: that
+            change times the decays between the two tokens.
+        cls: change of the class token's state, in each block after the merge.
+        logits: change of the logits.
     """
 
     side: str
@@ -144,47 +163,50 @@ class Faded:
 
 
 def fading(dense: ViM, image: Tensor, before: int, rule: str = "mean", most: int | None = None) -> list[Faded]:
-    """Merge one token before a block, at each distance and side, and follow the change.
+    """Merge one token before a block, at each distance and side, and follow the change through the later blocks.
 
     Args:
         image: (1, C, H, W), normalised.
         before: the block that the merged sequence enters, at least 1.
         rule: one of `RULES`.
-        most: the most distances of a side; None: all.
+        most: the most distances per side; None: all.
     """
     run = list(walk(dense, dense.embed(image)))
-    here, logits = run[before - 1], dense.classify(run[-1].left)
-    c = int(here.left.cls)
-    at_cls = [
-        [state_at(seen.scan, side, [c]) for side in range(len(REACHING_SIDES))] for seen in run
-    ]  # of each block and direction, (1, E, N)
+    merging, logits = run[before - 1], dense.classify(run[-1].left)
+    c = int(merging.left.cls)
+    # Per block and direction, (1, E, N). Only a plan moves the class token, and the dense model has none.
+    at_cls = [[state_at(trace.scan, side, [c]) for side in range(len(REACHING_SIDES))] for trace in run]
     out = []
     for side, name in enumerate(REACHING_SIDES):
-        chosen = [each for each in singles(here.left.x.shape[1], c, most) if each.side == side]
+        chosen = [single for single in singles(merging.left.x.shape[1], c, most) if single.side == side]
         for part in _portions(dense, chosen):
-            merged = merge_singles(here, rule, part)
+            merged = merge_singles(merging, rule, part)
             first, changes = None, []
-            for seen in walk(dense, merged, before):
-                first = first or seen
-                h = state_at(seen.scan, side, [int(merged.cls)] * len(part))  # (S, E, N)
-                changes.append(change(at_cls[seen.number][side], h))
-                last = seen.left
+            for trace in walk(dense, merged, before):
+                first = first or trace
+                h = state_at(trace.scan, side, [int(merged.cls)] * len(part))  # (S, E, N)
+                changes.append(change(at_cls[trace.number][side], h))
+                last = trace.left
             assert first is not None
-            at = [each.into for each in part]
+            at = [single.into for single in part]
             was = state_at(run[before].scan, side, at)  # (S, E, N)
-            now = state_at(first.scan, side, [each.into - (each.into > each.source) for each in part])
+            now = state_at(first.scan, side, [single.merged_into for single in part])  # (S, E, N)
+            # The recurrence is linear in the state: a difference at the merge reaches the class token times the decays.
             to_cls = decay_to(run[before].scan, side, c)[0, at]  # (S, E, N)
             reached = (to_cls * (was - now)).flatten(1).norm(dim=1) / at_cls[before][side].norm()
             moved = (dense.classify(last) - logits).norm(dim=1) / logits.norm()
             rows = zip(part, change(was, now), reached, torch.stack(changes, 1), moved, strict=True)
             out += [
-                Faded(name, each.distance, m.item(), p.item(), tuple(h.tolist()), y.item()) for each, m, p, h, y in rows
+                Faded(name, single.distance, m.item(), p.item(), tuple(h.tolist()), y.item())
+                for single, m, p, h, y in rows
             ]
     return out
 
 
 def fit_exponential(distances: Sequence[int], changes: Sequence[float]) -> Fit | None:
-    """The exponential that falls with the distance; None for fewer than three changes above zero."""
+    """Return the exponential that falls with the distance, or None for fewer than three changes above zero."""
+    # Least squares on the logarithm, in which the exponential is a line: far tokens, whose changes are tiny, count as
+    # much as near ones. `fsum` makes the result independent of the order of the rows.
     points = [(d, math.log(value)) for d, value in zip(distances, changes, strict=True) if value > 0]
     if len({d for d, _ in points}) < 3:
         return None
@@ -198,7 +220,14 @@ def fit_exponential(distances: Sequence[int], changes: Sequence[float]) -> Fit |
 
 @dataclass(frozen=True)
 class Loss:
-    """The mean relative change in the block after a merge: of the state at the merge, and of the class token's."""
+    """The mean relative changes in the block after a merge: of the state at the merge, and of the class token's state.
+
+    Args:
+        after: the block that precedes the merge.
+        rule: one of `RULES`.
+        merged: change of the state at the merge.
+        cls: change of the class token's state.
+    """
 
     after: int
     rule: str
@@ -207,36 +236,39 @@ class Loss:
 
 
 def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
-    """One token removed or merged after every block but the last, by each rule: the mean over places and both sides.
+    """Remove or merge one token after every block but the last, by each rule; return means over places and both sides.
 
     Args:
         image: (1, C, H, W), normalised.
-        most: the most places of a side, evenly spread; None: all.
+        most: the most places per side, evenly spread; None: all.
     """
     run = list(walk(dense, dense.embed(image)))
     out = []
-    for here, following in pairwise(run):
-        c = int(here.left.cls)
-        every = singles(here.left.x.shape[1], c, most)
+    for merging, following in pairwise(run):
+        c = int(merging.left.cls)
+        every = singles(merging.left.x.shape[1], c, most)
         for rule in RULES:
             merged, cls = [], []
             for side in range(len(REACHING_SIDES)):
                 at_cls = state_at(following.scan, side, [c])
-                for part in _portions(dense, [each for each in every if each.side == side]):
-                    state = merge_singles(here, rule, part)
+                for part in _portions(dense, [single for single in every if single.side == side]):
+                    state = merge_singles(merging, rule, part)
                     _, taps = dense.blocks[following.number](state, TAPS)
                     scan = Scan.of(state, taps)
-                    now = state_at(scan, side, [each.into - (each.into > each.source) for each in part])
-                    merged.append(change(state_at(following.scan, side, [each.into for each in part]), now))
+                    was = state_at(following.scan, side, [single.into for single in part])  # (S, E, N)
+                    now = state_at(scan, side, [single.merged_into for single in part])  # (S, E, N)
+                    merged.append(change(was, now))
                     cls.append(change(at_cls, state_at(scan, side, [int(state.cls)] * len(part))))
-            out.append(Loss(here.number, rule, torch.cat(merged).mean().item(), torch.cat(cls).mean().item()))
+            out.append(Loss(merging.number, rule, torch.cat(merged).mean().item(), torch.cat(cls).mean().item()))
     return out
 
 
 @dataclass(frozen=True)
 class Influence:
-    """LDSD of one token, by block: how much the class token's state changes when that token is zero as the block
-    begins."""
+    """LDSD of one token, by block: the change of the class token's state if that token is zero as the block begins.
+
+    LDSD is the paper's measure of how strongly a token reaches the class token over a distance (equation 7).
+    """
 
     side: str
     distance: int
@@ -244,26 +276,29 @@ class Influence:
 
 
 def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influence]:
-    """The influence of each token on the class token's state, from the border of the left side to that of the right.
+    """Return the influence of each token on the class token's state, from the left border to the right one.
 
     Args:
         image: (1, C, H, W), normalised.
-        most: the most tokens of a side, evenly spread; None: all.
+        most: the most tokens per side, evenly spread; None: all.
     """
     tokens, c = dense.config.model.tokens, dense.config.model.cls
     sides = [_spread(list(range(c)), most), _spread(list(range(c + 1, tokens)), most)]
     columns: list[list[Tensor]] = [[], []]
-    for seen in walk(dense, dense.embed(image)):
-        x = seen.entered.stream  # (1, L, D)
+    for trace in walk(dense, dense.embed(image)):
+        x = trace.entered.stream  # (1, L, D)
         for side, chosen in enumerate(sides):
-            at_cls, found = state_at(seen.scan, side, [c]), [x.new_empty(0)]
+            # The empty tensor makes `cat` work for a side without tokens, as before a class token at the head.
+            at_cls, changes = state_at(trace.scan, side, [c]), [x.new_empty(0)]
             for part in _portions(dense, chosen):
-                without = x.repeat(len(part), 1, 1)
+                without = x.repeat(len(part), 1, 1)  # (S, L, D)
                 without[torch.arange(len(part)), torch.tensor(part)] = 0
+                # Each block starts from the dense model's own stream: a token's influence on one block, not on all
+                # before.
                 state = State(without, cls=c)
-                _, taps = dense.blocks[seen.number](state, TAPS)
-                found.append(change(at_cls, state_at(Scan.of(state, taps), side, [c] * len(part))))
-            columns[side].append(torch.cat(found))
+                _, taps = dense.blocks[trace.number](state, TAPS)
+                changes.append(change(at_cls, state_at(Scan.of(state, taps), side, [c] * len(part))))
+            columns[side].append(torch.cat(changes))
     return [
         Influence(name, abs(position - c), tuple(row.tolist()))
         for name, chosen, blocks in zip(REACHING_SIDES, sides, columns, strict=True)
@@ -272,8 +307,11 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
 
 
 def plan_change(was: Sequence[BlockTrace], now: Sequence[BlockTrace]) -> Tensor:
-    """What a plan changes of the class token's state in each block: (depth, K), from a run without it and one with
-    it."""
+    """Return a plan's relative change of the class token's state in each block and direction, (depth, K).
+
+    Args:
+        was, now: traces of all blocks of one image, without the plan and with it.
+    """
     return torch.stack(
         [
             torch.cat([change(*(_at_class(run, k) for run in pair)) for k in (FORWARD, BACKWARD)])
@@ -282,18 +320,18 @@ def plan_change(was: Sequence[BlockTrace], now: Sequence[BlockTrace]) -> Tensor:
     )
 
 
-def _at_class(seen: BlockTrace, direction: int) -> Tensor:
-    return state_at(seen.scan, direction, [int(seen.entered.cls)])
+def _at_class(trace: BlockTrace, direction: int) -> Tensor:
+    return state_at(trace.scan, direction, [int(trace.entered.cls)])
 
 
 def groups_by_block(run: Sequence[BlockTrace]) -> tuple[Groups, ...]:
-    """The positions that each token holds as it enters each block of a run of one image, from the maps that its plan
-    left."""
+    """Return the original positions that each token holds as it enters each block of a run of one image."""
     groups: Groups = tuple((position,) for position in range(run[0].entered.x.shape[1]))
     out, last = [groups], None
-    for seen in run[1:]:
-        if seen.entered.last_merge is not None and seen.entered.last_merge is not last:
-            groups = follow(groups, *(index.flatten().tolist() for index in seen.entered.last_merge))
-        last = seen.entered.last_merge
+    for trace in run[1:]:
+        # A state keeps its last merge until the next one. The same object again means that nothing merged in between.
+        if trace.entered.last_merge is not None and trace.entered.last_merge is not last:
+            groups = follow(groups, *(index.flatten().tolist() for index in trace.entered.last_merge))
+        last = trace.entered.last_merge
         out.append(groups)
     return tuple(out)

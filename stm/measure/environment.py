@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describe the environment in which a figure was measured."""
 
 import platform
 import subprocess
@@ -16,17 +16,17 @@ from stm.reports import Environment
 
 
 def environment_of(model: ViM, world: World = ALONE) -> Environment:
-    """The environment that a ViM runs in: its device, dtype and backend, the fallbacks that it met, the processes that
-    share the work."""
+    """Return the environment that a ViM runs in: device, dtype, backend, fallbacks, and the processes that share the
+    work."""
     device, backend = next(model.parameters()).device, model.backend
-    found = environment(device, dtype=model.config.dtype, backend=backend.name, fallbacks=backend.fallbacks)
-    return replace(found, processes=world.size)
+    of_one = environment(device, dtype=model.config.dtype, backend=backend.name, fallbacks=backend.fallbacks)
+    return replace(of_one, processes=world.size)
 
 
 def environment(
     device: str | torch.device, *, dtype: str, backend: str, fallbacks: tuple[str, ...] = ()
 ) -> Environment:
-    """The environment of work on a device, with or without a model."""
+    """Return the environment of work on a device, with or without a model."""
     device = torch.device(device)
     return Environment(
         stm=__version__,
@@ -41,7 +41,7 @@ def environment(
 
 
 def current_environment() -> Environment:
-    """What a model would run on for which nothing is asked."""
+    """Return the environment of a model for which no device, dtype or backend is asked for."""
     device = pick()
     chosen = backends.choose(device=device.type)
     return environment(device, dtype="float32", backend=chosen.name, fallbacks=chosen.fallbacks)
@@ -49,12 +49,13 @@ def current_environment() -> Environment:
 
 @cache
 def processor_name() -> str:
-    """The processor as its maker names it, else its architecture."""
+    """Return the processor's name as its maker gives it, or else its architecture."""
+    # `platform.processor` is empty or no more than the architecture on most Linux and macOS systems.
     return _from_cpuinfo() or _from_sysctl() or platform.processor() or platform.machine() or "unknown"
 
 
 def _from_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Linux. Processors other than x86 often have no such line."""
+    """Return the processor's name on Linux, or None. Processors other than x86 often have no such line."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -66,7 +67,7 @@ def _from_cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str | None:
 
 
 def _from_sysctl() -> str | None:
-    """macOS."""
+    """Return the processor's name on macOS, or None."""
     if platform.system() != "Darwin":
         return None
     try:

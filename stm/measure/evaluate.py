@@ -1,8 +1,9 @@
 """Accuracy, agreement and speed of a model on a sample set.
 
-The model and the dense one beside it see the same batches in one pass, so that every image is decoded once. Whole
-batches are the unit: on the same machine, backend and threads the same images in the same batches give the same floats,
-and a run that is resumed makes the batches that an uninterrupted one would have made.
+The model and its dense reference see the same batches in one pass, so every image is decoded once. Whole batches are
+the unit of work. The last digits of a logit depend on the size of its batch; on the same machine, backend and number of
+threads, the same images in the same batches give the same floats. A resumed run therefore makes the batches that an
+uninterrupted run would have made, and its records are the same to the byte.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,14 +28,14 @@ from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import Assessment, EvalReport
 
-Timing = tuple[int, float]  # images, and the seconds that the model took for them
+Timing = tuple[int, float]  # a number of images, and the seconds that the model took for them
 
 
 class Run(NamedTuple):
-    """What `run` found.
+    """The result of `run`.
 
     Args:
-        records: one an image, in the set's order.
+        records: one per image, in the set's order.
         images, seconds: the images whose forward was timed, and how long the model took for them; see `timed`.
     """
 
@@ -55,17 +56,17 @@ def evaluate(
     workers: int | None = 0,
     on_progress: OnProgress | None = None,
 ) -> EvalReport:
-    """Measure a model: accuracy, and where a dense model is given what compressing cost.
+    """Measure a model: its accuracy and, if a dense model is given, what compressing it cost.
 
     Args:
-        model: a ViM, on the device and in the dtype that it is to be measured in.
+        model: a ViM, on the device and in the dtype to measure.
         data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs
             (image, label), or None for what comes with the package. Without labels there is no accuracy, but agreement
             and KL to the dense model.
         reference: the dense model.
         limit: the most images, drawn at random by `seed`; None: all.
-        batch_size: images a batch.
-        records: a CSV file for one record an image, which a run that was stopped resumes from.
+        batch_size: images per batch.
+        records: a CSV file for one record per image, from which a stopped run resumes.
         workers: processes that decode images; None: as many as suit the set, for scripts with an
             `if __name__ == "__main__":`.
         on_progress: called after every batch.
@@ -103,10 +104,10 @@ def assess(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Assessment:
-    """The figures of `evaluate`, for a set from which `limit` and `seed` have already drawn.
+    """Measure as `evaluate` does, on a set from which `limit` and `seed` have already drawn.
 
     Args:
-        world: the processes that all call this, and share the work. The first one has the records' file.
+        world: the processes that all call this function and share the work. The first one has the records' file.
     """
     return assess_each(
         model,
@@ -135,7 +136,7 @@ def assess_each(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> tuple[Assessment, list[Record]]:
-    """As `assess`, with the records that its figures are made of."""
+    """Measure as `assess` does, and return the records behind its figures too."""
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if reference is not None:
@@ -154,7 +155,7 @@ def assess_each(
         )
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
     with nullcontext() if file is None else closing(file):
-        found = run(
+        result = run(
             model,
             samples,
             reference=reference,
@@ -164,16 +165,16 @@ def assess_each(
             world=world,
             on_progress=on_progress,
         )
-    measured = vars(summarize(found.records, data=samples.name, seed=seed))
-    broken = tuple(record.error for record in found.records if record.error is not None)[:NAMES_SHOWN]
-    if found.images:
+    measured = vars(summarize(result.records, data=samples.name, seed=seed))
+    broken = tuple(record.error for record in result.records if record.error is not None)[:NAMES_SHOWN]
+    if result.images:
         return Assessment(
-            **measured, **samples.of_set, broken=broken, images_per_second=found.images / found.seconds
-        ), found.records
+            **measured, **samples.of_set, broken=broken, images_per_second=result.images / result.seconds
+        ), result.records
     reason = {"images_per_second": f"every image was already in {records}"}
     return Assessment(
         **samples.of_set, **measured | {"broken": broken, "reasons": measured["reasons"] | reason}
-    ), found.records
+    ), result.records
 
 
 def run(
@@ -187,15 +188,16 @@ def run(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Run:
-    """The records of a sample set, and the time that the model's forward took.
+    """Return the records of a sample set, and the time that the model's forward took.
 
     Only the model is timed: not decoding, not copying images to the device, not the dense model.
 
     Args:
-        file: where the records go, batch by batch; those that are in it already are not computed again. The first
-            process's.
-        world: the processes that share the batches; all of them find the same.
+        file: takes the records, batch by batch. Records that it already holds are not computed again. Only the first
+            process has one.
+        world: the processes that share the batches. All of them return the same.
     """
+    # Only the first process knows what an earlier run finished; all must start with the same image.
     records = world.broadcast(list(file.done) if file is not None else [])
     timings: list[list[Timing]] = [[] for _ in range(world.size)]
     report = on_progress or (lambda progress: None)
@@ -210,8 +212,10 @@ def run(
     )
     with torch.inference_mode(), evaluating(model, reference):
         for batch in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
+            # In the last round a process may have no batch left. It still takes part: every process must gather.
             scored = None if batch is None else _score(model, reference, samples, batch)
-            del batch  # its images would be in memory beside those of the next
+            del batch  # its images would be in memory beside those of the next batch
+            # Results arrive in the order of the processes, which is the order of the batches, so records stay sorted.
             for theirs, (done, timing) in zip(timings, filter(None, world.gather(scored)), strict=False):
                 if timing[0]:
                     theirs.append(timing)
@@ -223,38 +227,44 @@ def run(
 
 
 def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
-    """What processes did beside each other: all images, and the seconds of the one that took longest.
+    """Return the images of all processes together, and the seconds of the process that took longest.
 
-    Of each, the first batch, which warms caches up, does not count if there is another.
+    The first batch of each process does not count if there is another: it warms caches up.
 
     Args:
-        timings: of each process, its batches.
+        timings: the batches of each process.
     """
-    warm = [each[1:] or each for each in timings]
-    return sum(images for each in warm for images, _ in each), max(sum(seconds for _, seconds in each) for each in warm)
+    warm = [batches[1:] or batches for batches in timings]
+    images = sum(number for batches in warm for number, _ in batches)
+    return images, max(sum(seconds for _, seconds in batches) for batches in warm)
 
 
 def forward(model: ViM, images: Tensor) -> Tensor:
-    """Logits (B, classes) of a batch (B, C, H, W) of any size: a processor takes `IMAGES_AT_ONCE` images after the
-    other."""
+    """Return the logits (B, classes) of a batch (B, C, H, W) of any size."""
+    # On a processor the activations of few images stay in its caches; a large batch at once is slower and takes more
+    # memory. A GPU needs the whole batch to be busy.
     parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else (images,)
     return torch.cat([model(part) for part in parts])
 
 
 def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], Timing]:
-    """A batch's records in the set's order, and the model's time."""
+    """Return a batch's records in the set's order, and the model's time."""
     logits, dense_logits, seconds = None, None, 0.0
     if batch.indices:
         files = [samples.samples[place].file for place in batch.indices]
-        # The larger one first: what it frees holds all that the smaller one needs.
+        # The larger model runs first: the memory that it frees holds all that the smaller one needs.
         dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
         logits, seconds = logits_of(model, batch.images, files, "the model")
     return recorded(samples, batch, logits, dense_logits), (len(batch.indices), seconds)
 
 
 def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logits: Tensor | None) -> list[Record]:
-    """A batch's records in the set's order, the images that could not be read among them; logits (b, classes), None
-    where none could."""
+    """Return a batch's records in the set's order, including one for each image that could not be read.
+
+    Args:
+        logits: (b, classes) of the images that could be read; None if none could.
+        dense_logits: the same of the dense model; None if there is none.
+    """
     chosen = samples.samples
     records = {
         place: Record(file=chosen[place].file, label=chosen[place].label, error=error)
@@ -267,7 +277,11 @@ def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logi
 
 
 def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
-    """Logits (B, classes) on the CPU, finite, and the seconds until they were there."""
+    """Return finite logits (B, classes) on the CPU, and the seconds until they were there.
+
+    Raises:
+        StmError: a logit is not finite. The sentence names `who`, the model, and the file.
+    """
     images = images.to(next(model.parameters()).device)
     start = perf_counter()
     logits = forward(model, images).cpu()  # the copy waits for the device to finish
@@ -286,7 +300,7 @@ def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tup
 
 @contextmanager
 def evaluating(*models: ViM | None) -> Iterator[None]:
-    """Evaluation mode for the models that are in training mode."""
+    """Put models that are in training mode into evaluation mode, and back at the end."""
     training = [model for model in models if model is not None and model.training]
     for model in training:
         model.eval()
@@ -298,12 +312,13 @@ def evaluating(*models: ViM | None) -> Iterator[None]:
 
 
 def same_work(world: World, model: ViM, samples: SampleSet) -> None:
-    """Refuse (DataError) to share work among processes that have other models or other images."""
+    """Raise DataError if the processes that share work have different models or different images."""
     if world.size > 1:
         world.check_same(model=fingerprint(model), sample_set=samples.fingerprint)
 
 
 def _check_pair(config: Config, reference: Config) -> None:
+    # Both models see the same batch, so they must take the same images and know the same classes.
     for what, this, dense in (
         ("classes", config.num_classes, reference.num_classes),
         ("pixels a side", config.model.image_size, reference.model.image_size),

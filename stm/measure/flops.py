@@ -1,10 +1,11 @@
-"""Multiply-accumulates of one image, in two conventions, and parameters: counted from the shapes alone, for any model
-and plan.
+"""Count the multiply-accumulates of one image in two conventions, and the parameters, from the shapes alone.
 
 The paper's convention is R-MeeTo's counter (NUS-HPC-AI-Lab/R-MeeTo): one direction of convolution, projections and
-scan, every token in every block, the class token among the patches. The honest count has both directions, what the
-merges and their weights cost, and of the last block only what reaches the class token. Neither counts norms, biases or
-activations.
+scan, every token in every block, the class token among the patches. Its figures compare with published tables. The
+honest count is of what runs: both directions, the merges and their weights, and of the last block only what reaches the
+class token. Neither counts norms, biases or activations.
+
+A plan states its lengths and its own work before any run, so a count needs no images, and works for any model and plan.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from stm.reports import Flops
 
 
 def count(config: Config, plan: Plan | None = None) -> Flops:
-    """Both counts of a model, and the shares that they save against the same model without a plan.
+    """Return both counts of a model, and the shares that they save against the same model without a plan.
 
     Args:
-        plan: another method's; None for the schedule of the config.
+        plan: another method's plan. None: the schedule of the config.
     """
     model, classes, dense = config.model, config.num_classes, Plan()
     if plan is None:
@@ -31,40 +32,42 @@ def count(config: Config, plan: Plan | None = None) -> Flops:
 
 
 def against(counted: Flops, base: Flops) -> Flops:
-    """The counts of one model, and what they save against another."""
+    """Return the counts of one model with the shares that they save against another."""
     paper_saving, honest_saving = 1 - counted.paper / base.paper, 1 - counted.honest / base.honest
     return Flops(paper=counted.paper, honest=counted.honest, paper_saving=paper_saving, honest_saving=honest_saving)
 
 
 def paper(model: ModelConfig, num_classes: int, plan: Plan) -> int:
-    """The paper's convention; a span convolution counts as the plain one."""
+    """Return the count in the paper's convention; a span convolution counts as the plain one."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
     scan = 9 * E * N + 2 * E
+    # The official convolution computes L + W - 1 outputs and cuts the last W - 1 off; the counter counts them all.
     blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L in plan.lengths(model))
     own = sum(plan.flops(block, model).paper for block in range(model.depth - 1))
     return model.in_chans * model.patch**2 * D * model.tokens + blocks + own + D * num_classes
 
 
 def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
-    """What has to be computed, the plan's own work included."""
+    """Return the count of everything that has to be computed, the plan's own work included."""
     D, E, last = model.d_model, model.d_inner, model.depth - 1
     total = model.in_chans * model.patch**2 * D * (model.tokens - 1) + D * num_classes
     for block, (L, c, span) in enumerate(plan.entering(model)):
-        windows = (
-            [1] * L if span is None else [min(size, model.d_conv) for size in span]
-        )  # evaluations of the convolution a token takes
+        # Evaluations of the convolution per token. A merged token stands for its first W repeats: from then on the
+        # window holds that token alone, and the result stays the same.
+        windows = [1] * L if span is None else [min(size, model.d_conv) for size in span]
         if block < last:
             total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
-        # only the class token is read: z, y and out_proj there alone, each direction up to it where its place is known
         else:
+            # Only the class token is read: z, y and out_proj are computed at it alone. Each direction walks up to it if
+            # its position is the same in every image, and over all tokens otherwise.
             passed = (windows, windows) if c is None else (windows[: c + 1], windows[c:])
             total += D * E * (L + 1) + sum(_direction(model, part, 1) for part in passed) + E * D
     return total
 
 
 def parameters(model: ModelConfig, num_classes: int) -> int:
-    """The trained parameters; a schedule adds none."""
+    """Return the number of trained parameters; a schedule adds none."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     direction = (W + 1) * E + (R + 2 * N) * E + (R + 1) * E + N * E + E  # conv1d, x_proj, dt_proj, A_log, D
     block = D + 2 * E * D + 2 * direction + D * E
@@ -73,7 +76,8 @@ def parameters(model: ModelConfig, num_classes: int) -> int:
 
 
 def _direction(model: ModelConfig, windows: Sequence[int], outputs: int) -> int:
-    """One direction of a block over len(windows) tokens, of which `outputs` are read: y, skip and gate."""
+    """Return the count of one direction over len(windows) tokens, of which `outputs` are read: y, skip and gate."""
     E, N, R, W = model.d_inner, model.d_state, model.dt_rank, model.d_conv
-    state = E * (R + 2 * N) + R * E + 8 * E * N  # x_proj, dt_proj and the recurrence but for y = C h, the ninth EN
+    # x_proj, dt_proj and the recurrence. The counter's scan is 9 E N; the ninth is y = C h, which only outputs need.
+    state = E * (R + 2 * N) + R * E + 8 * E * N
     return W * E * sum(windows) + state * len(windows) + (E * N + 2 * E) * outputs

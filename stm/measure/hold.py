@@ -1,7 +1,7 @@
-"""Files to which one process at a time adds: a lock that ends with its holder, and who holds it.
+"""Let one process at a time add to a file: a lock that ends with its holder, and a sentence that names the holder.
 
-The lock is on the file itself, so nothing is left beside it, and the kernel takes it away from a process that was
-killed.
+The lock is on the file itself, so no lock file is left beside it. The kernel releases the lock of a killed process, so
+none has to be removed by hand.
 """
 
 import os
@@ -11,13 +11,12 @@ from pathlib import Path
 
 from stm.errors import DataError
 
-_LOCKS = Path(
-    "/proc/locks"
-)  # Linux: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", the process and the file's number
+# Linux lists all locks here: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", with the process and the file's number.
+_LOCKS = Path("/proc/locks")
 
 
 class Hold:
-    """A file that nobody else adds to until `close`, or until this is forgotten. The file is made if it is not there.
+    """A file that nobody else adds to until `close`, or until this object is collected. An absent file is created.
 
     Raises:
         DataError: another process, or another run of this one, holds it. The sentence says who.
@@ -35,17 +34,19 @@ class Hold:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return
-            self.close()  # it was removed between the two calls: this would be the lock of a file without a name
+            # Another process removed the file between the two calls. This lock is on a file without a name, which the
+            # next process would not see: try again with the file that now has the name.
+            self.close()
 
     def discard(self) -> None:
-        """End the hold, and remove the file if it was made here and nothing was written."""
+        """End the hold. Remove the file if this object created it and nothing was written."""
         if self.made and self._path.exists() and not self._path.stat().st_size:
             self._path.unlink()
         self.close()
 
 
 def check_free(path: Path) -> None:
-    """Refuse a file that another process adds to.
+    """Raise an error if another process adds to the file.
 
     Raises:
         DataError: as `Hold`.
@@ -53,6 +54,7 @@ def check_free(path: Path) -> None:
     if path.is_file():
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            # A shared lock is enough to ask: it fails against a writer, and two askers do not stop each other.
             if not _lock(descriptor, exclusive=False):
                 raise _held(path, descriptor)
         finally:
@@ -60,14 +62,14 @@ def check_free(path: Path) -> None:
 
 
 def _lock(descriptor: int, *, exclusive: bool) -> bool:
-    """False if somebody else has the lock. True also where nobody can lock, as on some network drives."""
-    import fcntl  # here, because the module is also imported on systems without it
+    """Return False if another process has the lock. True also if the drive cannot lock, as some network drives."""
+    import fcntl  # inside the function, because the module is also imported on systems without fcntl
 
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except OSError:  # no lock is possible here, and a run that works alone must not fail because of that
         return True
     return True
 

@@ -1,9 +1,8 @@
-"""One record an image, and the file that holds them.
+"""One record per image, and the file that holds the records of a run.
 
-Every statistic is a pure function of records, so that resuming a run, joining the work of several processes and
-comparing two models on the same images are concatenation. A record's floats are written so that they read back as they
-were, and the unit of work is a whole batch: a run that is resumed computes the same batches again that an
-uninterrupted one would, and so writes the same bytes.
+Every statistic is a pure function of records. So resuming a run, joining the work of several processes and comparing
+two models on the same images are all concatenation. Floats are written so that they read back unchanged. The unit of
+work is a whole batch: a resumed run computes the same batches as an uninterrupted one, and so writes the same bytes.
 """
 
 import csv
@@ -28,23 +27,24 @@ from stm.errors import DataError, UsageError
 from stm.measure.hold import Hold, check_free
 from stm.model.vim import ViM
 
-# A row ends at a line break that is not inside quotes. Possessive, because a torn row must fail at once.
+# A row ends at a line break that is not inside quotes. The quantifiers are possessive: on a torn row, which never ends,
+# a backtracking match would try every split of the rest of the file.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What the model, and the dense one beside it, made of one image.
+    """The result of the model and of its dense reference on one image.
 
     Args:
         file: the image's name in its sample set.
-        label: its class, where it is known.
+        label: the class, or None if it is not known.
         pred, dense_pred: the most likely class.
-        top5, dense_top5: the five most likely classes, best first; fewer where there are fewer classes.
+        top5, dense_top5: the five most likely classes, best first; fewer if there are fewer classes.
         margin: the largest logit minus the second; None with a single class.
         kl: KL(dense || this) of the class probabilities, in nats.
-        error: a sentence, which names the image, why it was not scored; then there is nothing but the file and the
-            label.
+        error: a sentence that names the image and says why it was not scored. Such a record holds only file, label and
+            error.
     """
 
     file: str
@@ -64,12 +64,13 @@ HEADER = ",".join(field.name for field in fields(Record)) + "\n"
 def records_of(
     files: Sequence[str], labels: Sequence[int | None], logits: Tensor, dense_logits: Tensor | None = None
 ) -> list[Record]:
-    """The records of a batch, computed in float64. Equal logits rank by class index.
+    """Return the records of a batch, computed in float64. Equal logits rank by class index.
 
     Args:
         files, labels: B of each.
         logits, dense_logits: (B, classes), finite.
     """
+    # A stable sort ranks equal logits the same on every device; half precision produces many.
     values, order = logits.double().sort(dim=-1, descending=True, stable=True)  # (B, classes)
     top5 = order[:, :5].tolist()
     margins = (values[:, 0] - values[:, 1]).tolist() if values.shape[1] > 1 else [None] * len(files)
@@ -96,18 +97,20 @@ def records_of(
 
 
 def kl_divergence(dense_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(dense || this) of each row in nats, in float64: (B, classes), (B, classes) -> (B,)."""
+    """Return KL(dense || this) of each row in nats, in float64: (B, classes), (B, classes) -> (B,)."""
     p, q = dense_logits.double().log_softmax(-1), logits.double().log_softmax(-1)
-    # The sum is never negative but for rounding.
+    # KL is never negative, but its rounded sum can be.
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What a run's records were measured on. Two runs may share a file where all of it is equal.
+    """What a run's records were measured on. Two runs may share a file if all of it is equal.
+
+    The batch size is not part of it: it changes the last digits of a record, not its meaning.
 
     Args:
-        model, reference: `fingerprint` of the model and of the dense one beside it.
+        model, reference: `fingerprint` of the model and of its dense reference.
         data: the sample set's fingerprint.
     """
 
@@ -120,7 +123,8 @@ class Identity:
 
 
 def fingerprint(model: ViM) -> str:
-    """sha256 of what decides a ViM's logits: its shape, dtype, schedule and protection, and every tensor's bytes."""
+    """Return the sha256 of what decides a ViM's logits: shape, dtype, schedule, protection, and every tensor's
+    bytes."""
     document = to_json(model.config)
     decisive = {key: document[key] for key in ("dtype", "model", "num_classes", "protection", "schedule")}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
@@ -131,7 +135,7 @@ def fingerprint(model: ViM) -> str:
 
 
 def check_path(path: str | Path) -> Path:
-    """Refuse a records file that could not be written, before any work is done.
+    """Raise an error if a records file cannot be written, before any work is done.
 
     Raises:
         UsageError: the path is a folder or a device, or its folder does not exist or cannot be written.
@@ -148,7 +152,8 @@ def check_path(path: str | Path) -> Path:
             raise UsageError(
                 f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
             )
-        atomic.draft_of(path.with_name(path.name + ".json")).exists()  # the longest name that will be needed
+        # The longest name that will be needed: the system refuses it here if it is too long.
+        atomic.draft_of(path.with_name(path.name + ".json")).exists()
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UsageError(f"{path} cannot be written: permission denied", another)
         check_free(path)
@@ -158,7 +163,7 @@ def check_path(path: str | Path) -> Path:
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The records in a file; a torn last line, which a killed run leaves, is not one.
+    """Return the records in a file, without the torn last line that a killed run may leave.
 
     Raises:
         DataError: the file cannot be read or does not hold records.
@@ -167,17 +172,17 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 class RecordFile:
-    """The records of one run on disk, appended batch by batch and resumed from where a killed run stopped.
+    """The records of one run on disk, appended batch by batch. A run continues where a killed one stopped.
 
-    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that were there. One run at a
-    time has the file, until `close`.
+    `FILE` is CSV; `FILE.json` beside it holds the run's identity. `done` are the records that the file held at the
+    start. One run at a time has the file, until `close`.
 
     Args:
-        path: FILE. A new one is made; one that an equal run left is continued, from a multiple of `batch_size`, so that
-            the batches that follow are those of an uninterrupted run.
+        path: FILE. If it is absent it is created. If an equal run left it, it is continued from a multiple of
+            `batch_size`, so that the batches that follow are those of an uninterrupted run.
         identity: what this run measures.
         files: the names of the run's images, in order.
-        batch_size: images a batch, broken ones included.
+        batch_size: images per batch, broken ones included.
 
     Raises:
         UsageError: the file's folder does not exist or cannot be written.
@@ -194,7 +199,7 @@ class RecordFile:
             raise _cannot_write(self.path, error) from error
         try:
             self._continue(identity, files, batch_size)
-        except BaseException:
+        except BaseException:  # an interrupt too must not leave the lock, or an empty file that was not there before
             self._hold.discard()
             raise
 
@@ -203,7 +208,7 @@ class RecordFile:
         self._hold.close()
 
     def _continue(self, identity: Identity, files: Sequence[str], batch_size: int) -> None:
-        """Read what is there, if it is of the same run, and cut off what does not fill a batch."""
+        """Read the records of an equal run, and cut off those that do not fill a batch."""
         self._claim(identity)
         rows = _whole_rows(self.path) if self.path.exists() else []
         done = _parse(self.path, rows)
@@ -214,17 +219,19 @@ class RecordFile:
             raise DataError(
                 f"{self.path} holds {len(done)} records, expected at most the {len(files)} of this run", self._hint
             )
+        # The last batch of a finished run may be short; anywhere else a short batch was torn, and runs again as a
+        # whole.
         keep = len(done) if len(done) == len(files) else len(done) // batch_size * batch_size
         self.done = done[:keep]
         self._write(b"" if rows else HEADER.encode(), after=sum(map(len, rows[: keep + 1])))
 
     def append(self, records: Sequence[Record]) -> None:
-        """Hand the records of a batch to the operating system: a kill after this loses none of them."""
-        # File names that are not UTF-8 come from the system as surrogates and go back as the bytes they were.
+        """Hand the records of a batch to the operating system: a kill after this call loses none of them."""
+        # Python reads file names that are not UTF-8 as surrogates; this writes them back as the original bytes.
         self._write("".join(map(_line, records)).encode("utf-8", "surrogateescape"))
 
     def _write(self, data: bytes, after: int | None = None) -> None:
-        """Append, or replace what is there from byte `after` on."""
+        """Append to the file, or replace its bytes from `after` on."""
         try:
             with self.path.open("ab") as stream:
                 if after is not None:
@@ -234,15 +241,15 @@ class RecordFile:
             raise _cannot_write(self.path, error) from error
 
     def _claim(self, identity: Identity) -> None:
-        """Write down what a new file is for; refuse one that is for another run, and say what differs."""
+        """Write the identity beside a new file; raise DataError for another run's file, and name what differs."""
         if self._beside.exists():
             try:
-                there: Identity = decode(Identity, parse(self._beside.read_text(encoding="utf-8")), "")
+                recorded: Identity = decode(Identity, parse(self._beside.read_text(encoding="utf-8")), "")
             except (OSError, ValueError, RecursionError) as error:
                 raise DataError(
                     f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint
                 ) from error
-            if differences := _differences(encode(there), encode(identity)):
+            if differences := _differences(encode(recorded), encode(identity)):
                 raise DataError(f"{self.path} holds the records of another run: {'; '.join(differences)}", self._hint)
         elif self.path.exists() and self.path.stat().st_size:
             raise DataError(
@@ -256,18 +263,18 @@ class RecordFile:
                 raise _cannot_write(self._beside, error) from error
 
 
-def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+def _differences(recorded: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
     out = []
-    for key in here:
-        if isinstance(here[key], dict):
-            out += _differences(there[key], here[key], f"{prefix}{key}.")
-        elif there[key] != here[key]:
-            out.append(f"{prefix}{key} was {brief_json(there[key])} and is now {brief_json(here[key])}")
+    for key in current:
+        if isinstance(current[key], dict):
+            out += _differences(recorded[key], current[key], f"{prefix}{key}.")
+        elif recorded[key] != current[key]:
+            out.append(f"{prefix}{key} was {brief_json(recorded[key])} and is now {brief_json(current[key])}")
     return out
 
 
 def _whole_rows(path: Path) -> list[bytes]:
-    """The rows that end in a line break, header first; what a killed run tore off behind them is left out."""
+    """Return the rows that end in a line break, header first. A torn row behind them, as a kill leaves, is left out."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -309,7 +316,8 @@ def _record(row: list[str]) -> Record:
 
 
 def _difference(text: str) -> float:
-    """A margin or a KL: no logits in float32 are further apart than this."""
+    """Return a margin or a KL from its text, or raise ValueError."""
+    # Float32 ends at 3.4e38, so no two logits are further apart. NaN fails the comparison too.
     if not 0 <= (value := float(text)) < 1e39:
         raise ValueError(f"{text} is not a difference of logits, expected 0 to 1e39")
     return value
@@ -324,7 +332,8 @@ def _line(record: Record) -> str:
 
 
 def _cell(value: Any) -> str:
-    """One field of a row. `csv.writer` leaves a carriage return unquoted on Python 3.11, which its reader refuses."""
+    """Return one field of a row."""
+    # Not `csv.writer`: on Python 3.11 it leaves a carriage return unquoted, which its own reader refuses.
     text = "" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') else text
 

@@ -1,9 +1,9 @@
 """Statistics of an evaluation: pure functions of its records, whatever their order.
 
 All intervals are at 95%. An accuracy has Wilson's score interval. The drop is the difference of two accuracies on the
-same images, so it has an interval for paired proportions, Newcombe's square-and-add: it stays sensible on a few hundred
-images and where the two models never disagree, where the usual normal interval shrinks to a point. Whether the two
-models differ at all is McNemar's exact test.
+same images, so it has an interval for paired proportions, Newcombe's square-and-add. That interval stays sensible on a
+few hundred images. If the two models never disagree, the usual normal interval would shrink to a point, and Newcombe's
+does not. McNemar's exact test tells whether the two models differ at all.
 """
 
 import math
@@ -28,7 +28,7 @@ PAIRED_FIGURES = ("dense_top1", "drop", "drop_ci", "mcnemar_p")
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Wilson's 95% score interval for a proportion (Wilson 1927)."""
+    """Return Wilson's 95% score interval for a proportion (Wilson 1927)."""
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -38,35 +38,39 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     two."""
     if len(values) < 2:
         return None
+    # The mean of values that are never negative is not negative either, so the interval ends at 0.
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = error * float(student.ppf(0.975, len(values) - 1))
     return max(mean - half, 0.0), mean + half
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided McNemar test: the chance of discordant pairs as uneven as these, or more, if neither is
-    better."""
+    """Return the p-value of the exact two-sided McNemar test.
+
+    It is the chance of discordant pairs as uneven as these, or more uneven, if neither model is better.
+    """
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:
-    """The 95% interval of (first accuracy - second accuracy) on the same images.
+    """Return the 95% interval of (first accuracy - second accuracy) on the same images.
 
     Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data",
-    Statistics in Medicine 17 (1998) 2635-2650, method 10: the two Wilson intervals, joined with the correlation of the
-    two outcomes (continuity-corrected, as there).
+    Statistics in Medicine 17 (1998) 2635-2650, method 10: the two Wilson intervals, joined with the correlation phi of
+    the two outcomes, continuity-corrected as in that paper.
     """
     n = both + only_first + only_second + neither
     first, second = both + only_first, both + only_second
     p1, p2 = first / n, second / n
     (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
 
+    # Newcombe corrects for continuity only a positive correlation, and never past 0.
     excess: float = both * neither - only_first * only_second
     if excess > 0:
         excess = max(excess - n / 2, 0)
     spread = first * (n - first) * second * (n - second)
-    phi = excess / math.sqrt(spread) if spread else 0.0
+    phi = excess / math.sqrt(spread) if spread else 0.0  # without spread one model is always right or always wrong
 
     below, above = (p1 - low1, high2 - p2), (high1 - p1, p2 - low2)
     difference = (only_first - only_second) / n
@@ -74,8 +78,13 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
 
 
 class Comparison(NamedTuple):
-    """Two models on the same images: the difference of their accuracies, first minus second, its 95% interval, and
-    McNemar's test."""
+    """Two models on the same images.
+
+    Args:
+        difference: of their accuracies, first minus second.
+        ci: the 95% interval of the difference.
+        p: of McNemar's test.
+    """
 
     difference: float
     ci: Interval
@@ -83,7 +92,7 @@ class Comparison(NamedTuple):
 
 
 def compared(first: Sequence[Record], second: Sequence[Record]) -> Comparison | None:
-    """Compare the records of two models, in the same order; None where an image has no label or none was scored."""
+    """Compare the records of two models, in the same order; None if an image has no label or none was scored."""
     pairs: Counter[tuple[bool, bool]] = Counter()
     for one, other in zip(first, second, strict=True):
         if one.error is None:
@@ -98,20 +107,22 @@ def compared(first: Sequence[Record], second: Sequence[Record]) -> Comparison | 
 
 
 def _add(a: float, b: float, phi: float) -> float:
-    """The length of the difference of two half-widths with correlation phi."""
+    """Return the length of the difference of two half-widths with correlation phi."""
+    # Rounding can make the square of a vanishing length negative.
     return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
 
 def summarize(records: Iterable[Record], *, data: str, seed: int = 0) -> Measured:
-    """All the figures of an evaluation.
+    """Return all the figures of an evaluation.
 
     Broken images are counted as `failed` and are in no other figure. A figure that needs labels or a dense model needs
-    them for every image; where it cannot be computed it is None, and `reasons` says why.
+    them for every image: a figure over some of the images would look like one over all of them. A figure that cannot be
+    computed is None, and `reasons` says why.
 
     Args:
         records: of one or several runs, in any order.
         data: the sample set's name.
-        seed: the run's seed, which is only passed on.
+        seed: the run's seed, for the record only.
 
     Raises:
         DataError: no image was scored.
@@ -134,6 +145,7 @@ def summarize(records: Iterable[Record], *, data: str, seed: int = 0) -> Measure
         figures |= {"top1": top1 / n, "top1_ci": wilson(top1, n), "top5": top5 / n, "top5_ci": wilson(top5, n)}
     if not no_dense:
         figures["agreement"] = sum(record.pred == record.dense_pred for record in scored) / n
+        # `fsum` is exact, so the figure does not depend on the order of the records.
         figures["kl"] = math.fsum(record.kl for record in scored if record.kl is not None) / n
     if not no_label and not no_dense:
         pairs = Counter(zip(dense_right, right, strict=True))
@@ -149,7 +161,7 @@ def summarize(records: Iterable[Record], *, data: str, seed: int = 0) -> Measure
 
 
 def _reason(values: Sequence[int | None], what: str) -> str | None:
-    """Why a figure that needs these values of every image cannot be computed; None if it can."""
+    """Return why a figure that needs these values of every image cannot be computed, or None if it can."""
     missing = sum(value is None for value in values)
     who = "the images" if missing == len(values) else f"{missing} of the {len(values)} images"
     return f"{who} {what}" if missing else None

@@ -1,4 +1,4 @@
-"""Rows of results as CSV."""
+"""Write rows of results as CSV."""
 
 import csv
 import io
@@ -10,7 +10,8 @@ from stm.reports import Evaluation
 
 
 def as_csv(table: Iterable[Evaluation]) -> str:
-    """Rows as CSV: nested values in columns of their own, lists as words."""
+    """Return rows as CSV: nested values in columns of their own, lists as words."""
+    # Rows of different kinds have different keys. The header has each key once, in the order of first appearance.
     flat = [_flat(encode(row)) for row in table]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
@@ -26,7 +27,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
             out[key] = "; ".join(dict.fromkeys(value.values() if isinstance(value, dict) else value))
         elif isinstance(value, dict):
             out |= {f"{key}_{name}": part for name, part in value.items()}
-        elif key.endswith("_ci"):
+        elif key.endswith("_ci"):  # also if it is None, so that all rows have the two columns
             low, high = value or (None, None)
             out |= {f"{key[:-3]}_low": low, f"{key[:-3]}_high": high}
         else:

@@ -1,9 +1,8 @@
 """The methods that ours is compared with, each one a pure function of tokens and a thin `Plan` around it.
 
-`PEERS` names the fair variants, which the tables use: where they act as published, and who they are. The `upstream`
-    variants,
-which equal the official code's own outputs, are `rmeeto.RMeeTo(..., quirks="upstream")` and `hsa.UpstreamHSA`; tests
-alone use them.
+`PEERS` names them as the tables use them: the blocks after which each acts as published, and its name for people. All
+are the fair variants, without the quirks of official code. Variants that equal the official code's own outputs, quirks
+included, stand beside the tests that hold them to it (tests/golden/upstream.py).
 """
 
 from collections.abc import Callable
@@ -27,10 +26,10 @@ class Method(NamedTuple):
     """A row of a table.
 
     Args:
-        title: its name for people.
-        kind: whose budgets it has.
-        places: the blocks after which it acts as published, for a depth.
-        make: the plan, of a model, what to remove and a seed.
+        title: the name for people.
+        kind: the class, which knows the method's budgets.
+        places: from a depth to the blocks after which the method acts as published.
+        make: from a model's shape, removals and a seed to the plan.
     """
 
     title: str
@@ -45,17 +44,17 @@ def _method(title: str, kind: type[Peer], places: Callable[[int], tuple[int, ...
 
 
 def _thirds(depth: int) -> tuple[int, ...]:
-    """Three stages: after blocks 5, 10 and 15 of 24, counted from 1."""
+    """Return the ends of three stages: after blocks 5, 10 and 15 of 24, counted from 1."""
     return scaled((4, 9, 14), depth)
 
 
 def _late(depth: int) -> tuple[int, ...]:
-    """From block 10 on every fifth, of 24."""
+    """Return every fifth block from block 10 on, of 24."""
     return scaled((10, 15, 20), depth)
 
 
 def _second(depth: int) -> tuple[int, ...]:
-    """At the entry of blocks 2, 4, ..."""
+    """Return the blocks that act at the entry of blocks 2, 4, ..."""
     return every(2, 2, depth)
 
 
@@ -79,10 +78,10 @@ PEERS: dict[str, Method] = {
     "famba-v-second": _method("Famba-V, every second block", FambaV, _second),
     "famba-v-lower": _method("Famba-V, lower blocks", FambaV, lambda depth: tuple(range(depth // 2))),
     "utr": _method("UTR", UTR, _late),
-    "mtr": _method(
-        "MTR", MTR, _late
-    ),  # its places are not published: the best of those that benchmarks/tune_mtr.py tries
+    # MTR's blocks are not published: these are the best of those that benchmarks/tune_mtr.py tries.
+    "mtr": _method("MTR", MTR, _late),
     "mame-like": _method("MaMe-like", MaMeLike, _second),
     "storm": _method("STORM", STORM, lambda depth: scaled((4, 10, 16, 22), depth)),
 }
+# One row per published method; the variants of a method need to be asked for by name.
 DEFAULT = ("random", "hsa", "rmeeto", "evit", "tome", "famba-v", "utr", "mtr", "mame-like", "storm")

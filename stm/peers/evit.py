@@ -1,8 +1,8 @@
 """Token Recognition: EViT (Liang et al. 2022, arXiv 2202.07800) on a ViM, which has no attention to rank tokens by.
 
-EViT keeps the patches to which the class token attends most, in that order, at three stages, and may put one token in
-for all that it drops: their sum, weighted by attention. Scores that others used in its place: the clipped output of the
-scan, or the likeness to the class token.
+At three stages EViT keeps the patches to which the class token attends most, highest first. It may add one token for
+all that it drops: their sum, weighted by attention. Two scores stand in for the attention, as others used them: the
+clipped output of the scan, and the likeness to the class token.
 """
 
 import torch
@@ -20,7 +20,7 @@ ORDERS = ("original", "score")
 
 
 def cls_similarity(x: Tensor, cls: Tensor) -> Tensor:
-    """(B, L): the cosine of each token of x (B, L, D) with the class token at cls (B,)."""
+    """Return the cosine of each token of x (B, L, D) with the class token at cls (B,): (B, L)."""
     token = x[torch.arange(x.shape[0], device=x.device), cls]  # (B, D)
     return F.cosine_similarity(x, token[:, None], dim=-1)
 
@@ -30,10 +30,10 @@ class EViT(Peer):
 
     Args:
         score: "clipped", the sum over channels of max(0, y), or "cls_similarity".
-        order: of the patches that stay: "original", or "score", highest first, as EViT has it; then the class token is
-            in the middle.
-        fuse: whether what is dropped becomes one token, at the end: the sum, weighted by each one's share of the score
-            of all patches (the part above 0).
+        order: of the patches that stay: "original", or EViT's own "score", highest first with the class token in the
+            middle.
+        fuse: whether the dropped patches become one token at the end: their sum, each weighted by its share of the
+            score of all patches. Negative scores count as 0.
     """
 
     def __init__(
@@ -56,38 +56,35 @@ class EViT(Peer):
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
         cls, tokens = cls_of(state), state.x.shape[1]
         score = clipped(taps.y) if taps.y is not None else cls_similarity(state.stream, cls)  # (B, L)
-        at = patches(cls, tokens)
+        at = patches(cls, tokens)  # (B, P)
         ranked = at.gather(1, score.gather(1, at).argsort(dim=1, descending=True, stable=True))  # (B, P)
+        # The fused token takes a place of its own, so one more patch drops out for the same length.
         stay = tokens - 1 - count - self.fuse
         best, dropped = ranked[:, :stay], ranked[:, stay:]
-        place = self.place(block, 0, tokens)
-        if place is None:
-            keep = torch.cat([best, cls[:, None]], 1).sort(1).values
-        else:
-            keep = with_cls(torch.cat([best, dropped[:, : self.fuse]], 1), cls, place)
+        new_cls = self.place(block, 0, tokens)
+        sequence = (
+            torch.cat([best, cls[:, None]], 1).sort(1).values if new_cls is None else with_cls(best, cls, new_cls)
+        )
+        holder = dropped[:, : self.fuse]  # (B, 1), or (B, 0): the best dropped patch's place holds the fused token
+        keep = torch.cat([sequence, holder], 1)  # (B, L')
         if not self.fuse:
-            return pruned(state, pruning(keep), place)
-        if place is None:
-            keep = torch.cat([keep, dropped[:, :1]], 1)
+            return pruned(state, pruning(keep), new_cls)
         positive = score.clamp_min(0)
+        # An image in which no patch scores above 0 would divide by 0; its fused token becomes 0.
         share = positive / positive.gather(1, at).sum(1, keepdim=True).clamp_min(torch.finfo(score.dtype).tiny)
-        weights = torch.ones_like(score).scatter(1, dropped, share.gather(1, dropped))
-        m = absorbing(keep, dropped[:, 1:], dropped[:, :1].expand_as(dropped[:, 1:]), tokens)
-        return merged(state, m, weights, place)
+        weights = torch.ones_like(score).scatter(1, dropped, share.gather(1, dropped))  # (B, L)
+        m = absorbing(keep, dropped[:, 1:], holder.expand_as(dropped[:, 1:]), tokens)
+        return merged(state, m, weights, new_cls)
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
         return None if self.order == "original" else middle(self.model.class_token, tokens - 1 - self.removals[block])
 
     @classmethod
     def most(cls, tokens: int) -> int:
-        return tokens - 3
+        return tokens - 3  # the class token, one patch and the fused token stay
 
-    def flops(self, block: int, model: ModelConfig) -> Cost:
-        tokens, count = self.before(block)
-        if not count:
-            return Cost()
-        score = (
-            2 * model.d_inner * tokens if self.score == "clipped" else 3 * model.d_model * tokens
-        )  # a sum; a product and two norms
+    def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:
+        # The clipped score sums both directions; the likeness takes a product and two norms.
+        score = 2 * model.d_inner * tokens if self.score == "clipped" else 3 * model.d_model * tokens
         work = score + (model.d_model * tokens if self.fuse else 0)
         return Cost(work, work)

@@ -1,9 +1,8 @@
 """MaMe-like: after arXiv 2508.13599, of which we could read the abstract alone. (MaMe, Matrix-Based Token Merging, is
 another method.)
 
-The abstract says: Delta as a token's informativeness, and an arrangement that keeps the order. The rest is ours: the
-    patches with
-the lowest Delta are absorbed by the nearest patch that stays, in scan order, as a mean weighted by Delta.
+The abstract names two ideas: Delta is a token's informativeness, and the arrangement keeps the order. The rest is our
+reading: the nearest staying patch in scan order absorbs each patch with a low Delta, as a mean weighted by Delta.
 """
 
 import torch
@@ -18,9 +17,10 @@ from stm.peers.tokens import absorbing, cls_of, merged, shares, staying
 
 
 def nearest(gone: Tensor, stay: Tensor, cls: Tensor) -> Tensor:
-    """(B, S): for each position in `gone` (B, S) the nearest in `stay` (B, L') but the class token at cls (B,); of two
-    the earlier."""
+    """Return the position in `stay` (B, L') that is nearest to each one in `gone` (B, S), never the class token's:
+    (B, S). Of two equally near the earlier wins."""
     distance = (gone[:, :, None] - stay[:, None]).abs()  # (B, S, L')
+    # The class token must not absorb a patch: put it further away than any other.
     far = torch.where(stay == cls[:, None], torch.iinfo(distance.dtype).max, 0)[:, None]
     return stay.gather(1, torch.maximum(distance, far).argmin(-1))
 
@@ -32,7 +32,7 @@ class MaMeLike(Peer):
         return ("delta",)
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
-        assert taps.delta is not None  # it wants it
+        assert taps.delta is not None  # `taps` asks for it
         score, cls, tokens = informativeness(taps.delta), cls_of(state), state.x.shape[1]
         src = lowest(score, cls, count)
         keep = staying(src, tokens)
@@ -41,9 +41,9 @@ class MaMeLike(Peer):
 
     @classmethod
     def most(cls, tokens: int) -> int:
-        return tokens - 2
+        return tokens - 2  # the class token and one patch stay
 
-    def flops(self, block: int, model: ModelConfig) -> Cost:
-        tokens, r = self.before(block)
-        work = (2 * model.d_inner + model.d_model) * tokens if r else 0
+    def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:
+        # The mean of Delta over both directions, and the weighted sum; distances are of integers and not counted.
+        work = (2 * model.d_inner + model.d_model) * tokens
         return Cost(work, work)

@@ -1,9 +1,9 @@
-"""MTR (arXiv 2507.14042): Delta says how much a token matters; from a summary of the paper.
+"""MTR (arXiv 2507.14042): Delta tells how much a token matters; from a summary of the paper.
 
-A token's score is the mean over channels, summed over directions, of Delta. The patches are sorted into Keep (highest),
-Target and Source (lowest); each Source is averaged into its most alike Target. Order is kept. How large the groups are,
-where it acts and what is compared are not published in what we could read: they are parameters here, tuned in its
-favour (benchmarks/tune_mtr.py).
+A token's score is the mean over channels of Delta, summed over directions. Sorting the patches by it makes three
+groups: Keep (highest), Target and Source (lowest). Each Source is averaged into its most alike Target. Order is kept.
+What we could read does not give the sizes of the groups, the blocks or the compared feature. They are parameters here,
+tuned in the method's favour (benchmarks/tune_mtr.py).
 """
 
 import torch
@@ -20,12 +20,12 @@ FEATURES = ("stream", "h")
 
 
 def informativeness(delta: Tensor) -> Tensor:
-    """(B, L): the mean over channels, summed over directions, of Delta (K, B, L, E)."""
+    """Return the mean over channels of Delta (K, B, L, E), summed over directions: (B, L)."""
     return delta.mean(-1).sum(0)
 
 
 def matched(score: Tensor, feature: Tensor, sources: int, targets: int) -> tuple[Tensor, Tensor]:
-    """The tokens with the lowest score, and for each the most alike of the `targets` next ones.
+    """Return the `sources` tokens with the lowest score, and for each the most alike of the next `targets` tokens.
 
     Args:
         score: (B, P).
@@ -44,7 +44,7 @@ class MTR(Peer):
     """MTR.
 
     Args:
-        target_share: of the patches that are not sources, how many may take one in; the others are Keep.
+        target_share: share of the patches that are not sources which may take one in; the others are Keep.
         feature: what is compared: "stream", residual plus mixer output, or "h", the mixer's output.
     """
 
@@ -62,29 +62,24 @@ class MTR(Peer):
         return ("delta",)
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
-        assert taps.delta is not None and state.h is not None  # it wants it; a block has run
+        assert taps.delta is not None and state.h is not None  # `taps` asks for it; a block has run
         tokens = state.x.shape[1]
         at = patches(cls_of(state), tokens)
         feature = take(state.stream if self.feature == "stream" else state.h, at)
-        found = matched(informativeness(taps.delta).gather(1, at), feature, count, self._targets(tokens, count))
-        src, into = (at.gather(1, positions) for positions in found)
+        pairs = matched(informativeness(taps.delta).gather(1, at), feature, count, self._targets(tokens, count))
+        src, into = (at.gather(1, numbers) for numbers in pairs)  # (B, S) each, from numbers of patches to positions
         m = absorbing(staying(src, tokens), src, into, tokens)
         return merged(state, m, shares(torch.ones_like(state.x[..., 0]), m))
 
     @classmethod
     def most(cls, tokens: int) -> int:
-        return tokens - 2
+        return tokens - 2  # the class token and one target stay
 
     def _targets(self, tokens: int, sources: int) -> int:
         return max(1, round(self.target_share * (tokens - 1 - sources)))
 
-    def flops(self, block: int, model: ModelConfig) -> Cost:
-        tokens, r = self.before(block)
-        if not r:
-            return Cost()
-        work = (
-            2 * model.d_inner * tokens
-            + cosine_operations(r, self._targets(tokens, r), model.d_model)
-            + model.d_model * tokens
-        )
+    def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:
+        # The mean of Delta over both directions, the comparison, and the mean of the merged tokens.
+        compared = cosine_operations(count, self._targets(tokens, count), model.d_model)
+        work = 2 * model.d_inner * tokens + compared + model.d_model * tokens
         return Cost(work, work)

@@ -1,4 +1,4 @@
-"""Random pruning: the floor. A method that cannot beat it has learned nothing from the tokens that it looks at."""
+"""Random pruning: the floor. A method that does not beat it has learned nothing from the tokens that it looks at."""
 
 import random
 
@@ -13,7 +13,7 @@ from stm.peers.tokens import pruned
 
 
 def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[list[int], int]:
-    """The positions that stay when `count` patches are drawn and leave, in order, and the class token's place among
+    """Draw `count` patches to leave; return the positions that stay, in order, and the class token's place among
     them."""
     gone = set(generator.sample([position for position in range(tokens) if position != cls], count))
     keep = [position for position in range(tokens) if position not in gone]
@@ -21,16 +21,17 @@ def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[
 
 
 class RandomPruning(Peer):
-    """Patches drawn by a seed leave: the same in every image, so that one image's result does not depend on another's.
+    """Prune patches that a seed draws: the same in every image, so that no image's result depends on another's.
 
     Args:
-        seed: draws them.
+        seed: of the draw.
     """
 
     static = True
 
     def __init__(self, model: ModelConfig, removals: Removals, seed: int = 0) -> None:
         super().__init__(model, removals)
+        # Python's generator, not torch's: drawing must not move the global state that callers seed for other things.
         generator, tokens, cls = random.Random(seed), model.tokens, model.cls
         self.cls: dict[int, int] = {}
         for block, count in self.removals.items():
@@ -39,7 +40,7 @@ class RandomPruning(Peer):
             self.cls[block], tokens = cls, len(keep)
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
-        keep: Tensor = getattr(self, f"keep{block}")
+        keep: Tensor = getattr(self, f"keep{block}")  # (L',), shared by the batch
         return pruned(state, Merge(keep, keep[:0], keep[:0]), self.cls[block])
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
@@ -47,4 +48,4 @@ class RandomPruning(Peer):
 
     @classmethod
     def most(cls, tokens: int) -> int:
-        return tokens - 2
+        return tokens - 2  # the class token and one patch stay

@@ -1,10 +1,11 @@
 """STORM (ICML 2026, arXiv 2606.19932): merging that leaves a rectangular grid. Ideas of its paper and code; none of its
 code.
 
-After a block, in two stages. Rows: the only pairs are the columns (2j, 2j + 1) of a row; every row merges as many,
-shared out over windows of five pairs in proportion, in each the most alike. Columns: the same on the grid that is left,
-with rows and columns exchanged. One plan, made on the residual, is applied to residual and mixer output; merged tokens
-are added. On a ViM the class token is taken out and put back in the middle of the scan.
+Two stages follow a block. Rows: only the columns (2j, 2j + 1) of a row form pairs. Every row merges equally many,
+shared out in proportion over windows of five pairs; in each window the most alike pairs merge. Columns: the same on the
+grid that is left, with rows and columns exchanged. The residual decides one plan, which acts on residual and mixer
+output alike. Merged tokens are added, not averaged. On a ViM the class token leaves the grid and returns to the middle
+of the scan.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,8 @@ WINDOW = 5  # pairs
 
 
 def quotas(pairs: int, count: int) -> list[int]:
-    """How many of `count` merges each window of five pairs gets: in proportion to its pairs, the largest remainders
-    first."""
+    """Return how many of `count` merges each window of five pairs gets: in proportion to its pairs, the largest
+    remainders first."""
     windows = [min(WINDOW, pairs - first) for first in range(0, pairs, WINDOW)]
     whole = [count * size // pairs for size in windows]
     by_remainder = sorted(range(len(windows)), key=lambda i: -(count * windows[i] % pairs))
@@ -38,7 +39,7 @@ def quotas(pairs: int, count: int) -> list[int]:
 
 
 def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
-    """The stage on rows: of each row, which tokens leave and which take them in.
+    """Return which tokens leave each row and which take them in: the stage on rows.
 
     Args:
         x: (B, H, W, D), the residual on the grid.
@@ -49,6 +50,7 @@ def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
         Flat positions in the grid, (B, H * count) each: the right token of a pair goes to the left one.
     """
     B, H, W, _ = x.shape
+    # With an odd W the last column has no partner, and stays.
     left, right = x[:, :, 0 : W // 2 * 2 : 2], x[:, :, 1::2]  # (B, H, W // 2, D)
     alike = F.cosine_similarity(left, right, dim=-1) if score == "cosine" else -(left - right).abs().sum(-1)
     chosen = []
@@ -62,7 +64,7 @@ def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
 
 
 def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Merge:
-    """The merge of a square grid down to `side` x `side`.
+    """Return the merge of a square grid down to `side` x `side`.
 
     Args:
         x: (B, L, D), the residual.
@@ -74,14 +76,14 @@ def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Mer
     grid = take(x, at)  # (B, old * old, D)
     src, into = columns_merged(grid.unflatten(1, (old, old)), old - side, score)
     rows = absorbing(staying(src, old * old), src, into, old * old)
+    # The second stage compares what the first one made, so the first merge is carried out here on the residual.
     grid = merge(grid, rows, torch.ones_like(grid[..., 0])).unflatten(1, (old, side))
     src, into = columns_merged(grid.transpose(1, 2), old - side, score)
     keep = staying(src, old * side).unflatten(1, (side, side)).mT.flatten(1)  # the new grid, row by row
-    keep, src, into = (
-        position % old * side + position // old for position in (keep, src, into)
-    )  # the transposed grid's, in the grid
+    # These are flat positions in the transposed grid (side, old): turn them into positions in the grid (old, side).
+    keep, src, into = (position % old * side + position // old for position in (keep, src, into))
     both = composed(rows, absorbing(keep, src, into, old * side), old * old)
-    # from positions among the patches to positions in the sequence
+    # From numbers of patches to positions in the sequence.
     return absorbing(
         with_cls(at.gather(1, both.keep), cls, place),
         at.gather(1, both.src),
@@ -106,11 +108,11 @@ class STORM(Peer):
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
         assert state.h is not None  # a block has run
         patches_left = state.x.shape[1] - 1 - count
-        place = middle(self.model.class_token, patches_left)
-        m = grid_merge(state.x, cls_of(state), isqrt(patches_left), self.score, place)
+        new_cls = middle(self.model.class_token, patches_left)
+        m = grid_merge(state.x, cls_of(state), isqrt(patches_left), self.score, new_cls)
         ones = torch.ones_like(state.x[..., 0])
         return State(
-            merge(state.x, m, ones), merge(state.h, m, ones), cls=place, size=sums(sizes(state), m), last_merge=m
+            merge(state.x, m, ones), merge(state.h, m, ones), cls=new_cls, size=sums(sizes(state), m), last_merge=m
         )
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
@@ -118,26 +120,22 @@ class STORM(Peer):
 
     @classmethod
     def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
-        """Square grids whose sides shrink by d or d + 1 at each place, at most to the half."""
-        for drops in sorted(
-            {d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}
-        ):
+        """Yield square grids whose sides shrink by d or d + 1 after each block of `places`, by half at most."""
+        drops_of_all = {d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}
+        for drops in sorted(drops_of_all):
             side, removals = model.grid, {}
-            for place, drop in zip(places, drops, strict=True):
-                if drop > side // 2:
+            for block, drop in zip(places, drops, strict=True):
+                if drop > side // 2:  # a row of `side` tokens has no more pairs
                     break
-                removals[place] = side**2 - (side - drop) ** 2
+                removals[block] = side**2 - (side - drop) ** 2
                 side -= drop
             else:
                 if side < model.grid:
                     yield removals
 
-    def flops(self, block: int, model: ModelConfig) -> Cost:
-        tokens, count = self.before(block)
-        if not count:
-            return Cost()
+    def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:
         old, new, D = isqrt(tokens - 1), isqrt(tokens - 1 - count), model.d_model
-        compared = old * (old // 2) + new * (old // 2)
+        compared = old * (old // 2) + new * (old // 2)  # pairs of the first stage, and of the second
         score = 3 * D * compared if self.score == "cosine" else D * compared  # a product and two norms; a difference
         work = score + 2 * D * tokens  # both branches are merged
         return Cost(work, work)

@@ -1,7 +1,11 @@
-"""What the peers share: which tokens go where, as index tensors, one row an image. Pure functions.
+"""Return which tokens go where, as index tensors with one row per image: the pure functions that the peers share.
 
-B images, L tokens, P = L - 1 patches, L' tokens that stay, S that leave. Positions are those before the merge, places
-those after.
+Letters: B images, L tokens, P = L - 1 patches, L' tokens that stay, S tokens that leave. A position is an index into
+the sequence before a merge, a place an index into the sequence after it.
+
+Every function is a fixed number of tensor operations without a branch on values. So a batch needs no loop over its
+images, and one image's result cannot depend on another's. All sorts are stable: on ties the earlier token wins on every
+device and backend, which keeps results reproducible.
 """
 
 import torch
@@ -13,85 +17,89 @@ from stm.merging.plan import State
 
 
 def cls_of(state: State) -> Tensor:
-    """(B,): the class token's position in each image."""
+    """Return the class token's position in each image, (B,)."""
     if isinstance(state.cls, Tensor):
         return state.cls
     return torch.full((state.x.shape[0],), state.cls, device=state.x.device)
 
 
 def patches(cls: Tensor, tokens: int) -> Tensor:
-    """(B, P): the positions of the patches, in order; cls (B,)."""
+    """Return the positions of the patches in order, (B, P), given the class token's cls (B,)."""
     positions = torch.arange(tokens - 1, device=cls.device)
+    # The patches behind the class token stand one position further on than their number among the patches.
     return positions + (positions >= cls[:, None])
 
 
 def staying(gone: Tensor, tokens: int) -> Tensor:
-    """(B, L - S): the positions that are left when `gone` (B, S) leave, in order."""
+    """Return the positions that are left when `gone` (B, S) leave, in order: (B, L - S)."""
     stays = gone.new_ones(gone.shape[0], tokens).scatter(1, gone, 0)
+    # A stable sort of ones before zeros lists the staying positions in order. A boolean mask would do the same, but its
+    # result has no static shape, and its rows could not be stacked without a loop.
     return stays.argsort(dim=1, descending=True, stable=True)[:, : tokens - gone.shape[1]]
 
 
 def with_cls(order: Tensor, cls: Tensor, place: int) -> Tensor:
-    """(B, P' + 1): patches in their new order (B, P'), with the class token (B,) put in at `place`."""
+    """Return the patches in their new order (B, P') with the class token (B,) inserted at `place`: (B, P' + 1)."""
     return torch.cat([order[:, :place], cls[:, None], order[:, place:]], 1)
 
 
 def places(keep: Tensor, tokens: int) -> Tensor:
-    """(B, L): the place of each position in the new sequence `keep` (B, L'); 0 for those that leave."""
+    """Return each position's place in the new sequence `keep` (B, L'), and 0 for positions that leave: (B, L)."""
     new = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     return keep.new_zeros(keep.shape[0], tokens).scatter(1, keep, new)
 
 
 def absorbing(keep: Tensor, src: Tensor, into: Tensor, tokens: int) -> Merge:
-    """The merge that keeps `keep` (B, L') and adds the positions `src` (B, S) to the positions `into` (B, S), which
-    stay."""
+    """Return the merge that keeps `keep` (B, L') and adds the positions `src` (B, S) to the staying positions `into`
+    (B, S)."""
     return Merge(keep, src, places(keep, tokens).gather(1, into))
 
 
 def pruning(keep: Tensor) -> Merge:
-    """The merge that absorbs nothing."""
+    """Return the merge that keeps `keep` (B, L') and absorbs nothing."""
     return Merge(keep, keep[:, :0], keep[:, :0])
 
 
 def holders(m: Merge, tokens: int) -> Tensor:
-    """(B, L): the place that holds each position after a merge in which every position stays or is absorbed."""
+    """Return the place that holds each position after a merge, (B, L). Every position must stay or be absorbed."""
     return places(m.keep, tokens).scatter(1, m.src, m.dst)
 
 
 def shares(mass: Tensor, m: Merge) -> Tensor:
-    """(B, L): each token's share of its group's mass (B, L): the weights of a mean."""
+    """Return each token's share of its group's mass (B, L): the weights that make a merge a mean."""
     return mass / sums(mass, m).gather(1, holders(m, mass.shape[1]))
 
 
 def sums(mass: Tensor, m: Merge) -> Tensor:
-    """(B, L'): the mass of each group."""
+    """Return the mass (B, L) of each group after a merge, (B, L')."""
     return merge(mass[..., None], m, torch.ones_like(mass))[..., 0]
 
 
 def sizes(state: State) -> Tensor:
-    """(B, L): how many of the first tokens each token holds."""
+    """Return how many original tokens each token holds, (B, L)."""
     return state.x.new_ones(state.x.shape[:2]) if state.size is None else state.size
 
 
 def composed(first: Merge, second: Merge, tokens: int) -> Merge:
-    """The merge that is `first` and then `second`; of `tokens` tokens."""
+    """Return the one merge of `tokens` tokens that equals `first` followed by `second`."""
     then = holders(second, first.keep.shape[1])
+    # Sources of the second merge are places of the first sequence: look up the positions that they came from.
     src = torch.cat([first.src, first.keep.gather(1, second.src)], 1)
     return Merge(first.keep.gather(1, second.keep), src, torch.cat([then.gather(1, first.dst), second.dst], 1))
 
 
 def merged(state: State, m: Merge, weights: Tensor, cls: int | None = None) -> State:
-    """The state after a merge of the stream, sizes added.
+    """Return the state after a merge of the stream; the sizes of merged tokens add up.
 
     Args:
-        weights: (B, L), what each token is multiplied by.
-        cls: the class token's place; None: wherever it went in each image.
+        weights: (B, L), the factor of each token.
+        cls: the class token's place. None: look it up in each image.
     """
     return State(merge(state.stream, m, weights), cls=_moved(state, m, cls), size=sums(sizes(state), m), last_merge=m)
 
 
 def pruned(state: State, m: Merge, cls: int | None = None) -> State:
-    """The state after a pruning of the stream; arguments as in `merged`."""
+    """Return the state after a pruning of the stream; arguments as in `merged`."""
     return State(take(state.stream, m.keep), cls=_moved(state, m, cls), last_merge=m)
 
 
@@ -100,46 +108,50 @@ def _moved(state: State, m: Merge, cls: int | None) -> int | Tensor:
 
 
 def clipped(y: Tensor) -> Tensor:
-    """(B, L): the sum over channels and directions of max(0, y), of the scan's output y (K, B, L, E)."""
-    return _exact(y).clamp_min(0).sum((0, -1))
+    """Return the sum over channels and directions of max(0, y), given the scan's output y (K, B, L, E): (B, L)."""
+    return _at_least_float32(y).clamp_min(0).sum((0, -1))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """(B, n, m): the cosine of each of a (B, n, D) with each of b (B, m, D)."""
-    return F.normalize(_exact(a), dim=-1) @ F.normalize(_exact(b), dim=-1).mT
+    """Return the cosine of each row of a (B, n, D) with each row of b (B, m, D): (B, n, m)."""
+    return F.normalize(_at_least_float32(a), dim=-1) @ F.normalize(_at_least_float32(b), dim=-1).mT
 
 
-def _exact(x: Tensor) -> Tensor:
-    """In at least float32: what is compared may be in half precision, where many tokens are equally alike."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    # In half precision many tokens have exactly the same score, and the tie rule would decide instead of the method.
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cosine_operations(n: int, m: int, width: int) -> int:
-    """The multiply-accumulates of `cosine` for one image: the products, and squares and divisions of the norms."""
+    """Return the multiply-accumulates of `cosine` per image: the products, and squares and divisions of the norms."""
     return n * m * width + 2 * (n + m) * width
 
 
 def bipartite(metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """ToMe's matching: of the r even tokens that are most alike to an odd one, which they are and which they go to.
+    """Match the r even tokens that are most alike to an odd token, as ToMe does.
+
+    Splitting the tokens into two sets makes one pass enough: no token is both a source and a destination, so there are
+    no chains of merges to resolve.
 
     Args:
         metric: (B, P, D), compared by cosine.
         r: at most P // 2.
 
     Returns:
-        Sources by falling likeness and their destinations, (B, r) each, as positions in the metric. A tie goes to the
-        earlier one.
+        Sources by falling likeness and their destinations, (B, r) each, as positions in the metric. On a tie the
+        earlier source comes first.
     """
-    likeness, partner = cosine(metric[:, ::2], metric[:, 1::2]).max(-1)  # (B, number of even ones)
-    best = likeness.argsort(dim=1, descending=True, stable=True)[:, :r]
+    likeness, partner = cosine(metric[:, ::2], metric[:, 1::2]).max(-1)  # (B, ceil(P / 2)) each
+    best = likeness.argsort(dim=1, descending=True, stable=True)[:, :r]  # (B, r)
     return 2 * best, 2 * partner.gather(1, best) + 1
 
 
 def bipartite_operations(patches: int, width: int) -> int:
-    """The multiply-accumulates of `bipartite` for one image."""
+    """Return the multiply-accumulates of `bipartite` per image."""
     return cosine_operations(patches - patches // 2, patches // 2, width)
 
 
 def middle(cls: str, patches: int) -> int:
-    """Where the official models put a class token among so many patches; cls as in `ModelConfig.class_token`."""
+    """Return where the official models put the class token among so many patches; cls as in
+    `ModelConfig.class_token`."""
     return patches // 2 if cls == "middle" else 0

@@ -1,9 +1,9 @@
 """Token merging as on transformers: ToMe (facebookresearch/ToMe, arXiv 2210.09461) and Famba-V (arXiv 2409.09808).
 
-ToMe splits the tokens in two by turns, joins the r most alike pairs and keeps no order: what is left of one half, then
-    the other
-half. It compares attention keys, which a ViM has not; here the mixer's output, as Famba-V does. Our reading for a class
-token that is not at the head: it is taken out of the split and put back in the middle, as the model has it.
+ToMe deals the tokens into two halves by turns and joins the r most alike pairs. It does not keep the order: the rest of
+one half comes first, then the other half. ToMe compares attention keys, which a ViM does not have. Here the mixer's
+output is compared, as Famba-V does. Our reading for a class token that is not at the head: it stays out of the halves
+and returns to the middle, which is its place in the model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ from stm.peers.tokens import (
 
 
 def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:
-    """The merge of ToMe: kept tokens of the even half, then the odd half, each in order.
+    """Return the merge of ToMe: the kept tokens of the even half, then the odd half, each in order.
 
     Args:
         metric: (B, L, D).
@@ -41,9 +41,9 @@ def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:
     """
     tokens = metric.shape[1]
     at = patches(cls, tokens)
-    even, odd = bipartite(take(metric, at), r)  # (B, r) each, among the patches
-    rest = staying(even, tokens - 1)  # of both halves, by turns
-    halved = rest.gather(1, (rest % 2).argsort(dim=1, stable=True))
+    even, odd = bipartite(take(metric, at), r)  # (B, r) each, numbers of patches
+    rest = staying(even, tokens - 1)  # (B, P - r), both halves still dealt by turns
+    halved = rest.gather(1, (rest % 2).argsort(dim=1, stable=True))  # evens first; a stable sort keeps each in order
     return absorbing(with_cls(at.gather(1, halved), cls, place), at.gather(1, even), at.gather(1, odd), tokens)
 
 
@@ -51,7 +51,7 @@ class ToMe(Peer):
     """ToMe: a size-weighted mean of each pair.
 
     Args:
-        sized: whether the mean is weighted by the tokens' sizes.
+        sized: whether the tokens' sizes weigh the mean.
     """
 
     def __init__(self, model: ModelConfig, removals: Removals, sized: bool = True) -> None:
@@ -60,18 +60,15 @@ class ToMe(Peer):
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
         assert state.h is not None  # a block has run
-        place = middle(self.model.class_token, state.x.shape[1] - 1 - count)
-        m = halves(state.h, cls_of(state), count, place)
+        new_cls = middle(self.model.class_token, state.x.shape[1] - 1 - count)
+        m = halves(state.h, cls_of(state), count, new_cls)
         size = sizes(state)
-        return merged(state, m, shares(size if self.sized else torch.ones_like(size), m), place)
+        return merged(state, m, shares(size if self.sized else torch.ones_like(size), m), new_cls)
 
     def place(self, block: int, cls: int, tokens: int) -> int | None:
         return middle(self.model.class_token, tokens - 1 - self.removals[block])
 
-    def flops(self, block: int, model: ModelConfig) -> Cost:
-        tokens, r = self.before(block)
-        if not r:
-            return Cost()
+    def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:
         work = bipartite_operations(tokens - 1, model.d_model) + model.d_model * tokens
         return Cost(work, work)
 
@@ -85,6 +82,7 @@ class DecreasingToMe(ToMe):
         weights = [2 * (n - 1 - i) / max(1, n * (n - 1)) if n > 1 else 1.0 for i in range(n)]
         up_to = [sum(weights[: i + 1]) for i in range(n)]
         for total in range(1, model.tokens):
+            # Rounding the running sums, not the counts, makes the counts add up to `total`.
             ends = [0, *(round(total * share) for share in up_to)]
             yield cls.fitted(model, {block: ends[i + 1] - ends[i] for i, block in enumerate(places)})
 

@@ -16,8 +16,9 @@ import stm
 from stm import backends
 from stm.measure.flops import paper
 from stm.merging.plan import Plan, State, Taps
-from stm.peers import hsa, rmeeto
 from stm.peers.peer import Peer
+from stm.peers.rmeeto import RMeeTo
+from tests.golden.upstream import UpstreamHSA, UpstreamRMeeTo, rmeeto_removals, topvim_removals
 
 Error = Callable[[Tensor, Tensor], float]
 BOUND = 1e-4
@@ -101,9 +102,7 @@ THEIR_FLOPS = {
 def check_rmeeto(
     model: stm.ViM, settings: dict[str, Any], images: Tensor, expected: dict[str, Tensor], error: Error
 ) -> None:
-    plan = rmeeto.RMeeTo(
-        model.config.model, rmeeto.upstream_removals(model.config.model, **settings), quirks="upstream"
-    )
+    plan = UpstreamRMeeTo(model.config.model, rmeeto_removals(model.config.model, **settings))
     merges = compare(model, plan, images, expected, error)
     assert {f"merge.{block + 1}.src" for block in merges} == {
         key for key in expected if key.startswith("merge.") and key.endswith("src")
@@ -143,23 +142,21 @@ def test_rmeeto_upstream_at_full_size(shared: Callable[[str], Path], vim_ti: stm
 def test_rmeetos_own_count(name: str, mini_model: Callable[..., stm.ViM]) -> None:
     """Its counter leaves the tail rule out."""
     model = mini_model(depth=8, seed=13).config.model
-    removals = rmeeto.upstream_removals(model, **RMEETO[name], tail_rule=False)
-    assert (paper(model, 10, rmeeto.RMeeTo(model, removals)), paper(model, 10, Peer(model, removals))) == THEIR_FLOPS[
-        name
-    ]
+    removals = rmeeto_removals(model, **RMEETO[name], tail_rule=False)
+    assert (paper(model, 10, RMeeTo(model, removals)), paper(model, 10, Peer(model, removals))) == THEIR_FLOPS[name]
 
 
 def test_rmeetos_own_count_at_full_size() -> None:
     ti = stm.ModelConfig(d_model=192, depth=24, dt_rank=12)
-    removals = rmeeto.upstream_removals(ti, tail_rule=False)
-    assert (paper(ti, 1000, rmeeto.RMeeTo(ti, removals)), paper(ti, 1000, Peer(ti, removals))) == (
+    removals = rmeeto_removals(ti, tail_rule=False)
+    assert (paper(ti, 1000, RMeeTo(ti, removals)), paper(ti, 1000, Peer(ti, removals))) == (
         1284617856,
         1250923008,
     )
 
 
 def check_topvim(model: stm.ViM, images: Tensor, expected: dict[str, Tensor], error: Error) -> None:
-    plan = hsa.UpstreamHSA(model.config.model, hsa.upstream_removals(model.config.model))
+    plan = UpstreamHSA(model.config.model, topvim_removals(model.config.model))
     cuts = compare(model, plan, images, expected, error)
     for block, state in cuts.items():
         assert state.last_merge is not None

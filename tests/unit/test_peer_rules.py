@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stm.backends.reference import scan, step_sizes
 from stm.config import ModelConfig
-from stm.errors import UsageError
 from stm.merging.plan import State, Taps
 from stm.model.vim import ViM
 from stm.peers import evit, hsa, mame, mtr, rmeeto, storm, tokens, tome, utr
@@ -63,8 +62,6 @@ def test_rmeeto_is_a_size_weighted_mean() -> None:
 def test_rmeetos_other_metrics(metric: str, vim: ViM, images: Tensor) -> None:
     plans = [rmeeto.RMeeTo(MODEL, {1: 4}, metric=name) for name in ("X", metric)]
     assert not torch.equal(vim.with_plan(plans[0])(images), vim.with_plan(plans[1])(images))
-    with pytest.raises(UsageError, match="only X"):
-        rmeeto.RMeeTo(MODEL, {1: 4}, metric=metric, quirks="upstream")
 
 
 @given(st.integers(0, 12), st.integers(0, 3))

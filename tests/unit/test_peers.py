@@ -14,8 +14,9 @@ from stm.errors import UsageError
 from stm.merging.plan import Plan, State, Taps
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.peers import DEFAULT, PEERS, evit, hsa, mtr, rmeeto, storm, tokens, tome
+from stm.peers import DEFAULT, PEERS, evit, mtr, rmeeto, storm, tokens, tome
 from stm.peers.peer import Peer
+from tests.golden.upstream import UpstreamHSA, topvim_removals
 from tests.unit import peer_cases
 from tests.unit.peer_cases import MODEL
 
@@ -130,7 +131,7 @@ def test_images_of_a_batch_do_not_see_each_other(name: str, vim: ViM, images: Te
 
 
 def test_upstream_topvim_depends_on_the_place_in_the_batch(vim: ViM, images: Tensor) -> None:
-    small = vim.with_plan(hsa.UpstreamHSA(MODEL, hsa.upstream_removals(MODEL)))
+    small = vim.with_plan(UpstreamHSA(MODEL, topvim_removals(MODEL)))
     assert (small(images)[0] - small(images[:1])[0]).abs().max() < 1e-5
     assert (small(images)[1:] - small(images.flip(0))[:2].flip(0)).abs().max() > 1e-4
 
