@@ -1,9 +1,9 @@
 """stm: make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.
 
-    dense = stm.load_checkpoint("vim_s_midclstok_80p5acc.pth")
+    dense = stm.load("vim-digits")  # the embedded model; stm.load("vim-s") downloads an official one
     small = stm.compress(dense, rate=0.4)
-    small.save_pretrained("vim-s-stm40")
-    small = stm.load("vim-s-stm40")
+    small.save_pretrained("vim-digits-stm40")
+    small = stm.load("vim-digits-stm40")
 
 Names are loaded when they are first used, so that importing this package is quick.
 """

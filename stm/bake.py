@@ -82,6 +82,16 @@ def compress(
 
     Raises:
         UsageError: options that exclude each other, a budget out of reach, or a model that is already compressed.
+
+    Examples:
+        >>> dense = stm.load("vim-digits")
+        >>> small = stm.compress(dense, rate=0.4)
+        >>> depth = dense.config.model.depth
+        >>> small.config.schedule.tokens_per_block(depth)[::6]
+        (197, 197, 197, 99)
+        >>> paper = stm.compress(dense, rate=0.4, method="paper")
+        >>> paper.config.schedule.tokens_per_block(depth)[::6]
+        (197, 173, 149, 125)
     """
     options = MergeOptions(
         rate=rate,

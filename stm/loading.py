@@ -69,6 +69,11 @@ def load(
         CheckpointError: there is no such model, or its file cannot be read.
         HubError: the repository cannot be read.
         UsageError: an option that this kind of MODEL does not take.
+
+    Examples:
+        >>> model = stm.load("vim-digits")
+        >>> model.config.num_classes
+        10
     """
     options = ModelOptions(
         file=file,
@@ -147,6 +152,10 @@ def load_checkpoint(
         CheckpointError: not a checkpoint, not a ViM that is run, or damaged; or nothing tells which of the two it is:
             give `class_token` and `divide_out`.
         UsageError: an argument that cannot be, or that the tensors contradict.
+
+    Examples:
+        >>> model = stm.load_checkpoint("vim_s_midclstok_80p5acc.pth")
+        >>> model.save_pretrained("vim-s")
     """
     options = ModelOptions(
         image_size=image_size,

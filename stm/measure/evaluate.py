@@ -75,6 +75,12 @@ def evaluate(
         UsageError: an option that cannot be, or a reference of another shape.
         DataError: the data cannot be used, no image could be read, or `records` holds another run's.
         StmError: the model's logits are not finite.
+
+    Examples:
+        >>> dense = stm.load("vim-digits")
+        >>> report = stm.evaluate(stm.compress(dense), None, reference=dense, limit=8)
+        >>> report.data, report.n
+        ('digits-heldout', 8)
     """
     samples = as_samples(data, model.config, limit=limit, seed=seed, need_labels=isinstance(data, str | Path))
     figures = assess(

@@ -183,6 +183,12 @@ class ViM(nn.Module):
 
         Raises:
             UsageError: a batch size below 1.
+
+        Examples:
+            >>> import torch
+            >>> served = stm.load("vim-digits").optimize(batch_size=2)
+            >>> served(torch.zeros(2, 1, 28, 28)).shape
+            torch.Size([2, 10])
         """
         from stm.model.serving import optimize  # here, because it imports this module
 
@@ -213,6 +219,10 @@ class ViM(nn.Module):
         Raises:
             UsageError: the folder exists and may not be replaced, or its place is not writable.
             ArtifactError: writing failed; the folder that was there before is untouched.
+
+        Examples:
+            >>> stm.load("vim-digits").save_pretrained("digits")
+            >>> digits = stm.load("digits")
         """
         from stm.saving import save  # here, because it imports this module
 
