@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import stm.errors
 from stm.artifact import atomic
-from stm.errors import ArtifactError, StmError, UsageError
+from stm.errors import ArtifactError, StmError, UsageError, no_room
 
 NAMES = ("model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml")
 
@@ -403,3 +404,14 @@ def test_drafts_of_killed_runs_are_cleared_and_those_of_living_ones_stay(tmp_pat
         assert atomic.place_of(living.name) == path.name
         living.write_text("new")
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([path.name, *others])
+
+
+def test_one_table_says_why_there_is_no_room() -> None:
+    assert [no_room(OSError(number, "")) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)] == [
+        "the disk is full",
+        "the disk quota is used up",
+        "the limit on the size of a file is reached",
+    ]
+    assert no_room(OSError(errno.EACCES, "")) is None and no_room(OSError("without a number")) is None
+    there = [path for path in Path(stm.errors.__file__).parent.rglob("*.py") if "errno.ENOSPC" in path.read_text()]
+    assert [path.name for path in there] == ["errors.py"], "nobody else has a table"
