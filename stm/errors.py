@@ -4,6 +4,7 @@ A message is one sentence that names the file, tensor or value, and the expected
 `exit_code` is the status with which the command line then ends.
 """
 
+import errno
 import os
 import re
 import shlex
@@ -12,6 +13,12 @@ from types import MappingProxyType
 
 NAMES_SHOWN = 8  # names in one sentence, since a checkpoint of an unrelated model has hundreds to list
 LONGEST = 300  # characters of each, since a file may hold a name of any length
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the limit on the size of a file is reached",
+}
 
 
 class StmError(Exception):
@@ -99,6 +106,11 @@ def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
         os.fspath(name).encode()
     except UnicodeEncodeError as cause:
         raise error(f"{name} is not a name in UTF-8, expected one that can be written down", "rename it") from cause
+
+
+def no_room(error: OSError) -> str | None:
+    """Return why the system has no room for what was written, in words; None if the error is another."""
+    return _NO_ROOM.get(error.errno or 0)
 
 
 def brief(text: str, most: int = 80) -> str:

@@ -13,17 +13,13 @@ import glob
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from stm.errors import ArtifactError, StmError, UsageError, check_name
+from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room
 
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the limit on the size of a file is reached",
-}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -121,21 +117,44 @@ def check_file(path: Path, *, force: bool) -> None:
             to.
     """
     another = "choose another place with --out"
-    try:
+    with refusing(path, another):
         if path.is_dir():
             raise UsageError(f"{path} is a folder, expected a file", "name a file with --out")
         _check_new(path, force)
-        if not path.parent.is_dir():
-            raise UsageError(
-                f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
-            )
-        if not os.access(path.parent, os.W_OK):
-            raise UsageError(f"{path} cannot be written: permission denied", another)
-        draft_of(path).exists()  # the longest name that will be needed
+        check_writable(path, another)
         with _turn(path):
             _clear_drafts(path)
+
+
+def check_writable(path: Path, hint: str, *, longest: Path | None = None, append: bool = False) -> None:
+    """Refuse a file that the system would not let us write. Nothing is written.
+
+    Args:
+        hint: the next step, such as to choose another place.
+        longest: the file with the longest name among those that will be drafted beside `path`; by default `path`.
+        append: a file that is there is added to, not replaced.
+
+    Raises:
+        UsageError: its folder does not exist, or permission is denied.
+        OSError: the system knows another reason, such as a name that is too long; see `refusing`.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
+        )
+    draft_of(path if longest is None else longest).exists()  # only the system knows how long a name may be
+    # A draft replaces a file by renaming, which takes the right to write to the folder and none to the file.
+    if not os.access(path if append and path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written: permission denied", hint)
+
+
+@contextmanager
+def refusing(path: Path, hint: str) -> Iterator[None]:
+    """Turn an OSError of a check inside, before any work is done, into a UsageError that names the file."""
+    try:
+        yield
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", another) from error
+        raise UsageError(f"{path} cannot be written: {error.strerror}", hint) from error
 
 
 @contextmanager
@@ -169,6 +188,15 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
 def draft_of(path: Path) -> Path:
     """A new name beside a file, for what will take its place. `place_of` knows it."""
     return _sibling(path, "tmp", secrets.token_hex(4))
+
+
+def clear_folders(path: Path) -> None:
+    """Remove every folder named as a draft of `path` whose process has died, with all that it holds."""
+    for token in _tokens(path, "tmp"):
+        folder = _sibling(path, "tmp", token)
+        with _lock(folder) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def place_of(name: str) -> str:
@@ -236,7 +264,7 @@ def _probe(path: Path) -> None:
 
 
 def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
-    if reason := _FULL.get(error.errno or 0):
+    if reason := no_room(error):
         return ArtifactError(f"{given} cannot be written: {reason}", "make room, or choose another disk with --out")
     return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
 

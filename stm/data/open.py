@@ -14,7 +14,7 @@ from stm.config import Config
 from stm.data.folders import labelled_folder, unlabelled_folder
 from stm.data.formats import open_image
 from stm.data.images import Crop, ImageFile, Pixels, Sample
-from stm.data.sets import SampleSet
+from stm.data.sets import SampleSet, evenly
 from stm.distributed import ALONE, World
 from stm.errors import DataError, check_name
 from stm.progress import OnProgress
@@ -134,15 +134,12 @@ def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
         with open_image(path) as image:
             width, height = image.size
         for rows, columns, side in ((1, 4, height), (2, 6, height * 2 // 3)):
-            for top in _spread(rows, height - side):
-                for left in _spread(columns, width - side):
+            # Rounded down, as ever: another pixel would be another image, and other averaged weights.
+            for top in map(int, evenly(rows, height - side)):
+                for left in map(int, evenly(columns, width - side)):
                     name = f"{path.name}[{side}x{side}+{left}+{top}]"
                     samples.append(Sample(name, None, Crop(path, (left, top, left + side, top + side))))
     return SampleSet("photograph-crops", tuple(samples))
-
-
-def _spread(count: int, room: int) -> list[int]:
-    return [room * step // max(count - 1, 1) for step in range(count)]
 
 
 def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:

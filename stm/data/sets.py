@@ -83,6 +83,11 @@ class SampleSet:
         return sorted(range(len(self)), key=ranks.__getitem__)
 
 
+def evenly(count: int, last: float) -> list[float]:
+    """Return `count` positions from 0 to `last` at equal distances; 0 alone for a count of 1."""
+    return [number * last / max(count - 1, 1) for number in range(count)]
+
+
 def from_files(paths: Iterable[str | Path]) -> SampleSet:
     """Single images, without labels, in the order given."""
     return SampleSet("images", tuple(Sample(str(path), None, ImageFile(Path(path))) for path in paths))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stm.explain.measurements import REACHING_SIDES, RULES, Faded, Influence, Loss
+from stm.explain.measurements import REACHING_SIDES, RULES, Faded, Influence, Loss, some
 from stm.findings import Fit
 from stm.merging.groups import Groups, Stage, edges, patches, pruned, scattered
 from stm.plots import style as plots
@@ -200,7 +200,7 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
 
 def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, name: str) -> "Figure":
     """Draw the photograph once per stage with the merged groups outlined; pruned patches are dark."""
-    shown = _some(found)
+    shown = some(found, MOST_STAGES)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = plots.WIDTH / 4
@@ -258,13 +258,6 @@ def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: int) -> 
             box = (round(column * step), round(row * step), round((column + 1) * step), round((row + 1) * step))
             out.paste(mean, box)
     return out
-
-
-def _some(every: Sequence[Stage]) -> list[Stage]:
-    """Return all stages, or as many as a figure holds, evenly spread with the first and the last."""
-    if len(every) <= MOST_STAGES:
-        return list(every)
-    return [every[round(number * (len(every) - 1) / (MOST_STAGES - 1))] for number in range(MOST_STAGES)]
 
 
 def _heat(

@@ -19,12 +19,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from stm.bake import rule_weights
+from stm.data.sets import evenly
 from stm.explain.states import TAPS, Scan, change, decay_to, state_at
 from stm.findings import Fit
 from stm.merging import hsp
@@ -33,6 +34,8 @@ from stm.merging.merge import Merge, merge
 from stm.merging.plan import State
 from stm.merging.schedule import Step
 from stm.model.vim import ViM
+
+T = TypeVar("T")
 
 FORWARD, BACKWARD = 0, 1
 REACHING_SIDES = ("left", "right")  # of the class token; the index is the direction that reaches it from there
@@ -86,7 +89,7 @@ def singles(tokens: int, cls: int, most: int | None = None) -> list[Single]:
     """Return every merge of one token, one per distance and side; at most `most` per side, evenly spread."""
     left = [Single(0, cls - d - 1, cls - d, d) for d in range(1, cls)]
     right = [Single(1, cls + d + 1, cls + d, d) for d in range(1, tokens - cls - 1)]
-    return [*_spread(left, most), *_spread(right, most)]
+    return [*some(left, most), *some(right, most)]
 
 
 def _portions(model: ViM, items: Sequence[Any]) -> list[Sequence[Any]]:
@@ -97,11 +100,11 @@ def _portions(model: ViM, items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _spread(items: list[Any], most: int | None) -> list[Any]:
-    """Return at most `most` items, evenly spread, with the first and the last among them; None: all."""
+def some(items: Sequence[T], most: int | None) -> list[T]:
+    """Return all items, or `most` of them, evenly spread from the first to the last."""
     if most is None or most >= len(items):
-        return items
-    return [items[round(number * (len(items) - 1) / max(most - 1, 1))] for number in range(most)]
+        return list(items)
+    return [items[round(position)] for position in evenly(most, len(items) - 1)]
 
 
 def single_weights(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> Tensor:
@@ -283,7 +286,7 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
         most: the most tokens per side, evenly spread; None: all.
     """
     tokens, c = dense.config.model.tokens, dense.config.model.cls
-    sides = [_spread(list(range(c)), most), _spread(list(range(c + 1, tokens)), most)]
+    sides = [some(range(c), most), some(range(c + 1, tokens), most)]
     columns: list[list[Tensor]] = [[], []]
     for trace in walk(dense, dense.embed(image)):
         x = trace.entered.stream  # (1, L, D)

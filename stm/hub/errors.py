@@ -4,7 +4,6 @@ Types are known by their names, so that the table needs no import, and no versio
 Nothing that a server or a request says of its headers is repeated: a token is never shown.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stm.errors import HubError, StmError, UsageError
+from stm.errors import HubError, StmError, UsageError, no_room
 
 _LOGIN = "log in with: hf auth login, or give --token"
 _LATER = "run it again in a while"
@@ -163,7 +162,7 @@ def _not_text(error: Any, request: Request) -> Explained:
 
 
 def _system(error: Any, request: Request) -> Explained:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if no_room(error):
         return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
     if error.errno is None:  # huggingface_hub's own check of the size
         return f"{request} did not come whole", "run it again"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from stm import __version__
 from stm.artifact import folder as artifact
+from stm.artifact.scratch import scratch
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
@@ -133,8 +133,8 @@ def push(
         if changed and not to.dry_run:
             if on_files is not None:
                 on_files(tuple(files))
-            with _progress(on_progress, files), _staged(place, ours) as stage:
-                commit, pull_request = _upload(api, repo, remote, to, stage, files)
+            with _progress(on_progress, files):
+                commit, pull_request = _upload(api, repo, remote, to, place, ours, files)
     branch = to.revision if to.revision not in (None, "main") else None
     return Pushed(
         repo=repo,
@@ -152,8 +152,8 @@ def push(
 def push_model(model: ViM, to: PushOptions) -> Pushed:
     """Write a model that may never have been saved to the Hub; see `ViM.push_to_hub`."""
     check(to)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / (to.repo or "model").rpartition("/")[2]
+    with scratch("stm-push") as temporary:
+        folder = temporary / (to.repo or "model").rpartition("/")[2]
         return push(folder, save(model, folder), to)
 
 
@@ -241,26 +241,32 @@ def _changes(
 
 
 def _upload(
-    api: Any, repo: str, remote: _Remote | None, to: PushOptions, stage: Path, files: list[PushedFile]
+    api: Any, repo: str, remote: _Remote | None, to: PushOptions, folder: Path, card: str, files: list[PushedFile]
 ) -> tuple[str, str | None]:
     """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any
     more."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if remote is None:
         api.create_repo(repo, private=to.private or None, exist_ok=to.exist_ok)
     if to.revision not in (None, "main") and (remote is None or not remote.has_branch):
         api.create_branch(repo, branch=to.revision, exist_ok=True)
+    # One commit, from the files' own folder. `upload_folder` may split a large upload into several commits, and would
+    # need a copy of the folder with the other card, which a killed run leaves behind.
+    operations = [
+        CommitOperationAdd(file.name, card.encode() if file.name == artifact.CARD else str(folder / file.name))
+        for file in files
+        if file.change in ("added", "changed")
+    ] + [CommitOperationDelete(file.name) for file in files if file.change == "deleted"]
     try:
-        done = api.upload_folder(
+        done = api.create_commit(
             repo_id=repo,
-            folder_path=stage,
+            operations=operations,
             revision=to.revision,
             commit_message=to.commit_message or f"Upload a model with stm {__version__}",
             create_pr=to.create_pr,
             parent_commit=remote.commit if remote is not None else None,
-            allow_patterns=[file.name for file in files if file.change in ("added", "changed")],
-            delete_patterns=[file.name for file in files if file.change == "deleted"] or None,
         )
     except (HfHubHTTPError, HFValidationError):
         raise
@@ -271,21 +277,6 @@ def _upload(
             f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---"
         ) from error
     return done.oid, done.pr_url
-
-
-@contextmanager
-def _staged(folder: Path, card: str) -> Iterator[Path]:
-    """The folder as it is to be uploaded: our files alone, the card naming the repository."""
-    with tempfile.TemporaryDirectory() as temporary:
-        stage = Path(temporary)
-        for name in artifact.FILES:
-            source = (folder / name).resolve()
-            if source.is_file():
-                (stage / name).parent.mkdir(exist_ok=True)
-                (stage / name).symlink_to(source)
-        (stage / artifact.CARD).unlink()
-        (stage / artifact.CARD).write_bytes(card.encode())
-        yield stage
 
 
 @contextmanager

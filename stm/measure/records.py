@@ -6,10 +6,8 @@ work is a whole batch: a resumed run computes the same batches as an uninterrupt
 """
 
 import csv
-import errno
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -23,7 +21,7 @@ from stm.artifact import atomic
 from stm.codec import brief_json, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
-from stm.errors import DataError, UsageError
+from stm.errors import DataError, UsageError, no_room
 from stm.measure.hold import Hold, check_free
 from stm.model.vim import ViM
 
@@ -142,23 +140,15 @@ def check_path(path: str | Path) -> Path:
         DataError: another process is writing to it.
     """
     path, another = Path(path), "choose another file for the records"
-    try:
+    with atomic.refusing(path, another):
         if path.exists() and not path.is_file():
             raise UsageError(
                 f"{path} is {'a folder' if path.is_dir() else 'no plain file'}, expected a CSV file for the records",
                 another,
             )
-        if not path.parent.is_dir():
-            raise UsageError(
-                f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
-            )
-        # The longest name that will be needed: the system refuses it here if it is too long.
-        atomic.draft_of(path.with_name(path.name + ".json")).exists()
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UsageError(f"{path} cannot be written: permission denied", another)
+        # The longest name that will be needed is that of the draft of FILE.json.
+        atomic.check_writable(path, another, longest=path.with_name(path.name + ".json"), append=True)
         check_free(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", another) from error
     return path
 
 
@@ -339,8 +329,8 @@ def _cell(value: Any) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     go_on = "make room on the disk, then run the same command again: it goes on where this one stopped"
     return DataError(
-        f"{path} cannot be written: {error.strerror}", go_on if full else "choose another file for the records"
+        f"{path} cannot be written: {error.strerror}",
+        go_on if no_room(error) else "choose another file for the records",
     )

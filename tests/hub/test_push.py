@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stm.hub.card import is_untouched
+from tests.hang import HANG
 from tests.hub.conftest import MINI, SECRET, Run, Stm, Worker, clean_environment
 from tests.hub.server import Fault, Hub, Repo
 
@@ -293,11 +294,13 @@ def test_a_push_that_is_killed_and_run_again(hub: Hub, small: Path, stm: Stm, ho
     hub.faults = [
         Fault("PUT" if path == "/lfs/" else "POST", path, status=400, call=lambda: (reached.set(), go_on.wait(60)))
     ]
+    temporary = small.parent / "temporary"
+    temporary.mkdir()
     command = [sys.executable, "-m", "stm_cli", "push", "small", "me/vim", *TOKEN]
     process = subprocess.Popen(
         command,
         cwd=small.parent,
-        env=clean_environment(**hub.environment(home)),
+        env=clean_environment(**hub.environment(home), TMPDIR=str(temporary)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -306,10 +309,44 @@ def test_a_push_that_is_killed_and_run_again(hub: Hub, small: Path, stm: Stm, ho
     process.communicate()
     go_on.set()
     assert hub.repos["me/vim"].messages == []
+    assert list(temporary.iterdir()) == [], "a push makes no copy of the folder"
     before = len(uploads(hub))
     assert stm("push", "small", "me/vim", *TOKEN).code == 0
     assert sorted(hub.repos["me/vim"].files) == [".gitattributes", *FILES]
     assert len(uploads(hub)) - before == (1 if path == "/lfs/" else 0), "what had come whole is not sent again"
+
+
+def test_a_model_whose_push_is_killed_leaves_nothing_after_the_next(hub: Hub, folder: Path, home: Path) -> None:
+    """`push_to_hub` has to write the model somewhere: where it does, the next run clears, and spares living runs'."""
+    temporary = home / "temporary"
+    temporary.mkdir()
+    push = (
+        f"import stm\nmodel = stm.load({str(folder)!r}, device='cpu')\nmodel.push_to_hub('me/vim', token={SECRET!r})\n"
+    )
+
+    def start() -> subprocess.Popen[bytes]:
+        environment = clean_environment(**hub.environment(home), TMPDIR=str(temporary))
+        return subprocess.Popen([sys.executable, "-c", push], env=environment, stderr=subprocess.DEVNULL)
+
+    def hold(reached: threading.Event, go_on: threading.Event) -> Fault:
+        return Fault("PUT", "/lfs/", status=400, call=lambda: (reached.set(), go_on.wait(HANG)))
+
+    reached, go_on = threading.Event(), threading.Event()
+    hub.faults = [hold(reached, go_on)]
+    killed = start()
+    assert reached.wait(HANG)
+    living = list(temporary.iterdir())
+    assert [path.name.rpartition("-")[0] for path in living] == [".stm-push.stm-tmp"]
+    again = start()
+    assert again.wait(HANG) == 0
+    assert list(temporary.iterdir()) == living, "a living run keeps its own"
+    killed.kill()
+    killed.wait()
+    go_on.set()
+    assert list(temporary.iterdir()) == living, "this is what a killed run leaves"
+    hub.repos.clear()
+    assert start().wait(HANG) == 0
+    assert list(temporary.iterdir()) == []
 
 
 # --- the token

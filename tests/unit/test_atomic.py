@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import stm.errors
 from stm.artifact import atomic
-from stm.errors import ArtifactError, StmError, UsageError
+from stm.errors import ArtifactError, StmError, UsageError, no_room
 from tests.unit.folders import NAMES, content, put, replace, whole
 
 
@@ -273,3 +274,14 @@ def test_an_interrupt_after_the_exchange_leaves_the_new_folder(
         replace(tmp_path / "out", "new", force=True)
     assert content(tmp_path / "out") == whole("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_table_says_why_there_is_no_room() -> None:
+    assert [no_room(OSError(number, "")) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)] == [
+        "the disk is full",
+        "the disk quota is used up",
+        "the limit on the size of a file is reached",
+    ]
+    assert no_room(OSError(errno.EACCES, "")) is None and no_room(OSError("without a number")) is None
+    there = [path for path in Path(stm.errors.__file__).parent.rglob("*.py") if "errno.ENOSPC" in path.read_text()]
+    assert [path.name for path in there] == ["errors.py"], "nobody else has a table"

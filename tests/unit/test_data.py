@@ -13,7 +13,7 @@ from stm.config import Preprocess
 from stm.data import open
 from stm.data.images import Pixels, Sample
 from stm.data.open import as_samples, embedded_digits, open_samples, photograph_crops
-from stm.data.sets import SampleSet, iterate
+from stm.data.sets import SampleSet, evenly, iterate
 from stm.errors import DataError, UsageError
 from tests.pictures import PREP, labelled, make_config, opened, picture
 
@@ -21,6 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 # Subsets and fingerprints
+
+
+def test_positions_are_evenly_spread() -> None:
+    assert evenly(4, 200) == pytest.approx([0, 200 / 3, 400 / 3, 200])
+    assert evenly(1, 7) == [0] and evenly(0, 7) == []
 
 
 def test_a_limit_draws_by_seed_keeps_the_order_and_grows(tmp_path):
@@ -71,6 +76,8 @@ def test_the_photographs_are_cut_the_same_way_every_time():
     assert len(samples) == 48
     assert len({sample.file for sample in samples.samples}) == 48
     assert not samples.labelled
+    wide = [sample.file for sample in samples.samples if sample.file.startswith("coffee.jpg[400x400")]
+    assert wide == [f"coffee.jpg[400x400+{left}+0]" for left in (0, 66, 133, 200)], "rounded down, for ever"
     assert samples == photograph_crops()
     for sample in samples.samples:
         with Image.open(sample.source.path) as whole:
