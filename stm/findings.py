@@ -1,5 +1,7 @@
-"""What the commands return that measure and compare: bench, plan, compare, sweep, explain and report. See
-stm/reports.py."""
+"""The reports of the commands that measure and compare: bench, plan, compare, sweep, explain and report.
+
+The rules of `stm.reports` hold. The two modules are apart because the runtime needs those reports, but not these.
+"""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +14,11 @@ class BenchRow:
 
     Args:
         ms_per_image, ms_iqr: the median over the rounds, and the distance between the quartiles.
-        peak_bytes: the most that tensors held during a forward, weights and images not counted; None where torch cannot
-            say.
+        peak_bytes: the most bytes that tensors held during a forward, without weights and images; None if torch cannot
+            tell.
         gain: how many times as fast as the first variant: the median over the rounds.
-        gemm_ms: its matrix products alone, an image; None for what is not a plain ViM.
-        gemm_ratio: its forward to those: the median over the rounds.
+        gemm_ms: milliseconds per image of the matrix products alone; None for a variant that is not a plain ViM.
+        gemm_ratio: time of the forward over that of the matrix products alone: the median over the rounds.
     """
 
     variant: str
@@ -34,9 +36,13 @@ class BenchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport(Report):
-    """`stm bench`. The three figures are those of the first batch size: what FLOPs promise (the honest count) and what
-    the clock says of the compressed model against the dense one, and the dense model's matrix products alone, an
-    image."""
+    """`stm bench`. The three gains and times below are those of the first batch size.
+
+    Args:
+        flops_gain: the gain that the honest count of FLOPs promises, dense over compressed.
+        wall_clock_gain: the gain that the clock shows.
+        gemm_ms: milliseconds per image of the dense model's matrix products alone.
+    """
 
     random_weights: bool
     image_size: int
@@ -51,12 +57,12 @@ class BenchReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """One rate; 0 is the dense model. Where it cannot be had, `reason` says why and the rest is null.
+    """One rate; 0 is the dense model. If no schedule reaches the rate, `reason` says why and the rest is null.
 
     Args:
-        saving: the share of the token-layers, reached.
+        saving: the share of the token-layers that the schedule saves.
         gain: how many times as fast as the dense model: the median over the rounds.
-        agreement, kl: with the dense model, on the report's images; beside each its 95% interval.
+        agreement, kl: with the dense model, on the report's images; each has its 95% interval beside it.
         compress: the command line that makes this model.
     """
 
@@ -78,13 +84,13 @@ class PlanRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(OfSet, Report):
-    """`stm plan`: what rates cost and keep.
+    """`stm plan`: for each rate, its cost and the agreement that it keeps.
 
     Args:
-        data, n: the set and the number of its images that the agreement was measured on; None and 0 if it was not
+        data, n: the set and the number of its images on which the agreement was measured; None and 0 if it was not
             measured.
-        of: the images of the set that could have been used; fewer were if the time was up.
-        seconds: the time that was given to the images; None if their number was.
+        of: the images that the set could have given; `n` is smaller if the time ran out.
+        seconds: the time limit for the images; None if their number was the limit.
     """
 
     random_weights: bool
@@ -103,13 +109,13 @@ class CompareRow(Evaluation):
     """One method of a comparison.
 
     Args:
-        method, title: its name on the command line, and for people.
-        schedule: the order of ours; for a peer where it acts: "published" or "stm".
-        weights: of ours.
+        method, title: the name on the command line, and the name for people.
+        schedule: of ours, the order of its merges; of a peer, the blocks after which it acts: "published" or "stm".
+        weights: of ours, the rule of its weights; None for a peer.
         acts_after: the blocks after which tokens leave.
         static: whether the same tokens leave in every image.
-        sibling: whether it is another dense model.
-        stm_ahead, stm_ahead_ci, stm_p: the accuracy of ours minus this one's, its interval, and McNemar's test.
+        sibling: whether this is another dense model.
+        stm_ahead, stm_ahead_ci, stm_p: the accuracy of ours minus this method's, its interval, and McNemar's test.
     """
 
     method: str
@@ -130,8 +136,12 @@ class CompareRow(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareReport(OfSet, Report):
-    """`stm compare`. `target` is the share of the dense model's honest count that every method is solved for; `output`
-    the folder that holds the table and its figure, if one was asked for."""
+    """`stm compare`.
+
+    Args:
+        target: the share of the dense model's honest count that every method is made to save.
+        output: the folder that holds the table and its figure, if one was asked for.
+    """
 
     data: str
     n: int
@@ -148,13 +158,14 @@ class CompareReport(OfSet, Report):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow(Evaluation):
-    """One cell of a sweep: a preset's (all axes), a peer's (`method` and the `rate` that it saves as much as), "dense",
-    or a sibling's.
+    """One cell of a sweep: a preset, a peer, the dense model or a sibling.
+
+    A preset has a value on every axis. A peer has `method`, and the `rate` of ours whose saving it matches.
 
     Args:
         conv: plain or span.
         static: whether the same tokens leave in every image.
-        sibling: whether it is another dense model.
+        sibling: whether this is another dense model.
     """
 
     method: str
@@ -174,7 +185,12 @@ class SweepRow(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport(OfSet, Report):
-    """`stm sweep`. `refused` says which cells cannot be had and why; `resumed` how many an earlier run had finished."""
+    """`stm sweep`.
+
+    Args:
+        refused: the cells that no schedule can fill, and why.
+        resumed: the number of cells that an earlier run had finished.
+    """
 
     data: str
     n: int
@@ -189,7 +205,10 @@ class SweepReport(OfSet, Report):
 
 @dataclass(frozen=True)
 class Fit:
-    """change = amplitude * exp(-rate * distance), by least squares on the logarithm; r2 is of the logarithm."""
+    """The curve change = amplitude * exp(-rate * distance), fitted by least squares on the logarithm.
+
+    `r2` is the fit's, on the logarithm too.
+    """
 
     amplitude: float
     rate: float
@@ -198,14 +217,14 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainReport(Report):
-    """`stm explain`. Changes are relative ones of the class token's state, |h - h'| / |h|, means over the images.
+    """`stm explain`. Changes are relative changes of the class token's state, |h - h'| / |h|, means over the images.
 
     Args:
-        fading: by side of the class token, how the change in `block` falls with the distance of one merge before it.
+        fading: by side of the class token, the fit of the change in `block` over the distance of one merge before it.
         losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and
             sides.
-        plan_change: what the whole plan changes in each block, a mean over both walks.
-        files: what `output` holds.
+        plan_change: the change that the whole plan makes in each block, a mean over both walks.
+        files: the names of the files in `output`.
     """
 
     output: str
@@ -221,8 +240,10 @@ class ExplainReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class PageReport(Report):
-    """`stm report`: the page that was written, and what it found. `missing` says of a section that is empty what would
-    fill it."""
+    """`stm report`: the page that was written, and its findings.
+
+    `missing` tells, for each empty section, which command would fill it.
+    """
 
     output: str
     bytes: int

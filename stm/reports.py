@@ -1,7 +1,10 @@
-"""What commands return: frozen dataclasses whose sorted dict is what `--json` prints.
+"""The reports that commands return: frozen dataclasses whose sorted dict is what `--json` prints.
 
-Rates, accuracies, intervals and savings are fractions; operations are multiply-accumulates; what was not measured is
-null, and `reasons` says why.
+Rates, accuracies, intervals and savings are fractions. Operations are multiply-accumulates. A value that was not
+measured is null, and `reasons` says why.
+
+A screen is drawn from the same report, so a screen never shows what `--json` does not hold. Field names are JSON keys:
+renaming one breaks scripts.
 """
 
 import json
@@ -18,10 +21,14 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a figure was measured on. `device` as torch names it, `name` the processor's or card's; fallbacks are
-    sentences.
+    """The environment in which a figure was measured.
 
-    `threads` are each process's; a speed is that of all `processes` together.
+    Args:
+        device: as torch names it.
+        name: of the processor or card.
+        fallbacks: sentences that say which backend could not be used, and why.
+        threads: per process.
+        processes: that shared the work; a speed is that of all of them together.
     """
 
     stm: str
@@ -36,16 +43,19 @@ class Environment:
 
     @property
     def in_words(self) -> str:
-        """All that matters for a figure, in one line."""
+        """Return all that matters for a figure, in one line."""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
-        each = "" if self.processes == 1 else f"{self.processes} processes, each "
-        return f"{on}, {each}{threads}, {self.dtype}, backend {self.backend}"
+        processes = "" if self.processes == 1 else f"{self.processes} processes, each "
+        return f"{on}, {processes}{threads}, {self.dtype}, backend {self.backend}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Multiply-accumulates of one image: in the paper's convention and honestly counted, and the shares saved."""
+    """Multiply-accumulates of one image, in the paper's convention and honestly counted, and the shares saved.
+
+    `stm.measure.flops` defines both counts.
+    """
 
     paper: int
     honest: int
@@ -55,7 +65,7 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What every report carries. `model` is the name that the user gave."""
+    """The fields of every report. `model` is the name that the user gave."""
 
     schema_version: int = REPORT_VERSION
     command: str
@@ -63,38 +73,45 @@ class Report:
     environment: Environment
 
     def to_json(self) -> str:
-        """The report as one JSON document, keys sorted."""
+        """Return the report as one JSON document, keys sorted."""
+        # NaN is not JSON: `allow_nan=False` makes it an error here instead of a document that no other reader takes.
         return json.dumps(encode(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Measured):
-    """One evaluation with what a folder does not record: its speed, and why the first few images could not be read."""
+    """One evaluation, with the values that a folder does not record.
+
+    Speed depends on the machine, and a folder's bytes must not.
+
+    Args:
+        images_per_second: of the model's forward alone; None if nothing was timed.
+        broken: why the first few images could not be read, one sentence each.
+    """
 
     images_per_second: float | None = None
     broken: tuple[str, ...] = ()
 
     def recorded(self) -> Measured:
-        """What a folder records of it."""
+        """Return the part that a folder records."""
         return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfSet:
-    """What a report says of the sample set that was opened: how many of its files were not taken for images, and the
-    first few's names."""
+    """The files of an opened sample set that were not taken for images: how many, and the names of the first few."""
 
     skipped: int = 0
     skipped_files: tuple[str, ...] = ()
 
     @property
     def skipped_notes(self) -> tuple[str, ...]:
-        """The sentence about them, if there are any."""
+        """Return the sentence about these files, if there are any."""
         return skipped_notes(self.skipped, self.skipped_files)
 
 
 def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:
-    """How many files were not taken for images, and which: one sentence, or none."""
+    """Return one sentence about `count` files that were not taken for images, or none if `count` is 0."""
     if not count:
         return ()
     taken = "files were not taken for images" if count > 1 else "file was not taken for an image"
@@ -113,7 +130,7 @@ class EvalReport(Report, Assessment):
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """The accuracy gate: the drop that was allowed and the drop that was found, as fractions."""
+    """The accuracy gate: the allowed drop of top-1 and the measured one, as fractions."""
 
     max_drop: float
     drop: float
@@ -128,7 +145,7 @@ class ServedSpeed:
         batch_size: images per forward.
         ms_per_image, dense_ms_per_image: medians over the rounds.
         gain: how many times as fast as the dense model: the median over the rounds of the ratio within a round.
-        gain_quartiles: of those ratios.
+        gain_quartiles: the first and the third quartile of those ratios.
     """
 
     batch_size: int
@@ -141,8 +158,10 @@ class ServedSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class PushedFile:
-    """A file of a push and what becomes of it there: added, changed, unchanged, kept (somebody wrote another) or
-    deleted."""
+    """A file of a push.
+
+    `change` is added, changed, unchanged, deleted, or kept, if somebody else edited the file on the Hub.
+    """
 
     name: str
     bytes: int
@@ -151,7 +170,7 @@ class PushedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """A folder on the Hub. `created`: the repository is new; `commit` is null where nothing was written."""
+    """A folder on the Hub. `created`: the repository is new. `commit` is null if nothing was written."""
 
     repo: str
     url: str
@@ -171,10 +190,13 @@ class PushReport(Report, Pushed):
 
 @dataclass(frozen=True, kw_only=True)
 class CompressReport(Report):
-    """`stm compress`. `bytes` are those of model.safetensors; savings are shares of the token-layers.
+    """`stm compress`. Savings are shares of the token-layers: the sum over blocks of the tokens that enter each.
 
-    `saving` was reached; `asked_saving` is what was asked for, which under `staged` a rate stands for (null where none
-    does).
+    Args:
+        asked_saving: the saving that was asked for. Under `staged` a rate stands for the paper's saving at that rate.
+            Null if neither was given.
+        saving: the saving that was reached.
+        bytes: of model.safetensors.
     """
 
     output: str
@@ -198,7 +220,7 @@ class CompressReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoReport(Report):
-    """`stm info`: `config` is the document that the folder holds, or would hold."""
+    """`stm info`: `config` is the document that the folder holds, or would hold if the model were saved."""
 
     config: dict[str, Any]
     tokens_per_block: tuple[int, ...]
@@ -211,8 +233,10 @@ class InfoReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
-    """`stm export`: the file, and what of the model it does not hold. `reading`: the options that read an official file
-    as this model."""
+    """`stm export`: the file, and in `notes` what it does not hold of the model.
+
+    `reading` has the options that read an official file as this model.
+    """
 
     output: str
     format: str
@@ -225,8 +249,12 @@ class ExportReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class ListedModel:
-    """A model with a short name. `top1` is its authors'; `bytes` are those of the file in the cache, null where it is
-    not there."""
+    """A model with a short name.
+
+    Args:
+        top1: as its authors report it.
+        bytes: of the file in the cache; null if it is not there.
+    """
 
     name: str
     repo: str | None

@@ -1,6 +1,7 @@
-"""How fast models are and what they take, side by side in one process: `stm bench`.
+"""Measure speed and memory of models side by side in one process: `stm bench`.
 
-Only forwards are timed, on random images that are on the device already: not decoding, not loading.
+Only forwards are timed, on random images that are on the device already: not decoding, not loading. The variants take
+turns in one process, so that heat, other users and clock rates hit all of them alike. Ratios are taken within a round.
 """
 
 import statistics
@@ -28,11 +29,12 @@ SERVED_SECONDS = 2.0  # for the speed that `stm compress` shows
 
 
 class Variant(NamedTuple):
-    """Something that takes images.
+    """One thing to time.
 
     Args:
-        prepare: for a batch size, what runs.
-        vim: the model whose matrix products are timed alone beside it, where it is a ViM.
+        prepare: from a batch size to the module that runs on batches of that size.
+        flops: of one image.
+        vim: a ViM whose matrix products are timed alone beside this variant, or None.
     """
 
     prepare: Callable[[int], nn.Module]
@@ -41,15 +43,15 @@ class Variant(NamedTuple):
 
 
 def variants_of(dense: ViM, small: ViM | None, *, optimized: bool = False) -> dict[str, Variant]:
-    """A dense model and the compressed one beside it; `optimized` adds what `ViM.optimize` makes of each."""
-    found = {}
+    """Return a dense model and the compressed one, by name; `optimized` adds what `ViM.optimize` makes of each."""
+    variants = {}
     for name, model in ((DENSE, dense), (COMPRESSED, small)):
         if model is not None:
             count = flops.count(model.config)
-            found[name] = Variant(partial(_as_it_is, model), count, model)
+            variants[name] = Variant(partial(_as_it_is, model), count, model)
             if optimized:
-                found[f"{name}, optimized"] = Variant(partial(optimize, model), count)
-    return found
+                variants[f"{name}, optimized"] = Variant(partial(optimize, model), count)
+    return variants
 
 
 def measure(
@@ -62,8 +64,9 @@ def measure(
     clock: Callable[[], float] = perf_counter,
     on_progress: OnProgress | None = None,
 ) -> tuple[BenchRow, ...]:
-    """A row for each variant at each batch size; all of one batch size take turns, and the first is what the others
-    gain on.
+    """Return a row for each variant at each batch size.
+
+    All variants of one batch size take turns. The gain of each is over the first variant.
 
     Args:
         shape: (C, H, W) of an image.
@@ -80,16 +83,19 @@ def measure(
         calls: dict[str, Callable[[], Any]] = {
             name: partial(variant.prepare(batch_size), images) for name, variant in variants.items()
         }
+        # The matrix products take turns with the models too: their ratio tells how much of a forward is anything else.
         products = {name: f"{name}: products" for name, variant in variants.items() if variant.vim is not None}
         calls |= {
-            to: gemms.alone(vim, batch_size) for name, to in products.items() if (vim := variants[name].vim) is not None
+            product: gemms.alone(vim, batch_size)
+            for name, product in products.items()
+            if (vim := variants[name].vim) is not None
         }
         with torch.inference_mode():
             report = partial(_tell, on_progress, f"batch size {batch_size}")
             seconds = interleave(
                 {name: waiting(call, device) for name, call in calls.items()}, rounds, clock=clock, on_round=report
             )
-            # Anew: what keeps its buffers takes them in its first run.
+            # Each variant is prepared anew: one that keeps its buffers allocates them in its first run alone.
             peaks = {
                 name: peak_bytes(partial(variant.prepare(batch_size), images), device)
                 for name, variant in variants.items()
@@ -121,11 +127,11 @@ def measure(
 def served_speed(
     dense: ViM, small: ViM, *, batch_size: int = 1, rounds: int | None = None, on_progress: OnProgress | None = None
 ) -> ServedSpeed:
-    """Time what `optimize` makes of a dense model and of the compressed one, in turns.
+    """Time the dense model and the compressed one in turns, both as `optimize` makes them ready to serve.
 
     Args:
         batch_size: images per forward.
-        rounds: None: what fits into `SERVED_SECONDS`.
+        rounds: None: as many as fit into `SERVED_SECONDS`.
     """
     shape, device = dense.config.model, dense.cls_token.device
     generator = torch.Generator().manual_seed(0)
@@ -135,12 +141,12 @@ def served_speed(
         for name, model in ((DENSE, dense), (COMPRESSED, small))
     }
     seconds = interleave(calls, rounds, seconds=SERVED_SECONDS, on_round=partial(_tell, on_progress, "speed"))
-    these, those = seconds[DENSE], seconds[COMPRESSED]
-    gains = [a / b for a, b in zip(these, those, strict=True)]
+    of_dense, of_small = seconds[DENSE], seconds[COMPRESSED]
+    gains = [a / b for a, b in zip(of_dense, of_small, strict=True)]
     return ServedSpeed(
         batch_size=batch_size,
-        ms_per_image=1000 * statistics.median(those) / batch_size,
-        dense_ms_per_image=1000 * statistics.median(these) / batch_size,
+        ms_per_image=1000 * statistics.median(of_small) / batch_size,
+        dense_ms_per_image=1000 * statistics.median(of_dense) / batch_size,
         gain=statistics.median(gains),
         gain_quartiles=quartiles(gains),
         rounds=len(gains),

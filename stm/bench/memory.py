@@ -1,4 +1,4 @@
-"""What tensors take while a call runs."""
+"""Measure the memory that tensors take while a call runs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,12 +9,13 @@ import torch
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """The most bytes that a call's tensors hold at once, beyond what there was before; None where torch cannot say.
+    """Return the most bytes that a call's tensors hold at once, beyond those held before; None if torch cannot tell.
 
-    On a processor every allocation of torch's is counted, those inside operators included, but not the scratch of the
-    native kernels: some 10 KB a thread.
+    On a processor every allocation of torch counts, including those inside operators. The scratch memory of the native
+    kernels, some 10 KB per thread, does not.
     """
     if device.type == "cpu":
+        # Torch keeps no peak on a processor: replay its allocations and releases.
         held = peak = 0
         for size in allocations(call):
             held += size
@@ -31,18 +32,19 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def allocations(call: Callable[[], Any]) -> list[int]:
-    """The bytes of every allocation on the processor in order; those of a release are negative."""
+    """Return the bytes of every allocation on the processor in order; those of a release are negative."""
     with _no_stderr(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
         call()
-    events = [
-        event for event in profile.kineto_results.events() if event.name() == "[memory]"
-    ]  # its public list loses their order
+    # The profiler's public list of events loses the order of allocations and releases, on which the peak depends.
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Torch's profiler writes two lines there that no setting stops."""
+    """Discard what is written to the file descriptor of stderr: torch's profiler writes two lines that no setting
+    stops."""
+    # The lines come from C++, so replacing `sys.stderr` would not catch them.
     try:
         saved = os.dup(2)
     except OSError:  # there is no stderr

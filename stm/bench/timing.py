@@ -1,4 +1,8 @@
-"""Clocks: calls timed side by side, so that a machine that is busy slows all of them."""
+"""Time calls side by side, so that a busy machine slows all of them alike.
+
+A machine's speed drifts by more than the differences that matter here. Timing one call after the other would measure
+the drift. Calls that take turns meet the same drift, and a ratio within a round is nearly free of it.
+"""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +14,8 @@ import torch
 
 from stm.errors import UsageError
 
-SECONDS = 10.0
-FEWEST, MOST = 5, 50
+SECONDS = 10.0  # of all rounds together
+FEWEST, MOST = 5, 50  # rounds: quartiles need a few, and calls of microseconds need a limit
 
 
 def interleave(
@@ -22,26 +26,28 @@ def interleave(
     clock: Callable[[], float] = perf_counter,
     on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:
-    """The seconds of each call, one a round. In a round every call runs once; each round begins with another one.
+    """Return the seconds of each call, one value per round. In a round every call runs once.
 
-    Two rounds before those, which warm up caches, allocators and clocks, are not counted.
+    Each round begins with another call, so that no call always runs after the same one. Two rounds that are not counted
+    come first: they warm up caches, allocators and clocks.
 
     Args:
-        calls: by name; each returns when its work is done.
-        rounds: None: as many as fit into so many `seconds`, `FEWEST` to `MOST`.
-        on_round: called with how many rounds are done, and of how many.
+        calls: by name. Each must return only when its work is done.
+        rounds: None: as many as fit into `seconds`, from `FEWEST` to `MOST`.
+        on_round: called after each round with the number of rounds done and of all rounds.
 
     Raises:
         UsageError: fewer than one round.
     """
     if rounds is not None and rounds < 1:
         raise UsageError(f"rounds is {rounds}, expected at least 1")
-    names, found = list(calls), {name: list[float]() for name in calls}
+    names, times = list(calls), {name: list[float]() for name in calls}
     for warm_up in (True, False):
         start = perf_counter()
         for name in names:
             calls[name]()
         a_round = perf_counter() - start
+        # The first warm-up round compiles and allocates; the second is what a round takes.
         if not warm_up and rounds is None:
             rounds = max(FEWEST, min(MOST, int(seconds / max(a_round, 1e-9))))
     assert rounds is not None
@@ -50,20 +56,20 @@ def interleave(
         for name in names[first:] + names[:first]:
             start = clock()
             calls[name]()
-            found[name].append(clock() - start)
+            times[name].append(clock() - start)
         if on_round is not None:
             on_round(done + 1, rounds)
-    return found
+    return times
 
 
 def spread(values: list[float]) -> float:
-    """The distance between the quartiles; 0 for one value."""
+    """Return the distance between the quartiles; 0 for one value."""
     low, high = quartiles(values)
     return high - low
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and the third quartile; twice the value if there is one."""
+    """Return the first and the third quartile; for one value, that value twice."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -71,12 +77,13 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def ratio(these: list[float], those: list[float]) -> float:
-    """The median over the rounds of one call's seconds to another's."""
+    """Return the median over the rounds of one call's seconds divided by another's."""
+    # The median of ratios, not the ratio of medians: each ratio is of two calls that ran at nearly the same time.
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
 def waiting(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """The call, returning only when the device has done it."""
+    """Return the call made to return only when the device has finished its work."""
     if device.type == "cpu":
         return call
 
@@ -89,7 +96,11 @@ def waiting(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """So many threads of torch's on the processor; None: as many as there are."""
+    """Let torch use so many threads on the processor, and restore their number at the end. None: leave it.
+
+    Raises:
+        UsageError: fewer than one thread.
+    """
     before = torch.get_num_threads()
     if number is not None:
         if number < 1:

@@ -1,9 +1,9 @@
-"""A Vision Transformer to compare speed with: DeiT's architecture on torch's attention, random weights.
+"""A Vision Transformer to compare speed with: DeiT's architecture on torch's attention, with random weights.
 
-Source: DeiT (arXiv 2012.12877), Table 1, and timm's vision_transformer.py: 12 pre-norm blocks, heads of 64, MLP four
-    times as
-wide, GELU, biases everywhere, LayerNorm with eps 1e-6, a class token at the head. Widths 192 / 384 / 768 are DeiT-Ti /
-S / B.
+Source: DeiT (arXiv 2012.12877), Table 1, and timm's vision_transformer.py. It has 12 pre-norm blocks, heads of width
+64, an MLP four times as wide, GELU, biases everywhere, LayerNorm with eps 1e-6, and a class token at the head. Widths
+192, 384 and 768 are DeiT-Ti, DeiT-S and DeiT-B. Speed does not depend on the values of weights, so no checkpoint is
+needed.
 """
 
 import torch
@@ -17,10 +17,10 @@ BLOCKS, HEAD, MLP = 12, 64, 4
 
 
 class ViT(nn.Module):
-    """The DeiT as wide as a ViM, on the same images and patches.
+    """The DeiT that is as wide as a ViM, on the same images and patches.
 
     Args:
-        model: of the ViM.
+        model: the ViM's shape.
         num_classes: of the head.
     """
 
@@ -36,7 +36,7 @@ class ViT(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), float32, of normalised images (B, C, H, W)."""
+        """Return the logits (B, classes), float32, of normalised images (B, C, H, W)."""
         patches = self.patch_embed(images.to(self.cls_token.dtype)).flatten(2).mT  # (B, L - 1, D)
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1) + self.pos_embed  # (B, L, D)
         for layer in self.layers:
@@ -45,7 +45,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each of a LayerNorm and added to its input."""
+    """Attention, then an MLP. Each acts on a LayerNorm of its input and is added to that input."""
 
     def __init__(self, D: int) -> None:
         super().__init__()
@@ -55,22 +55,23 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(D, MLP * D), nn.Linear(MLP * D, D)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, L, D): (B, L, D)."""
-        q, k, v = (
-            self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, L, D / heads)
+        """Return the block's output, (B, L, D), for x (B, L, D)."""
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # (B, L, 3, heads, D / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads) each
         x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 def name_of(model: ModelConfig) -> str:
-    """What DeiT's paper calls this width, else its width."""
+    """Return DeiT's own name for a model of this width, or one that states the width."""
     return {192: "DeiT-Ti", 384: "DeiT-S", 768: "DeiT-B"}.get(model.d_model, f"ViT of width {model.d_model}")
 
 
 def flops(model: ModelConfig, num_classes: int) -> Flops:
-    """Its multiply-accumulates, which both conventions count alike."""
+    """Return the ViT's multiply-accumulates, which both conventions count alike."""
     D, L = model.d_model, model.tokens
+    # Per token 3 D D for q, k, v, D D for the output and 2 MLP D D for the MLP; attention takes two products of L x L x
+    # D.
     block = (4 + 2 * MLP) * D * D * L + 2 * L * L * D
     total = model.in_chans * model.patch**2 * D * (L - 1) + BLOCKS * block + D * num_classes
     return Flops(paper=total, honest=total, paper_saving=0.0, honest_saving=0.0)

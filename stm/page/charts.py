@@ -1,7 +1,8 @@
-"""The drawings of the page as numbers: where each line, bar and mark goes. The template makes SVG of them, the style
-its colours.
+"""Compute the drawings of the page as numbers: the position of each line, bar and mark.
 
-A drawing is 360 units wide, so that its type can be read on a phone. Places are rounded to hundredths of a unit.
+The template makes SVG of the numbers, and the style sheet gives them colours, so that one drawing serves light and dark
+screens. A drawing is 360 units wide, so that its type can be read on a phone. Positions are rounded to hundredths of a
+unit, which keeps the page small and its bytes the same on every machine.
 """
 
 import math
@@ -20,7 +21,7 @@ CELL = 16  # units of a patch in a photograph's overlay
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to places: `low` lies at `start`, `high` at `end`."""
+    """A linear scale from values to positions: `low` lies at `start`, `high` at `end`."""
 
     low: float
     high: float
@@ -32,23 +33,28 @@ class Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """Three to seven round values between the ends."""
+        """Return three to seven round values between the ends."""
         rough = (self.high - self.low) / 5
         power = 10 ** math.floor(math.log10(rough))
         step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+        # The small tolerances keep a tick at an end, which rounding may put a hair outside.
         first = math.ceil(self.low / step - 1e-9)
         return [round(n * step, 12) for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def axis(values: Sequence[float], start: float, end: float, *, least: float = 0.0) -> Axis:
-    """An axis with room around the values, at least `least` long."""
+    """Return an axis with room around the values, at least `least` long."""
+    # `least` keeps small differences small on the page. The tiny last bound avoids an axis of length 0.
     low, high = min(values), max(values)
     room = max(0.08 * (high - low), (least - (high - low)) / 2, 1e-9)
     return Axis(low - room, high + room, start, end)
 
 
 def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
-    """A bar a block, as high as its tokens; a label where the count changes, as long as labels do not meet."""
+    """Return one bar per block, as high as its number of tokens.
+
+    A bar has a label if the number changes there and the label does not meet the one before.
+    """
     left, right, top, bottom = 34, WIDTH - 4, 18, 150
     up = Axis(0, tokens_per_block[0], bottom, top)
     pitch = (right - left) / len(tokens_per_block)
@@ -58,7 +64,7 @@ def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
         new = block == 0 or tokens != tokens_per_block[block - 1]
         label = new and x >= free
         if label:
-            free = x + 26
+            free = x + 26  # three digits in the drawing's type
         bars.append(
             {
                 "x": round(x, 2),
@@ -73,7 +79,7 @@ def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
 
 
 def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
-    """Dense and compressed top-1, each a mark with its interval."""
+    """Return a mark with its interval for the dense top-1, and one for the compressed top-1."""
     assert evaluation.top1 is not None and evaluation.top1_ci is not None and evaluation.dense_top1 is not None
     rows = [("dense", evaluation.dense_top1, dense_ci), ("compressed", evaluation.top1, evaluation.top1_ci)]
     across = axis([value for _, _, ci in rows for value in ci], 84, WIDTH - 16, least=0.02)
@@ -85,7 +91,7 @@ def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
 
 
 def outlines(groups: Groups, cls: int, grid: int) -> dict[str, str]:
-    """The outlines of single patches and of merged groups, as the paths of a drawing of `CELL` units a patch."""
+    """Return the outlines of single patches and of merged groups as paths of a drawing with `CELL` units per patch."""
     every = patches(groups, cls)
     return {
         "single": _path([edge for group in every if len(group) == 1 for edge in edges(group, grid)]),
@@ -94,13 +100,14 @@ def outlines(groups: Groups, cls: int, grid: int) -> dict[str, str]:
 
 
 def _path(segments: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> str:
-    """Every segment once: neighbours share their border."""
+    """Return the path of all segments."""
+    # Neighbours share their border: a segment that is drawn twice would look darker. Sorting fixes the bytes.
     return "".join(f"M{x0 * CELL} {y0 * CELL}L{x1 * CELL} {y1 * CELL}" for (x0, y0), (x1, y1) in sorted(set(segments)))
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measured model of a sweep or comparison; the interval is that of the accuracy."""
+    """One measured model of a sweep or comparison; `low` and `high` are the interval of `value`."""
 
     curve: str
     cost: float
@@ -110,23 +117,23 @@ class Point:
 
 
 def pareto(points: Sequence[Point], here: Point | None = None, dense: Point | None = None) -> dict[str, Any]:
-    """Accuracy over cost: a curve a method, this model, and the dense one as a line across."""
+    """Return accuracy over cost: one curve per method, this model, and the dense one as a horizontal line."""
     every = [*points, *(point for point in (here, dense) if point is not None)]
     bottom, left = 196, 44
     across = axis([point.cost for point in every], left, WIDTH - 12)
     up = axis([value for point in every for value in (point.low, point.high)], bottom, 12, least=0.01)
     curves: dict[str, list[dict[str, float]]] = {}
     for point in sorted(points, key=lambda point: (point.curve, point.cost)):
-        at = {"x": across(point.cost), "y": up(point.value), "low": up(point.low), "high": up(point.high)}
-        curves.setdefault(point.curve, []).append(at)
+        position = {"x": across(point.cost), "y": up(point.value), "low": up(point.low), "high": up(point.high)}
+        curves.setdefault(point.curve, []).append(position)
 
-    def place(point: Point | None) -> dict[str, float] | None:
+    def position_of(point: Point | None) -> dict[str, float] | None:
         return None if point is None else {"x": across(point.cost), "y": up(point.value)}
 
     return {
-        "curves": [{"name": name, "points": places} for name, places in curves.items()],
-        "here": place(here),
-        "dense": place(dense),
+        "curves": [{"name": name, "points": positions} for name, positions in curves.items()],
+        "here": position_of(here),
+        "dense": position_of(dense),
         "x": [{"at": across(tick), "value": tick} for tick in across.ticks],
         "y": [{"at": up(tick), "value": tick} for tick in up.ticks],
         "left": left,

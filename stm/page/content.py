@@ -1,7 +1,6 @@
-"""What the page says, gathered: from the folder, from an evaluation's records, and from files that other commands
-wrote.
+"""Gather what the page shows: from the folder, from an evaluation's records, and from reports of other commands.
 
-What was not measured is not there, and `missing` says why.
+A value that was not measured is absent, and `missing` tells which command would give it.
 """
 
 import base64
@@ -36,7 +35,14 @@ THUMBNAIL = 160  # pixels of a side
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """One of the most changed images."""
+    """One of the most changed images.
+
+    Args:
+        picture: a thumbnail as a data URI; None if the image could not be read again.
+        label: the true class, or None if it is not known.
+        dense, now: the class that the dense and the compressed model give.
+        kl: KL(dense || compressed) in nats.
+    """
 
     file: str
     picture: str | None
@@ -47,7 +53,7 @@ class Changed:
 
 
 class Rows(NamedTuple):
-    """The rows of another command's report, and in words what it measured and where."""
+    """The rows of another command's report; `about` says in words what it measured, and on which machine."""
 
     rows: tuple[dict[str, Any], ...]
     about: str
@@ -55,15 +61,17 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a page shows beside the folder's own words.
+    """The contents of a page beside those of the folder.
 
     Args:
         name: the folder's base name.
-        evaluation: of the model beside the dense one, whose top-1 has the interval `dense_ci` where there are labels.
-        environment: what the evaluation ran on.
+        evaluation: of the compressed model, with the dense one as its reference.
+        dense_ci: the interval of the dense model's top-1; None without labels.
+        environment: in which the evaluation ran.
         changed: the most changed images.
-        bench, sweep: of those reports; None where `missing` says what would give them.
-        notes: what was assumed when the source was read.
+        bench, sweep: from the reports of these commands, or None.
+        missing: for each of those two that is None, the command that would give it.
+        notes: the assumptions under which the source was read.
     """
 
     name: str
@@ -78,16 +86,17 @@ class Findings:
 
 
 def changed(records: Sequence[Record], samples: SampleSet, config: Config) -> tuple[Changed, ...]:
-    """The images whose class probabilities moved most, by KL(dense || compressed)."""
-    scored = [(place, record) for place, record in enumerate(records) if record.kl is not None]
-    found = []
-    for place, record in sorted(scored, key=lambda pair: -(pair[1].kl or 0))[:MOST_CHANGED]:
+    """Return the images whose class probabilities moved most, by KL(dense || compressed)."""
+    scored = [(index, record) for index, record in enumerate(records) if record.kl is not None]
+    most_changed = []
+    for index, record in sorted(scored, key=lambda pair: -(pair[1].kl or 0))[:MOST_CHANGED]:
         assert record.kl is not None and record.dense_pred is not None and record.pred is not None
         try:
-            picture = as_data(enlarged(samples.samples[place], config.preprocessing, THUMBNAIL), THUMBNAIL)
-        except (DataError, OSError):  # it was read when it was scored; a page without one picture is still a page
+            # The part of the image that the model saw, so that the picture explains the answer.
+            picture = as_data(enlarged(samples.samples[index], config.preprocessing, THUMBNAIL), THUMBNAIL)
+        except (DataError, OSError):  # it was readable when it was scored; a page without one picture is still a page
             picture = None
-        found.append(
+        most_changed.append(
             Changed(
                 file=record.file,
                 picture=picture,
@@ -97,29 +106,31 @@ def changed(records: Sequence[Record], samples: SampleSet, config: Config) -> tu
                 kl=record.kl,
             )
         )
-    return tuple(found)
+    return tuple(most_changed)
 
 
 def dense_interval(records: Sequence[Record]) -> Interval:
-    """The interval of the dense model's top-1; every record has a label and a dense prediction, or an error."""
+    """Return the interval of the dense model's top-1. Every record must have a label and a dense prediction, or an
+    error."""
     scored = [record for record in records if record.error is None]
     return wilson(sum(record.dense_pred == record.label for record in scored), len(scored))
 
 
 def merged_patches(config: Config) -> list[tuple[str, Groups]]:
-    """The first stages of the schedule after the dense one and its last, each with its caption."""
+    """Return the stages of the schedule after the dense one, at most `MOST_STAGES`, each as a caption and its
+    groups."""
     schedule = config.schedule
     per_block = [
         schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)
     ]
-    found = stages(per_block)[1:]
-    if len(found) > MOST_STAGES:
-        found = [found[round(n * (len(found) - 1) / (MOST_STAGES - 1))] for n in range(MOST_STAGES)]
-    return [(f"{stage.blocks}: {len(stage.groups)} tokens", stage.groups) for stage in found]
+    merged = stages(per_block)[1:]
+    if len(merged) > MOST_STAGES:  # evenly spread, with the first and the last
+        merged = [merged[round(n * (len(merged) - 1) / (MOST_STAGES - 1))] for n in range(MOST_STAGES)]
+    return [(f"{stage.blocks}: {len(stage.groups)} tokens", stage.groups) for stage in merged]
 
 
 def photograph() -> str:
-    """An embedded photograph's middle square, as a data URI."""
+    """Return an embedded photograph's middle square as a data URI."""
     with open_image(PHOTOGRAPHS / PHOTOGRAPH) as image:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -127,7 +138,7 @@ def photograph() -> str:
 
 
 def as_data(image: Image.Image, side: int) -> str:
-    """A square picture as a data URI, at most `side` pixels wide."""
+    """Return a square picture as a data URI, at most `side` pixels wide."""
     buffer = io.BytesIO()
     if image.width > side:
         image = image.resize((side, side), Image.Resampling.LANCZOS)
@@ -136,12 +147,14 @@ def as_data(image: Image.Image, side: int) -> str:
 
 
 def read_rows(path: Path, what: str) -> Rows:
-    """The report that `stm bench`, `stm sweep` or `stm compare` printed with --json: what the page shows of it.
+    """Return what the page shows of a report that `stm bench`, `stm sweep` or `stm compare` printed with --json.
 
     Raises:
         DataError: the file cannot be read or holds something else.
     """
     hint = f"give what stm {what} --json printed"
+    # The file comes from outside: it may be any JSON, or none. Each use below may fail, and all failures have one
+    # sentence.
     try:
         check_file(path)
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -160,23 +173,25 @@ def read_rows(path: Path, what: str) -> Rows:
 
 
 def _times(row: dict[str, Any]) -> bool:
+    """Return whether a row of a bench report has everything that the page's table of speeds shows."""
     numbers = (row.get(name) for name in ("batch_size", "ms_per_image", "images_per_second"))
     return isinstance(row.get("variant"), str) and all(isinstance(number, int | float) for number in numbers)
 
 
 def _costs(row: dict[str, Any]) -> bool:
+    """Return whether a row of a sweep or comparison has the operations over which the page draws it."""
     return isinstance(row.get("flops", {}).get("paper"), int)
 
 
 def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], list[Point]]:
-    """What a sweep found, over its operations (in G, the paper's count) and over its time (ms an image) where that was
-    measured.
+    """Return the points of a sweep over operations (in G, the paper's count), and over time (ms per image) if measured.
 
     Args:
         figure: top1 or agreement.
     """
     by_flops, by_time = [], []
     for row in rows:
+        # The dense model is a line of its own (`charts.pareto`), and a row without the figure has no height.
         value, speed = row.get(figure), row.get("images_per_second")
         if row.get("method") == "dense" or not isinstance(value, float | int):
             continue
@@ -189,7 +204,7 @@ def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], li
 
 
 def speed_text(evaluation: Evaluation) -> str | None:
-    """The speed that the evaluation measured, in three digits."""
+    """Return the speed that the evaluation measured, with three digits, or None."""
     speed = evaluation.images_per_second
     return None if speed is None else f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
 

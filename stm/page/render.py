@@ -1,5 +1,8 @@
-"""From findings to the page: one HTML file. Every value from outside is escaped by the template, or quoted for the
-shell or Python."""
+"""Render findings as the page, one HTML file.
+
+File names, labels and settings come from outside. The template escapes every value, and quotes those that people copy
+into a shell or into Python, so no name can act on a page, a terminal or a program.
+"""
 
 import shlex
 from pathlib import Path
@@ -22,7 +25,7 @@ FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
 
 
 def render(config: Config, found: Findings) -> str:
-    """The page of a compressed model, from what its folder says and what was found.
+    """Return the page of a compressed model, from its folder's config and the findings about it.
 
     Raises:
         ArtifactError: jinja2 is not installed.
@@ -32,6 +35,7 @@ def render(config: Config, found: Findings) -> str:
         from jinja2 import FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise ArtifactError("writing a report needs jinja2, which is not installed", "pip install jinja2") from error
+    # StrictUndefined: a name that the template misspells is an error, not an empty place on the page.
     templates = Templates(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -80,39 +84,40 @@ def render(config: Config, found: Findings) -> str:
 
 
 def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tuple[Point, Point]:
-    """This model and the dense one, over their operations."""
+    """Return this model and the dense one as points over their operations."""
     value = getattr(evaluation, figure)
     low, high = getattr(evaluation, f"{figure}_ci", None) or (value, value)
-    dense = evaluation.dense_top1 if evaluation.dense_top1 is not None else 1.0  # of agreement with itself
+    dense = evaluation.dense_top1 if evaluation.dense_top1 is not None else 1.0  # the dense model agrees with itself
+    # A saving s leaves 1 - s of the operations, so dividing gives the dense model's.
     return Point("", paper / 1e9, value, low, high), Point("", paper / 1e9 / (1 - saving), dense, dense, dense)
 
 
-def _accuracy(each: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
-    """The rows of the table: what was measured, its value and its interval."""
+def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
+    """Return the rows of the table of accuracy: name, value and interval, for each figure that was measured."""
     rows = []
     shares = (
-        ("top-1, dense", each.dense_top1, dense_ci),
-        ("top-1", each.top1, each.top1_ci),
-        ("top-5", each.top5, each.top5_ci),
+        ("top-1, dense", measured.dense_top1, dense_ci),
+        ("top-1", measured.top1, measured.top1_ci),
+        ("top-5", measured.top5, measured.top5_ci),
     )
     for name, value, ci in shares:
         if value is not None:
             rows.append((name, _percent(value), "" if ci is None else f"{_percent(ci[0])} to {_percent(ci[1])}"))
-    if each.drop is not None:
-        ci = each.drop_ci
+    if measured.drop is not None:
+        ci = measured.drop_ci
         rows.append(
             (
                 "top-1 lost, in points",
-                f"{100 * each.drop:.2f}",
+                f"{100 * measured.drop:.2f}",
                 "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}",
             )
         )
-    if each.mcnemar_p is not None:
-        rows.append(("McNemar's exact p", f"{each.mcnemar_p:.3g}", ""))
-    if each.agreement is not None:
-        rows.append(("same answer as dense", _percent(each.agreement), ""))
-    if each.kl is not None:
-        rows.append(("KL(dense, compressed), nats", f"{each.kl:.4f}", ""))
+    if measured.mcnemar_p is not None:
+        rows.append(("McNemar's exact p", f"{measured.mcnemar_p:.3g}", ""))
+    if measured.agreement is not None:
+        rows.append(("same answer as dense", _percent(measured.agreement), ""))
+    if measured.kl is not None:
+        rows.append(("KL(dense, compressed), nats", f"{measured.kl:.4f}", ""))
     return rows
 
 
@@ -127,7 +132,7 @@ def _percent(share: float) -> str:
 
 
 def _share(share: float) -> str:
-    """A tick: no more digits than it has."""
+    """Return the label of a tick, with no more digits than its value has."""
     return f"{100 * share:.4g}%"
 
 

@@ -1,8 +1,7 @@
-"""The figure of `stm compare`: at one saving, a line a method, its accuracy with the interval beside its measured
-speed.
+"""Draw the figure of `stm compare`: per method one line with its accuracy, the interval, and the measured speed.
 
-The dense model and each dense sibling are lines from top to bottom: a compressed model left of a smaller dense one is
-    worse than it.
+All methods are at one saving. The dense model and each dense sibling are lines from top to bottom: a compressed model
+left of a smaller dense model is worse than that model.
 """
 
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ OURS = ("stm", "paper")
 
 
 def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
-    """The table's rows; a method that acts at two places has one line with two marks."""
+    """Draw the table's rows; a method that acts after two choices of blocks has one line with two marks."""
+    # Without labels there is no accuracy; agreement with the dense model then takes its place in the whole figure.
     quality = "top1" if rows[0].top1 is not None else "agreement"
     dense = [row for row in rows if row.method == "dense" or row.sibling]
     shown = [row for row in rows if row not in dense]
@@ -46,7 +46,7 @@ def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
         if row.images_per_second and rows[0].images_per_second:
             right.axvline(row.images_per_second / rows[0].images_per_second, **line)
     left.set_yticks(range(len(names)), names)
-    left.set_ylim(len(names) - 0.5, -0.5)
+    left.set_ylim(len(names) - 0.5, -0.5)  # upside down: the figure has the table's order
     left.set_xlabel(QUALITIES[quality])
     right.set_xlabel("measured speed, dense = 1")
     figure.legend(*_legend(left, shown), loc="outside lower center", ncols=5, handlelength=2)
@@ -55,6 +55,7 @@ def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
 
 
 def _look(row: CompareRow) -> dict[str, Any]:
+    """Return how a row's mark looks, and how far it is shifted off its line so that two marks do not overlap."""
     ours, moved = row.method in OURS, row.schedule == "stm"
     colour = plots.BLUE if ours else plots.ORANGE
     mark = {
@@ -73,6 +74,7 @@ def _legend(axis: Any, shown: Sequence[CompareRow]) -> tuple[list[Any], list[str
     from matplotlib.lines import Line2D
 
     handles, labels = axis.get_legend_handles_labels()
+    # Marks have one look per kind, not per row: draw one of each kind that is shown.
     kinds = {"ours": lambda row: row.method in OURS, "peers, as published": lambda row: row.schedule == "published"}
     kinds["peers, at our places"] = lambda row: row.schedule == "stm"
     for label, belongs in kinds.items():

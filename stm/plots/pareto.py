@@ -1,7 +1,7 @@
-"""Accuracy over cost: the figure of `stm sweep`.
+"""Draw accuracy over cost: the figure of `stm sweep`.
 
-Up and to the left is better. A dense smaller sibling is a line across: a compressed model below it is worse than that
-model.
+Up and to the left is better. A smaller dense sibling is a horizontal line: a compressed model below the line is worse
+than that sibling.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Point(NamedTuple):
 
     Args:
         flops: multiply-accumulates of one image, honestly counted.
-        seconds: of one image, or None where it was not timed.
+        seconds: of one image, or None if it was not timed.
         quality: top-1 as a fraction, or the agreement with the dense model.
         interval: of the quality.
     """
@@ -43,11 +43,12 @@ QUALITIES = {"top1": "top-1 (%)", "agreement": "images that keep the dense model
 
 
 def swept(rows: "Sequence[SweepRow]", title: str) -> "Figure":
-    """The curves of a sweep: one for all that differs but the rate, and one a peer."""
+    """Draw the curves of a sweep: one per setting of all axes but the rate, and one per peer."""
     quality = "top1" if rows[0].top1 is not None else "agreement"
     groups: dict[tuple[Any, ...], list[SweepRow]] = {}
     for row in rows:
         groups.setdefault((row.method, *(getattr(row, axis) for axis in AXES)), []).append(row)
+    # A curve's label names only the axes on which the sweep's own curves differ.
     varied = [axis for axis in AXES if len({getattr(row, axis) for row in rows if row.schedule is not None}) > 1]
     curves = []
     for members in groups.values():
@@ -79,10 +80,10 @@ def _point(row: "SweepRow", quality: str) -> Point:
 
 
 def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
-    """Quality over operations, and over the measured time of an image where it was measured.
+    """Draw quality over operations and, if any point was timed, over the measured time per image.
 
     Args:
-        quality: a key of `QUALITIES`: what the points' quality is.
+        quality: a key of `QUALITIES` that names the points' quality.
     """
     timed = any(point.seconds is not None for curve in curves for point in curve.points)
     figure, axes = plots.new(3.4, 1, 2 if timed else 1, sharey=True)
@@ -90,13 +91,12 @@ def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
     for axis, over in zip(axes[0], ("flops", "seconds"), strict=False):
         number = 0
         for curve in curves:
-            points = sorted(
-                (p for p in curve.points if getattr(p, over) is not None), key=lambda p: p.flops
-            )  # one path in both
+            # Both panels join the points in the order of their operations, so a curve is the same path in both.
+            points = sorted((p for p in curve.points if getattr(p, over) is not None), key=lambda p: p.flops)
             x = [point.flops / scale if over == "flops" else 1000 * (point.seconds or 0) for point in points]
             if points:
                 _draw(axis, curve, x, points, number, faint=over == "seconds")
-            number += curve.look not in ("dense", "sibling")
+            number += curve.look not in ("dense", "sibling")  # grey curves use up no colour
         axis.set_xlabel(f"{unit} multiply-accumulates an image" if over == "flops" else "ms an image, as measured")
     axes[0][0].set_ylabel(QUALITIES[quality])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3)
@@ -105,7 +105,8 @@ def pareto(curves: Sequence[Curve], quality: str, title: str) -> "Figure":
 
 
 def _draw(axis: Any, curve: Curve, x: Sequence[float], points: Sequence[Point], number: int, faint: bool) -> None:
-    """One curve; `faint` thins its line: a clock's points need not lie in the order of the operations."""
+    """Draw one curve. `faint` thins its line: measured times need not rise with the operations, so the line may turn
+    back."""
     y = [100 * point.quality for point in points]
     if curve.look in ("dense", "sibling"):
         dash = "-" if curve.look == "dense" else "--"

@@ -1,9 +1,9 @@
-"""The style of every figure, and how one is written: PNG for screens, SVG for print.
+"""Define the style of every figure, and write figures: PNG for screens, SVG for print.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; a line also has a marker and a dash of its
-own, so that a print without colours can be read. Maps use viridis, whose lightness grows evenly. Figures are 6.8 inches
-wide, the text width of a paper, with type of 8 points. Nothing is global: no window, no pyplot, and matplotlib is
-imported only to draw.
+The colours are Okabe and Ito's, which people with any colour vision can tell apart. Each line also has its own marker
+and dash, so that a print without colours can be read. Maps use viridis, whose lightness grows evenly. Figures are 6.8
+inches wide, the text width of a paper, with type of 8 points. Nothing is global: no window and no pyplot, whose state a
+library must not change for its caller. matplotlib is imported only to draw.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ STYLE: Any = {
 
 
 def require() -> None:
-    """Say early, and plainly, that figures cannot be drawn here.
+    """Raise an error early if figures cannot be drawn here, before a long measurement.
 
     Raises:
         StmError: matplotlib is not installed.
@@ -63,7 +63,7 @@ def require() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save inside of this: matplotlib reads its settings at both times."""
+    """Apply the style. Draw and save inside of this context: matplotlib reads its settings at both times."""
     require()
     import matplotlib
 
@@ -72,7 +72,7 @@ def style() -> Iterator[None]:
 
 
 def new(height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, **more: Any) -> "tuple[Figure, Any]":
-    """An empty figure and its axes, (rows, columns) of them; sizes in inches."""
+    """Return an empty figure and its axes, an array of (rows, columns); sizes in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -80,20 +80,21 @@ def new(height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH,
 
 
 def line(number: int, *, every: int = 1) -> dict[str, Any]:
-    """How the line of that number looks: its colour, dash and marker, the marker at every so many points."""
-    which = number % len(COLOURS)
-    look = {"color": COLOURS[which], "linestyle": DASHES[which], "marker": MARKERS[which], "markevery": every}
-    return look | {"markerfacecolor": "white", "markeredgecolor": COLOURS[which], "markeredgewidth": 0.8}
+    """Return the look of line `number`: colour, dash and marker, with a marker at every `every`-th point."""
+    index = number % len(COLOURS)
+    look = {"color": COLOURS[index], "linestyle": DASHES[index], "marker": MARKERS[index], "markevery": every}
+    return look | {"markerfacecolor": "white", "markeredgecolor": COLOURS[index], "markeredgewidth": 0.8}
 
 
 def save(figure: "Figure", folder: Path, name: str) -> tuple[str, str]:
-    """Write NAME.png and NAME.svg; the names of the two files. The same figure gives the same bytes."""
+    """Write NAME.png and NAME.svg, and return the two names. The same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     if layout := figure.get_layout_engine():
         layout.execute(figure)
-        figure.set_layout_engine("none")  # once for both files: it takes half of the time
+        figure.set_layout_engine("none")  # once for both files: the layout takes half of the time
+    # Both formats carry a version or a date by default, which would change the bytes.
     figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
     figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     return f"{name}.png", f"{name}.svg"
