@@ -1,22 +1,23 @@
-"""The C library's allocator, told to keep what a forward frees for the next one.
+"""The C library's allocator: have it keep the memory that a forward frees for the next one.
 
-A block frees some megabytes and the next takes as many. By default glibc hands them back to the system in between,
-which zeroes every page that it gives out again: a sixth of the time of ViM-S at eight images.
+A block frees some megabytes and the next block takes as many. By default glibc returns them to the system in between,
+and the system zeroes every page before it gives it out again: a sixth of the time of ViM-S at eight images.
 """
 
 import ctypes
 import os
 import sys
 
-KEPT_BYTES = 256 * 2**20  # bytes at most that stay with the process
-LARGEST = 32 * 2**20  # bytes of a piece that can be kept: the most that every glibc takes
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of malloc.h
+KEPT_BYTES = 256 * 2**20  # the most freed memory that stays with the process
+LARGEST = 32 * 2**20  # the largest allocation that is kept: the most that every version of glibc accepts
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
 
 def keep_freed() -> bool:
-    """Keep up to `KEPT_BYTES` bytes of what is freed, for the whole process; says whether it does.
+    """Have glibc keep up to `KEPT_BYTES` of freed memory, for the whole process; return whether it does.
 
-    Only glibc can be told. Who has set its allocator in the environment knows better, and nothing is changed.
+    Other C libraries have no such setting. If the environment sets glibc's allocator, a person has chosen, and nothing
+    changes.
     """
     if not sys.platform.startswith("linux") or any(
         name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")

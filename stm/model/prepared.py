@@ -1,10 +1,12 @@
 """A block of the native backend for inference, with everything that does not depend on the images laid out once.
 
-The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. Of ViM-Ti's
-    time for one
-image a sixth is Python between these; here it is pointers that move. x_proj, which has few columns, is a product of our
-own. Buffers and calls are kept for each shape and thread. What is rare (taps, gaps, first states) goes through the
-plain block.
+The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. For one image,
+a sixth of ViM-Ti's time is Python between these operations. Here the C calls are laid out once per shape and thread,
+and a forward only moves a few of their pointers. x_proj has so few columns that libraries multiply it slowly, so it is
+a product of our own. Rare inputs (taps, gaps, first states) go through the plain block.
+
+Invariant: parameters do not change any more, and tensors that a call holds keep their memory. So the outputs of a block
+are overwritten by the thread's next block.
 """
 
 import math
@@ -26,7 +28,7 @@ NO_TAPS = Taps()
 
 
 class _OfThread(threading.local):
-    """Values by their keys, of each thread its own: a module may serve several."""
+    """Values by key, separate for each thread, since several threads may share a module but not its buffers."""
 
     def __init__(self) -> None:
         self.kept: dict[Any, Any] = {}
@@ -39,8 +41,10 @@ class Workspace:
         self._thread = _OfThread()
 
     def take(self, name: str, *size: int) -> Tensor:
-        """A tensor of that size in the thread's memory of that name, which all sizes share, unless one of them needs
-        more of it."""
+        """Return a view of this thread's buffer `name`, growing it if needed.
+
+        Views of one name overlap, whatever their size. A view outlives a growth: it keeps the old memory.
+        """
         kept, count = self._thread.kept, math.prod(size)
         if name not in kept or kept[name].numel() < count:
             kept[name] = torch.empty(count)
@@ -49,16 +53,21 @@ class Workspace:
 
 
 class _Walk(NamedTuple):
-    """The calls between in_proj and the outputs, of some images and of directions that see the same tokens."""
+    """The calls between in_proj and out_proj, for some images of a batch and directions that pass the same tokens."""
 
-    first: int  # the bytes before the first image, in what in_proj gives
+    first: int  # bytes before the first of these images in the output of in_proj
     conv: Prepared
     select: Prepared  # x_proj
     scan: Prepared
 
     def __call__(self, x: Tensor, scale: Tensor | None, z: Tensor | None = None, gate: int = 0) -> None:
-        """From x and z, the latter behind `gate` bytes, and scale, which lie in memory as those that this was laid out
-        for."""
+        """Run the calls on new tensors, whose strides are those that the calls were laid out for.
+
+        Args:
+            x: the output of in_proj, or its half for the convolution.
+            scale: the factors of Delta, if the state has any.
+            z: the tensor that holds the gate, `gate` bytes after its start; None without a gate.
+        """
         self.conv.point("x", x, self.first)
         self.conv()
         self.select()
@@ -73,18 +82,18 @@ class _Calls(NamedTuple):
     """A block's calls for one shape."""
 
     norm: Prepared
-    x: Tensor  # (B, L, D), the sum, where there is something to add
-    u: Tensor  # (B, L, D), its norm
+    x: Tensor  # (B, L, D), filled with the residual sum if the state has a pending output
+    u: Tensor  # (B, L, D), filled with the norm
     walks: tuple[_Walk, ...]
-    y: tuple[Tensor, ...]  # what they fill: (B, L, E), or (B, l, E) for each direction
+    y: tuple[Tensor, ...]  # filled by the walks: (B, L, E), or (B, l, E) per direction of a last block
 
 
 class PreparedBlock(nn.Module):
     """A block in float32 whose parameters do not change any more. Its outputs last until the thread's next block.
 
     Args:
-        block: the plain one; its projections are used as they are.
-        workspace: shared by the blocks of a model.
+        block: the plain block; its projections, packed or not, are used as they are.
+        workspace: the buffers, shared by the blocks of a model, because blocks run one after the other.
     """
 
     def __init__(self, block: Block, workspace: Workspace) -> None:
@@ -93,29 +102,31 @@ class PreparedBlock(nn.Module):
         mixer = block.mixer
         self._decay_rates = mixer.decay_rates().detach()
         self._to_selected = for_product(mixer.x_proj_weight.detach())  # (K, E, R + 2 N and some)
+        # `forward`, not the module: nn.Module.__call__ looks for hooks, microseconds per call.
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
 
     @property
     def backend(self) -> Backend:
-        """The block's."""
+        """The backend of the block."""
         return self.block.backend
 
     def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
-        """As `Block`."""
+        """Return what `Block.forward` returns."""
         if wants or _is_rare(state):
             out: tuple[State, Taps] = self.block(state, wants)
             return out
         calls = self._calls(state, self._lay_out)
         x = self._norm(calls, state)
         (y,) = calls.y
+        # x and z are the two halves of each row: the gate begins E floats into it, and nothing is copied apart.
         xz, gate = self._in_proj(calls.u), y.shape[-1] * y.element_size()  # (B, L, 2 E)
         for walk in calls.walks:
             walk(xz, state.scale, xz, gate)
         return state._replace(x=x, h=self._out_proj(y)), NO_TAPS
 
     def forward_cls(self, state: State) -> State:
-        """As `Block`."""
+        """Return what `Block.forward_cls` returns."""
         c = state.cls
         if not isinstance(c, int) or _is_rare(state):
             return self.block.forward_cls(state)
@@ -125,15 +136,20 @@ class PreparedBlock(nn.Module):
         inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, E)
         at_c = []
         for k, (walk, y) in enumerate(zip(calls.walks, calls.y, strict=True)):
-            seen, here = seen_by(k, c)
-            walk(inputs[:, seen], None if state.scale is None else state.scale[..., seen])
-            at_c.append(at(y, here))  # (B, E)
+            tokens, position = seen_by(k, c)
+            walk(inputs[:, tokens], None if state.scale is None else state.scale[..., tokens])
+            at_c.append(at(y, position))  # (B, E)
         return State(at(x, c)[:, None], self._out_proj(gated(torch.stack(at_c), z))[:, None])
 
-    def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *place: int) -> _Calls:
-        """Those for the shape of a state, and of the class token's place where that matters."""
+    def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *cls: int) -> _Calls:
+        """Return the calls for the shape of a state, laid out when the shape is first met.
+
+        Args:
+            lay_out: makes the walks and their outputs.
+            cls: the position of the class token, if the layout depends on it.
+        """
         scale = None if state.scale is None else state.scale.stride()
-        shape = (place, state.x.shape, state.h is None, state.token_sizes, scale)
+        shape = (cls, state.x.shape, state.h is None, state.token_sizes, scale)  # all that the layout depends on
         calls: _Calls | None = self._thread.kept.get(shape)
         if calls is None:
             x, u = (self._workspace.take(name, *state.x.shape) for name in ("x", "u"))
@@ -143,7 +159,7 @@ class PreparedBlock(nn.Module):
         return calls
 
     def _norm(self, calls: _Calls, state: State) -> Tensor:
-        """Fill u; the residual stream."""
+        """Fill `calls.u` with the norm, and return the residual stream."""
         calls.norm.point("x", state.x)
         if state.h is not None:
             calls.norm.point("h", state.h)
@@ -151,40 +167,51 @@ class PreparedBlock(nn.Module):
         return state.x if state.h is None else calls.x
 
     def _lay_out(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor]]:
-        """As many images at a time as there are threads: what one of them hands on is still in the cache."""
+        """Return the walks of a whole block and their output.
+
+        A walk takes as many images as there are threads. The convolution's outputs for these images are still in the
+        cache when the product and the scan read them.
+        """
         x, z = self._in_proj(u).chunk(2, -1)  # (B, L, E), for their strides
         y = self._workspace.take("y", *x.shape)
         groups = zip(*(v.split(torch.get_num_threads()) for v in (x, z, y)), strict=True)
         first, walks = 0, []
-        for x_of, z_of, y_of in groups:
-            walks.append(self._walk(first, slice(None), slice(None), state, x_of, z_of, y_of))
-            first += x_of.shape[0] * x_of.stride(0) * x_of.element_size()
+        for some_x, some_z, some_y in groups:
+            walks.append(self._walk(first, slice(None), slice(None), state, some_x, some_z, some_y))
+            first += some_x.shape[0] * some_x.stride(0) * some_x.element_size()
         return tuple(walks), (y,)
 
     def _lay_out_reading(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor, ...]]:
-        """Each direction up to the class token."""
+        """Return the walks of a last block, one per direction up to the class token, and their outputs."""
         x = u.new_empty(*u.shape[:2], self._to_selected.shape[1])  # (B, L, E), for its strides
-        seen = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
-        y = [torch.empty_like(x[:, part]).contiguous() for part in seen]
+        passed = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
+        y = [torch.empty_like(x[:, tokens]).contiguous() for tokens in passed]
         walks = (
-            self._walk(0, slice(k, k + 1), part, state, x[:, part], None, y[k][None]) for k, part in enumerate(seen)
+            self._walk(0, slice(k, k + 1), tokens, state, x[:, tokens], None, y[k][None])
+            for k, tokens in enumerate(passed)
         )
         return tuple(walks), tuple(y)
 
-    def _walk(self, first: int, of: slice, seen: slice, state: State, x: Tensor, z: Tensor | None, y: Tensor) -> _Walk:
-        """The directions `of` over the tokens that they see, from x and z (b, l, E), which are here for their strides,
-        to y."""
+    def _walk(
+        self, first: int, of: slice, tokens: slice, state: State, x: Tensor, z: Tensor | None, y: Tensor
+    ) -> _Walk:
+        """Return the calls of the directions `of` over the tokens that they pass.
+
+        Args:
+            first: bytes before the first image of x.
+            x, z: (b, l, E); only their strides matter, since every run points the calls at others.
+            y: the output, (b, l, E); (1, b, l, E) without a gate.
+        """
         mixer, reverse, weight = self.block.mixer, REVERSE[of], self._to_selected[of]
-        span, scale = (
-            None if state.token_sizes is None else state.token_sizes[seen],
-            None if state.scale is None else state.scale[..., seen],
-        )
+        sizes = None if state.token_sizes is None else state.token_sizes[tokens]
+        scale = None if state.scale is None else state.scale[..., tokens]
         (batch, length, E), (K, _, width) = x.shape, weight.shape
         inputs = self._workspace.take("inputs", K, batch, length, E)
         selected = self._workspace.take("selected", K, batch * length, width)
         select = Prepared.product(inputs.flatten(1, 2), weight, selected)
+        # The width beyond R + 2 N is padding for whole vectors.
         dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, (batch, length)).split(mixer.splits, -1)
-        conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, span, out=inputs)
+        conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, sizes, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
         scan = Prepared.scan(
             inputs, dt, self._decay_rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y
@@ -193,8 +220,8 @@ class PreparedBlock(nn.Module):
 
 
 def _is_rare(state: State) -> bool:
-    """Whether a state has what nothing is laid out for: gaps, first states, scales of each image, rows that are
-    apart."""
+    """Return whether a state has a feature that no call is laid out for: gaps, first states, scales per image, or rows
+    with something between them."""
     x, h, scale = state.x, state.h, state.scale
     if state.gap is not None or state.h0 is not None or (scale is not None and scale.dim() > 1):
         return True

@@ -1,9 +1,12 @@
-"""A model ready to serve: the same function, arranged for one batch size on the machine it is on.
+"""A model ready to serve: the same function, arranged for one batch size on its machine.
 
-On a processor the matrix products of the blocks take packed weights (oneDNN's layout), what does not depend on the
-images is computed once, and the allocator of the process is told to keep what a forward frees. On a CUDA device the
-whole forward is recorded once as a CUDA graph and replayed. What is packed or recorded lives only in what `optimize`
-returns; what it could not do is in its notes.
+On a processor the matrix products of the blocks take weights packed in oneDNN's layout, everything that does not depend
+on the images is computed once (stm/model/prepared.py), and the process keeps the memory that a forward frees
+(stm/model/malloc.py). On a CUDA device the whole forward is recorded once as a CUDA graph and replayed, because the
+launches of a small model's kernels take longer than the kernels.
+
+Packed and recorded values live only in the `Served` model, never in the original. Arrangements that were not possible
+are in its notes.
 """
 
 import copy
@@ -20,28 +23,30 @@ from stm.model.malloc import keep_freed
 from stm.model.prepared import PreparedBlock, Workspace
 from stm.model.vim import ViM
 
-# images on a processor: of ViM-S an image takes 1.02 times as long alone, and 1.10 times among 32 (memory new each
-# time)
+# The most images per portion on a processor. Of ViM-S, an image takes 1.02 times as long alone and 1.10 times as long
+# among 32, because glibc does not keep pieces as large as theirs (`malloc.LARGEST`).
 IMAGES_AT_ONCE = 8
 _FOR_INFERENCE = "what optimize returns is for inference alone: its logits have no gradient"
 _PLAIN = "train the model that optimize was called on, then optimize it again"
-_WARM_UP = 3  # forwards before a CUDA graph is recorded: kernels are compiled and chosen in the first
+_WARM_UP = 3  # forwards before a CUDA graph is recorded: the first ones compile and choose kernels, a graph cannot
 
 Run = Callable[[Tensor], Tensor]
 
 
 class Served(nn.Module):
-    """Logits of normalised images, for inference only. Batches of any size are taken in portions.
+    """A classifier for inference only. It takes batches of any size, in portions.
 
-    They have no gradient, and no autocast changes them: what is packed, recorded or laid out has its dtype.
+    Its logits have no gradient, and autocast does not affect it: packed, recorded and prepared values have a dtype of
+    their own.
 
     Args:
-        model: what was arranged; its parameters are the original's.
-        run: logits (b, classes) of a portion (b, C, H, W).
-        portion: the images that `run` takes.
-        exact: `run` takes no fewer: a smaller portion is filled up with zeros, and their logits are dropped.
-        notes: what could not be done, in sentences.
-        made_of: the original and the batch size, of which a copy is made anew.
+        model: the arranged model, which shares the original's parameters.
+        run: computes the logits (b, classes) of a portion (b, C, H, W).
+        portion: the number of images that `run` takes at most.
+        exact: whether `run` takes no fewer either. A smaller portion is then filled up with zeros, whose logits are
+            dropped.
+        notes: the arrangements that were not possible, one sentence each.
+        made_of: the original and its batch size, from which a copy or a pickle is made anew.
     """
 
     def __init__(
@@ -55,21 +60,15 @@ class Served(nn.Module):
         made_of: tuple[ViM, int] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.run, self.portion, self.exact, self.notes, self.made_of = (
-            model,
-            run,
-            portion,
-            exact,
-            notes,
-            made_of,
-        )
-        self.training = False  # `eval` would also change what it shares with the original
+        self.model, self.run, self.portion = model, run, portion
+        self.exact, self.notes, self.made_of = exact, notes, made_of
+        self.training = False  # not by `eval`, which would also change the modules that the original shares
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes), float32, of normalised images (B, C, H, W).
+        """Return the logits (B, classes), float32, of normalised images (B, C, H, W).
 
         Raises:
-            UsageError: images of another kind, dtype or shape, none at all, or some that want a gradient.
+            UsageError: images of another kind, dtype or shape, no images, or images that require a gradient.
         """
         shape = self.model.config.model
         expected = (shape.in_chans, shape.image_size, shape.image_size)
@@ -84,50 +83,55 @@ class Served(nn.Module):
             return torch.cat([self._portion(part) for part in images.split(self.portion)])
 
     def train(self, mode: bool = True) -> "Served":
-        """Refuse to be trained: what is packed, recorded or laid out has no gradient, and would not follow the
-        weights."""
+        """Raise UsageError for `train()`: packed and recorded values have no gradient and would not follow the weights.
+
+        `eval()`, which is `train(False)`, changes nothing.
+        """
         if mode:
             raise UsageError(_FOR_INFERENCE, _PLAIN)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> "Served":
-        """Refuse as `train` does. Without a gradient it is already; the original's parameters stay as they are."""
+        """Raise UsageError as `train` does; `requires_grad_(False)` leaves the original's parameters as they are."""
         return self.train(requires_grad)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """Refuse other weights, which what is packed, recorded or laid out would not follow."""
+        """Raise UsageError: packed and recorded values would not follow other weights."""
         raise UsageError(
             "what optimize returns keeps the weights that it was made with",
             "load them into the model, and optimize that",
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What copies and pickles hold: the original, which is served anew. Packed weights and recordings are of this
-        process."""
+        """Have copies and pickles hold the original, to be optimized anew.
+
+        Packed weights and CUDA graphs belong to this process.
+        """
         if self.made_of is None:
             raise UsageError("this served model does not know what it was made of", "copy the model, and optimize that")
         return optimize, self.made_of
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Served":
-        """What `to`, `half` and the like do: what is packed, recorded or laid out cannot follow."""
+        """Raise UsageError for `to`, `half` and the like, which packed and recorded values cannot follow."""
         raise UsageError("what optimize returns stays where and as it is", "move or cast the model, and optimize that")
 
     def _portion(self, images: Tensor) -> Tensor:
+        """Return the logits of at most `portion` images, (b, C, H, W)."""
         missing = self.portion - images.shape[0] if self.exact else 0
         return self.run(F.pad(images, (0,) * 7 + (missing,)))[: images.shape[0]] if missing else self.run(images)
 
 
 def optimize(model: ViM, batch_size: int) -> Served:
-    """See `ViM.optimize`."""
+    """Return a model arranged for serving; see `ViM.optimize`."""
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
-    with torch.autocast(
-        model.cls_token.device.type, enabled=False
-    ):  # what is compared, recorded or laid out has the model's dtype
+    # Without autocast, all that is compared, recorded or laid out has the model's own dtype.
+    with torch.autocast(model.cls_token.device.type, enabled=False):
         return _arranged(model, batch_size)
 
 
 def _arranged(model: ViM, batch_size: int) -> Served:
+    """Return the model arranged for its type of device."""
     device = model.cls_token.device
     if device.type == "cuda":
         return Served(model, _recorded(model, batch_size), batch_size, exact=True, made_of=(model, batch_size))
@@ -144,18 +148,19 @@ def _arranged(model: ViM, batch_size: int) -> Served:
 
 
 class PackedLinear(nn.Module):
-    """share x weight^T, by oneDNN on a weight that is already in its layout.
+    """share x weight^T, computed by oneDNN on a weight that is packed once, instead of at every product.
 
-    `torch.ops.mkldnn` is private to torch: `_packed` compares every layer with the plain one before it is used.
+    `torch.ops.mkldnn` is private to torch, so `_packed` compares every layer with the plain one before its first use.
 
     Args:
-        weight: (out, in), which stays as it is.
-        share: a factor.
-        rows: of x, as a hint for the layout; others work.
+        weight: (out, in); the packed weight is a copy.
+        share: a factor, packed with the weight.
+        rows: the usual number of rows of x, for which oneDNN chooses the layout. Other numbers work, too.
     """
 
     def __init__(self, weight: Tensor, share: float, rows: int) -> None:
         super().__init__()
+        # The plain weight stays: `Block` asks for its dtype, and a plain layer shares its memory anyway.
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach() * share, rows)
 
@@ -165,10 +170,10 @@ class PackedLinear(nn.Module):
 
 
 def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
-    """The model with packed projections in all blocks but the last, which runs on one token; or as it is, and why.
+    """Return the model with packed projections, or the model as it is and the reason.
 
-    x_proj and dt_proj stay: they are small, packing slows some of their shapes, and prepared blocks have something
-        better.
+    The last block runs on one token and stays plain. So do x_proj and dt_proj of every block: they are small, packing
+    slows some of their shapes down, and prepared blocks have faster products for them.
     """
     dtype = model.config.dtype
     if not torch.backends.mkldnn.is_available():
@@ -185,12 +190,10 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
             try:
                 layers_of[name] = PackedLinear(linear.weight, share, batch_size * length)
                 worst = _difference(linear, layers_of[name])
-            except (
-                AttributeError,
-                RuntimeError,
-                NotImplementedError,
-            ) as error:  # private operators: gone, or not for this processor
+            except (AttributeError, RuntimeError, NotImplementedError) as error:
+                # A later torch may lack these private operators, or may not have them for this processor.
                 return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
+            # Another order of summation is within these bounds, a wrong result is not.
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
                 return model, f"they give another result (relative difference {worst:.1e})"
         layers.append(_with(block, mixer=_with(block.mixer, **layers_of)))
@@ -199,7 +202,7 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
 
 
 def _prepared(model: ViM) -> ViM:
-    """The model with prepared blocks, where they run in C and float32."""
+    """Return the model with prepared blocks if it runs in C and float32, else the model as it is."""
     if model.backend.name != "native" or model.config.dtype != "float32":
         return model
     other, workspace = model.with_plan(model.plan, model.config), Workspace()
@@ -208,7 +211,7 @@ def _prepared(model: ViM) -> ViM:
 
 
 def _difference(linear: nn.Module, packed: nn.Module) -> float:
-    """The largest difference on two rows, relative to the largest value."""
+    """Return the largest difference of two layers' outputs on two rows, relative to the largest output."""
     weight = linear.weight
     assert isinstance(weight, Tensor)
     x = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
@@ -218,17 +221,22 @@ def _difference(linear: nn.Module, packed: nn.Module) -> float:
 
 
 def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """The same module with other children; parameters are shared."""
+    """Return a copy of a module with other children. Parameters are shared, and the module itself does not change."""
     other = copy.copy(module)
     other._modules = {**module._modules, **children}
     return other
 
 
 def _recorded(model: ViM, batch_size: int, cuda: Any = torch.cuda) -> Run:
-    """A forward of so many images as a CUDA graph. `cuda` is torch.cuda; a test without a device passes another."""
+    """Return a forward of exactly `batch_size` images, recorded as a CUDA graph.
+
+    Args:
+        cuda: torch.cuda; a test without a device passes another.
+    """
     shape = model.config.model
     static = torch.zeros(batch_size, shape.in_chans, shape.image_size, shape.image_size, device=model.cls_token.device)
     with torch.inference_mode():
+        # torch's recipe for CUDA graphs: warm up on a side stream, so that no work of the default stream is recorded.
         side = cuda.Stream()
         side.wait_stream(cuda.current_stream())
         with cuda.stream(side):
@@ -240,8 +248,8 @@ def _recorded(model: ViM, batch_size: int, cuda: Any = torch.cuda) -> Run:
             logits = model(static)
 
     def replay(images: Tensor) -> Tensor:
-        static.copy_(images)
+        static.copy_(images)  # a graph reads and writes fixed addresses
         graph.replay()
-        return logits.clone()  # the next replay writes there
+        return logits.clone()  # the next replay overwrites them
 
     return replay
