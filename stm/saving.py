@@ -2,16 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stm.artifact import folder as artifact
 from stm.artifact.provenance import as_trained, is_changed, mark
 from stm.config import Config
 from stm.model.vim import ViM
 from stm.reports import ServedSpeed
-
-if TYPE_CHECKING:
-    pass
 
 
 def save(
