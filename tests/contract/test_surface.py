@@ -31,7 +31,8 @@ SIGNATURES = {
         "path, *, image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation, dtype, device,"
         " backend"
     ),
-    "load": "folder_or_repo, *, revision, token, device, dtype, backend",
+    "load": "model, *, file, revision, token, image_size, class_token, divide_out, ema, mean, std, crop_ratio, "
+    "interpolation, device, dtype, backend",
     "compress": (
         "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv,"
         " normalize, calibration, seed, on_progress"
