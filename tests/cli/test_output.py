@@ -1,6 +1,5 @@
 """Each report in each form, at 80 columns. The reports are made here, so that every line is known."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from stm.codec import encode
 from stm.config import Calibration, Protection, Recipe, Source
 from stm.findings import ExplainReport, Fit, PageReport
-from stm.progress import Progress
 from stm.reports import (
     Assessment,
     BackendStatus,
@@ -34,7 +32,7 @@ from stm.reports import (
 )
 from stm_cli import compress, env, eval, explain, export, info, models, predict, push, report
 from stm_cli._format import image_notes, merging_row, operations, shown_name, size, staircase, tokens
-from stm_cli._output import Output, amount
+from stm_cli._output import Output
 
 ENVIRONMENT = Environment(
     stm="0.1.0", torch="2.13.0", device="cpu", name="A CPU", dtype="float32", backend="blocked", threads=2
@@ -369,81 +367,6 @@ def test_export_and_models(capsys, monkeypatch) -> None:
         "vim-ti  7,148,008   197     76.1%  apache-2.0  cached, 12 MB",
         "vim-s   7,148,008   197     80.5%  apache-2.0  no",
     ]
-
-
-def test_downloads_show_their_size_and_speed() -> None:
-    assert amount(Progress("download a.pth", 1_000_000, 4_000_000, "B"), 500_000.0) == "1 MB of 4 MB, 500 kB/s"
-    assert amount(Progress("download a.pth", 999, None, "B")) == "999 bytes"
-    assert amount(Progress("evaluating", 1500, 2000, "images"), 3.0) == "1,500/2,000 images"
-
-
-def no_screen(report: CompressReport) -> str:
-    pytest.fail("no screen is drawn")
-
-
-def test_json_is_one_document_and_nothing_else(capsys) -> None:
-    output = Output(json=True, quiet=False)
-    output.report(COMPRESSED, no_screen, lambda shown: "x")
-    output.next(("stm", "eval", "x"))
-    out, err = capsys.readouterr()
-    assert json.loads(out) == json.loads(COMPRESSED.to_json())
-    assert err == ""
-
-
-def test_a_file_name_that_is_not_utf8_is_still_json(capsysbinary) -> None:
-    Output(json=True, quiet=False).report(replace(COMPRESSED, output="caf\udce9 é"), no_screen, str)
-    out = capsysbinary.readouterr().out
-    assert json.loads(out.decode("utf-8"))["output"] == "caf\udce9 é"
-
-
-def test_quiet_is_one_value_and_nothing_else(capsys) -> None:
-    output = Output(json=False, quiet=True)
-    output.report(COMPRESSED, no_screen, lambda shown: shown.output)
-    output.note("a note")
-    output.next(("stm", "eval", "x"))
-    with output.progress() as on_progress:
-        on_progress(Progress("evaluating", 1, 2, "images"))
-    assert capsys.readouterr() == ("vim-digits-stm40\n", "")
-
-
-def test_hints_are_quoted_for_the_shell_and_on_stderr(capsys) -> None:
-    Output(json=False, quiet=False).next(("stm", "eval", "my model"), ("stm", "info", "my model"))
-    assert capsys.readouterr() == ("", "Next: stm eval 'my model'\n      stm info 'my model'\n")
-
-
-def test_progress_is_silent_without_a_terminal(capsys) -> None:
-    with Output(json=False, quiet=False).progress() as on_progress:
-        on_progress(Progress("evaluating", 1, 2, "images"))
-    assert capsys.readouterr() == ("", "")
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("disabled", "seen"), [("", True), ("0", True), ("1", False), ("true", False)])
-def test_progress_on_a_terminal_honours_the_hub_s_switch(monkeypatch, disabled: str, seen: bool) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", disabled)
-    monkeypatch.setenv("TERM", "xterm")
-    with Output(json=False, quiet=False).progress() as on_progress:
-        on_progress(Progress("evaluating", 1, None, "images"))
-        on_progress(Progress("evaluating", 1500, 2000, "images"))
-    assert ("1,500/2,000 images" in terminal.getvalue()) == seen
-
-
-def test_no_color(monkeypatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    for no_color in ("", "1"):
-        monkeypatch.setenv("NO_COLOR", no_color)
-        Output(json=False, quiet=False).note("hello")
-    coloured, plain = terminal.getvalue().splitlines()
-    assert "\x1b[" in coloured
-    assert "3" not in plain.replace("hello", "").strip("\x1b[0m1")
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,8 @@ def test_labels_that_are_refused(here, mini: Path, images: Path, tmp_path: Path)
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cli.test_output import Progress, Terminal
+    from stm.progress import Progress
+    from tests.cli.test_modes import Terminal
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
