@@ -1,10 +1,12 @@
 """Folders and files that appear whole or not at all.
 
-A new folder is filled under a temporary name beside its place and then renamed into it. One that replaces another
-changes places with it: in one step where the system can (Linux), else in two, between which `find` and the next run see
-the old one. So a process that is killed at any moment leaves the old folder or the new one, and what else it left is
-recognised by its name, and cleared, by the next run. Several processes may write one place at once: each looks, and
-each renames, in turn. Standard library only; writing is for POSIX systems, reading for any.
+A new folder is filled under a temporary name beside its place, and then renamed into its place. A folder that replaces
+another exchanges names with it. Linux does that in one step. Other systems need two steps, between which `find` and the
+next run see the old folder.
+
+So a process that is killed at any moment leaves the old folder or the new one. The next run recognises by name
+whatever else the process left, and clears it. Several processes may write one place at once: they look and rename in
+turn. Standard library only; writing needs a POSIX system, reading works on any.
 """
 
 import ctypes
@@ -24,30 +26,29 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Path:
-    """Refuse a place that cannot be written, and clear what killed runs left beside it.
+    """Return the absolute path of a place for a new folder, or refuse it; clear what killed runs left beside it.
 
     Args:
-        folder: where a new folder is to be.
-        names: the files that are ours; `force` replaces only a folder that holds nothing else.
-        force: whether a folder that is there may be replaced.
+        folder: the place of a new folder.
+        names: the files that stm writes; `force` replaces only a folder that holds nothing else.
+        force: whether an existing folder may be replaced.
 
-    Returns:
-        The absolute place.
 
     Raises:
-        UsageError: it exists and may not be replaced, or nothing can be written there.
+        UsageError: the folder exists and may not be replaced, or nothing can be written there.
         ArtifactError: the disk is full.
     """
-    given = Path(folder)
+    given = Path(folder)  # as typed, for messages; `path` is absolute, for the work
     check_name(given, UsageError)
     try:
-        if given.is_symlink():
+        if given.is_symlink():  # a rename would replace the link, not the folder that it points to
             raise UsageError(
                 f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to"
             )
         path = given.resolve()
-        here = Path.cwd()
-        if path in (here, *here.parents):
+        current = Path.cwd()
+        # Replacing the current folder would leave the caller's shell in a folder without a name.
+        if path in (current, *current.parents):
             raise UsageError(
                 f"{given} is the current folder or one that holds it, which is never replaced",
                 "name a new folder with --out",
@@ -66,13 +67,13 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
 
 @contextmanager
 def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Iterator[Path]:
-    """A new empty folder to fill: when the block ends it is at `folder`; when the block fails nothing has changed.
+    """Yield a new empty folder to fill. It is at `folder` when the block ends. Nothing has changed if the block fails.
 
     Args:
-        folder, names, force: as for `check`, which this calls. Only files in `names` may be put into the new folder.
+        folder, names, force: as for `check`, which this function calls. The block may write only files in `names`.
 
     Raises:
-        UsageError: as `check`, also for what another process put there meanwhile.
+        UsageError: as `check`, also if another process wrote to the place meanwhile.
         ArtifactError: the disk is full, or the system refused a write.
     """
     path = check(folder, names, force=force)
@@ -83,21 +84,22 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with held:
-            with _turn(path):  # nobody clears it between the two
+            with _turn(path):  # no other run clears the folder before its lock is held
                 temporary.mkdir()
                 held.enter_context(_lock(temporary))
             yield temporary
+            # The names must be on the disk before the rename is: after a power failure a folder in its place is whole.
             for inner in {(temporary / name).parent for name in names}:
                 if inner.is_dir():
                     _sync(inner)
             with _turn(path):
-                if path.exists():
+                if path.exists():  # looked at again: filling took time, in which another process may have written
                     _check_replaceable(Path(folder), path, names, force)
                     _exchange(path, token)  # the old folder now has the temporary name
                 else:
                     os.rename(temporary, path)
                 _sync(path.parent)
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too must leave nothing behind
         _discard(temporary, names)
         with suppress(OSError):
             for parent in new_parents:
@@ -109,12 +111,11 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
 
 
 def check_file(path: Path, *, force: bool) -> None:
-    """Refuse a place where a file cannot be written, before any work is done, and clear what killed runs left beside
-    it.
+    """Refuse a file that cannot be written, before any work is done, and clear what killed runs left beside it.
 
     Raises:
-        UsageError: it exists and may not be replaced, it is a folder, or its folder is not there or may not be written
-            to.
+        UsageError: the file exists and may not be replaced, it is a folder, or the folder that is to hold it does not
+            exist or may not be written to.
     """
     another = "choose another place with --out"
     with refusing(path, another):
@@ -159,20 +160,21 @@ def refusing(path: Path, hint: str) -> Iterator[None]:
 
 @contextmanager
 def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Where to write a file that is to be whole or as it was before: it takes its place when the block ends, and is
-    gone if that fails.
+    """Yield a draft to write. The draft becomes `path` when the block ends, and is removed if the block fails.
+
+    So the file at `path` is whole, or as it was before.
 
     Args:
-        force: whether it may take the place of another file.
+        force: whether the draft may replace an existing file.
 
     Raises:
-        UsageError: without `force`, another process put a file there meanwhile.
+        UsageError: without `force`, another process wrote the file meanwhile.
     """
     draft = draft_of(path)
     with ExitStack() as held:
         with _turn(path):
             _clear_drafts(path)
-            draft.touch(exist_ok=False)
+            draft.touch(exist_ok=False)  # now, so that the lock has a file to be on
             held.enter_context(_lock(draft))
         try:
             yield draft
@@ -186,7 +188,7 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """A new name beside a file, for what will take its place. `place_of` knows it."""
+    """Return a new name beside a file for its draft. `place_of` reads such names."""
     return _sibling(path, "tmp", secrets.token_hex(4))
 
 
@@ -200,9 +202,9 @@ def clear_folders(path: Path) -> None:
 
 
 def place_of(name: str) -> str:
-    """The name that a draft was made for, if a name is that of a draft."""
-    found = re.fullmatch(r"\.(.+)\.stm-tmp-[0-9a-f]{8}", name, re.DOTALL)
-    return found[1] if found else name
+    """Return the name of the file that a draft is for. Any other name is returned as it is."""
+    draft = re.fullmatch(r"\.(.+)\.stm-tmp-[0-9a-f]{8}", name, re.DOTALL)
+    return draft[1] if draft else name
 
 
 def _check_new(path: Path, force: bool) -> None:
@@ -211,7 +213,7 @@ def _check_new(path: Path, force: bool) -> None:
 
 
 def _clear_drafts(path: Path) -> None:
-    """Remove what killed runs left of a file. What a living one writes stays."""
+    """Remove the drafts of `path` that killed runs left. The drafts of living runs stay."""
     for draft in path.parent.glob(f".{glob.escape(path.name)}.stm-tmp-" + "[0-9a-f]" * 8):
         if draft.is_file() and not draft.is_symlink():
             with _lock(draft) as free, suppress(OSError):
@@ -220,7 +222,7 @@ def _clear_drafts(path: Path) -> None:
 
 
 def find(folder: Path) -> Path:
-    """Where to read a folder: its own place, or the old one's where a run was killed between two renames."""
+    """Return where to read a folder: its place, or the old folder's name if a run was killed between two renames."""
     if not folder.exists():
         for token in _tokens(folder, "old"):
             if _sibling(folder, "tmp", token).exists():
@@ -245,18 +247,22 @@ def _check_replaceable(given: Path, path: Path, names: tuple[str, ...], force: b
 
 
 def _foreign(folder: Path, names: tuple[str, ...], inside: str = "") -> Iterator[str]:
-    """What a folder holds beside our files; a name such as `a/b` has a folder of its own."""
+    """Yield what a folder holds beside the files in `names`. A name such as `a/b` allows a folder `a`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = inside + entry.name
-            if entry.is_dir(follow_symlinks=False) and any(each.startswith(f"{name}/") for each in names):
+            # A link is foreign even under one of our names: what it points to is not ours to delete.
+            if entry.is_dir(follow_symlinks=False) and any(ours.startswith(f"{name}/") for ours in names):
                 yield from _foreign(Path(entry.path), names, f"{name}/")
             elif name not in names or not entry.is_file(follow_symlinks=False):
                 yield name
 
 
 def _probe(path: Path) -> None:
-    """Make a folder where `path` would go, and remove it: only the system knows whether that works."""
+    """Make a folder beside `path` and remove it again.
+
+    Permission bits are not enough to tell: a full disk, a quota or a read-only file system refuse too.
+    """
     parent = next(p for p in path.parents if p.exists())
     probe = _sibling(parent / path.name, "tmp", secrets.token_hex(4))
     probe.mkdir()
@@ -264,28 +270,31 @@ def _probe(path: Path) -> None:
 
 
 def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
+    """Return the error to raise for what the system refused: ArtifactError if there is no room, else `kind`."""
     if reason := no_room(error):
         return ArtifactError(f"{given} cannot be written: {reason}", "make room, or choose another disk with --out")
     return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
 
 
 def _sibling(path: Path, kind: str, token: str) -> Path:
-    """A name beside `path`: "tmp" for a folder that is being written, "old" for one that is being replaced by it."""
+    """Return a name beside `path`: "tmp" for the folder that is being written, "old" for the one that it replaces."""
+    # In the same folder, because a rename is one step only within one file system. The dot hides it from `ls`.
     return path.parent / f".{path.name}.stm-{kind}-{token}"
 
 
 def _tokens(path: Path, kind: str) -> list[str]:
-    """The runs that left such a name."""
-    found = path.parent.glob(f".{glob.escape(path.name)}.stm-{kind}-" + "[0-9a-f]" * 8)
-    return sorted(p.name[-8:] for p in found if p.is_dir() and not p.is_symlink())
+    """Return the tokens of the runs that left a folder of this kind beside `path`."""
+    folders = path.parent.glob(f".{glob.escape(path.name)}.stm-{kind}-" + "[0-9a-f]" * 8)
+    return sorted(folder.name[-8:] for folder in folders if folder.is_dir() and not folder.is_symlink())
 
 
 def _exchange(path: Path, token: str) -> None:
-    """Let a folder and the new one change places; the old one then has the new one's temporary name."""
+    """Exchange the names of `path` and the new folder. The old folder then has the temporary name."""
     new, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
     if _exchange_at_once(new, path):
         return
     try:
+        # Killed between the two, the run leaves "tmp" and "old" of one token: `find` and `_recover` know that sign.
         os.rename(path, old)
         os.rename(new, path)
     except BaseException:
@@ -296,8 +305,10 @@ def _exchange(path: Path, token: str) -> None:
 
 
 def _exchange_at_once(new: Path, path: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE). False, with nothing changed, where it is missing or refused: two renames then do it,
-    or say why not."""
+    """Exchange two names by renameat2(RENAME_EXCHANGE), and return whether that worked.
+
+    If the call is missing or refused, nothing has changed. The caller then uses two renames, whose error says why.
+    """
     try:
         renameat2 = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError):
@@ -306,8 +317,10 @@ def _exchange_at_once(new: Path, path: Path) -> bool:
 
 
 def _recover(path: Path, names: tuple[str, ...]) -> None:
-    """Put back an old folder that a killed run had moved away, and clear what killed runs left. What a living one
-    writes stays."""
+    """Put back an old folder that a killed run had moved away, and clear what killed runs left.
+
+    What living runs write stays.
+    """
     for token in _tokens(path, "tmp"):
         temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
         with _lock(temporary) as held:
@@ -322,13 +335,13 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Wait until no other process looks or renames in the folder that holds `path`, or is to hold it; all of them are
-    quick."""
+    """Hold the lock of the folder that holds `path`, or of the next parent that exists; wait for it if needed."""
+    # What a process sees under this lock still holds when it renames under it. None does slow work under it.
     import fcntl  # here, because reading also works where there is no fcntl
 
     descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
     try:
-        with suppress(OSError):  # as on some network drives: what the system then says is told
+        with suppress(OSError):  # some network drives have no locks; a rename that fails there is reported
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -337,11 +350,10 @@ def _turn(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder or file; False where a living process has it, or where nobody can lock, as on some
-    network drives.
+    """Hold the lock of a folder or file. Yield False if a living process holds it, or if the file system has no locks.
 
-    The kernel takes a dead process's lock away. A process id would be no proof: it may be another's by now, or one of
-    another machine.
+    The kernel ends a dead process's lock, so a free lock proves that the process is dead. A process id proves nothing:
+    the system may have given it to another process, or it may belong to another machine.
     """
     import fcntl  # here, because reading also works where there is no fcntl
 
@@ -360,7 +372,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 def _sync(folder: Path) -> None:
-    """Have the system write a folder's list of names to the disk."""
+    """Have the system write a folder's list of names to the disk: after a rename this makes the rename last."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -372,11 +384,10 @@ def _sync(folder: Path) -> None:
 
 
 def _discard(folder: Path, names: tuple[str, ...]) -> None:
-    """Delete a folder and our files in it.
+    """Delete a folder and the files in `names` that it holds.
 
-    Whatever else is in there stays, and what the system will not delete: the outcome of the run is decided by then, and
-        the next one
-    tries again.
+    Other files in the folder stay, and so does what the system refuses to delete. No error is raised: the outcome of
+    the run is decided by then, and the next run tries again.
     """
     with suppress(OSError):
         folder.chmod(0o700)  # a read-only one keeps its files

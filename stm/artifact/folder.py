@@ -1,9 +1,10 @@
-"""A model on disk: a folder of `model.safetensors`, `config.json` and `README.md` (the card). Reads and writes it.
+"""Read and write a model on disk: a folder of `model.safetensors`, `config.json` and `README.md` (the card).
 
-Where it was measured on a set of the Hub, `.eval_results/stm.yaml` says so as the Hub's leaderboards read it.
+If the model was measured on a sample set of the Hub, `.eval_results/stm.yaml` holds the result in the format that the
+Hub's leaderboards read.
 
-A folder is written whole or not at all (`stm.artifact.atomic`), and is read only if it is exactly what was written:
-`config.json` holds the weights' size and SHA-256. The same model gives the same bytes.
+A folder is written whole or not at all (`stm.artifact.atomic`). It is read only if it is exactly what was written:
+`config.json` holds the size and the SHA-256 of the weights. The same model gives the same bytes.
 """
 
 import ctypes
@@ -37,14 +38,15 @@ def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None
 
     Args:
         folder: where the model is to go; missing parents will be made.
-        force: replace a folder that is there, if it holds a model of ours and nothing else.
+        force: replace an existing folder, if it holds a model that stm wrote and nothing else.
 
     Raises:
-        UsageError: it exists and `force` is not given; it holds something else, or is a file, a symbolic link, a mount
-            point, the current folder or one that holds it; or nothing can be written there.
+        UsageError: the folder exists and `force` is not given; it holds something else, or is a file, a symbolic link,
+            a mount point, the current folder or one that holds it; or nothing can be written there.
         ArtifactError: the disk is full.
     """
     path = atomic.check(folder, FILES, force=force)
+    # README.md and config.json are names that other projects use too, so the names alone do not make a folder ours.
     if path.exists() and any(path.iterdir()) and not is_model(path):
         raise UsageError(
             f"{folder} holds no model that stm wrote ({CONFIG} does not say so), and --force replaces nothing else",
@@ -53,7 +55,7 @@ def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None
 
 
 def is_model(folder: str | os.PathLike[str]) -> bool:
-    """Whether the folder's config.json says that stm wrote it. Says nothing of its health."""
+    """Return whether the folder's config.json says that stm wrote it. The rest of the folder is not looked at."""
     try:
         document = json.loads((atomic.find(Path(folder)) / CONFIG).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -73,12 +75,12 @@ def write(
     """Write a model's folder, whole or not at all.
 
     Args:
-        folder: where it goes; refused as `check_output` says.
-        config: what the model is.
-        tensors: every tensor of it, on any device, by the names of its state dict.
+        folder: where the model goes; refused as `check_output` says.
+        config: the model's description.
+        tensors: every tensor of the model, on any device, by the names of its state dict.
         card: the text of README.md.
         results: the text of .eval_results/stm.yaml, if there is one.
-        force: replace a model's folder.
+        force: replace an existing folder of a model.
 
     Returns:
         The config as it was written: with `files` and `stm_version`.
@@ -86,11 +88,12 @@ def write(
     Raises:
         UsageError: see `check_output`.
         ArtifactError: a tensor holds NaN or infinity, the disk is full, or the system refused a write. Nothing is left
-            behind, and a folder that was there is as it was.
+            behind, and an existing folder is unchanged.
     """
     check_output(folder, force=force)
     check_finite(tensors, str(folder), ArtifactError)
     with atomic.replacing(folder, FILES, force=force) as new:
+        # The weights first: config.json holds their hash, which is taken from the bytes while they are written.
         weights = _write_weights(new / WEIGHTS, tensors)
         written = dataclasses.replace(config, files={WEIGHTS: weights}, stm_version=__version__)
         _write_text(new / CONFIG, dumps(written))
@@ -102,20 +105,21 @@ def write(
 
 
 def read_config(folder: str | os.PathLike[str]) -> Config:
-    """What a model's folder says, without reading its weights.
+    """Return the config of a model's folder, without reading the weights.
 
     Raises:
-        ArtifactError: there is no such folder, it holds no config.json of ours, or one that is not valid.
+        ArtifactError: there is no such folder, it holds no config.json that stm wrote, or the config is not valid.
     """
     return _read_config(_place(folder), folder)
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
-    """A model's config and its tensors, which are mapped from the file and not copied. Whether the model takes them, it
-    says itself.
+    """Return a model's config and its tensors. The tensors are mapped from the file, not copied.
+
+    Whether the tensors fit the config is not checked here: `ViM` checks that when it takes them.
 
     Raises:
-        ArtifactError: as `read_config`; or the weights are missing, or not what was written, by size or SHA-256.
+        ArtifactError: as `read_config`; or the weights are missing, or their size or SHA-256 is not what was written.
     """
     place = _place(folder)
     config = _read_config(place, folder)
@@ -132,7 +136,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
 
 
 def weights_size(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the model.safetensors that would hold these tensors. Meta tensors will do."""
+    """Return the size in bytes of the model.safetensors that would hold these tensors. Meta tensors will do."""
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -160,24 +164,25 @@ def _read_config(place: Path, folder: str | os.PathLike[str]) -> Config:
 
 
 def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
-    """Whether the weights are those that config.json was written with."""
+    """Raise ArtifactError unless the weights are those that config.json was written with."""
     with open(path, "rb") as file:
+        # The size first: it costs nothing, and tells a pointer of Git LFS from weights that were changed.
         size = os.fstat(file.fileno()).st_size
         if size != expected.bytes:
             pointer = file.read(24) == b"version https://git-lfs."
             hint = "it is a Git LFS pointer: run git lfs pull in that folder" if pointer else REWRITE_HINT
             raise ArtifactError(f"{name} has {size} bytes, expected the {expected.bytes} that were written", hint)
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.sha256:
-        told = f"{found[:12]}..., expected {expected.sha256[:12]}..."
-        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {told}", REWRITE_HINT)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != expected.sha256:
+        both = f"{sha256[:12]}..., expected {expected.sha256[:12]}..."
+        raise ArtifactError(f"{name} is not the file that was written: its SHA-256 is {both}", REWRITE_HINT)
 
 
-# safetensors' own writer needs numpy, reports a full disk as text out of Rust, and leaves the hash to a second pass
-# over the file. The format is simple: the header's length in 8 bytes, the header as JSON, the tensors' bytes. What is
-# written here equals safetensors.torch.save_file byte for byte (tests/contract/test_bytes.py), one tensor at a time, so
-# that saving needs no copy of the weights. The metadata has one entry, because safetensors writes several in random
-# order (its issue 584).
+# We write safetensors ourselves. The package's writer needs numpy, reports a full disk as text out of Rust, and leaves
+# the hash to a second pass over the file. The format is simple: the length of the header in 8 bytes, the header as
+# JSON, the bytes of the tensors. Our files equal those of safetensors.torch.save_file byte for byte
+# (tests/contract/test_bytes.py). Tensors are written one at a time, so that saving needs no copy of the weights. The
+# metadata has one entry only, because safetensors writes several in random order (its issue 584).
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
@@ -202,12 +207,12 @@ def _header(tensors: Mapping[str, Tensor]) -> bytes:
         begin, end = end, end + tensor.nbytes
         entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes, so that they can be mapped
     return len(text).to_bytes(8, "little") + text
 
 
 def _order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Larger items first, so that every tensor is aligned; then by name."""
+    """Return the names in the order of the file: larger items first, so that every tensor is aligned; then by name."""
     return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
 
 
@@ -225,6 +230,6 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _flush(file: BinaryIO) -> None:
-    """To the disk itself, so that a folder that has its name has its content."""
+    """Have the system write a file to the disk itself: the folder is renamed only when its content is safe."""
     file.flush()
     os.fsync(file.fileno())

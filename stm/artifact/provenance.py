@@ -1,7 +1,8 @@
-"""Whether a model's weights are still those that were loaded, and what its folder may say of it if they are not.
+"""Tell whether a model's weights are still those that were loaded, and what its folder may state if they are not.
 
-A config states what was measured, where the weights came from and how they were made. Whoever trains a model changes
-the weights and not the config; so a model carries checksums of what it was loaded with, and saving compares.
+A config states what was measured, where the weights came from, and how they were made. Training changes the weights
+and leaves the config as it is. So a model carries checksums of the weights that it was loaded with, and saving compares
+them.
 """
 
 import ctypes
@@ -19,11 +20,11 @@ MERGED, DENSE = "merged", "dense"
 
 
 class Mark(NamedTuple):
-    """What a model was when it was loaded, made or saved.
+    """The state of a model at the time when it was loaded, made or saved.
 
     Args:
-        weights: a checksum of each parameter and saved buffer, by name; those of the plan begin with `plan.`.
-        measured: what its config said then. Figures that are added later are of the weights that are there later.
+        weights: a checksum of each parameter and saved buffer, by name; names of the plan's buffers begin with `plan.`.
+        measured: the measurements that the config held. Later measurements are of the later weights.
     """
 
     weights: dict[str, int]
@@ -31,12 +32,12 @@ class Mark(NamedTuple):
 
 
 def mark(model: "nn.Module", config: Config) -> Mark:
-    """The mark of a model as it is. Reads every weight once: 0.05 s for the 26 million parameters of ViM-S."""
+    """Return the mark of a model as it is. Reads every weight once: 0.05 s for the 26 million parameters of ViM-S."""
     return Mark({name: _checksum(tensor) for name, tensor in model.state_dict().items()}, config.measured)
 
 
 def under_plan(before: Mark | None, plan: "nn.Module | None") -> Mark | None:
-    """The mark of a model that gets another plan and keeps its parameters."""
+    """Return the mark of a model that keeps its parameters and gets another plan."""
     if before is None:
         return None
     weights = {name: value for name, value in before.weights.items() if not name.startswith("plan.")}
@@ -46,18 +47,21 @@ def under_plan(before: Mark | None, plan: "nn.Module | None") -> Mark | None:
 
 
 def is_changed(model: "nn.Module", config: Config, before: Mark | None) -> bool:
-    """Whether the weights are others than those that `config` speaks of. Without a mark they count as others if it
-    speaks of a file."""
+    """Return whether the weights differ from those that `config` describes.
+
+    Without a mark nothing can be compared. The weights then count as changed if the config describes a file.
+    """
     if before is None:
         return bool(config.files or config.source.sha256)
     return mark(model, config).weights != before.weights
 
 
 def as_trained(config: Config, before: Mark | None) -> Config:
-    """What may be said of a model whose weights are others than those that were loaded.
+    """Return the config of a model whose weights were trained after they were loaded.
 
-    Its source remains as where training began, without the hash of its file and how that was read (`extra.asked`). What
-    was measured before goes, and so does the recipe, which makes other weights. `extra` says that it was fine-tuned.
+    The source stays, as the place where training began, without the hash of its file and the options that it was read
+    with (`extra.asked`). Earlier measurements go, and so does the recipe, which would make other weights. `extra`
+    states that the model was fine-tuned.
     """
     extra = {key: value for key, value in config.extra.items() if key != "asked"}
     old = config.measured if before is None else before.measured
@@ -72,10 +76,10 @@ def as_trained(config: Config, before: Mark | None) -> Config:
 
 
 def as_cast(config: Config, dtype: str) -> Config:
-    """What may be said of a model whose weights get another dtype: in this one nothing was measured.
+    """Return the config of a model whose weights are cast to `dtype`. Measurements go: none was made in that dtype.
 
-    The recipe stays if running it in that dtype makes these weights: they were float32, and no images were averaged
-        over in it.
+    The recipe stays if running it in `dtype` makes the same weights. That holds if they were float32 before the cast,
+    so that nothing was rounded yet, and if the recipe averaged no images, whose states would be rounded on the way.
     """
     if dtype == config.dtype:
         return config
@@ -88,15 +92,17 @@ def as_cast(config: Config, dtype: str) -> Config:
 
 
 def as_dense(config: Config) -> Config:
-    """What the dense model says that a compressed one was made of."""
+    """Return the config of the dense model that a compressed model was made of."""
     return dataclasses.replace(
         config, schedule=dense_schedule(config.model), protection=None, recipe=None, measured=(), files={}
     )
 
 
 def own_source(config: Config) -> Config:
-    """The config whose source a recipe begins with: of a dense model that was fine-tuned, the file that it was read
-    from."""
+    """Return the config from whose source a recipe starts.
+
+    For a fine-tuned dense model that is the file that it was read from, not the source where its training began.
+    """
     if TUNED not in config.extra:
         return config
     sha256 = next((file.sha256 for file in config.files.values()), None)
@@ -106,7 +112,7 @@ def own_source(config: Config) -> Config:
 
 
 def tuned(config: Config) -> str | None:
-    """A sentence if the weights were trained after they were loaded, else None."""
+    """Return a sentence if the weights were trained after they were loaded, else None."""
     how = config.extra.get(TUNED)
     if how not in (MERGED, DENSE):
         return None
@@ -115,8 +121,8 @@ def tuned(config: Config) -> str | None:
 
 
 def _checksum(tensor: "Tensor") -> int:
-    """CRC-32 of its bytes, dtype and shape. Training changes hundreds of tensors; that all of their sums stay does not
-    happen."""
+    """Return the CRC-32 of a tensor's bytes, dtype and shape."""
+    # 32 bits are enough: training changes hundreds of tensors, and one changed checksum shows it. SHA-256 is slower.
     tensor = tensor.detach().cpu().contiguous()
     data = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())  # its memory, not a copy, and no numpy
     return zlib.crc32(data, zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode()))

@@ -1,4 +1,4 @@
-"""Whether tensors are the ones that a model takes: weights by their names, shapes, dtypes and finite values; images."""
+"""Check that tensors are those that a model takes: weights by name, shape, dtype and finite values; images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,27 +12,26 @@ Shape = tuple[int, ...]
 
 
 def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: type[StmError]) -> None:
-    """Refuse a config whose tensors are not the ones that are there, before anything exists of the sizes that it
-    claims.
+    """Refuse a config whose tensors are not those of the file, before memory is taken for the sizes that it claims.
 
     Args:
-        config: what the model is said to be; its numbers may be any.
-        found: name to shape.
+        config: of a file that is not trusted; its numbers may be any.
+        found: the file's tensors, name to shape.
         where: the file that holds them, for the message.
         error: what to raise.
 
     Raises:
-        error: with what is missing, unexpected, or of another shape.
+        error: it names the tensors that are missing, unexpected, or of another shape.
     """
     depth = config.model.depth
+    # Each block has tensors of its own. Without this check a depth of 10^9 would make as many names to compare.
     if depth > len(found):
         raise error(f"{where} does not hold the tensors that were expected: it has {len(found)} for {depth:,} blocks")
     _refuse(_by_shape(dict(shapes(config)), found), where, error)
 
 
 def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
-    """The tensors of a model by name, told by arithmetic alone: those of the state dict of `ViM(config)`, in another
-    order."""
+    """Yield name and shape of each tensor in the state dict of `ViM(config)`, in another order, by arithmetic alone."""
     model, classes = config.model, config.num_classes
     D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, 2, model.d_conv
     yield "patch_embed.weight", (D, model.in_chans, model.patch, model.patch)
@@ -73,13 +72,13 @@ def check_tensors(
 
     Args:
         expected: name to a tensor of the right shape and dtype; the meta device will do.
-        found: what is there.
+        found: the tensors of the file.
         where: the file, for the message.
         error: what to raise.
 
     Raises:
-        error: with every kind of difference in one sentence: what is missing, unexpected, of another shape or dtype; or
-            else the tensors that hold NaN or infinity.
+        error: one sentence with every kind of difference: tensors that are missing, unexpected, or of another shape or
+            dtype. If there is none, it names the tensors that hold NaN or infinity.
     """
     differences = _by_shape(
         *({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, found))
@@ -94,7 +93,7 @@ def check_tensors(
 
 
 def _by_shape(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """The names that are missing, unexpected or of another shape, by that."""
+    """Return the names of the tensors that differ, by kind of difference."""
     both = sorted(expected.keys() & found.keys())
     return {
         "missing": sorted(expected.keys() - found.keys()),
@@ -106,28 +105,29 @@ def _by_shape(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict
 
 
 def _refuse(differences: Mapping[str, list[str]], where: str, error: type[StmError]) -> None:
-    if told := [f"{len(names)} {kind} ({listed(names)})" for kind, names in differences.items() if names]:
-        raise error(f"{where} does not hold the tensors that were expected: {', '.join(told)}")
+    if parts := [f"{len(names)} {kind} ({listed(names)})" for kind, names in differences.items() if names]:
+        raise error(f"{where} does not hold the tensors that were expected: {', '.join(parts)}")
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
-    """Refuse NaN and infinity, by the names of the tensors that hold them."""
+    """Refuse NaN and infinity. The error names the tensors that hold them."""
     bad = [name for name, tensor in sorted(tensors.items()) if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise error(f"{where} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed(bad)})")
 
 
 def check_images(images: object, expected: tuple[int, int, int], device: torch.device | None = None) -> None:
-    """Refuse what no model takes as its input, before torch does in words of its own. Looks at no value.
+    """Refuse images that the model cannot take, in a clearer sentence than torch's. No pixel is read.
 
     Args:
         images: (B, C, H, W), floating.
         expected: C, H and W.
-        device: the model's; None where images of any device will do.
+        device: the model's; None if images of any device will do.
 
     Raises:
-        UsageError: they are of another kind, dtype, shape or device.
+        UsageError: the images are of another kind, dtype, shape or device.
     """
+    # Reading a value would wait for the device, and would break torch.compile(fullgraph=True).
     if not isinstance(images, Tensor) or images.layout != torch.strided:
         kind = (
             f"a tensor of layout {images.layout}" if isinstance(images, Tensor) else f"of type {type(images).__name__}"
@@ -150,5 +150,5 @@ def check_images(images: object, expected: tuple[int, int, int], device: torch.d
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """`float32` and so on, as configs name it."""
+    """Return the name of a tensor's dtype as configs write it, such as `float32`."""
     return str(tensor.dtype).removeprefix("torch.")

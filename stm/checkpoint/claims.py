@@ -1,9 +1,9 @@
-"""What a pickle would make if it were loaded, told by reading it: the names that it wants, and how much it claims.
+"""Find out what loading a pickle would make, without loading it: the names that it wants and the memory that it claims.
 
 A few bytes of a pickle can ask for any amount of memory: `bytearray(2_000_000_000)`, a tensor of 10^12 elements that
-    are all the same
-number, a path made of itself twice, and again. So its opcodes are followed first, with stand-ins for what they would
-make, and what they claim is held to what the file itself can hold. Nothing is built here, and nothing is run.
+all share one number, a path that holds itself twice, and that again twice. So a `Reader` follows the opcodes first,
+with stand-ins for the objects that they would make. It adds up what they claim, and compares that with the size of the
+file. Nothing is built here, and nothing is run.
 """
 
 import pickletools
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-# What an honest file claims stays well below these; what is made to exhaust memory claims thousands of times as much.
+# Honest files claim much less than these limits allow. A file that is made to exhaust memory claims thousands of times
+# as much, so the exact limits do not matter.
 _VIEWS = 8  # elements of all tensors for each byte of the file: 24 equal blocks may share one storage
 _MADE = 4  # what everything else costs for each byte of the file
 _SLACK = 1 << 20  # the same for a file of a few bytes
@@ -34,12 +35,12 @@ _DTYPE = re.compile(r"[<>=|]?[a-zA-Z?]\d{0,2}")
 
 
 class Claim(Exception):
-    """What the pickle asks for that its file cannot hold."""
+    """The pickle asks for more than its file can hold. The message says what it asks for."""
 
 
 @dataclass(slots=True)
 class _Made:
-    """A stand-in: of what, how large all of it is, how deep tuples are in it, and the parts of a tuple or list."""
+    """A stand-in for an object: its type, its whole size, the depth of its tuples, and the parts of a sequence."""
 
     what: str
     size: int = 1
@@ -51,10 +52,10 @@ _MARK = _Made("mark")
 
 
 class Reader:
-    """Follows the pickles of one file, and adds up what they claim.
+    """Follow the pickles of one file, and add up what they claim.
 
     Args:
-        held: bytes that the file holds, unpacked.
+        held: the bytes of the unpacked file.
     """
 
     def __init__(self, held: int) -> None:
@@ -67,9 +68,11 @@ class Reader:
         """Follow one pickle up to its end.
 
         Raises:
-            Claim: it asks for more than the file can hold.
-            Exception: of any kind, if it is damaged.
+            Claim: the pickle asks for more than the file can hold.
+            Exception: of any kind, if the pickle is damaged.
         """
+        # The unpickler is a machine with a stack and a memo, and so is this reader. An opcode that neither stores to
+        # the memo nor reads from it takes its arguments from the stack and leaves its result there.
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         for opcode, arg, _ in pickletools.genops(pickle):
@@ -86,7 +89,7 @@ class Reader:
                 stack.extend(self._made(name, arg, _taken(stack, opcode)) if opcode.stack_after else ())
 
     def _made(self, name: str, arg: Any, taken: list[Any]) -> tuple[Any, ...]:
-        """What an opcode leaves in the place of what it took."""
+        """Return what an opcode leaves on the stack in place of what it took."""
         match name:
             case "GLOBAL" | "STACK_GLOBAL":
                 return (self._named(str(arg).replace(" ", ".") if arg is not None else ".".join(map(str, taken))),)
@@ -100,6 +103,7 @@ class Reader:
                 return (self._build(*taken),)
             case "PERSID" | "BINPERSID":
                 return (self._storage(_arguments(taken[0])) if taken else _Made("storage"),)
+            # These change the container in place: its size grows for everybody who holds it.
             case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS" | "ADDITEMS":
                 taken[0].size += len(taken) - 1
                 if isinstance(taken[0].parts, list):
@@ -119,6 +123,8 @@ class Reader:
         return _Made(f"{IMPORT_MAPPING.get(module, module)}.{member}")
 
     def _tuple(self, parts: list[Any]) -> _Made:
+        # Two bytes make a tuple of a tuple twice, and so double its size. It costs nothing while its parts are shared,
+        # but a function that takes it, such as a path, copies all of them: hence each use of a part counts.
         made = _Made("tuple", 1 + sum(map(_size, parts)), 1 + max(map(_depth, parts), default=0), tuple(parts))
         if made.depth > _DEEPEST:
             raise Claim(f"tuples that are nested more than {_DEEPEST} deep")
@@ -128,7 +134,7 @@ class Reader:
 
     def _call(self, function: Any, args: Sequence[Any]) -> _Made:
         name = function.what if isinstance(function, _Made) else "?"
-        if name == "torch._tensor._rebuild_from_type_v2":  # it calls what it is given
+        if name == "torch._tensor._rebuild_from_type_v2":  # it calls the function that is its first argument
             return self._call(args[0], _arguments(args[2]))
         size = 1 + sum(map(_size, args))
         module, _, member = name.rpartition(".")
@@ -136,14 +142,14 @@ class Reader:
             size = self._tensor(member, args)
             self._pay(_CALL)
         elif name in ("torch.Size", "torch.device", "torch.serialization._get_layout"):
-            self._pay(_CALL + size)  # what they take is what they hold
+            self._pay(_CALL + size)  # they hold no more than their arguments
         else:
             _check_arguments(name, args)
             self._pay(_CALL + size)
         return _Made(name, size, parts=args if name == "torch.Size" else ())
 
     def _tensor(self, member: str, args: Sequence[Any]) -> int:
-        """The elements of the tensor that a function of torch._utils makes."""
+        """Return the number of elements of the tensor that a function of torch._utils makes."""
         if member in _SIZE_AT:
             return self._view(_elements(args[_SIZE_AT[member]]), "a tensor")
         if (
@@ -170,6 +176,7 @@ class Reader:
         key, count = identity[2], identity[4]
         if not isinstance(count, int):
             raise Claim("a storage without a size")
+        # Tensors may share a storage, which counts once. A key that cannot be one is that of a storage of its own.
         key = key if isinstance(key, str | int) else object()
         before = self._storages.get(key, 0)
         self._storages[key] = max(before, count)
@@ -196,7 +203,7 @@ class Reader:
 
 
 def _taken(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[Any]:
-    """What an opcode takes from the stack, in order; all above the mark if it takes that."""
+    """Take an opcode's arguments from the stack, in order; if it takes a mark, all above the mark."""
     before = opcode.stack_before
     if pickletools.markobject in before:
         above: list[Any] = []
@@ -228,14 +235,14 @@ def _is_dict(value: Any) -> bool:
 
 
 def _arguments(value: Any) -> Sequence[Any]:
-    """The items of a tuple: other things can be unpacked too, but no pickler writes them as arguments."""
+    """Return the items of a tuple of arguments. No pickler writes arguments as anything else."""
     if not (isinstance(value, _Made) and value.what == "tuple"):
         raise ValueError("arguments that are no tuple")
     return value.parts
 
 
 def _elements(shape: Any) -> int:
-    """The elements of a tensor of this shape. An empty side does not hide a huge one."""
+    """Return the number of elements of a tensor of this shape, with 1 for an empty side: 0 would hide a huge one."""
     if not _is_shape(shape):
         raise Claim("a tensor whose shape is no tuple")
     count = 1
@@ -249,8 +256,10 @@ def _elements(shape: Any) -> int:
 
 
 def _check_arguments(name: str, args: Sequence[Any]) -> None:
-    """Refuse arguments that no pickler writes, and of which a function makes more than it takes: a size, a codec that
-    repeats."""
+    """Refuse arguments that no pickler writes and that let a function make more than it takes.
+
+    Such arguments are a size, for example of a bytearray, and a codec that expands its input.
+    """
     first = args[0] if args else b""
     if name == "builtins.bytearray" and not (
         isinstance(first, str | bytes | bytearray) or _is_made(first, "_codecs.encode")

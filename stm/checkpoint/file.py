@@ -1,9 +1,9 @@
-"""What a file of weights holds, read without running anything in it.
+"""Read a file of weights without running anything in it.
 
-Pickles go through PyTorch's restricted unpickler and nothing else: what it may build is its own list of tensor types
-and `_ALLOWED` below. What a pickle claims is held to what its file can hold before any of it is built
-(`checkpoint_pickle`). Zip files and safetensors are mapped, not read, so that only the tensors that are used cost
-memory.
+Pickles go through PyTorch's restricted unpickler and nothing else. It may build the tensor types of its own list, and
+what `_ALLOWED` below adds. Before anything is built, the sizes that a pickle claims are compared with the size of its
+file (`stm.checkpoint.claims`). Zip files and safetensors are mapped, not read, so that only the tensors that are used
+cost memory.
 """
 
 import argparse
@@ -32,16 +32,16 @@ _WHAT = "give a checkpoint that torch.save or safetensors wrote"
 _HEAD = 4096  # bytes that tell what a file is
 _DAMAGED = "its pickle is damaged, or not of the protocol that torch.save uses"
 
-# How much more than the file a deflated zip may unpack to. Weights hardly shrink, an optimizer's zeros do; a bomb makes
-# 1000 of 1.
+# How much more than the file a deflated zip may unpack to. Weights hardly shrink, but the zeros of an optimizer do. A
+# zip bomb makes 1000 bytes of each byte.
 _UNPACKED, _UNPACKED_ANYWAY = 32, 1 << 22
 
 _Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's multiarray.scalar, wherever this version keeps it
 
-# What a trainer's pickle may build beside tensors, under each name that Python and numpy versions gave it. Paths become
-# pure ones, which can do nothing to a disk, and load on any system.
+# What a trainer's pickle may build beside tensors, under each name that versions of Python and numpy gave it. Paths
+# become pure paths, which cannot touch a disk and load on any system.
 _ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
     (argparse.Namespace, "argparse.Namespace"),
     *(
@@ -60,15 +60,16 @@ _ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
 
 
 def load(path: Path) -> Any:
-    """The object that a checkpoint file holds: whatever was saved, or a dict of tensors for safetensors.
+    """Return the object that a checkpoint file holds: whatever was saved, or a dict of tensors for safetensors.
 
-    Its tensors may be views of the mapped file: copy what is kept, and drop the rest.
+    Its tensors may be views of the mapped file. Copy those that are kept, and drop the rest.
 
     Raises:
-        CheckpointError: no such file, not a file of weights, cut off, damaged, or it wants something run.
+        CheckpointError: the file does not exist, holds no weights, is cut off or damaged, or wants something to be run.
     """
     try:
         head = _head(path)
+        # By the first bytes, because names lie: .bin, .pt and .pth are each used for several of these formats.
         if 2 <= int.from_bytes(head[:8], "little") <= 100_000_000 and head[8:9] == b"{":
             return _load_safetensors(path)
         if head.startswith(b"PK\x03\x04"):
@@ -81,7 +82,7 @@ def load(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file's bytes, read in pieces."""
+    """Return the SHA-256 of a file. The file is read in pieces, so that its size does not matter."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -163,7 +164,7 @@ def _load_zip(path: Path) -> Any:
 
 
 def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
-    """What torch makes of a file of `held` bytes, unpacked, after its claims were read."""
+    """Return what torch loads from a file of `held` unpacked bytes, after the claims of its pickles were checked."""
     reader = Reader(held)
     try:
         _follow(path, reader, archive)
@@ -178,9 +179,8 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
             f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _DOWNLOAD_AGAIN
         ) from error
     known = set(torch.serialization.get_safe_globals())
-    ours: list[_Buildable] = [
-        pair for pair in _ALLOWED if pair not in known
-    ]  # leaving the context would take the caller's own entries with it
+    # Only entries that the caller does not have: when the context ends, torch removes every entry that it was given.
+    ours: list[_Buildable] = [pair for pair in _ALLOWED if pair not in known]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
         try:
@@ -216,29 +216,29 @@ def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
 
 
 def _wanted(path: Path) -> list[str]:
-    """The names in a file that is a pickle, or not even that, as `_unknown` gives them."""
+    """Return the forbidden names, as `_unknown` does, of a file that may be a pickle."""
     reader = Reader(path.stat().st_size)
-    with contextlib.suppress(Exception):  # if the file is no pickle, what was found up to there
+    with contextlib.suppress(Exception):  # if the file is no pickle, the names up to the first byte that is not one
         _follow(path, reader, archive=False)
     return _unknown(reader.names)
 
 
 def _unknown(names: list[str]) -> list[str]:
-    """Those of the names that a pickle refers to which may not be built, in order."""
+    """Return the names, in order, that a pickle refers to and that may not be built."""
     safe = {name for _, name in _ALLOWED} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
     safe |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")}
     return list(dict.fromkeys(name for name in names if name not in safe and not name.startswith("torch.")))
 
 
 def _follow(path: Path, reader: Reader, archive: bool) -> None:
-    """Have every pickle of the file read that torch would load."""
+    """Have `reader` follow every pickle of the file that torch would load."""
     if archive:
-        with path.open(
-            "rb"
-        ) as file:  # by torch's own reader: two readers of zip files can find two different records in one
+        # By torch's own reader: two readers of zip files can find two different records in one file, and what is
+        # checked must be what is loaded.
+        with path.open("rb") as file:
             reader.read(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
         return
-    # Mapped, because a length in a pickle may be any number: reading a file would make room for it first.
+    # Mapped, because a pickle may state any length: reading from a file would reserve that much memory first.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for _ in range(5):  # a legacy file is five pickles in a row, then raw bytes
             if data.tell() < len(data):

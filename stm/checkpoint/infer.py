@@ -1,7 +1,8 @@
-"""What a ViM checkpoint is, told from the names and shapes of its tensors and from what is said beside them.
+"""Infer a model from the names and shapes of a checkpoint's tensors, and from what stands beside them (`stored`).
 
-Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). What decides every number
-and nothing tells is a question, never an assumption.
+Names and shapes are those of the official code (hustvl/Vim vim/models_mamba.py, bimamba v2). The place of the class
+token and the sum of the directions decide every number. If nothing tells them, that is a question to the user, never an
+assumption.
 """
 
 import math
@@ -18,7 +19,7 @@ from stm.options import words
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Tensors of a mixer that each direction has its own of; {} is empty for the forward one, _b for the backward one.
+# Tensors of a mixer that each direction has for itself; {} is empty for the forward direction, _b for the backward one.
 DIRECTED = (
     "conv1d{}.weight",
     "conv1d{}.bias",
@@ -51,13 +52,14 @@ _NEEDED = (
 
 
 class Inferred(NamedTuple):
-    """The model, its number of classes, its preprocessing, and a sentence for everything that was taken from elsewhere
-    or assumed.
+    """A model as its checkpoint tells it.
 
-    `by_name`: the options that give the same model under any name, where a name told. `question`: what is to be
-        answered before the
-    model means anything, where nothing tells where the class token is or whether the directions are averaged, or where
-    it is told both ways. It is not raised here: a file that is damaged is not worth an answer.
+    Args:
+        notes: a sentence for everything that was assumed, or taken from elsewhere than the tensors.
+        by_name: the options that a name decided; given to `read`, they make the same model of a renamed file.
+        question: the question to answer before the model means anything, if the class token's place or the sum of the
+            directions is not told, or is told both ways. It is not raised here: a file that turns out to be damaged
+            is not worth an answer.
     """
 
     model: ModelConfig
@@ -76,19 +78,20 @@ _MODELS = {
 
 
 def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
-    """Tell what the model is; what is asked wins over what is stored, and the tensors over both.
+    """Return the model of a checkpoint. What is asked wins over what is stored, and the tensors win over both.
 
     Args:
         where: the file's name, for messages.
         shapes: of every tensor, by official name.
 
     Raises:
-        CheckpointError: a variant that is not run; tensors missing, unexpected or mis-shaped; an image size that is
-            stored but cannot be, or that cannot be told.
-        UsageError: an argument that no model takes or that the tensors contradict.
+        CheckpointError: stm does not run this variant; tensors are missing, unexpected or mis-shaped; or the image size
+            is stored and impossible, or not told at all.
+        UsageError: an argument that no model takes, or that the tensors contradict.
     """
     if asked.class_token not in (None, *CLASS_TOKENS):
         raise UsageError(f"class_token is {asked.class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
+    # From the general to the exact, so that a file of another kind is named, not told of hundreds of missing tensors.
     _refuse_variants(where, shapes)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     _refuse_names(where, shapes, depth)
@@ -98,6 +101,7 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
     try:
         token, divide, told = _reading(where, stored, asked)
     except Question as open_question:
+        # Any answer serves the checks that follow: the shapes do not depend on it.
         question, token, divide, told = open_question, "middle", True, ()
     try:
         model = ModelConfig(image_size=size, stride=stride, depth=depth, class_token=token, divide_out=divide, **config)
@@ -115,7 +119,7 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
 
 
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of the official model, by name."""
+    """Return the shapes of the official model's tensors, by name."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     directed = dict(zip(DIRECTED, ((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,)), strict=True))
     block = {"norm.weight": (D,), "mixer.in_proj.weight": (2 * E, D), "mixer.out_proj.weight": (D, E)}
@@ -142,7 +146,7 @@ def _refuse_variants(where: str, names: Collection[str]) -> None:
 
 
 def _refuse_names(where: str, shapes: Shapes, depth: int) -> None:
-    # only names count here: any config of that depth has the same
+    # Only names count here, and any config of that depth has the same names.
     expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
     missing = [name for name in expected if name not in shapes]
     unexpected = [name for name in shapes if name not in expected]
@@ -166,9 +170,9 @@ def _refuse_shapes(where: str, shapes: Shapes, expected: Shapes) -> None:
 
 
 def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
-    """The model's dimensions, its classes and the patches along a side.
+    """Return the model's dimensions, its number of classes and the number of patches along a side.
 
-    Of tensors that every block has, the commonest shape counts, so that a wrong one is named by `_refuse_shapes`.
+    If blocks differ in the shape of a tensor, the commonest shape counts. `_refuse_shapes` then names the others.
     """
 
     def shape(pattern: str, rank: int) -> tuple[int, ...]:
@@ -210,8 +214,10 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
 
 
 def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
-    """Image size, stride, and where they come from: the size asked for, else the stored one, a name's, or the official
-    one."""
+    """Return image size, stride, and a sentence about their source.
+
+    The size is the one asked for, else the one in the settings, else the one in a name, else the official one.
+    """
     fits = f"{grid} x {grid} patches of {patch} pixels"
     edge = f"edge to edge, they make --image-size {grid * patch}"
     own, named = stored.input_size, stored.size_by_name
@@ -247,8 +253,7 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
 
 
 def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
-    """The stride at which an image of that size has `grid` patches along a side; None if there is none or no
-    telling."""
+    """Return the stride that cuts an image of `size` pixels into `grid` patches per side; None if it cannot be told."""
     if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
         return None
     fitting = [
@@ -256,6 +261,7 @@ def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
         for stride in (range(1, patch + 1) if told is None else (told,))
         if stride and (size - patch) // stride + 1 == grid
     ]
+    # Several may fit if some leave pixels over. Patches edge to edge come first, then a stride that leaves none.
     whole = [stride for stride in fitting if stride * (grid - 1) == size - patch]
     if patch in fitting:
         return patch
@@ -263,7 +269,7 @@ def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
 
 
 def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple[str, ...]]:
-    """The class token's place, whether the directions are averaged, and sentences about who says so."""
+    """Return the class token's place, whether the directions are averaged, and sentences about the sources."""
     said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
     found: dict[str, Any] = {}
     told: dict[str, list[str]] = {}  # who, beside the file's settings, to what
@@ -275,8 +281,8 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
         first, in_words = all_said[0], _IN_WORDS[name]
         against = next((each for each in all_said if each.value != (first.value if wanted is None else wanted)), None)
         if against is None:
-            # What is asked and said as well is told as if it was not asked: the same bytes come of a recipe, which asks
-            # what a name said.
+            # An option that repeats what a name says gets the note of the name. A recipe passes as options what a name
+            # had said, and must make the same bytes.
             found[name] = first.value
             if first.by != OWN:
                 told.setdefault(first.by, []).append(in_words(first.value))
@@ -303,7 +309,7 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
 
 
 def _answers(asked: Asked) -> dict[str, list[str]]:
-    """What the model may be, and the options that say so beside those that were given."""
+    """Return the possible models in words, each with the options that choose it beside those that were given."""
     return {
         what: words({name: value for name, value in options.items() if getattr(asked, name) is None})
         for what, options in _MODELS.items()

@@ -1,4 +1,4 @@
-"""Official ViM checkpoints (hustvl/Vim) to a config and tensors in stm's names, and back.
+"""Convert official ViM checkpoints (hustvl/Vim) to a config and tensors in stm's names, and back.
 
 The two directions of a mixer, `conv1d` and `conv1d_b` and so on, are stacked on a leading axis K = 2, forward first.
 """
@@ -31,10 +31,10 @@ class Checkpoint:
     Args:
         model: the shape of the model.
         tensors: its parameters by stm's names, float32, none of them a view of the file.
-        preprocessing: from a photograph to its input.
+        preprocessing: from a photograph to the input of the model.
         source_sha256: of the file's bytes.
         notes: sentences about what was taken from names, assumed or ignored.
-        by_name: the options of `read` that give the same model under another name, where names told.
+        by_name: the options that a name decided; given to `read`, they make the same model of a renamed file.
     """
 
     model: ModelConfig
@@ -62,15 +62,16 @@ def read(
     """Read a ViM checkpoint: a trainer's pickle, a bare state dict or safetensors. Nothing in it is run.
 
     Args:
-        image_size, class_token, divide_out: what the tensors cannot tell; they win over what the file and its name say.
+        image_size, class_token, divide_out: properties that the tensors do not show; these arguments win over the
+            file's settings and its name.
         ema: take the averaged weights (`model_ema`).
-        mean, std, crop_ratio, interpolation: of the preprocessing; they win over what the file says.
-        repo: of the Hub, the file's; its name may tell what the file's does not.
+        mean, std, crop_ratio, interpolation: of the preprocessing; they win over the file's settings.
+        repo: the file's repository on the Hub; its name is read too, after the file's.
 
     Raises:
-        CheckpointError: not a checkpoint, not a ViM that stm runs, incomplete, or not finite.
-        Question: nothing tells which of two models it is; one of CheckpointError's kind.
-        UsageError: an argument that the tensors contradict or that cannot be.
+        CheckpointError: the file is no checkpoint, no ViM that stm runs, incomplete, or not finite.
+        Question: the file fits two models, and nothing tells which one it is. A subclass of CheckpointError.
+        UsageError: an argument is not valid, or the tensors contradict it.
     """
     path = Path(path)
     where = str(path)
@@ -85,42 +86,46 @@ def read(
     )
     state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    found = infer(where, shapes, Stored.of(document, path.name, repo), asked)
+    inferred = infer(where, shapes, Stored.of(document, path.name, repo), asked)
     other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
-    del document  # its other tensors must not outlive this
-    tensors = _stack(where, state, found.model.depth)
-    if found.question is not None:
-        raise found.question
-    notes = found.notes
+    # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
+    del document
+    tensors = _stack(where, state, inferred.model.depth)
+    # Asked last: whoever has a damaged file should not have to answer first.
+    if inferred.question is not None:
+        raise inferred.question
+    notes = inferred.notes
     if other:
         notes += (f"{' and '.join(other)} weights are computed with in float32",)
     return Checkpoint(
-        model=found.model,
-        num_classes=found.num_classes,
+        model=inferred.model,
+        num_classes=inferred.num_classes,
         tensors=tensors,
-        preprocessing=found.preprocessing,
+        preprocessing=inferred.preprocessing,
         source_sha256=checkpoint_file.sha256(path),
         notes=notes + ignored,
-        by_name=found.by_name,
+        by_name=inferred.by_name,
     )
 
 
 def _tuple(name: str, value: Any) -> tuple[float, ...] | None:
-    """One number or several as a tuple."""
+    """Return one number or several as a tuple."""
     if value is None:
         return None
     several = value if isinstance(value, list | tuple) else (value,)
-    if not several or not all(type(each) in (int, float) for each in several):
+    if not several or not all(type(number) in (int, float) for number in several):  # `type`, because True is an int
         raise UsageError(f"{name} is {value!r}, expected a number, or one per channel")
     return tuple(map(float, several))
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: a dense model's parameters by stm's names to the official state dict; no tensor shares memory with
-    another.
+    """Return the official state dict of a dense model's parameters, which are given by stm's names.
+
+    No tensor shares memory with another. The directions are views of one stack here; whoever loads the file would get
+    views too, which safetensors refuses to save.
 
     Raises:
-        CheckpointError: a tensor that the official format has no place for, such as a merge plan's.
+        CheckpointError: the official format has no place for a tensor, such as that of a merge plan.
     """
     depth = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
     names = _names(depth)
@@ -136,7 +141,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _names(depth: int) -> dict[str, tuple[str, ...]]:
-    """stm's name of every tensor to the official one, or to those of the two directions."""
+    """Return, for stm's name of each tensor, the official name, or the official names of the two directions."""
     names: dict[str, tuple[str, ...]] = {
         name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")
     }
@@ -153,8 +158,7 @@ def _names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
-    """The weights of a checkpoint, the settings beside them (None: there is nothing), and a sentence about what is
-    left."""
+    """Return a checkpoint's weights, the settings beside them (None: there are none), and a note on ignored weights."""
     if not isinstance(document, dict):
         raise CheckpointError(
             f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'"
@@ -171,7 +175,7 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
             f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema"
         )
     state = document if key is None else held[key]
-    for prefix in _WRAPPERS * 2:  # either may be around the other
+    for prefix in _WRAPPERS * 2:  # twice, as either wrapper may be around the other
         if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     if not state:
@@ -195,8 +199,10 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
 
 
 def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The parameters by stm's names. Each official tensor leaves `state` as it is copied: two whole models are never
-    held."""
+    """Return the parameters by stm's names, float32, and empty `state` on the way.
+
+    Each official tensor leaves `state` when it is copied, so that memory never holds two whole models.
+    """
     tensors = {}
     for ours, theirs in _names(depth).items():
         parts = [_float32(where, name, state.pop(name)) for name in theirs]
@@ -208,6 +214,7 @@ def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor
 
 
 def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or refuse it. Float16 and bfloat16 widen exactly, float64 is rounded."""
     if tensor.layout != torch.strided or tensor.dtype not in _DTYPES or tensor.device.type != "cpu":
         kind = f"{tensor.dtype} {tensor.layout} on {tensor.device}".replace("torch.", "")
         raise CheckpointError(

@@ -1,5 +1,4 @@
-"""From a photograph to the input of a checkpoint: as asked, else as its settings say, else as hustvl/Vim does
-(vim/datasets.py)."""
+"""Choose a checkpoint's preprocessing: as asked, else by its settings, else as in hustvl/Vim (vim/datasets.py)."""
 
 from typing import Any
 
@@ -7,7 +6,7 @@ from stm.checkpoint.stored import OWN, Asked, Stored
 from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess
 from stm.errors import CheckpointError, UsageError
 
-RATIO = 0.875  # hustvl/Vim's, and timm's where a model has none of its own
+RATIO = 0.875  # hustvl/Vim's, and timm's if a model has none of its own
 RATIOS = (0.1, 1.0)
 _SMALL = 32  # pixels: hustvl/Vim takes images of up to this size as they are
 _COLOURS = {
@@ -17,14 +16,14 @@ _COLOURS = {
 
 
 def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preprocessing, and sentences about what was taken from the file's settings and what from nowhere.
+    """Return the preprocessing, and sentences about the values that come from the settings and those that are assumed.
 
     Args:
         where: the file's name, for messages.
 
     Raises:
-        UsageError: a value that was asked for and cannot be.
-        CheckpointError: settings in the file that stm cannot follow.
+        UsageError: a value that was asked for is out of range.
+        CheckpointError: stm cannot follow the settings in the file.
     """
     told, usual, notes = [], [], []
     colours, imagenets, unknown = {}, [], []
@@ -59,7 +58,7 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
         usual.append(f"crop ratio {RATIO}")
     elif from_file:
         told.append(f"crop ratio {ratio:g}")
-    # timm resizes images of any size, and so does whoever asks for a ratio
+    # hustvl/Vim takes small images as they are. timm resizes images of any size, and so does whoever asks for a ratio.
     as_they_are = (
         model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
     )
@@ -93,17 +92,17 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
 
 
 def _value(name: str, stored: Stored, asked: Asked) -> tuple[Any, bool]:
-    """What was asked for, else what the file says; and whether it is the file's."""
+    """Return the value that was asked for, else that of the file's settings; and whether it is the latter."""
     given = getattr(asked, name)
     return (getattr(stored, name), True) if given is None else (given, False)
 
 
 def _per_channel(where: str, name: str, values: tuple[float, ...], channels: int, from_file: bool) -> tuple[float, ...]:
-    """One value per channel: a single one is every channel's."""
+    """Return one value per channel, or refuse the values. A single value holds for every channel."""
     low, high = _COLOURS[name][2]
-    one_each = values * channels if len(values) == 1 else values
-    if len(one_each) == channels and all(low <= value <= high for value in one_each):
-        return one_each
+    per_channel = values * channels if len(values) == 1 else values
+    if len(per_channel) == channels and all(low <= value <= high for value in per_channel):
+        return per_channel
     expected = (
         f"expected one number per channel, {'above 0' if name == 'std' else '0'} to 1: the model takes"
         f" {_channels(channels)}"

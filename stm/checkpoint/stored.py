@@ -1,8 +1,7 @@
-"""What is said of a checkpoint beside its tensors: by the trainer's settings in it, by its file's name and by its
-repository's.
+"""Read what stands beside a checkpoint's tensors: the trainer's settings, the file's name and the repository's name.
 
-A ViM of hustvl/Vim and a VideoMamba of OpenGVLab/VideoMamba have the same tensors by the same names; only this tells
-them apart. The name of the folder that holds a file says where it lies, not what it is, and is not read.
+A ViM of hustvl/Vim and a VideoMamba of OpenGVLab/VideoMamba have the same tensors by the same names. Only settings and
+names tell them apart. The name of a file's folder is not read: it tells where the file lies, not what the file is.
 """
 
 import argparse
@@ -32,14 +31,14 @@ _PIXELS = 10**5  # of a side, the most that is believed
 
 
 class Said(NamedTuple, Generic[T]):
-    """A value, and who says so: `OWN`, or a name in words."""
+    """A value and its source: `OWN`, or a name in words."""
 
     value: T
     by: str
 
 
 class Reading(NamedTuple):
-    """What a name says of a model; None where it says nothing."""
+    """The two properties of a model that a name may tell; None if it does not."""
 
     class_token: str | None = None
     divide_out: bool | None = None
@@ -47,7 +46,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the caller says, which wins over all else; None where nothing. As in `stm.load_checkpoint`."""
+    """The caller's options, which win over all else; None if not given. As in `stm.load_checkpoint`."""
 
     image_size: int | None = None
     class_token: str | None = None
@@ -60,15 +59,16 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What is said beside the tensors; None or nothing where nothing is.
+    """Everything that settings and names tell of a model; None or empty if they do not.
 
     Args:
-        input_size, stride: by the settings.
-        size_by_name: side of the input, by a name such as `..._res224to448`: the last one.
-        class_token, divide_out: everything that is said, the nearest first: two that differ are a question.
-        mean, std, crop_ratio, interpolation, crop_mode: of the evaluation, by the settings.
-        fixed: whether the trainer is DeiT's, as hustvl/Vim's and VideoMamba's: ImageNet's mean and std, bicubic, a crop
-            of its own ratio.
+        input_size, stride: from the settings.
+        size_by_name: side of the input, from a name such as `..._res224to448`: the last number.
+        class_token, divide_out: all values with their sources, the nearest source first. Two that differ are a
+            question.
+        mean, std, crop_ratio, interpolation, crop_mode: of the evaluation, from the settings.
+        fixed: whether the trainer is DeiT's, as hustvl/Vim's and VideoMamba's are. It always uses ImageNet's mean and
+            std and bicubic interpolation, and has a setting of its own for the ratio of the crop.
     """
 
     input_size: int | None = None
@@ -85,14 +85,18 @@ class Stored:
 
     @classmethod
     def of(cls, document: Any, file: str, repo: str | None = None) -> "Stored":
-        """From a checkpoint's document (None: it holds nothing but tensors), its file's name and its repository's.
+        """Return what a checkpoint's document, its file's name and its repository's name tell.
 
-        Settings are read as timm's and DeiT's trainers write them: at the top or under `args`, `config`, `model_args`,
-        `pretrained_cfg`. What is not of its kind is passed over.
+        Settings are read as timm's and DeiT's trainers write them: at the top, or under `args`, `config`, `model_args`
+        or `pretrained_cfg`. A value of another kind than expected is passed over, because a file may hold anything.
+
+        Args:
+            document: the object in the file; None if it holds nothing but tensors.
         """
         settings = list(_settings(document)) if isinstance(document, dict) else []
         builders = [name for each in settings for key in _BUILDERS if isinstance(name := each.get(key), str)]
         names = [(f"the file's name {file}", file), *([(f"the repository's name {repo}", repo)] if repo else [])]
+        # The nearest source first: it is the one that messages name.
         readings = [(_reading(name, builder=True), OWN) for name in builders]
         readings += [(_switches(each), OWN) for each in settings]
         readings += [(_reading(name), by) for by, name in names]
@@ -116,10 +120,10 @@ class Stored:
 
 
 def _settings(document: Settings) -> Iterator[Settings]:
-    """Every set of settings, then those one level down in them, then the top itself."""
-    held = [found for key in _HELD if (found := _as_settings(document.get(key))) is not None]
+    """Yield every set of settings, then those one level down in them, then the top itself."""
+    held = [settings for key in _HELD if (settings := _as_settings(document.get(key))) is not None]
     yield from held
-    yield from (inner for each in held for key in _HELD if (inner := _as_settings(each.get(key))) is not None)
+    yield from (inner for outer in held for key in _HELD if (inner := _as_settings(outer.get(key))) is not None)
     yield document
 
 
@@ -129,16 +133,17 @@ def _as_settings(value: Any) -> Settings | None:
 
 
 def _first(settings: list[Settings], of: Any, *keys: str) -> Any:
-    """The first value of its kind under one of the keys."""
+    """Return the first value of its kind under one of the keys; `of` returns None for a value of another kind."""
     return next((found for each in settings for key in keys if (found := of(each.get(key))) is not None), None)
 
 
 def _reading(name: str, *, builder: bool = False) -> Reading:
-    """What a name tells. A builder's (hustvl/Vim vim/models_mamba.py) says all: `..._with_midclstok_div2` averages,
-    without div2 it adds.
+    """Return what a name tells of a model.
 
-    Names of weights are shorter. `vim_s_midclstok_80p5acc.pth` averages as all of hustvl/Vim's weights do; a VideoMamba
-    has its class token at the head and adds (OpenGVLab/VideoMamba image_sm/models/videomamba.py).
+    The name of a builder (hustvl/Vim vim/models_mamba.py) tells both properties: `..._with_midclstok_div2` averages,
+    and without div2 it adds. Names of weights are shorter. `vim_s_midclstok_80p5acc.pth` averages, as all weights of
+    hustvl/Vim do. A VideoMamba has its class token at the head and adds (OpenGVLab/VideoMamba
+    image_sm/models/videomamba.py).
     """
     text = re.sub(r"[^a-z0-9]+", "_", name.lower())
     if re.match(r"hustvl_vim(_|$)", text):
@@ -158,38 +163,40 @@ def _reading(name: str, *, builder: bool = False) -> Reading:
 
 
 def _switches(settings: Settings) -> Reading:
-    """The two arguments of hustvl/Vim's `VisionMamba` where settings hold them."""
+    """Return the two properties from the arguments of hustvl/Vim's `VisionMamba`, if settings hold them."""
     middle, divide = settings.get("use_middle_cls_token"), settings.get("if_divide_out")
     token = None if not isinstance(middle, bool) else "middle" if middle else "head"
     return Reading(token, divide if isinstance(divide, bool) else None)
 
 
 def _size_in(name: str) -> int | None:
-    """448 of `..._res224to448`: the size that it was trained at last."""
-    found = re.search(r"(?:^|[^a-z0-9])res((?:\d{2,5}to)*)(\d{2,5})(?![0-9])", name.lower())
-    return int(found[2]) if found and int(found[2]) <= _PIXELS else None
+    """Return the last size that a name gives, 448 of `..._res224to448`: the model was trained at it last."""
+    sizes = re.search(r"(?:^|[^a-z0-9])res((?:\d{2,5}to)*)(\d{2,5})(?![0-9])", name.lower())
+    return int(sizes[2]) if sizes and int(sizes[2]) <= _PIXELS else None
 
 
 def _number(value: Any) -> float | None:
+    """Return a number as float; None for anything else, for a bool, and for what no float holds."""
     value = value.item() if isinstance(value, np.generic) else value
     return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
-    """One number or several."""
+    """Return one number or several; None if any is not a number."""
     if isinstance(value, Tensor):
+        # `tolist` raises for the others, such as sparse, nested and meta tensors.
         plain = (
             value.layout == torch.strided
             and value.device.type == "cpu"
             and value.dtype in (torch.float32, torch.float64)
         )
         value = value.tolist() if plain and not value.is_nested else None
-    found = [_number(each) for each in (value if isinstance(value, list | tuple) else (value,))]
-    return tuple(each for each in found if each is not None) if found and None not in found else None
+    numbers = [_number(item) for item in (value if isinstance(value, list | tuple) else (value,))]
+    return tuple(number for number in numbers if number is not None) if numbers and None not in numbers else None
 
 
 def _side(value: Any) -> int | None:
-    """The side of a square: N, (N, N), or timm's (channels, N, N)."""
+    """Return the side of a square, given as N, (N, N), or timm's (channels, N, N)."""
     numbers = _numbers(value)
     if numbers is None or len(numbers) > 3 or len(set(numbers[-2:])) != 1:
         return None
@@ -197,11 +204,11 @@ def _side(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str | None:
-    """A word in lower case."""
+    """Return a word in lower case; None if the value is not one word."""
     return value.lower() if isinstance(value, str) and re.fullmatch(r"[\w.+-]{1,40}", value) else None
 
 
 def _interpolation(value: Any) -> str | None:
-    """timm's `random` is of training alone."""
+    """Return an interpolation of the evaluation. timm's `random` is for training only, and so is no answer."""
     text = _text(value)
     return None if text in ("random", "none") else text

@@ -1,4 +1,4 @@
-"""Official checkpoints, written: one file, whole or not at all."""
+"""Write official checkpoints: one file, whole or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +14,17 @@ def write(path: Path, state: Mapping[str, Tensor], *, force: bool = False) -> No
     """Write a state dict as hustvl/Vim loads it: under the key `model`, on the CPU.
 
     Args:
-        path: where it goes; see `stm.artifact.atomic.check_file`.
-        force: replace a file that is there.
+        path: the file; see `stm.artifact.atomic.check_file`.
+        force: replace an existing file.
 
     Raises:
-        UsageError: without `force`, there is a file.
-        CheckpointError: the disk is full, or the system refused; a file that was there is as it was.
+        UsageError: the file exists, and `force` is not given.
+        CheckpointError: the disk is full, or the system refused the write. An existing file is unchanged.
     """
     try:
         with atomic.drafted(path, force=force) as draft:
             torch.save({"model": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}}, draft)
-    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
         raise CheckpointError(
             f"{path} cannot be written: {str(error).splitlines()[0]}", "make room, or choose another place with --out"
         ) from error

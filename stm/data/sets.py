@@ -1,4 +1,4 @@
-"""Sample sets: images with or without labels, and the way from them to batches."""
+"""Sample sets: images with or without labels, and the batches that are made of them."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from stm.data.preprocess import normalise
 from stm.distributed import ALONE, World
 from stm.errors import NAMES_SHOWN, UsageError
 
-FEWEST_FOR_WORKERS = 64  # images that one process decodes sooner than others would start
+FEWEST_FOR_WORKERS = 64  # so many images are decoded sooner by this process than other processes would start
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class SampleSet:
     """Images in a fixed order.
 
     Args:
-        name: what reports call the set; never a path.
+        name: the name of the set in reports; never a path, because reports must not differ between machines.
         samples: at least one.
-        skipped: the files of the set that were not taken for images, by name.
+        skipped: the names of the set's files that were not taken for images.
     """
 
     name: str
@@ -42,17 +42,18 @@ class SampleSet:
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a label."""
+        """Return whether every image has a label."""
         return all(sample.label is not None for sample in self.samples)
 
     @property
     def of_set(self) -> dict[str, Any]:
-        """What reports say of it: the fields of `stm.reports.OfSet`."""
+        """Return the part of a report that is about the set: the fields of `stm.reports.OfSet`."""
         return {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every image's name, label and size in bytes (of what is in memory: its bytes)."""
+        """Return the SHA-256 over all names, labels and sizes in bytes; images in memory count by their bytes."""
+        # Sizes, not contents: every run checks the set before it starts, and ImageNet's images take minutes to read.
         digest = hashlib.sha256()
         for sample in self.samples:
             mark = _mark(sample.source) if isinstance(sample.source, Tensor) else sample.source.fingerprint()
@@ -60,7 +61,9 @@ class SampleSet:
         return digest.hexdigest()
 
     def take(self, limit: int | None, seed: int = 0) -> "SampleSet":
-        """A random subset, in the set's order: the same for the same seed, and part of every larger one. None: all.
+        """Return a random subset of `limit` images in the set's order, or all of them for None.
+
+        The same seed gives the same subset, and a larger limit gives a larger set that holds it.
 
         Raises:
             UsageError: a limit below 1.
@@ -72,14 +75,14 @@ class SampleSet:
         return replace(self, samples=tuple(self.samples[index] for index in sorted(self._drawn(seed)[:limit])))
 
     def shuffled(self, seed: int = 0) -> "SampleSet":
-        """The set in random order: its first n are those that `take(n, seed)` draws."""
+        """Return the set in random order: its first n images are those that `take(n, seed)` draws."""
         return replace(self, samples=tuple(self.samples[index] for index in self._drawn(seed)))
 
     def _drawn(self, seed: int) -> list[int]:
+        # Of the methods of Python's generator only `random` gives the same numbers in every version: `shuffle` and
+        # `sample` may change. Sorting by random ranks makes every smaller draw a part of a larger one.
         generator = random.Random(seed)
-        ranks = [
-            generator.random() for _ in self.samples
-        ]  # of Python's generator, `random` alone is the same in every version
+        ranks = [generator.random() for _ in self.samples]
         return sorted(range(len(self)), key=ranks.__getitem__)
 
 
@@ -89,7 +92,7 @@ def evenly(count: int, last: float) -> list[float]:
 
 
 def from_files(paths: Iterable[str | Path]) -> SampleSet:
-    """Single images, without labels, in the order given."""
+    """Return a set of single images, without labels, in the order given."""
     return SampleSet("images", tuple(Sample(str(path), None, ImageFile(Path(path))) for path in paths))
 
 
@@ -101,9 +104,9 @@ class Batch(NamedTuple):
     """Consecutive images of a sample set.
 
     Args:
-        indices: the places in the set of the images that could be read: b of them.
-        images: (b, C, H, W) float32.
-        errors: for each place whose image could not be read, a sentence that names it.
+        indices: the positions in the set of the images that could be read: B of them.
+        images: (B, C, H, W) float32.
+        errors: by position, a sentence for each image that could not be read; it names the image.
     """
 
     indices: tuple[int, ...]
@@ -112,11 +115,10 @@ class Batch(NamedTuple):
 
 
 def workers_for(samples: SampleSet, world: World = ALONE) -> int:
-    """The processes that decode a set best on this machine: up to four for many files, none (0) for few or for what is
-    in memory.
+    """Return how many processes decode a set best on this machine: up to 4 for many files, 0 for few or in memory.
 
     Args:
-        world: the processes that share the machine, and each want some.
+        world: the processes of the run; those on this machine share its processors.
     """
     if len(samples) <= FEWEST_FOR_WORKERS or not isinstance(
         samples.samples[0].source, ImageFile | ParquetImage | TarImage
@@ -127,20 +129,20 @@ def workers_for(samples: SampleSet, world: World = ALONE) -> int:
 
 
 def batches_of(images: int, batch_size: int) -> int:
-    """How many batches so many images are."""
+    """Return the number of batches that hold so many images."""
     return -(-images // batch_size)
 
 
 def iterate(
     samples: SampleSet, prep: Preprocess, *, batch_size: int, workers: int = 0, start: int = 0, world: World = ALONE
 ) -> Iterator[Batch]:
-    """The set in batches of `batch_size`, in order; the last may be smaller. The same whatever the workers.
+    """Yield the set in batches of `batch_size`, in order; the last may be smaller. `workers` does not change them.
 
     Args:
-        workers: processes that decode; 0 decodes in this one. They are started afresh (`spawn`), so that a script that
-            asks for some needs its `if __name__ == "__main__":`.
-        start: the place of the first image.
-        world: of the processes that share the batches; this one gets those that are its own.
+        workers: processes that decode; 0 decodes in this one. Each is started afresh (`spawn`), so a script that asks
+            for some needs its `if __name__ == "__main__":`.
+        start: the position of the first image.
+        world: the processes that share the batches; this one gets its own share.
 
     Raises:
         UsageError: a batch size below 1 or workers below 0.
@@ -163,6 +165,6 @@ def _batches(
             yield Batch(tuple(range(first, first + len(chunk))), ready, {})
         return
     for first, results in zip(starts, decode_all(chunks, prep, workers), strict=True):
-        pixels = {place: result for place, result in enumerate(results, first) if isinstance(result, bytes)}
-        errors = {place: result for place, result in enumerate(results, first) if isinstance(result, str)}
+        pixels = {index: result for index, result in enumerate(results, first) if isinstance(result, bytes)}
+        errors = {index: result for index, result in enumerate(results, first) if isinstance(result, str)}
         yield Batch(tuple(pixels), normalise(list(pixels.values()), prep), errors)
