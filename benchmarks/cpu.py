@@ -1,12 +1,11 @@
 """Every speed figure that a processor can show, as ratios within one run.
 
-    python benchmarks/cpu.py                       # one thread, all figures python benchmarks/cpu.py --threads 2 --only
-    gemms,gain python benchmarks/cpu.py --cpu-time            # on a machine that is busy: this thread's processor time;
-    one thread only
+    python benchmarks/cpu.py                            # one thread, all figures
+    python benchmarks/cpu.py --threads 2 --only gemms,gain
+    python benchmarks/cpu.py --cpu-time                 # processor time of one thread, for a busy machine
 
-Weights are random and images are noise: neither changes the time. Calls take turns, each figure is the median over the
-    rounds of a
-ratio within a round, with the quartiles beside it. What a figure was measured on stands above the table.
+Weights are random and images are noise: neither changes the time. Calls take turns. Each figure is the median over the
+rounds of a ratio within a round, with the quartiles beside it. The machine and the settings stand above the table.
 """
 
 import argparse
@@ -36,8 +35,14 @@ from stm.options import MergeOptions, ModelOptions
 
 
 class Figure(NamedTuple):
-    """A ratio: what over what, its goal, and its median and quartiles; `base` is the median of what it is over, in
-    ms."""
+    """A ratio of two times.
+
+    Args:
+        what: names both times.
+        goal: a bound, or empty.
+        ratio, low, high: the median over the rounds, and the quartiles.
+        base: the median of the denominator, in ms.
+    """
 
     what: str
     goal: str
@@ -48,6 +53,7 @@ class Figure(NamedTuple):
 
     @classmethod
     def of(cls, what: str, goal: str, these: list[float], those: list[float], scale: float = 1.0) -> "Figure":
+        """Return the figure of `scale` times the first times over the second ones, paired by round."""
         ratios = [scale * a / b for a, b in zip(these, those, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
         return cls(what, goal, statistics.median(ratios), low, high, 1000 * statistics.median(those))
@@ -83,11 +89,11 @@ def forward_over_gemms(bench: Bench) -> Iterator[Figure]:
         for batch in (1, 8):
             dense, x = bench.model(name), images(batch)
             served = dense.optimize(batch_size=batch)
-            found = bench.time(gemms=gemms.alone(dense, batch), dense=partial(dense, x), served=partial(served, x))
+            times = bench.time(gemms=gemms.alone(dense, batch), dense=partial(dense, x), served=partial(served, x))
             goal = "<= 1.15" if name == "vim-s" else ""
-            yield Figure.of(f"{name} B={batch} dense / its GEMMs in F.linear", goal, found["dense"], found["gemms"])
+            yield Figure.of(f"{name} B={batch} dense / its GEMMs in F.linear", goal, times["dense"], times["gemms"])
             yield Figure.of(
-                f"{name} B={batch} dense, optimize() / its GEMMs in F.linear", goal, found["served"], found["gemms"]
+                f"{name} B={batch} dense, optimize() / its GEMMs in F.linear", goal, times["served"], times["gemms"]
             )
 
 
@@ -97,10 +103,10 @@ def reference_over_dense(bench: Bench) -> Iterator[Figure]:
         x, served = images(batch), dense.optimize(batch_size=batch)
         for backend, goal in (("reference", ">= 12"), ("blocked", "")):
             slow = bench.model("vim-s", backend=backend)
-            found = bench.time(3, slow=partial(slow, x), dense=partial(dense, x), served=partial(served, x))
-            yield Figure.of(f"vim-s B={batch}, backend {backend} / native", goal, found["slow"], found["dense"])
+            times = bench.time(3, slow=partial(slow, x), dense=partial(dense, x), served=partial(served, x))
+            yield Figure.of(f"vim-s B={batch}, backend {backend} / native", goal, times["slow"], times["dense"])
             yield Figure.of(
-                f"vim-s B={batch}, backend {backend} / native, optimize()", goal, found["slow"], found["served"]
+                f"vim-s B={batch}, backend {backend} / native, optimize()", goal, times["slow"], times["served"]
             )
 
 
@@ -110,10 +116,10 @@ def gain(bench: Bench) -> Iterator[Figure]:
             dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
             served, small_served = dense.optimize(batch_size=batch), small.optimize(batch_size=batch)
             calls = {"dense": dense, "small": small, "served": served, "small_served": small_served}
-            found = bench.time(**{key: partial(model, x) for key, model in calls.items()})
-            yield Figure.of(f"{name} B={batch} dense / compressed, rate 0.4", ">= 1.25", found["dense"], found["small"])
+            times = bench.time(**{key: partial(model, x) for key, model in calls.items()})
+            yield Figure.of(f"{name} B={batch} dense / compressed, rate 0.4", ">= 1.25", times["dense"], times["small"])
             yield Figure.of(
-                f"{name} B={batch} the same, both optimize()", ">= 1.25", found["served"], found["small_served"]
+                f"{name} B={batch} the same, both optimize()", ">= 1.25", times["served"], times["small_served"]
             )
 
 
@@ -121,17 +127,17 @@ def gain_of_savings(bench: Bench) -> Iterator[Figure]:
     dense, x = bench.model("vim-s"), images(1)
     for saving in (0.29, 0.35, 0.4, 0.45, 0.5):
         small = bench.small("vim-s", saving=saving)
-        found = bench.time(dense=partial(dense, x), small=partial(small, x))
-        yield Figure.of(f"vim-s B=1 dense / compressed, saving {saving:g}", "", found["dense"], found["small"])
+        times = bench.time(dense=partial(dense, x), small=partial(small, x))
+        yield Figure.of(f"vim-s B=1 dense / compressed, saving {saving:g}", "", times["dense"], times["small"])
 
 
 def half(bench: Bench) -> Iterator[Figure]:
     dense, bf16 = bench.model("vim-s"), bench.model("vim-s", dtype="bfloat16")
     for batch in (1, 8):
         x, served = images(batch), bf16.optimize(batch_size=batch)
-        found = bench.time(gemms=gemms.alone(dense, batch), bf16=partial(bf16, x), served=partial(served, x))
-        yield Figure.of(f"vim-s B={batch} bf16 whole / the fp32 GEMMs alone", "<= 0.9", found["bf16"], found["gemms"])
-        yield Figure.of(f"vim-s B={batch} the same, optimize()", "<= 0.9", found["served"], found["gemms"])
+        times = bench.time(gemms=gemms.alone(dense, batch), bf16=partial(bf16, x), served=partial(served, x))
+        yield Figure.of(f"vim-s B={batch} bf16 whole / the fp32 GEMMs alone", "<= 0.9", times["bf16"], times["gemms"])
+        yield Figure.of(f"vim-s B={batch} the same, optimize()", "<= 0.9", times["served"], times["gemms"])
 
 
 def scan_over_limit(bench: Bench) -> Iterator[Figure]:
@@ -144,6 +150,7 @@ def scan_over_limit(bench: Bench) -> Iterator[Figure]:
         z = torch.randn(batch, L, E, generator=g)
         bias = torch.full((K, E), -2.0)
         delta = step_sizes(dt, None, bias)
+        # A rival that computes something else would be timed for nothing: hold it to the reference first.
         laid_out = kernels.materialising(u, delta, A, B, C)
         expected = bench.model("vim-s", backend="reference").backend.scan(
             u, dt, A, B, C, D, None, REVERSE, dt_bias=bias, split=True
@@ -153,37 +160,35 @@ def scan_over_limit(bench: Bench) -> Iterator[Figure]:
         for backend in ("native", "blocked", "reference"):
             scan = bench.model("vim-s", backend=backend).backend.scan
             calls[backend] = partial(scan, u, dt, A, B, C, D, z, REVERSE, dt_bias=bias)
-        groups = (
-            ("native",),
-            ("materialising", "blocked"),
-            ("reference",),
-        )  # what one leaves in the caches is in the next one's way
+        # Backends with very different memory use are timed apart: the large ones would push the others out of the
+        # caches.
+        groups = (("native",), ("materialising", "blocked"), ("reference",))
         for names, rounds in zip(groups, (4 * bench.rounds, bench.rounds, 3), strict=True):
             with threads(1):
-                found = bench.time(rounds, **{name: calls[name] for name in ("limit", *names)})
+                times = bench.time(rounds, **{name: calls[name] for name in ("limit", *names)})
             for name in names:
                 goal = "<= 1.5" if batch == 1 and name == "native" else ""
                 what = "exp2 + FMA limit" if name == "native" else "limit"
-                yield Figure.of(f"scan of vim-s B={batch}: {name} / {what}", goal, found[name], found["limit"])
+                yield Figure.of(f"scan of vim-s B={batch}: {name} / {what}", goal, times[name], times["limit"])
 
 
 def cost_of_a_token(bench: Bench) -> Iterator[Figure]:
     for short, long in (("vim-s", "vim-s-plus"), ("vim-ti", "vim-ti-plus")):
         few, many = bench.model(short), bench.model(long)
-        found = bench.time(few=partial(few, images(1)), many=partial(many, images(1)))
+        times = bench.time(few=partial(few, images(1)), many=partial(many, images(1)))
         scale = few.config.model.tokens / many.config.model.tokens
         goal = "<= 1.1"
         yield Figure.of(
             f"{short} B=1 cost per token at {many.config.model.tokens} / at 197",
             goal,
-            found["many"],
-            found["few"],
+            times["many"],
+            times["few"],
             scale,
         )
 
 
 def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
-    """The step itself, and in every later block what the span convolution takes beyond the plain one."""
+    """Time the merge itself, and in every later block the extra work of the span convolution over the plain one."""
     for name in ("vim-ti", "vim-s"):
         for batch in (1, 8):
             small = bench.small(name, rate=0.4)
@@ -201,10 +206,10 @@ def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
                 "plain": conv,
                 "merge": partial(small.plan, step, state, Taps()),
             }
-            found = bench.time(4 * bench.rounds, **calls)
+            times = bench.time(4 * bench.rounds, **calls)
             whole = bench.time(small=partial(small, images(batch)))["small"]
-            extra = max(0.0, statistics.median(a - b for a, b in zip(found["span"], found["plain"], strict=True)))
-            total = statistics.median(found["merge"]) + (depth - 1 - step) * extra
+            extra = max(0.0, statistics.median(a - b for a, b in zip(times["span"], times["plain"], strict=True)))
+            total = statistics.median(times["merge"]) + (depth - 1 - step) * extra
             yield Figure.of(
                 f"{name} B={batch} merging and the span conv's extra work, share of the forward",
                 "<= 0.015",
@@ -218,11 +223,11 @@ def against_deit(bench: Bench) -> Iterator[Figure]:
         for batch in (1, 8):
             dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
             served, rival = small.optimize(batch_size=batch), vit.ViT(dense.config.model, 1000)
-            found = bench.time(small=partial(small, x), served=partial(served, x), rival=partial(rival, x))
+            times = bench.time(small=partial(small, x), served=partial(served, x), rival=partial(rival, x))
             called, goal = vit.name_of(dense.config.model), "<= 1" if name == "vim-s" else ""
-            yield Figure.of(f"{name} B={batch} compressed, rate 0.4 / {called}", goal, found["small"], found["rival"])
+            yield Figure.of(f"{name} B={batch} compressed, rate 0.4 / {called}", goal, times["small"], times["rival"])
             yield Figure.of(
-                f"{name} B={batch} compressed, rate 0.4, optimize() / {called}", goal, found["served"], found["rival"]
+                f"{name} B={batch} compressed, rate 0.4, optimize() / {called}", goal, times["served"], times["rival"]
             )
 
 
@@ -240,7 +245,7 @@ FIGURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 
 
 def gemm_rate(bench: Bench) -> float:
-    """GFLOP/s of a product of 1024 x 1024 matrices."""
+    """Return the GFLOP/s of a product of 1024 x 1024 matrices, which tells how fast this machine is."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     return 2 * 1024**3 / statistics.median(bench.time(product=lambda: F.linear(a, b))["product"]) / 1e9
 
@@ -258,7 +263,7 @@ def main() -> None:
         parser.error("--cpu-time sees one thread only")
     if unknown := set((options.only or "").split(",")) - {"", *FIGURES}:
         parser.error(f"no figure is called {', '.join(sorted(unknown))}")
-    keep_freed()  # as the command does
+    keep_freed()  # as the command line does: without it the allocator returns memory between forwards
     bench = Bench(options.rounds, thread_time if options.cpu_time else perf_counter)
     with threads(options.threads):
         backend = bench.model("vim-ti").backend
@@ -275,10 +280,10 @@ def main() -> None:
         print("| what | goal | median ratio | quartiles | the second, ms |\n| --- | --- | --- | --- | --- |")
         for name, figures in FIGURES.items():
             if options.only is None or name in options.only.split(","):
-                for each in figures(bench):
+                for ratio in figures(bench):
                     print(
-                        f"| {each.what} | {each.goal} | {each.ratio:.3f} | {each.low:.3f} to {each.high:.3f} |"
-                        f" {each.base:.2f} |",
+                        f"| {ratio.what} | {ratio.goal} | {ratio.ratio:.3f} | {ratio.low:.3f} to {ratio.high:.3f} |"
+                        f" {ratio.base:.2f} |",
                         flush=True,
                     )
 

@@ -1,19 +1,20 @@
-"""The fastest staged schedule that keeps top-1 within half a point of dense: chosen without labels, then confirmed and
-timed.
+"""Find the fastest staged schedule that keeps top-1 within half a point of dense.
 
-    python benchmarks/fastest.py vim-s --calibration some_images/ --data imagenet/val python benchmarks/fastest.py
-    proxy.safetensors --image-size 56 --calibration images/calibration --data images/evaluation
+    python benchmarks/fastest.py vim-s --calibration some_images/ --data imagenet/val
+    python benchmarks/fastest.py proxy.safetensors --image-size 56 --calibration images/calibration \\
+        --data images/evaluation
 
-1. PlannedSchedule: one to four stages at equal gaps, on the calibration images, by KL to the dense model; no label is
-looked at. For each
-   ceiling on KL the schedule under it that saves the most operations goes on.
-2. Confirmed: those, and none else, on images that chose nothing, each beside the dense model on the same images. 3.
-Timed: what `optimize` makes of those, in one run in turns with the dense model; ratios within a round, the median and
-the quartiles
-   of the rounds.
+It works in three steps:
 
-Several schedules are confirmed and the fastest that holds is named, so that an estimate just inside half a point is
-also luck; whether its whole interval is inside is said beside it.
+1. Chosen: schedules of one to four stages at equal gaps run on the calibration images and are judged by KL to the dense
+   model. No label is read. For each ceiling on KL, the schedule under the ceiling that saves the most operations goes
+   on.
+2. Confirmed: those schedules, and no others, run on images that chose nothing, beside the dense model.
+3. Timed: the same schedules as `optimize` makes them, in turns with the dense model in one run. A figure is the median
+   and the quartiles over the rounds of a ratio within a round.
+
+Several schedules are confirmed and the fastest that holds is named, so an estimate just inside half a point is partly
+luck. The last line names the fastest whose whole interval is inside.
 """
 
 import argparse
@@ -51,8 +52,8 @@ BATCHES = (1, 8)
 
 
 class Candidate(NamedTuple):
-    """A schedule: the blocks before which it merges, what it saves of the honest count, KL to dense on the calibration
-    images."""
+    """A schedule: the blocks before which it merges, its saving of the honest count, and its KL to dense on the
+    calibration images."""
 
     stages: tuple[int, ...]
     model: ViM
@@ -64,7 +65,8 @@ class Candidate(NamedTuple):
 
 
 def schedules(depth: int) -> Iterator[list[tuple[int, ...]]]:
-    """Families of stages: in each the same number at the same gap, from the latest to the earliest."""
+    """Yield families of stages. A family has one number of stages at one gap, from the latest blocks to the
+    earliest."""
     for number in range(1, STAGES + 1):
         for gap in range(1, GAPS + 1 if number > 1 else 2):
             span = gap * (number - 1)
@@ -72,8 +74,10 @@ def schedules(depth: int) -> Iterator[list[tuple[int, ...]]]:
 
 
 def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Candidate]:
-    """The candidates that save at least so much. A family ends where KL leaves the highest ceiling: earlier is
-    worse."""
+    """Yield the candidates that save at least `least`. A family ends once KL passes the highest ceiling.
+
+    Earlier merging is worse: the rest of the family would only be further above it.
+    """
     with torch.inference_mode():
         reference = [forward(dense, batch) for batch in batches]
         for family in schedules(dense.config.model.depth):
@@ -82,11 +86,11 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
                 saving = flops.count(small.config).honest_saving
                 if saving < least:
                     continue
-                found = [
+                divergences = [
                     kl_divergence(logits, forward(small, batch))
                     for logits, batch in zip(reference, batches, strict=True)
                 ]
-                candidate = Candidate(stages, small, saving, torch.cat(found).mean().item())
+                candidate = Candidate(stages, small, saving, torch.cat(divergences).mean().item())
                 print(f"{candidate}: saves {saving:.1%}, KL {candidate.kl:.4f}", file=sys.stderr, flush=True)
                 yield candidate
                 if candidate.kl > max(CEILINGS):
@@ -94,7 +98,7 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
 
 
 def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """For each ceiling the one that saves most, the cheapest last."""
+    """Return for each ceiling the candidate under it that saves most, in the order of the ceilings."""
     best = (
         max((c for c in candidates if c.kl <= ceiling), key=lambda c: c.saving, default=None) for ceiling in CEILINGS
     )
@@ -102,13 +106,13 @@ def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def time(dense: ViM, chosen: Sequence[Candidate], batch: int, rounds: int, clock: Callable[[], float]) -> list[Figure]:
-    """Dense over each, both ready to serve."""
+    """Return the times of dense over those of each candidate, all ready to serve."""
     x = images(batch, dense.config.model.image_size)
     models = {"dense": dense} | {str(candidate): candidate.model for candidate in chosen}
     calls = {name: partial(model.optimize(batch_size=batch), x) for name, model in models.items()}
     with torch.inference_mode():
-        found = interleave(calls, rounds, clock=clock)
-    return [Figure.of(str(candidate), "", found["dense"], found[str(candidate)]) for candidate in chosen]
+        times = interleave(calls, rounds, clock=clock)
+    return [Figure.of(str(candidate), "", times["dense"], times[str(candidate)]) for candidate in chosen]
 
 
 def row(candidate: Candidate, measured: Measured, timed: Sequence[Figure]) -> str:
@@ -180,7 +184,7 @@ def main() -> None:
         )
         entered = [
             Contender(dense, {"method": "dense"}),
-            *(Contender(each.model, {"method": str(each)}) for each in chosen),
+            *(Contender(candidate.model, {"method": str(candidate)}) for candidate in chosen),
         ]
         runs = run_all(entered, samples, workers=0).runs
         measured = [summarize(run.records, data=samples.name) for run in runs[1:]]
@@ -190,19 +194,20 @@ def main() -> None:
     speeds = " | ".join(f"dense / this, B = {batch}" for batch in BATCHES)
     print(f"| stages before | saved | KL, calibration | KL | agreement | top-1 | points lost (95%) | {speeds} |")
     print(f"|{' --- |' * (7 + len(BATCHES))}")
-    for candidate, figures, each in zip(chosen, measured, timed, strict=True):
-        print(row(candidate, figures, each))
+    for candidate, accuracy, speeds_of in zip(chosen, measured, timed, strict=True):
+        print(row(candidate, accuracy, speeds_of))
     print(f"\nDense: {measured[0].dense_top1:.2%}.")
     for what, bound in (("by the estimate", lambda m: m.drop), ("with its whole interval", lambda m: m.drop_ci[1])):
         within = [figures for figures, m in zip(timed, measured, strict=True) if 100 * bound(m) <= options.points]
-        found = "none of these"
+        fastest = "none of these"
         if within:
+            # The batch size at which a schedule gains least decides: it should be fast at each of them.
             best = max(within, key=lambda figures: min(figure.ratio for figure in figures))
             speed = " and ".join(
                 f"{figure.ratio:.2f}x at B = {batch}" for figure, batch in zip(best, BATCHES, strict=True)
             )
-            found = f"{best[0].what}, {speed}"
-        print(f"Fastest within {options.points:g} points {what}: {found}.")
+            fastest = f"{best[0].what}, {speed}"
+        print(f"Fastest within {options.points:g} points {what}: {fastest}.")
 
 
 if __name__ == "__main__":

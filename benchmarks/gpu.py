@@ -1,11 +1,11 @@
-"""Everything that is to be known of a GPU, in one call of under eight minutes.
+"""Measure everything about a GPU that matters here, in one call of under eight minutes.
 
     python benchmarks/gpu.py --out results
 
-Whole models with random weights, dense and compressed, eager and as CUDA graphs, against mamba-ssm's kernels in the
-same run where they are installed; the kernels alone; a training step; a profile of what remains. What is compared is
-interleaved. Writes gpu.json, and gpu.md for people. A section that the time does not suffice for is left out and named.
-Before it: pytest -m gpu.
+It runs whole models with random weights, dense and compressed, eager and as CUDA graphs; mamba-ssm's kernels in the
+same run if they are installed; the kernels alone; a training step; and a profile. Variants that are compared are
+interleaved. It writes gpu.json, and gpu.md for people. A section for which there is no time is left out and named. Run
+pytest -m gpu before it.
 """
 
 import argparse
@@ -36,13 +36,13 @@ BATCHES = (1, 8, 128)
 DTYPES = ("float32", "bfloat16")
 RATE = 0.4
 ROUNDS = 15
-RESERVED = 150  # seconds that the whole models leave to the rest
+RESERVED = 150  # seconds that the whole models leave to the other sections
 BOTH = (False, True)
 Run = Callable[[], Any]
 
 
 class Clock:
-    """Times on a device; CUDA's by its own events."""
+    """A clock for a device; CUDA is timed by its own events, which no delay of the host can lengthen."""
 
     def __init__(self, device: torch.device, limit: float) -> None:
         self.device, self.end = device, time.monotonic() + limit
@@ -52,7 +52,7 @@ class Clock:
         return self.end - time.monotonic()
 
     def once(self, run: Run, times: int) -> float:
-        """Milliseconds of one of so many runs in a row."""
+        """Return the milliseconds of one run, measured over so many in a row."""
         if self.device.type != "cuda":
             start = time.perf_counter()
             for _ in range(times):
@@ -67,12 +67,11 @@ class Clock:
         return float(start.elapsed_time(end)) / times
 
     def compare(self, runs: dict[str, Run]) -> dict[str, dict[str, float]]:
-        """Median and quartiles of each in milliseconds, taken in turns."""
+        """Return the median and the quartiles of each run in milliseconds, taken in turns."""
         for run in runs.values():
             self.once(run, 2)  # compiles, tunes and allocates
-        times = {
-            name: max(1, min(50, int(5 / self.once(run, 1)))) for name, run in runs.items()
-        }  # 5 ms a sample, for the events' sake
+        # About 5 ms per sample: shorter ones would measure the resolution of the events.
+        times = {name: max(1, min(50, int(5 / self.once(run, 1)))) for name, run in runs.items()}
         samples: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(ROUNDS):
             for name, run in runs.items():
@@ -92,7 +91,8 @@ def vim(d_model: int, dtype: str, backend: str, device: torch.device) -> ViM:
 
 
 def captured(run: Run) -> Run:
-    """The same work as one CUDA graph."""
+    """Return the same work as one CUDA graph."""
+    # A capture must begin on a side stream after warm-up runs: allocations and compilation cannot be captured.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -106,10 +106,10 @@ def captured(run: Run) -> Run:
 
 
 def activations(run: Run, device: torch.device) -> int | None:
-    """The most memory that a run holds at once beyond what was held before."""
+    """Return the most memory that a run holds at once beyond the memory held before; None off CUDA."""
     if device.type != "cuda":
         return None
-    run()  # what is allocated once is not its own
+    run()  # the first run makes buffers that later runs share
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     run()
@@ -117,7 +117,7 @@ def activations(run: Run, device: torch.device) -> int | None:
 
 
 def gemms(model: ViM, batch: int) -> Run:
-    """The matrix products of the blocks alone, every token."""
+    """Return a call of the blocks' matrix products alone, on every token."""
     shape, mixer = model.config.model, model.blocks[0].mixer
     weight = mixer.in_proj.weight
     tokens = torch.zeros(batch * shape.tokens, shape.d_model, dtype=weight.dtype, device=weight.device)
@@ -137,7 +137,10 @@ def gemms(model: ViM, batch: int) -> Run:
 def whole_models(
     clock: Clock, names: list[str], sizes: dict[str, int], batches: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a model, batch, dtype and variant: dense and compressed with the first backend, dense with the others."""
+    """Return a row per model, batch, dtype and variant, and what the time did not suffice for.
+
+    The first backend runs dense and compressed; the others run dense.
+    """
     rows, missing = [], []
     device = clock.device
     for dtype in DTYPES:
@@ -173,12 +176,13 @@ def whole_models(
 def scan_inputs(
     batch: int, length: int, E: int, N: int, R: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    """What a block hands to the scan."""
+    """Return the inputs that a block hands to the scan."""
     g = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, device=device)
 
+    # B, C and z are slices of larger tensors, as in a block: a kernel sees their real strides.
     _, B, C = normal(2, batch, length, R + 2 * N).to(dtype).split([R, N, N], -1)
     z = normal(batch, length, 2 * E).to(dtype)[..., E:]
     return {
@@ -198,8 +202,11 @@ def scan_inputs(
 def kernels_alone(
     clock: Clock, names: list[str], d_model: int, batches: Sequence[int], lengths: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The scan, the convolution and the norm of ViM-S, by tokens: with every backend, and mamba-ssm's own calls on its
-    own layout."""
+    """Return rows for the scan, the convolution and the norm of ViM-S by number of tokens, and what there was no time
+    for.
+
+    Every backend runs, and mamba-ssm's own calls on their own layout.
+    """
     rows, missing = [], []
     E, N, R = 2 * d_model, 16, -(-d_model // 16)
     for dtype in (torch.bfloat16, torch.float32):
@@ -242,8 +249,10 @@ def kernels_alone(
 
 
 def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict[str, Run]:
-    """selective_scan_cuda and causal-conv1d, both directions in one call, their inputs laid out beforehand and the gate
-    left out."""
+    """Return calls of selective_scan_cuda and causal-conv1d: both directions in one call, without the gate.
+
+    Their inputs are laid out beforehand, so that the comparison favours them.
+    """
     from stm.backends import mamba_ssm as m
 
     kernels, dtype = m._kernels(""), values["u"].dtype
@@ -260,8 +269,10 @@ def mamba_alone(values: dict[str, Any], x: Tensor, w: Tensor, b: Tensor) -> dict
 
 
 def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
-    """Our scan's kernel alone, for each number of channels a program: what the backend's own choice is to be judged
-    by."""
+    """Return calls of our scan's kernel alone, one for each number of channels per program.
+
+    They show whether the backend's own choice is the best one.
+    """
     from stm.backends.triton_scan import CHUNK, Walk
 
     walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, None, BOTH)
@@ -273,7 +284,7 @@ def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
 
 
 def training(clock: Clock, names: list[str], d_model: int, batch: int) -> list[dict[str, Any]]:
-    """Forward and backward of a model of four blocks: what recovery and training cost."""
+    """Return rows for forward and backward of a model of four blocks: the cost of training."""
     rows = []
     for dtype in ("bfloat16", "float32"):
         runs: dict[str, Run] = {}
@@ -293,7 +304,7 @@ def training(clock: Clock, names: list[str], d_model: int, batch: int) -> list[d
 
 @torch.inference_mode()
 def profile(clock: Clock, backend: str, d_model: int, batch: int) -> dict[str, dict[str, float]]:
-    """Where the device's time goes, as milliseconds a forward by kernel: dense and compressed, bf16."""
+    """Return the device's milliseconds per forward, by kernel, of the dense and the compressed model in bf16."""
     from torch.profiler import ProfilerActivity
 
     shares: dict[str, dict[str, float]] = {}
@@ -313,7 +324,7 @@ def profile(clock: Clock, backend: str, d_model: int, batch: int) -> dict[str, d
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The card, its driver and the day."""
+    """Return the card, its driver and the date."""
     about: dict[str, Any] = dataclasses.asdict(environment(device, dtype="", backend=""))
     about |= {"date": datetime.date.today().isoformat(), "cuda": torch.version.cuda, "driver": None}
     for name in ("triton", "mamba_ssm"):
@@ -335,7 +346,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables for people: milliseconds an image for models, a call for kernels."""
+    """Return the tables for people: milliseconds per image for models, per call for kernels."""
     about = results["machine"]
     lines = [
         f"# {about['name']}, {about['date']}",

@@ -1,9 +1,9 @@
-"""The time that `stm --help` takes, which should stay below 0.3 seconds.
+"""Measure the time that `stm --help` takes, which should stay below 0.3 seconds.
 
     python benchmarks/help_time.py
 
-Each run is a process of its own, from its start to its end; the first, which reads the files from the disk, does not
-count. On a busy machine a run waits for its turn: the processor time beside it is what the command itself takes.
+Each run is a process of its own, timed from its start to its end. The first run reads the files from the disk and does
+not count. On a busy machine a run waits for its turn; the processor time beside it is the time of the command itself.
 """
 
 import importlib.metadata
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def measure() -> tuple[float, float]:
-    """Seconds by the clock, and of a processor."""
+    """Return the seconds of one run, by the clock and of a processor."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "stm_cli", "--help"], stdout=subprocess.DEVNULL, check=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""Builds kernels.c with the flags of the native backend, at the level that this processor runs it at, and calls it."""
+"""Build kernels.c with the flags of the native backend, at the level that this processor runs it at, and call it."""
 
 import ctypes
 import runpy
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled kernels; `setup.py` is read for its flags and installs nothing."""
+    """Return the compiled kernels. `setup.py` is read for its flags and installs nothing."""
     with patch("setuptools.setup"):
         flags = runpy.run_path(str(ROOT / "setup.py"))
     level = next(name for name, description in native.LEVELS.values() if description == native.status()[1])
@@ -37,27 +37,31 @@ def library() -> ctypes.CDLL:
         ]
         source = str(ROOT / "benchmarks" / "kernels.c")
         subprocess.run([*sysconfig.get_config_var("CC").split(), *words, source, "-o", str(out)], check=True)
-        found = ctypes.CDLL(str(out))
-    found.limit.restype, found.limit_width.restype = ctypes.c_float, ctypes.c_int64
-    return found
+        kernels = ctypes.CDLL(str(out))  # the file may go once it is loaded
+    kernels.limit.restype, kernels.limit_width.restype = ctypes.c_float, ctypes.c_int64
+    return kernels
 
 
 def limit(updates: int) -> Callable[[], None]:
-    """The arithmetic of so many state updates (a state of a channel at a token) on one thread, without any memory."""
+    """Return a call with the arithmetic of so many state updates on one thread, without any memory.
+
+    One update is one state of one channel at one token.
+    """
     count = ctypes.c_int64(-(-updates // library().limit_width()))
     return lambda: library().limit(count)
 
 
 def materialising(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Callable[[], Tensor]:
-    """Both directions of a scan in the design that materialises, without skip and gate, on inputs that are laid out for
-    it.
+    """Return a call that runs both directions of a scan in the design that materialises, without skip and gate.
+
+    The inputs are laid out for it beforehand, so that only the design itself is timed.
 
     Args:
         u: (2, B, L, E); delta the same, after its softplus. A (2, E, N), B and C (2, B, L, N), as in
             `stm.backends.reference.scan`.
 
     Returns:
-        What runs it and returns (2, B, L, E).
+        A call that returns (2, B, L, E).
     """
 
     def walking(v: Tensor) -> Tensor:

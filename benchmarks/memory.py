@@ -1,10 +1,11 @@
-"""The peak memory of `stm compress`, against what it should stay below.
+"""Measure the peak memory of `stm compress` against its bound.
 
     python benchmarks/memory.py CHECKPOINT DATA [LIMIT [BATCH]] [--rounds 5]
 
-Each figure is the high-water mark of a process of its own (VmHWM of /proc, so Linux only), one thread. The bound is the
-bare import's peak, 2.5 times the weights, and what one dense forward of the same batch adds; allocators make the last
-vary from run to run, so it is measured several times. It exits 1 where the bound is passed.
+Each figure is the high-water mark of a process of its own (VmHWM of /proc, so Linux only), with one thread. The bound
+is the peak of the bare import, plus 2.5 times the weights, plus the memory that one dense forward of the same batch
+adds. Allocators make the last term vary from run to run, so it is measured several times. The exit code is 1 if
+compress exceeds the bound.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     print(f"MB, median (lowest to highest) of {options.rounds}")
     print(f"bare import   {bare / 1e6:.0f}")
     print(f"weights       {weights / 1e6:.1f}")
-    print(f"forward adds  {spread([each[1] for each in forwards])}")
+    print(f"forward adds  {spread([added for _, added in forwards])}")
     print(f"compress      {spread(wholes)}")
     print(f"bound         {bound / 1e6:.0f}: compress is at {whole / bound:.2f} of it")
     raise SystemExit(whole > bound)
@@ -55,7 +56,10 @@ def run(stage: str, options: argparse.Namespace) -> list[int]:
 
 
 def measure(options: argparse.Namespace) -> list[int]:
-    """In a process of its own: the bare peak and what a forward adds, or the peak of the whole job."""
+    """Return the bare peak and the bytes that a forward adds, or the peak of the whole job.
+
+    It must run in a process of its own: a high-water mark never falls.
+    """
     import jinja2  # noqa: F401 - part of the bare import
 
     import stm.commands.compress
@@ -81,9 +85,9 @@ def measure(options: argparse.Namespace) -> list[int]:
 
 
 def status(key: str) -> int:
-    found = re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    line = re.search(key + r":\s+(\d+)", Path("/proc/self/status").read_text())
+    assert line is not None
+    return int(line[1]) * 1024  # the kernel counts in KiB
 
 
 def spread(values: list[int]) -> str:

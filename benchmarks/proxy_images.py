@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-CLASSES, HELD_OUT, CALIBRATION = 20, 50, 10  # the last two a class
+CLASSES, HELD_OUT, CALIBRATION = 20, 50, 10  # the last two per class
 
 
 class Archive(NamedTuple):
-    """Encoded images; `offsets` (n + 1,) are where each begins in `blob`, `labels` (n,)."""
+    """Encoded images: image i is the bytes offsets[i] to offsets[i + 1] of `blob`; `labels` has n values."""
 
     name: str
     blob: np.ndarray
@@ -36,41 +36,41 @@ class Archive(NamedTuple):
             return cls(name, data["blob"], data["offsets"], data["labels"])
 
     def of(self, label: int) -> np.ndarray:
-        """The places of a class."""
+        """Return the indices of a class's images."""
         return np.flatnonzero(self.labels == label)
 
-    def image(self, place: int) -> bytes:
-        return self.blob[self.offsets[place] : self.offsets[place + 1]].tobytes()
+    def image(self, index: int) -> bytes:
+        return self.blob[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
 
-class Chosen(NamedTuple):
-    """An image: where it is, and its class among the proxy's twenty."""
+class Selected(NamedTuple):
+    """An image: its archive, its index there, and its class among the proxy's twenty."""
 
     archive: Archive
-    place: int
+    index: int
     label: int
 
 
-def split(train: Archive, val: Archive) -> dict[str, list[Chosen]]:
-    """The proxy's own split: numpy's legacy generators with the seeds that it was trained with draw the same in every
-    version."""
+def split(train: Archive, val: Archive) -> dict[str, list[Selected]]:
+    """Return the proxy's own split, with the seeds that it was trained with."""
+    # numpy's legacy generators: they draw the same in every version of numpy, which the new ones do not promise.
     classes = sorted(np.random.RandomState(0).choice(100, CLASSES, replace=False))
     generator = np.random.RandomState(1)
     evaluation, calibration = [], []
     for label, original in enumerate(classes):
         mixed = train.of(original)[generator.permutation(len(train.of(original)))]
         held_out, trained_on = mixed[:HELD_OUT], mixed[HELD_OUT:]
-        evaluation += [Chosen(val, place, label) for place in val.of(original)]
-        evaluation += [Chosen(train, place, label) for place in held_out]
-        calibration += [Chosen(train, place, label) for place in trained_on[:CALIBRATION]]
+        evaluation += [Selected(val, index, label) for index in val.of(original)]
+        evaluation += [Selected(train, index, label) for index in held_out]
+        calibration += [Selected(train, index, label) for index in trained_on[:CALIBRATION]]
     return {"evaluation": evaluation, "calibration": calibration}
 
 
-def rows(folder: Path, images: list[Chosen]) -> Iterator[tuple[str, int]]:
-    """Write the images, and give the row of each."""
-    for archive, place, label in images:
-        name = f"{archive.name}-{place:05}.webp"
-        (folder / name).write_bytes(archive.image(place))
+def rows(folder: Path, images: list[Selected]) -> Iterator[tuple[str, int]]:
+    """Write the images, and yield the row of labels.csv of each."""
+    for archive, index, label in images:
+        name = f"{archive.name}-{index:05}.webp"
+        (folder / name).write_bytes(archive.image(index))
         yield name, label
 
 

@@ -1,10 +1,10 @@
-"""What several processes cost and gain on this machine: `stm eval` in one and in more, in turns, and the gathering of
-records alone.
+"""Measure what several processes cost and gain on this machine.
 
     python benchmarks/scale.py --processes 2
 
-Each run is a process of its own, or a torchrun. On a busy machine only the ratios of a row mean anything, and there two
-processes also get twice the share of the processors that one gets: processor seconds do not depend on that.
+`stm eval` runs in one process and in several, in turns; the gathering of records is then timed alone. Each run is a
+process of its own, or a torchrun. On a busy machine only the ratios of a row mean anything. There two processes also
+get twice the share of the processors that one gets; processor seconds do not depend on that share.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def main() -> None:
     )
     show("images/s", [b[1].speed / a[1].speed for a, b in zip(one, more, strict=True)], options.processes)
     show("wall seconds", [b[1].wall / a[1].wall for a, b in zip(one, more, strict=True)], options.processes)
+    # The difference of two limits has no start-up time in it.
     slopes = [[pair[1].processor - pair[0].processor for pair in each] for each in (one, more)]
     show(
         f"processor seconds of {many - few} images more",
@@ -93,7 +94,7 @@ def show(what: str, ratios: list[float], processes: int) -> None:
 
 
 class Cost(NamedTuple):
-    """Images/s as the report has it, seconds by the clock, seconds of processors, and what was found."""
+    """The cost of one run: images/s from its report, seconds by the clock, seconds of processors, and its figures."""
 
     speed: float
     wall: float
@@ -117,7 +118,7 @@ def measure(command: list[str]) -> Cost:
 
 
 def gather(batch_size: int) -> None:
-    """A round's exchange with nothing else in it, in every process that torchrun started."""
+    """Time one round's exchange of records alone, in every process that torchrun started."""
     record = Record(
         file="val/ILSVRC2012_val_00000001.JPEG", label=1, pred=1, top5=(1, 2, 3, 4, 5), dense_pred=1, margin=0.5, kl=0.5
     )

@@ -32,25 +32,25 @@ def reference() -> str:
 
 def _command(name: str, command: Any) -> Iterator[str]:
     yield from (f"## stm {name}", "", _text(command.help or ""), "")
-    arguments = [each for each in command.params if each.param_type_name == "argument"]
-    words = (f"[{each.metavar}]" if not each.required else each.metavar for each in arguments)
+    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    words = (argument.metavar if argument.required else f"[{argument.metavar}]" for argument in arguments)
     yield from (f"    stm {' '.join((name, *words))} [OPTIONS]", "")
     for panel, parameters in _panels(command.params).items():
         yield from (f"| {panel} | |", "| --- | --- |")
-        yield from (f"| {_name(each)} | {_text(each.help or '')} |" for each in parameters)
+        yield from (f"| {_name(parameter)} | {_text(parameter.help or '')} |" for parameter in parameters)
         yield ""
     title, *lines = (command.epilog or "").splitlines()
     yield from (f"{title}", "", *(f"    {line.strip()}" for line in lines), "")
 
 
 def _panels(parameters: list[Any]) -> dict[str, list[Any]]:
-    """The parameters by the heading that the help screen gives them, in its order."""
+    """Return the parameters by the heading that the help screen gives them, in its order."""
     panels: dict[str, list[Any]] = {}
-    for each in parameters:
-        panel = getattr(each, "rich_help_panel", None) or (
-            "Arguments" if each.param_type_name == "argument" else "Options"
+    for parameter in parameters:
+        panel = getattr(parameter, "rich_help_panel", None) or (
+            "Arguments" if parameter.param_type_name == "argument" else "Options"
         )
-        panels.setdefault(panel, []).append(each)
+        panels.setdefault(panel, []).append(parameter)
     return panels
 
 
@@ -62,7 +62,7 @@ def _name(parameter: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Words for a cell of a table: a help text is not Markdown."""
+    """Return a help text as a cell of a Markdown table, with Markdown's own characters escaped."""
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
 
 

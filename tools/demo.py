@@ -1,4 +1,4 @@
-"""`make demo`: the whole job on the embedded model, and what it cost on one screen. Needs no network.
+"""`make demo`: the whole job on the embedded model, with its cost on one screen. Needs no network.
 
 Writes ./vim-digits-stm40 with the default method, measures the paper's method in a temporary place, and ends with the
 commands to type next.
@@ -40,19 +40,17 @@ def main() -> None:
             MODEL, merge=MergeOptions(rate=RATE, method="paper"), eval=False, out=Path(scratch) / "paper"
         )
         small, theirs = stm.load(OUT), stm.load(paper.output)
-        measured = stm.evaluate(
-            theirs, None, on_progress=on_progress
-        )  # beside nothing: `ours` has measured the dense model
+        measured = stm.evaluate(theirs, None, on_progress=on_progress)  # no reference: `ours` measured the dense model
         ms = milliseconds({"dense": small.with_plan(None), "stm": small, "paper": theirs})
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in (f"rate {RATE}", "tokens", "FLOPs (paper)", "ms/image", "top-1 (95%)"):
         table.add_column(heading, no_wrap=True)
-    found = ours.eval
-    assert found is not None and found.dense_top1 is not None  # the digits have labels
-    table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], found.dense_top1, found.n))
-    for report, top1 in ((ours, found.top1), (paper, measured.top1)):
-        row = _row(report.schedule["tokens_per_block"], report.flops, ms[report.recipe.method], top1, found.n)
+    figures = ours.eval
+    assert figures is not None and figures.dense_top1 is not None  # the digits have labels
+    table.add_row("dense", *_row(about.tokens_per_block, about.flops, ms["dense"], figures.dense_top1, figures.n))
+    for report, top1 in ((ours, figures.top1), (paper, measured.top1)):
+        row = _row(report.schedule["tokens_per_block"], report.flops, ms[report.recipe.method], top1, figures.n)
         table.add_row(f"--method {report.recipe.method}", *row)
 
     screen = console()
@@ -62,7 +60,7 @@ def main() -> None:
 
 
 def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
-    """The median time an image of each model, in rounds in which each has a turn: what else the machine does hits all
+    """Return the median time per image of each model, in ms. The models take turns, so that other load hits all
     alike."""
     shape = next(iter(models.values())).config.model
     images = torch.zeros(BATCH, shape.in_chans, shape.image_size, shape.image_size)
@@ -73,9 +71,8 @@ def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
                 start = time.perf_counter()
                 model(images.to(model.cls_token.device)).cpu()  # the copy waits for the device
                 seconds[name].append(time.perf_counter() - start)
-    return {
-        name: 1000 * statistics.median(each[1:]) / BATCH for name, each in seconds.items()
-    }  # the first round warms up
+    # The first round warms up.
+    return {name: 1000 * statistics.median(rounds[1:]) / BATCH for name, rounds in seconds.items()}
 
 
 def _row(per_block: Sequence[int], flops: Flops, ms: float, top1: float | None, n: int) -> tuple[str, ...]:
@@ -101,7 +98,7 @@ def _words(measured: EvalReport, ours: CompressReport) -> str:
 
 
 def _next() -> list[tuple[str, ...]]:
-    """Three commands, as they can be typed here: the environment of `make demo` is not the shell's."""
+    """Return three commands as they can be typed here: `make demo` may run in another environment than the shell."""
     beside = Path(sys.executable).with_name("stm")
     program = (
         "stm"

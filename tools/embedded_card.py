@@ -1,4 +1,4 @@
-"""Write the embedded model's card again, where the template has changed: python -m tools.embedded_card"""
+"""Write the embedded model's card again after a change of the template: python -m tools.embedded_card"""
 
 from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL, FOLDER
@@ -7,7 +7,7 @@ from stm.measure import flops
 
 
 def embedded_card() -> str:
-    """The card of its folder, from what the folder says."""
+    """Return the embedded model's card, made from its folder."""
     config = artifact.read_config(FOLDER / EMBEDDED_MODEL)
     return card(
         config,

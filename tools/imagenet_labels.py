@@ -3,8 +3,8 @@
     pip download --no-deps timm
     python tools/imagenet_labels.py timm-*.whl stm/assets/imagenet1k.tsv
 
-A class's label is the first lemma of its WordNet synset. Where another class has the same one, letters' case aside, it
-is the whole list of lemmas, and where even the lists are equal, what the thing is stands behind it.
+A class's label is the first lemma of its WordNet synset. If another class has the same first lemma, ignoring case, the
+label is the whole list of lemmas. If even the lists are equal, the kind of thing stands behind them in parentheses.
 """
 
 import argparse
@@ -17,7 +17,7 @@ KINDS = {"n02012849": "bird", "n03126707": "machine"}  # both are just "crane"
 
 
 def labels_of(lemmas: dict[str, str]) -> dict[str, str]:
-    """One label a class, unique even where case is ignored."""
+    """Return one label per class, unique even if case is ignored."""
     first = {wnid: text.split(", ")[0] for wnid, text in lemmas.items()}
     shared = Counter(label.casefold() for label in first.values())
     labels = {wnid: label if shared[label.casefold()] == 1 else lemmas[wnid] for wnid, label in first.items()}

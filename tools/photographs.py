@@ -22,7 +22,7 @@ SOURCES = {
 
 
 def encode(image: Image.Image) -> tuple[int, bytes]:
-    """The best quality that fits, and the file."""
+    """Return the best quality whose file fits, and the file."""
     for quality in range(95, 30, -1):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)

@@ -1,13 +1,12 @@
-"""Make the outputs that README.md shows: every `$ stm ...` in an indented block is run, and what it prints is put below
-it.
+"""Make the outputs that README.md shows: run every `$ stm ...` of an indented block, and put its output below it.
 
-    python tools/readme.py            # writes them into README.md
-    python tools/readme.py --check    # runs them, writes nothing, and fails where one says something else
+    python tools/readme.py            # writes the outputs into README.md
+    python tools/readme.py --check    # runs the commands, writes nothing, and fails if an output differs
 
-The commands run one after the other in an empty folder, 80 columns wide, offline. Two outputs are the same where they
+The commands run one after the other in an empty folder, 80 columns wide, offline. Two outputs count as the same if they
 differ only in numbers, and in those by less than a twentieth. No two machines agree on a speed: show none, or end the
-command with `# speeds vary`: then the last number of a line, and what comes from the line on that says "measured on",
-are not compared.
+command with `# speeds vary`. Then the last number of each line is not compared, nor is anything from the line that
+begins with "measured on".
 """
 
 import argparse
@@ -30,22 +29,22 @@ SHOWN = {"COLUMNS": "80", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": 
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """The commands of a README and the lines that it shows below each, as they are printed."""
-    found: list[tuple[str, list[str]]] = []
+    """Return the commands of a README and the lines that it shows below each, as they are printed."""
+    outputs: list[tuple[str, list[str]]] = []
     shown: list[str] | None = None
     for line in text.splitlines():
         if line.startswith(f"{INDENT}$ stm "):
             shown = []
-            found.append((line.removeprefix(f"{INDENT}$ "), shown))
+            outputs.append((line.removeprefix(f"{INDENT}$ "), shown))
         elif line.startswith(INDENT) and shown is not None:
             shown.append(line.removeprefix(INDENT))
         else:
             shown = None
-    return found
+    return outputs
 
 
 def replaced(text: str, outputs: list[list[str]]) -> str:
-    """The README with these lines below its commands."""
+    """Return the README with these lines below its commands."""
     left, out, inside = iter(outputs), [], False
     for line in text.splitlines():
         if line.startswith(f"{INDENT}$ stm "):
@@ -58,7 +57,7 @@ def replaced(text: str, outputs: list[list[str]]) -> str:
 
 
 def run(wanted: list[str]) -> list[list[str]]:
-    """What the commands print on stdout, one after the other."""
+    """Return the lines that each command prints on stdout, run one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         outputs = []
         for command in wanted:
@@ -66,14 +65,13 @@ def run(wanted: list[str]) -> list[list[str]]:
             done = subprocess.run(
                 words, cwd=folder, env=os.environ | SHOWN, stdout=subprocess.PIPE, text=True, check=True
             )
-            outputs.append(
-                [line.rstrip() for line in done.stdout.splitlines() if line.strip()]
-            )  # a blank line would end the block
+            # A blank line would end the block.
+            outputs.append([line.rstrip() for line in done.stdout.splitlines() if line.strip()])
         return outputs
 
 
 def same(shown: list[str], printed: list[str], speeds_vary: bool = False) -> bool:
-    """Whether two outputs say the same, but for the last digits and, where they vary, speeds and the machine."""
+    """Return whether two outputs agree up to last digits and, if speeds vary, up to speeds and the machine."""
     if speeds_vary:
         shown, printed = (
             list(takewhile(lambda line: not line.startswith("measured on "), lines)) for lines in (shown, printed)
@@ -100,14 +98,14 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     text = README.read_text(encoding="utf-8")
-    found = commands(text)
-    outputs = run([command for command, _ in found])
+    shown_outputs = commands(text)
+    outputs = run([command for command, _ in shown_outputs])
     if not check:
         README.write_text(replaced(text, outputs), encoding="utf-8")
         return 0
     wrong = [
         (command, printed)
-        for (command, shown), printed in zip(found, outputs, strict=True)
+        for (command, shown), printed in zip(shown_outputs, outputs, strict=True)
         if not same(shown, printed, SPEEDS in command)
     ]
     for command, printed in wrong:

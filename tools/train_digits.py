@@ -1,14 +1,14 @@
-"""Train the embedded model, vim-digits, and write it, measured, with its sample set to stm/assets/vim-digits.
+"""Train the embedded model, vim-digits, measure it, and write it with its sample set to stm/assets/vim-digits.
 
-    python tools/train_digits.py                    # the model that is shipped: same seed, same machine and threads,
-    same bytes
+    python tools/train_digits.py    # the shipped model: same seed, same machine and threads, same bytes
 
-A ViM of the real geometry (14 x 14 patches and a class token, 24 blocks, N = 16) but D = 32, on the UCI handwritten
-digits that scikit-learn ships: 8 x 8 pixels, upscaled, turned and placed at random on a canvas of 28 x 28. A third of
-the digits is held out: training never sees it, nothing is chosen by it, and drawn once it is the sample set.
+A ViM of the real geometry (14 x 14 patches and a class token, 24 blocks, N = 16) but with D = 32. It learns the UCI
+handwritten digits that scikit-learn ships: 8 x 8 pixels, upscaled, turned and placed at random on a canvas of 28 x 28.
+A third of the digits is held out: training never sees them, and they choose nothing. Drawn once, they are the sample
+set.
 
 Data: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998, CC BY
-    4.0.
+4.0.
 """
 
 import argparse
@@ -70,25 +70,26 @@ def parse() -> argparse.Namespace:
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """The digits (n, 8, 8) from 0 to 1, and their labels (n,)."""
+    """Return the digits (n, 8, 8) from 0 to 1, and their labels (n,)."""
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 16, torch.tensor(bunch.target)
 
 
 def draw(digits: Tensor, g: torch.Generator) -> Tensor:
-    """Each digit (n, 8, 8) upscaled, turned and placed at random on its canvas: (n, 28, 28), uint8."""
+    """Return each digit (n, 8, 8) upscaled, turned and placed at random on a canvas: (n, 28, 28), uint8."""
     n = len(digits)
     angle = (2 * torch.rand(n, generator=g) - 1) * math.radians(DEGREES)
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * torch.rand(n, generator=g)
-    place = (2 * torch.rand(n, 2, generator=g) - 1) * (1 - scale[:, None])  # the 8 x 8 image stays on the canvas
+    shift = (2 * torch.rand(n, 2, generator=g) - 1) * (1 - scale[:, None])  # the 8 x 8 image stays on the canvas
+    # The inverse of turning, scaling and shifting: affine_grid maps positions on the canvas back to the image.
     turn = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], -1).view(n, 2, 2) / scale[:, None, None]
-    grid = F.affine_grid(torch.cat([turn, -turn @ place[..., None]], -1), [n, 1, SIDE, SIDE], align_corners=False)
+    grid = F.affine_grid(torch.cat([turn, -turn @ shift[..., None]], -1), [n, 1, SIDE, SIDE], align_corners=False)
     canvas = F.grid_sample(digits[:, None], grid, mode="bicubic", align_corners=False)
     return (canvas[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def normalised(images: Tensor) -> Tensor:
-    """(n, 28, 28), uint8, to what the model takes: (n, 1, 28, 28)."""
+    """Return images (n, 28, 28), uint8, as the model takes them: (n, 1, 28, 28)."""
     return (images[:, None].float() / 255 - MEAN) / STD
 
 
@@ -109,7 +110,9 @@ def config(options: argparse.Namespace) -> Config:
 
 
 def train(model: ViM, digits: Tensor, labels: Tensor, options: argparse.Namespace) -> ViM:
-    """The average of the weights along the way. The number of epochs is fixed beforehand."""
+    """Train, and return the average of the weights along the way."""
+    # The number of epochs is fixed beforehand: stopping by the held-out digits would choose by them.
+    # No weight decay for vectors, embeddings (first axis 1) and parameters stacked by direction (first axis 2).
     matrices = [p for p in model.parameters() if p.dim() > 1 and p.shape[0] > 2]
     decayed = {id(p) for p in matrices}
     groups = [
