@@ -213,16 +213,7 @@ def _compared(
     on_progress: OnProgress | None,
 ) -> _Outcome:
     """Compare the two models, write the figures into the small one's config, and hold them to the gate."""
-    figures = assess(
-        small,
-        samples,
-        reference=dense,
-        limit=images.limit,
-        batch_size=images.batch_size,
-        seed=images.draws_by,
-        workers=images.workers,
-        on_progress=on_progress,
-    )
+    figures = assess(small, samples, images, reference=dense, on_progress=on_progress)
     small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
     gate = None
     if max_drop is not None and figures.drop is not None:

@@ -60,12 +60,9 @@ def evaluate(
     figures = assess(
         vim,
         samples,
+        images,
         reference=dense,
-        limit=images.limit,
-        batch_size=images.batch_size,
-        seed=images.draws_by,
         records=records,
-        workers=images.workers,
         world=world,
         on_progress=on_progress,
     )

@@ -65,12 +65,9 @@ def report(
     evaluation, found_records = assess_each(
         model,
         samples,
+        images,
         reference=model.with_plan(None),
-        limit=images.limit,
-        batch_size=images.batch_size,
-        seed=images.draws_by,
         records=records,
-        workers=images.workers,
         on_progress=on_progress,
     )
     missing = {

@@ -25,6 +25,7 @@ from stm.measure.records import Identity, Record, RecordFile, check_path, finger
 from stm.measure.stats import summarize
 from stm.model.serving import IMAGES_AT_ONCE
 from stm.model.vim import ViM
+from stm.options import EvalOptions
 from stm.progress import OnProgress, Progress
 from stm.reports import Assessment, EvalReport
 
@@ -83,66 +84,43 @@ def evaluate(
         ('digits-heldout', 8)
     """
     samples = as_samples(data, model.config, limit=limit, seed=seed, need_labels=isinstance(data, str | Path))
-    figures = assess(
-        model,
-        samples,
-        reference=reference,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        records=records,
-        workers=workers,
-        on_progress=on_progress,
-    )
+    images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
+    figures = assess(model, samples, images, reference=reference, records=records, on_progress=on_progress)
     return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **vars(figures))
 
 
 def assess(
     model: ViM,
     samples: SampleSet,
+    images: EvalOptions = EvalOptions(),
     *,
     reference: ViM | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
     records: str | Path | None = None,
-    workers: int | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Assessment:
-    """Measure as `evaluate` does, on a set from which `limit` and `seed` have already drawn.
+    """Measure as `evaluate` does, on a set that `images` has already opened and drawn from.
 
     Args:
         world: the processes that all call this function and share the work. The first one has the records' file.
     """
     return assess_each(
-        model,
-        samples,
-        reference=reference,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        records=records,
-        workers=workers,
-        world=world,
-        on_progress=on_progress,
+        model, samples, images, reference=reference, records=records, world=world, on_progress=on_progress
     )[0]
 
 
 def assess_each(
     model: ViM,
     samples: SampleSet,
+    images: EvalOptions = EvalOptions(),
     *,
     reference: ViM | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
     records: str | Path | None = None,
-    workers: int | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> tuple[Assessment, list[Record]]:
     """Measure as `assess` does, and return the records behind its figures too."""
+    batch_size, seed = images.batch_size, images.draws_by
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if reference is not None:
@@ -156,7 +134,7 @@ def assess_each(
             reference=None if reference is None else fingerprint(reference),
             data=samples.fingerprint,
             preprocessing=model.config.preprocessing,
-            limit=limit,
+            limit=images.limit,
             seed=seed,
         )
         file = RecordFile(records, identity, [sample.file for sample in samples.samples], batch_size)
@@ -166,7 +144,7 @@ def assess_each(
             samples,
             reference=reference,
             batch_size=batch_size,
-            workers=workers,
+            workers=images.workers,
             file=file,
             world=world,
             on_progress=on_progress,

@@ -30,6 +30,7 @@ from stm.measure.records import HEADER, read_records
 from stm.measure.stats import summarize
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
+from stm.options import EvalOptions
 from stm.progress import Progress
 
 HERE = Path(__file__).resolve().parent
@@ -291,4 +292,4 @@ def test_another_model_does_not_resume(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds the records of another run: model was"):
         assess(reference, data, records=csv)
     with pytest.raises(DataError, match=r"data was .*; limit was null and is now 5"):
-        assess(model, data.take(5), limit=5, records=csv)
+        assess(model, data.take(5), EvalOptions(limit=5), records=csv)
