@@ -70,7 +70,7 @@ def main() -> None:
     show("images/s", [b[1].speed / a[1].speed for a, b in zip(one, more, strict=True)], options.processes)
     show("wall seconds", [b[1].wall / a[1].wall for a, b in zip(one, more, strict=True)], options.processes)
     # The difference of two limits has no start-up time in it.
-    slopes = [[pair[1].processor - pair[0].processor for pair in each] for each in (one, more)]
+    slopes = [[pair[1].processor - pair[0].processor for pair in pairs] for pairs in (one, more)]
     show(
         f"processor seconds of {many - few} images more",
         [b / a for a, b in zip(*slopes, strict=True)],
@@ -136,8 +136,8 @@ def gather(batch_size: int) -> None:
                 f"gathering {batch_size} records of each of {world.size} processes: {middle:.2f} ms ({low:.2f} to"
                 f" {high:.2f}, quartiles)"
             )
-            each = len(pickle.dumps([pickle.loads(pickle.dumps(record)) for _ in range(batch_size)])) / batch_size
-            print(f"bytes of a record on the way: {each:.0f}")
+            size = len(pickle.dumps([pickle.loads(pickle.dumps(record)) for _ in range(batch_size)])) / batch_size
+            print(f"bytes of a record on the way: {size:.0f}")
 
 
 if __name__ == "__main__":

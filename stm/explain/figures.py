@@ -198,9 +198,9 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
     return figure
 
 
-def groups(image: Image.Image, found: Sequence[Stage], tokens: int, cls: int, name: str) -> "Figure":
+def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, name: str) -> "Figure":
     """Draw the photograph once per stage with the merged groups outlined; pruned patches are dark."""
-    shown = some(found, MOST_STAGES)
+    shown = some(stages, MOST_STAGES)
     columns = min(4, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = plots.WIDTH / 4

@@ -160,42 +160,42 @@ def _maps(name: str, trace: explain.BlockTrace, groups: Groups) -> Maps:
     return Maps(name, state_norms(trace.scan)[:, 0].tolist(), both.tolist(), int(trace.entered.cls), groups)
 
 
-def write(folder: Path, found: Explanation, small: ViM, title: str) -> tuple[str, ...]:
+def write(folder: Path, explanation: Explanation, small: ViM, title: str) -> tuple[str, ...]:
     """Draw the figures, write them and their data into a folder, and return the names of the files.
 
     Args:
         title: the compressed model's name in the figures.
     """
-    tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(found.images)
+    tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(explanation.images)
     drawn = {
-        "fading": figures.fading(found.fading, found.fits, found.block, n),
-        "losses": figures.losses(found.losses, found.plan, title, n),
-        "ldsd": figures.influence(found.influence, n),
+        "fading": figures.fading(explanation.fading, explanation.fits, explanation.block, n),
+        "losses": figures.losses(explanation.losses, explanation.plan, title, n),
+        "ldsd": figures.influence(explanation.influence, n),
     }
-    for number, image in enumerate(found.images):
-        drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, found.block, tokens, cls)
+    for number, image in enumerate(explanation.images):
+        drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, explanation.block, tokens, cls)
         drawn[_name(number, "groups")] = figures.groups(image.picture, stages(image.groups), tokens, cls, title)
     files = [name for stem, figure in drawn.items() for name in plots.save(figure, folder, stem)]
-    return (*files, *_write_data(folder, found, tokens, cls))
+    return (*files, *_write_data(folder, explanation, tokens, cls))
 
 
-def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list[str]:
+def _write_data(folder: Path, explanation: Explanation, tokens: int, cls: int) -> list[str]:
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {
         "fading.csv": (
-            ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(found))),
-            ((r.side, r.distance, r.merged, r.predicted, r.logits, *r.cls) for r in found.fading),
+            ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(explanation))),
+            ((r.side, r.distance, r.merged, r.predicted, r.logits, *r.cls) for r in explanation.fading),
         ),
         "losses.csv": (
             ("after_block", "rule", "merged", "class"),
-            ((r.after, r.rule, r.merged, r.cls) for r in found.losses),
+            ((r.after, r.rule, r.merged, r.cls) for r in explanation.losses),
         ),
         "ldsd.csv": (
-            ("side", "distance", *(f"block_{b}" for b in range(len(found.plan)))),
-            ((r.side, r.distance, *r.blocks) for r in found.influence),
+            ("side", "distance", *(f"block_{b}" for b in range(len(explanation.plan)))),
+            ((r.side, r.distance, *r.blocks) for r in explanation.influence),
         ),
-        "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(found.plan))),
+        "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(explanation.plan))),
     }
-    for number, image in enumerate(found.images):
+    for number, image in enumerate(explanation.images):
         map_file, attention_file, groups_file = _data_names(number)
         tables[map_file] = (
             ("model", "token", "positions", "state_forward", "state_backward", "class_attention"),
@@ -212,11 +212,11 @@ def _write_data(folder: Path, found: Explanation, tokens: int, cls: int) -> list
             table.writerow(header)
             # Six digits, more than any figure shows: the last digits of a float differ between machines.
             table.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return [*tables, *(_data_names(number)[2] for number in range(len(found.images)))]
+    return [*tables, *(_data_names(number)[2] for number in range(len(explanation.images)))]
 
 
-def _blocks(found: Explanation) -> range:
-    return range(found.block, len(found.plan))
+def _blocks(explanation: Explanation) -> range:
+    return range(explanation.block, len(explanation.plan))
 
 
 def _map_rows(of_models: Iterable[Maps]) -> Iterable[Sequence[Any]]:

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
 
 
-def render(config: Config, found: Findings) -> str:
+def render(config: Config, findings: Findings) -> str:
     """Return the page of a compressed model, from its folder's config and the findings about it.
 
     Raises:
@@ -46,16 +46,16 @@ def render(config: Config, found: Findings) -> str:
         "shell": shlex.join,
         "python": repr,
     }
-    shape, schedule, evaluation, cost = config.model, config.schedule, found.evaluation, flops.count(config)
+    shape, schedule, evaluation, cost = config.model, config.schedule, findings.evaluation, flops.count(config)
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
     figure = "agreement" if evaluation.top1 is None else "top1"
     here, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
-    by_flops, by_time = facts.points(found.sweep.rows if found.sweep else (), figure)
+    by_flops, by_time = facts.points(findings.sweep.rows if findings.sweep else (), figure)
     return templates.get_template("page.html.j2").render(
         version=__version__,
         install=install_command(),
         config=config,
-        found=found,
+        found=findings,
         evaluation=evaluation,
         model=shape,
         command=None if command is None else shlex.join(command),
@@ -73,8 +73,8 @@ def render(config: Config, found: Findings) -> str:
             {"caption": caption} | charts.outlines(held, schedule.cls, shape.grid)
             for caption, held in facts.merged_patches(config)
         ],
-        spans=None if found.dense_ci is None else charts.intervals(evaluation, found.dense_ci),
-        accuracy=_accuracy(evaluation, found.dense_ci),
+        spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
+        accuracy=_accuracy(evaluation, findings.dense_ci),
         reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
         speed=facts.speed_text(evaluation),
         figure=FIGURES[figure],
