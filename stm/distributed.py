@@ -6,9 +6,8 @@ batches all hold the records of all. So every process makes the same report, the
 a set is never padded to divide evenly.
 
 What is exchanged are records: Python objects in the host's memory. torch's default pair of backends is set up, gloo for
-    the host and
-NCCL for CUDA devices, so it is gloo that carries them, on GPUs too. A process that waits in it learns at once that
-another one died; one that waits for a kernel of NCCL does not.
+the host and NCCL for CUDA devices, so it is gloo that carries them, on GPUs too. A process that waits in it learns at
+once that another one died; one that waits for a kernel of NCCL does not.
 """
 
 import os

@@ -5,10 +5,9 @@ the Hub nothing is kept on disk.
     set.parquet, "folder/val-*.tar"            files on this machine
 
 The shards are looked through once: where each image is, and its label. Of parquet that costs the column of labels; a
-    tar file of the
-Hub passes by whole, as it has no list of what it holds, and where several processes work each looks through its share
-of the shards. After that a set is as any other: it has a length, `limit` draws from all of it, a batch is read by the
-process that measures it alone, and a run that stopped goes on without reading again what it has.
+tar file of the Hub passes by whole, as it has no list of what it holds, and where several processes work each looks
+through its share of the shards. After that a set is as any other: it has a length, `limit` draws from all of it, a
+batch is read by the process that measures it alone, and a run that stopped goes on without reading again what it has.
 """
 
 import glob

@@ -4,9 +4,8 @@ test_triton_compile.py.
     python tests/backends/compile_kernels.py 90 bfloat16
 
 The operators are called as a model calls them, on CPU tensors, under a driver that names the architecture and launches
-    nothing: what is
-compiled is what a GPU would be given, specialisations included. Prints a line of JSON a kernel, with ptxas's registers
-and spills.
+nothing: what is compiled is what a GPU would be given, specialisations included. Prints a line of JSON a kernel, with
+ptxas's registers and spills.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What files, the Hub and the command line say reaches a terminal only as text: no character of theirs acts on it.
 
 Every name and text that a user meets holds all that could: escape sequences, a line that passes for ours, marks of
-    direction, markup.
+direction, markup.
 """
 
 import json

@@ -2,9 +2,8 @@
 and states.
 
 The class token in the middle or at the head, the directions averaged or added: (middle, averaged) is hustvl/Vim, which
-    the other golden
-tests hold to its own outputs; (head, added) is VideoMamba (OpenGVLab/VideoMamba image_sm/models/videomamba.py). The
-bound is max|a - b| / max|b| <= 1e-4 in float32.
+the other golden tests hold to its own outputs; (head, added) is VideoMamba (OpenGVLab/VideoMamba
+image_sm/models/videomamba.py). The bound is max|a - b| / max|b| <= 1e-4 in float32.
 """
 
 from collections.abc import Callable

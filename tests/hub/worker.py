@@ -2,8 +2,7 @@
 own.
 
 huggingface_hub reads its environment when it is imported, and importing torch takes seconds: so tests of the Hub share
-    a process
-that was started with the environment they need. Waits between retries are left out.
+a process that was started with the environment they need. Waits between retries are left out.
 """
 
 import io
