@@ -1,13 +1,13 @@
-"""The processes that measure together: who they are, who does which batch, and how all come to hold all records.
+"""Share a measurement among processes: which process does which batch, and how all processes get all records.
 
-`torchrun` starts the same command several times and says in each process's environment which one it is. Every process
-then does the same things in the same order; of the batches it takes every `size`-th one, and after each round of `size`
-batches all hold the records of all. So every process makes the same report, the first one alone writes and prints, and
-a set is never padded to divide evenly.
+`torchrun` starts the same command several times, and tells each process its number in the environment. Every process
+then does the same things in the same order. It takes every `size`-th batch, and after each round of `size` batches all
+processes hold the records of all. So every process makes the same report, the first process alone writes and prints,
+and a set is never padded to divide evenly.
 
-What is exchanged are records: Python objects in the host's memory. torch's default pair of backends is set up, gloo for
-the host and NCCL for CUDA devices, so it is gloo that carries them, on GPUs too. A process that waits in it learns at
-once that another one died; one that waits for a kernel of NCCL does not.
+Processes exchange records, which are Python objects in the host's memory. torch sets up its default pair of backends:
+gloo for the host, NCCL for CUDA devices. So gloo carries the records, on GPUs too. A process that waits in gloo learns
+at once that another process died; a process that waits for a kernel of NCCL does not.
 """
 
 import os
@@ -30,11 +30,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is.
+    """The number of this process, and the number of all processes.
 
     Args:
-        rank, size: its number, and how many there are on all machines.
-        local_rank, local_size: the same among those of this machine.
+        rank, size: among the processes of all machines.
+        local_rank, local_size: among the processes of this machine.
     """
 
     rank: int = 0
@@ -44,20 +44,21 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes and prints."""
+        """Return whether this is the process that writes and prints."""
         return self.rank == 0
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """Every `size`-th item, from the `rank`-th on."""
+        """Return every `size`-th item, from the `rank`-th on."""
         return items[self.rank :: self.size]
 
     def in_rounds(self, mine: Iterator[T], count: int) -> Iterator[T | None]:
-        """The process's items of `count` in all; in the last round None where there is none left for it."""
+        """Yield this process's items of `count` in all, then None if the last round has no item for it."""
+        # The None keeps all processes in the same number of rounds: `gather` waits for every one of them.
         for _ in range(-(-count // self.size)):
             yield next(mine, None)
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, in their order, in every process.
+        """Return the values of all processes, in their order. All processes must call this.
 
         Raises:
             StmError: another process died.
@@ -72,7 +73,7 @@ class World:
         return values
 
     def broadcast(self, value: T) -> T:
-        """The first process's value, in every process.
+        """Return the first process's value. All processes must call this.
 
         Raises:
             StmError: another process died.
@@ -87,18 +88,18 @@ class World:
         return values[0]
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`work` of every item, in order, in every process; each does its share."""
-        rounds = self.gather([work(item) for item in self.shard(items)])
-        return [rounds[place % self.size][place // self.size] for place in range(len(items))]
+        """Return `work` of every item, in order. Each process does its share, and all get all results."""
+        shares = self.gather([work(item) for item in self.shard(items)])
+        return [shares[index % self.size][index // self.size] for index in range(len(items))]
 
     def check_same(self, **what: str) -> None:
-        """Refuse to go on where the processes do not have the same model or images.
+        """Refuse to go on if the processes do not have the same model or images.
 
         Args:
-            what: fingerprints, by what they are of.
+            what: fingerprints, each under the name of the thing that it is of.
 
         Raises:
-            DataError: some process's is another.
+            DataError: a fingerprint of another process differs.
         """
         for rank, theirs in enumerate(self.gather(what)):
             for name, mark in theirs.items():
@@ -110,11 +111,12 @@ class World:
 
 
 ALONE = World()
-PATIENCE = timedelta(days=1)  # a process that died is noticed at once: this is for one that is slow
+PATIENCE = timedelta(days=1)  # for a slow process only, as a process that died is noticed at once
 
 
 def current_world() -> World:
-    """What the environment says, by the names that torchrun and torch's env:// use."""
+    """Return the world that the environment describes, by the names that torchrun and torch's env:// use."""
+    # All four must be there: a scheduler may set RANK for reasons of its own, and then nobody would answer.
     rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     if not (
         rank.isdigit()
@@ -129,11 +131,10 @@ def current_world() -> World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The processes of this command, connected for as long as the block runs; where there is one, nothing happens.
+    """Connect the processes of this command while the block runs, and yield their world. Do nothing if there is one.
 
-    An error in any process ends all, and one of them says why: the first to fail raises its error, what the others
-        raise has no
-    message. On CUDA each process gets a device of its machine, in turns.
+    An error in any process ends all of them. The first process that fails raises its error; the errors of the others
+    have no message, so that the user reads one sentence. On CUDA the processes of a machine take its devices in turns.
 
     Raises:
         StmError: another process died, or could not be reached.
@@ -152,7 +153,7 @@ def joined() -> Iterator[World]:
         yield world
         signal.signal(signal.SIGTERM, before)
     except (Exception, _Terminated) as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not come between this and the sentence
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not end us before the error is printed
         if store is not None and not _speaks(store):
             raise _Silent(getattr(error, "exit_code", StmError.exit_code)) from error
         if isinstance(error, _Terminated):
@@ -164,7 +165,7 @@ def joined() -> Iterator[World]:
 
 
 def _meet() -> "Store":
-    """What all processes can write to and read."""
+    """Return the store that all processes write to and read from."""
     from torch.distributed.rendezvous import rendezvous
 
     with _telling("the processes of this run cannot meet"):
@@ -178,6 +179,7 @@ def _connect(world: World, store: "Store") -> None:
 
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    # The prefix keeps our keys apart from those that torchrun itself keeps in the same store.
     with _telling("the processes of this run cannot connect"):
         dist.init_process_group(
             store=PrefixStore("stm", store), rank=world.rank, world_size=world.size, timeout=PATIENCE
@@ -194,7 +196,7 @@ def _telling(what: str) -> Iterator[None]:
 
 
 class _Silent(StmError):
-    """Another process says why: no message."""
+    """An error without a message, because another process prints the reason."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
@@ -202,11 +204,11 @@ class _Silent(StmError):
 
 
 class _Terminated(BaseException):
-    """SIGTERM came. Not an Exception: an image that was being decoded must not count as broken."""
+    """SIGTERM came. It is no Exception, so that the image that was being decoded does not count as broken."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """torchrun sends SIGTERM to those that are left when a process dies."""
+    """Raise _Terminated: when a process dies, torchrun sends SIGTERM to the others."""
     raise _Terminated
 
 
@@ -214,7 +216,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _noticing_deaths() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # torch's for every failed connection
+    except RuntimeError as error:  # torch raises it for every failed connection
         raise _died() from error
 
 
@@ -224,7 +226,9 @@ def _died() -> StmError:
 
 
 def _speaks(store: "Store") -> bool:
-    """Whether this is the first process that fails. The store outlives all of them where torchrun keeps it."""
+    """Return whether this process reports its error: it does if it is the first to fail."""
+    # If torchrun keeps the store, it outlives the processes. If not, a process that cannot ask reports: better twice
+    # than never.
     with suppress(RuntimeError):
         return store.add("stm/failed", 1) == 1
     return True

@@ -1,4 +1,4 @@
-"""Folders of images, and where their labels come from."""
+"""Read folders of images and their labels."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ KIT = (
     "ILSVRC2012_devkit_t12/data",
 )  # where the development kit's files are, seen from the folder or a parent of it
 PARENTS = 4  # from ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has the images, up to where it has their labels
-# Files that are usual beside images and no part of a set: nobody need be told of them, nor of hidden ones.
+# Files that often lie beside images and are no part of a set. Reports do not list them, nor hidden files.
 LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence"})
 VALIDATION = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG", re.IGNORECASE)
 
@@ -37,8 +37,8 @@ class Found(NamedTuple):
 
     Args:
         samples: its images.
-        skipped: the files that were not taken for images, by name; an image that a table leaves out is one, and its
-            name says so.
+        skipped: the names of files that were not taken for images. An image that a table leaves out is listed too, with
+            a note beside its name.
     """
 
     samples: list[Sample]
@@ -53,11 +53,12 @@ class _Files(NamedTuple):
 
 
 def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
-    """The images of a folder with their labels, sorted by name.
+    """Return the images of a folder with their labels, sorted by name.
 
-    The labels are those of `labels.csv` (header `filename,label`); of ImageNet's validation images, Kaggle's
-    `LOC_val_solution.csv` or the development kit in the folder or above it; else of subfolders, one a class. How
-    classes may be named: `stm.data.labels.class_indices`. What is an image: `stm.data.formats.is_image`.
+    The labels are those of `labels.csv` (header `filename,label`), if the folder has one. For ImageNet's validation
+    images they are those of Kaggle's `LOC_val_solution.csv`, or of the development kit, in the folder or above it. Else
+    each subfolder is a class. `stm.data.labels.class_indices` reads the names of classes, and
+    `stm.data.formats.is_image` tells which files are images.
 
     Raises:
         DataError: the folder cannot be read, has no images or no labels, or labels that are not classes of the model.
@@ -87,7 +88,7 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
 
 
 def unlabelled_folder(folder: Path) -> Found:
-    """All images in a folder and below it, sorted by name, without labels."""
+    """Return all images in a folder and below it, sorted by name, without labels."""
     files = _below(folder)
     skipped = _names(folder, files.others)
     if not files.images:
@@ -106,7 +107,7 @@ def _sorted(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """The images, the folders and the other files in a folder, sorted; hidden ones are left out."""
+    """Return the images, the folders and the other files in a folder, each sorted, without hidden ones."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         folders = [path for path in entries if path.is_dir()]
@@ -118,11 +119,12 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _below(folder: Path, *, strict: bool = True) -> _Files:
-    """All that is in a folder and below it. Links to folders are not followed, as they may lead back; they count as
-    other files.
+    """Return all files in a folder and below it.
+
+    Links to folders are not followed, because they may lead back. They count as other files.
 
     Args:
-        strict: refuse folders that cannot be read; else they are left out.
+        strict: refuse folders that cannot be read; if False, they are left out.
     """
 
     def refuse(error: OSError) -> None:
@@ -130,18 +132,17 @@ def _below(folder: Path, *, strict: bool = True) -> _Files:
             raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     images, others = list[Path](), list[Path]()
-    for here, folders, names in os.walk(folder, onerror=refuse):
-        for path in (Path(here, name) for name in names if not name.startswith(".")):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
             (images if is_image(path) else others).append(path)
-        others += [path for name in folders if (path := Path(here, name)).is_symlink()]
+        others += [path for name in folders if (path := Path(parent, name)).is_symlink()]
     return _Files(images, others)
 
 
 def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
-    """What the files are called in the folder, sorted; without what nobody need be told of: litter, tables, and all
-    that is hidden."""
-    told = (path.relative_to(folder) for path in paths if not _is_litter(path))
-    return sorted(path.as_posix() for path in told if not any(part.startswith(".") for part in path.parts))
+    """Return the sorted names of files as reports list them: without litter, tables and hidden files."""
+    names = (path.relative_to(folder) for path in paths if not _is_litter(path))
+    return sorted(path.as_posix() for path in names if not any(part.startswith(".") for part in path.parts))
 
 
 def _is_litter(path: Path) -> bool:
@@ -150,7 +151,7 @@ def _is_litter(path: Path) -> bool:
 
 
 def only(skipped: Sequence[str]) -> str:
-    """The end of a sentence that says that there are no images."""
+    """Return the end of a sentence about missing images: the files that are there instead."""
     return f", only {listed(skipped)}" if skipped else ""
 
 
@@ -189,8 +190,7 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
 
 
 def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
-    """The rows of a table by their line numbers; empty lines, and the mark that Excel writes at the beginning, are left
-    out."""
+    """Return the rows of a table by line number, without empty lines and the byte order mark that Excel writes."""
     rows: dict[int, list[str]] = {}
     try:
         check_file(table)
@@ -241,14 +241,14 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
 
 
 def _above(folder: Path, names: list[str]) -> Path | None:
-    """The first of these in the folder or the next ones above it, be it a file or what a reader will refuse."""
-    here = Path(os.path.abspath(folder))
-    paths = (place / name for place in [here, *here.parents][: PARENTS + 1] for name in names)
+    """Return the first path with one of these names, in the folder or above it; it need not be a file."""
+    nearest = Path(os.path.abspath(folder))
+    paths = (parent / name for parent in [nearest, *nearest.parents][: PARENTS + 1] for name in names)
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _from_kaggle(table: Path) -> dict[str, str]:
-    """WordNet ids by image, of rows such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`: the class, then boxes."""
+    """Return WordNet ids by image. A row is `ILSVRC2012_val_00048981,n03995372 85 1 499 272`: class, then boxes."""
     rows = _read_csv(table, ["ImageId", "PredictionString"])
     return {image: (prediction.split() or [""])[0] for image, prediction in rows.values()}
 
@@ -264,8 +264,7 @@ print(json.dumps({int(number): str(wnid) for number, wnid in pairs}))
 
 
 def _from_kit(ground_truth: Path) -> dict[str, str]:
-    """WordNet ids by image. Line n is the ILSVRC2012_ID of image n; those ids are not in the order of the WordNet
-    ids."""
+    """Return WordNet ids by image. Line n holds the ILSVRC2012_ID of image n, which is no index of the sorted ids."""
     meta = ground_truth.with_name(META)
     try:
         for file in (meta, ground_truth):

@@ -1,9 +1,10 @@
-"""Sample sets from the Hub, by the same cache, resume and offline rules as models.
+"""Read sample sets from the Hub, by the same cache, resume and offline rules as models.
 
-    imagenet-v2[@REVISION]                an alias: an archive of images, a folder a class
+    imagenet-v2[@REVISION]                an alias: an archive of images, one folder per class
     hf:USER/SET[@REVISION][:SPLIT]        images and labels in parquet, as the Hub's image sets are kept
 
-A set's name carries the commit that it was read at, so that a measurement says what it was made on, and can be pasted.
+The name of an open set holds the commit that was read. So a measurement names exactly its data, and its name can be
+pasted.
 """
 
 import json
@@ -39,17 +40,17 @@ def open_hub_set(
     token: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
-    """The set that a name stands for; downloaded once.
+    """Return the set of a name. It is downloaded once.
 
     Args:
-        spec: see the module's text.
-        config: of the model that will see it.
-        need_labels: without, no image has a label.
+        spec: the name; the module's docstring lists the forms.
+        config: of the model that will see the images.
+        need_labels: if False, no image has a label.
 
     Raises:
-        UsageError: a name of another form, or a split that the set does not have.
-        HubError: it cannot be had.
-        DataError: it holds no images and labels that fit the model, or needs pyarrow.
+        UsageError: the name has another form, or the set does not have the split.
+        HubError: the Hub does not give the set.
+        DataError: the set holds no images and labels that fit the model, or reading it needs pyarrow.
     """
     name = read_set_name(spec)
     if name is None:
@@ -101,7 +102,7 @@ def _from_parquet(
 
 
 def need_pyarrow(name: str) -> None:
-    """Refuse (DataError) a set in parquet where it could not be read, before anything is downloaded."""
+    """Raise DataError if pyarrow is not installed, before a set in parquet is downloaded."""
     try:
         import pyarrow.parquet  # noqa: F401 - an extra
     except ImportError as error:
@@ -111,7 +112,7 @@ def need_pyarrow(name: str) -> None:
 def choose_shards(
     name: str, files: Sequence[str], split: str | None, ending: str = ".parquet"
 ) -> tuple[str, list[str]]:
-    """The split that is meant and its files, by the names that the Hub's sets have."""
+    """Return the split that is meant, and its files, by the rules for names that the Hub's sets follow."""
     splits: dict[str, list[str]] = defaultdict(list)
     for file in files:
         if file.endswith(ending):
@@ -141,8 +142,10 @@ def choose_shards(
 
 
 def _split_of(file: str) -> str:
-    """`data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test"; else it
-    is "train"."""
+    """Return the split of a file by its name; "train" if the name tells none.
+
+    `data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test".
+    """
     *folders, base = file.removesuffix(".parquet").removesuffix(".tar").split("/")
     if numbered := re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?", base):
         return numbered[1]
@@ -151,10 +154,10 @@ def _split_of(file: str) -> str:
 
 
 def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_labels: bool) -> list[Sample]:
-    """The images of a parquet file, of which the column of labels is read.
+    """Return the images of a parquet file. Only the column of labels is read now.
 
     Raises:
-        DataError: it cannot be read, or holds no images and labels that fit the model.
+        DataError: the file cannot be read, or holds no images and labels that fit the model.
     """
     from pyarrow import ArrowException
 
@@ -177,8 +180,8 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What the `datasets` library wrote of the columns, if it did: {"label": {"_type": "ClassLabel", "names": [...]},
-    ...}."""
+    """Return the `datasets` library's description of the columns, or {} if the file has none."""
+    # {"label": {"_type": "ClassLabel", "names": [...]}, ...}
     try:
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -187,7 +190,7 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
-    """Where the encoded bytes are: an image column is a struct of bytes and a path, or bytes alone."""
+    """Return the column of the encoded images: a struct of bytes and a path, or bytes alone."""
     from pyarrow import types
 
     found = {}
@@ -203,7 +206,7 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
 
 
 def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
-    """The column of labels, and the names of the classes where they are known."""
+    """Return the column of labels, and the names of the classes if they are known."""
     from pyarrow import types
 
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
@@ -230,8 +233,7 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
 
 
 def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
-    """The model's class of each label: a name, or a number that stands for one of `names`, or else is the index
-    itself."""
+    """Return the model's class of each label. A label is a name, a number into `names`, or the index itself."""
     classes = config.num_classes
     if values and all(isinstance(value, str) for value in values):
         table: dict[Any, int] = dict(class_indices(dict.fromkeys(values, where), classes, config.label_names))

@@ -1,4 +1,4 @@
-"""From a sample to the pixels that a model sees. Pillow alone: the processes that decode images do not import torch."""
+"""Turn a sample into the pixels that a model sees. Uses Pillow alone, as processes that decode do not import torch."""
 
 import dataclasses
 import hashlib
@@ -38,10 +38,10 @@ class ImageFile:
         return open_image(self.path)
 
     def fingerprint(self) -> str:
-        """What tells two contents apart, cheaply: the size in bytes."""
+        """Return the size in bytes, which is a cheap way to tell two contents apart."""
         try:
             return str(self.path.stat().st_size)
-        except OSError:  # it will be counted as broken when it is opened
+        except OSError:  # the image will be counted as broken when it is opened
             return "missing"
 
 
@@ -62,7 +62,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A square grayscale image in memory, one byte a pixel, row by row."""
+    """A square grayscale image in memory, one byte per pixel, row by row."""
 
     data: bytes
     side: int
@@ -76,7 +76,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class ParquetImage:
-    """An encoded image in a parquet file: the column of its bytes, its row group, and its row in that."""
+    """An encoded image in a parquet file: the column of its bytes, its row group, and its row in that group."""
 
     path: "Path | HubFile"
     column: str
@@ -95,7 +95,7 @@ class ParquetImage:
 
 @dataclass(frozen=True)
 class TarImage:
-    """An encoded image in a tar file: where its bytes begin, and how many there are."""
+    """An encoded image in a tar file: the offset and the number of its bytes."""
 
     path: "Path | HubFile"
     offset: int
@@ -111,7 +111,7 @@ class TarImage:
 
 
 def open_shard(path: "Path | HubFile") -> BinaryIO:
-    """A shard's bytes, of a plain file or of the Hub."""
+    """Open a shard for reading, from the disk or from the Hub."""
     if isinstance(path, Path):
         check_file(path)
     return path.open("rb")
@@ -123,10 +123,10 @@ def _mark(path: "Path | HubFile") -> str:
 
 @contextmanager
 def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
-    """A parquet file, whose bytes this thread alone reads.
+    """Yield an open parquet file. Only this thread reads its bytes.
 
-    With `pre_buffer`, threads of pyarrow call the Python stream. One of them that is not yet done with it when the
-    interpreter ends aborts the process (SIGABRT, exit 134), and a command that refuses the set ends at once.
+    With `pre_buffer`, threads of pyarrow read from the Python stream. If such a thread still reads when the interpreter
+    ends, it aborts the process (SIGABRT, exit 134). A command that refuses a set ends at once, and so would hit that.
     """
     from pyarrow.parquet import ParquetFile  # an extra
 
@@ -135,14 +135,14 @@ def open_parquet(path: "Path | HubFile", metadata: Any = None) -> Iterator[Any]:
 
 
 def read_column(file: Any, group: int, column: str) -> Any:
-    """A column of a row group, as pyarrow's ChunkedArray. It is one range of bytes, so that threads would gain
-    nothing."""
+    """Return a column of a row group as pyarrow's ChunkedArray."""
+    # The column is one range of bytes, so that threads would gain nothing.
     return file.read_row_group(group, columns=[column], use_threads=False).column(0)
 
 
 @lru_cache(maxsize=1)
 def _row_group(path: "Path | HubFile", column: str, group: int) -> Any:
-    """A column of a row group. Images are read in order, so that each is read once."""
+    """Return a column of a row group. Images are read in order, so that a cache of one reads each group once."""
     with open_parquet(path, _footer(path)) as file:
         array = read_column(file, group, column).combine_chunks()
     return array.field(column.rpartition(".")[2]) if "." in column else array
@@ -150,7 +150,7 @@ def _row_group(path: "Path | HubFile", column: str, group: int) -> Any:
 
 @lru_cache(maxsize=8)
 def _footer(path: "Path | HubFile") -> Any:
-    """Where the columns of each row group are."""
+    """Return a parquet file's metadata: where the columns of each row group are."""
     from pyarrow.parquet import read_metadata  # an extra
 
     with open_shard(path) as stream:
@@ -165,9 +165,9 @@ class Sample:
     """One image of a sample set.
 
     Args:
-        file: its name in the set.
-        label: the index of its class, where that is known.
-        source: how to open it; a tensor (C, H, W) float32 is ready for the model as it is.
+        file: the image's name in the set.
+        label: the index of its class, if that is known.
+        source: the way to open the image; a tensor (C, H, W) float32 is ready for the model as it is.
     """
 
     file: str
@@ -176,17 +176,16 @@ class Sample:
 
 
 def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
-    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop do on PIL
-    images.
+    """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop on PIL images.
 
-    The image becomes RGB, or grayscale for a model of one channel, as `convert` of Pillow has it: transparency is
-    dropped. Of 16-bit grayscale the high byte is taken, where Pillow would clip nearly everything to white. EXIF
-    orientation is not applied: the official evaluation (hustvl/Vim datasets.py, through torchvision's ImageFolder) does
-    not either.
+    The image becomes RGB, or grayscale for a model of one channel, as Pillow's `convert` does it: transparency is
+    dropped. Of 16-bit grayscale the high byte is taken, because Pillow would clip nearly everything to white. EXIF
+    orientation is not applied, because the official evaluation (hustvl/Vim datasets.py, through torchvision's
+    ImageFolder) does not apply it.
 
     Raises:
-        DataError: the pixels have no known range, the image is so narrow that resizing would explode it, or there is no
-            interpolation and the size is not the crop's.
+        DataError: the pixels have no known range, the image is so narrow that resizing would explode it, or the model
+            takes no resizing and the image does not have the size of the crop.
     """
     image = _as_mode(image, len(prep.mean))
     width, height = image.size
@@ -200,21 +199,21 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
     if not width or not height:
         raise DataError(f"the image is {width} x {height} pixels, expected at least one")
     short, long = min(width, height), max(width, height)
-    resized = int(prep.resize * long / short)
+    resized = int(prep.resize * long / short)  # rounded down, as torchvision does
     if Image.MAX_IMAGE_PIXELS is not None and prep.resize * resized > Image.MAX_IMAGE_PIXELS:
         raise DataError(f"the image is {width} x {height} pixels: too narrow to resize its short side to {prep.resize}")
     width, height = (prep.resize, resized) if width <= height else (resized, prep.resize)
     image = image.resize((width, height), FILTERS[prep.interpolation])
+    # Python rounds halves to even here, as in torchvision: 0.5 becomes 0, and 1.5 becomes 2.
     left, top = round((width - prep.crop) / 2), round((height - prep.crop) / 2)
     return image.crop((left, top, left + prep.crop, top + prep.crop))
 
 
 def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
-    """What a model sees of an image, for people: the same part of it, with at least `side` pixels where it may be
-    resized.
+    """Return, for people, the part of an image that a model sees, with at least `side` pixels if it may be resized.
 
     Raises:
-        DataError: an image that `fit` refuses, or one that is a tensor and never was a picture.
+        DataError: `fit` refuses the image, or the sample is a tensor and never was a picture.
     """
     if not isinstance(sample.source, Openable):
         raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
@@ -228,9 +227,9 @@ def _as_mode(image: Image.Image, channels: int) -> Image.Image:
         raise DataError(f"the model takes {channels} channels, expected 1 or 3: an image file has no others")
     if image.mode in ("I", "F"):
         raise DataError(
-            f"the image has 32 bits a pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits"
+            f"the image has 32 bits per pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits"
         )
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):  # two bytes per pixel, the low byte first except in "I;16B"
         high = 0 if image.mode == "I;16B" else 1
         image = Image.frombytes("L", image.size, image.tobytes()[high::2])
     if image.mode == "P" and "transparency" in image.info:

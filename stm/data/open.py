@@ -1,4 +1,4 @@
-"""From what a user names to a sample set."""
+"""Open the sample set that a user names."""
 
 import operator
 import os
@@ -34,21 +34,21 @@ def open_samples(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
-    """The sample set that a user names.
+    """Return the sample set that a user names.
 
     Args:
-        spec: a folder (its layouts: `labelled_folder`), a set on the Hub (`stm.data.hub_sets`), shards that are read in
-            place (`stm.data.streams`), or None for what comes with the package: the held-out digits for vim-digits and
-            what was made of it, unlabelled crops of three photographs for any other model.
-        config: of the model that will see it.
+        spec: a folder (`labelled_folder` lists the layouts), a set on the Hub (`stm.data.hub_sets`), shards that are
+            read in place (`stm.data.streams`), or None for a set of the package. For vim-digits and models made of it
+            that set is the held-out digits; for any other model it is unlabelled crops of three photographs.
+        config: of the model that will see the images.
         limit, seed: see `SampleSet.take`.
-        need_labels: without, every image in the folder or below it is taken and none has a label.
+        need_labels: if False, every image in the folder or below it is taken, and none has a label.
         token, on_progress: of a download.
         world: the processes that all open this set.
 
     Raises:
         DataError: the folder does not exist or cannot be read, or its labels are missing or not the model's classes.
-        HubError: the set cannot be had from the Hub.
+        HubError: the Hub does not give the set.
         UsageError: a limit below 1.
     """
     if spec is None:
@@ -72,25 +72,25 @@ def open_samples(
             f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images"
         )
     name = Path(os.path.abspath(folder)).name
-    check_name(name, DataError)  # it is recorded; those of images need not be text
-    found = (
+    check_name(name, DataError)  # reports and config.json record this name; names of images need not be text
+    files = (
         labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
     )
-    return SampleSet(name, tuple(found.samples), tuple(found.skipped)).take(limit, seed)
+    return SampleSet(name, tuple(files.samples), tuple(files.skipped)).take(limit, seed)
 
 
 def as_samples(
     data: Any, config: Config, *, limit: int | None = None, seed: int = 0, need_labels: bool = True
 ) -> SampleSet:
-    """What `stm.evaluate` takes as data, as a sample set.
+    """Return the sample set of whatever `stm.evaluate` takes as data.
 
     Args:
-        data: a `SampleSet`, what `open_samples` takes, or any iterable of pairs (image, label): the image (C, H, W),
-            normalised, ready for the model; the label an index or None. Pairs are held in memory.
-        config: of the model that will see it.
+        data: a `SampleSet`, anything that `open_samples` takes, or any iterable of pairs (image, label). The image is
+            (C, H, W), normalised for the model; the label is an index or None. Pairs are held in memory.
+        config: of the model that will see the images.
 
     Raises:
-        DataError: see `open_samples`; an item that is not such a pair; a label that is not a class of the model.
+        DataError: see `open_samples`; or an item is no such pair, or a label is not a class of the model.
     """
     if data is None or isinstance(data, str | Path):
         return open_samples(data, config=config, limit=limit, seed=seed, need_labels=need_labels)
@@ -104,12 +104,13 @@ def as_samples(
 
 
 def is_embedded(config: Config) -> bool:
-    """Whether the model is vim-digits or was made of it."""
+    """Return whether the model is vim-digits or was made of it."""
     return EMBEDDED_MODEL in (config.source.repo, config.source.file)
 
 
 def embedded_digits(path: Path = DIGITS) -> SampleSet:
-    """The third of the UCI digits that vim-digits was not trained on: images (n, S, S) uint8, labels (n,) int64."""
+    """Return the third of the UCI digits that vim-digits was not trained on."""
+    # images (n, S, S) uint8, labels (n,) int64
     tensors = load_file(path)
     images, labels = tensors["images"].contiguous(), tensors["labels"].tolist()
     sources = [Pixels(image.numpy().tobytes(), image.shape[-1]) for image in images]
@@ -120,21 +121,24 @@ def embedded_digits(path: Path = DIGITS) -> SampleSet:
 
 
 def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
-    """The three photographs, without labels."""
+    """Return the three photographs, without labels."""
     return SampleSet(
         "photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg")))
     )
 
 
 def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
-    """48 square crops of the three photographs, without labels: 4 of the full height and 12 of two thirds of it, evenly
-    spread."""
+    """Return 48 square crops of the three photographs, without labels.
+
+    Of each photograph there are 4 crops of the full height and 12 of two thirds of the height, evenly spread.
+    """
     samples = []
     for path in sorted(folder.glob("*.jpg")):
         with open_image(path) as image:
             width, height = image.size
         for rows, columns, side in ((1, 4, height), (2, 6, height * 2 // 3)):
-            # Rounded down, as ever: another pixel would be another image, and other averaged weights.
+            # Rounded down: to the nearest pixel, crops and the weights averaged over them would differ from those of
+            # folders that earlier versions made.
             for top in map(int, evenly(rows, height - side)):
                 for left in map(int, evenly(columns, width - side)):
                     name = f"{path.name}[{side}x{side}+{left}+{top}]"

@@ -1,13 +1,16 @@
-"""Sample sets in shards that are read where they are, parquet or WebDataset's tar files: nothing is unpacked, and of
-the Hub nothing is kept on disk.
+"""Read sample sets in place from shards, parquet or WebDataset's tar files.
+
+Nothing is unpacked, and nothing from the Hub is kept on disk.
 
     stream:hf:USER/SET[@REVISION][:SPLIT]      a set of the Hub
     set.parquet, "folder/val-*.tar"            files on this machine
 
-The shards are looked through once: where each image is, and its label. Of parquet that costs the column of labels; a
-tar file of the Hub passes by whole, as it has no list of what it holds, and where several processes work each looks
-through its share of the shards. After that a set is as any other: it has a length, `limit` draws from all of it, a
-batch is read by the process that measures it alone, and a run that stopped goes on without reading again what it has.
+The shards are looked through once, for the place and the label of each image. In parquet that costs the column of
+labels. A tar file has no list of its content, so the whole file passes by. If several processes work, each looks
+through its share of the shards.
+
+After that the set is like any other. It has a length, `limit` draws from all of it, only the process that measures a
+batch reads the batch, and a run that stopped goes on without reading again what it has.
 """
 
 import glob
@@ -39,7 +42,7 @@ MOST_LABEL = 16 << 20  # bytes of a sample's .cls or .json
 
 
 def is_stream(spec: str) -> bool:
-    """Whether a name claims to be that of a set that is read in place."""
+    """Return whether a name has the form of a set that is read in place."""
     return spec.startswith(PREFIX) or spec.endswith(ENDINGS)
 
 
@@ -52,26 +55,26 @@ def open_stream(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
-    """The set that a name stands for, looked through.
+    """Return the set of a name, with its shards looked through.
 
     Args:
-        spec: see the module's text.
-        config: of the model that will see it.
-        need_labels: without, no image has a label.
+        spec: the name; the module's docstring lists the forms.
+        config: of the model that will see the images.
+        need_labels: if False, no image has a label.
         world: the processes that all open this set.
 
     Raises:
-        UsageError: a name of another form, or a split that the set does not have.
-        HubError: it cannot be read.
-        DataError: it holds no images and labels that fit the model, or needs pyarrow.
+        UsageError: the name has another form, or the set does not have the split.
+        HubError: the Hub does not give the set.
+        DataError: the set holds no images and labels that fit the model, or reading it needs pyarrow.
     """
     name, shards = _of_hub(spec.removeprefix(PREFIX), token) if spec.startswith(PREFIX) else _of_disk(spec)
     if any(shard.name.endswith(".parquet") for shard in shards):
         need_pyarrow(name)
-    seen = 0
+    looked_at = 0
 
     def look(shard: Path | HubFile) -> Found:
-        nonlocal seen
+        nonlocal looked_at
         try:
             if shard.name.endswith(".parquet"):
                 found = Found(parquet_samples(shard, _called(shard), config, need_labels), [])
@@ -79,14 +82,15 @@ def open_stream(
                 found = tar_samples(shard, _called(shard), config, need_labels)
         except OSError as error:
             raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
-        seen = min(seen + world.size, len(shards))
+        # The others look at theirs meanwhile: this process tells of all, without asking them.
+        looked_at = min(looked_at + world.size, len(shards))
         if on_progress is not None:
-            on_progress(Progress("look through", seen, len(shards), "files"))
+            on_progress(Progress("look through", looked_at, len(shards), "files"))
         return found
 
-    found = world.map(look, shards)
-    samples = [sample for each in found for sample in each.samples]
-    skipped = [file for each in found for file in each.skipped]
+    contents = world.map(look, shards)
+    samples = [sample for content in contents for sample in content.samples]
+    skipped = [file for content in contents for file in content.skipped]
     if not samples:
         raise DataError(f"{name} holds no images{only(skipped)}")
     return SampleSet(name, tuple(samples), tuple(skipped))
@@ -101,7 +105,7 @@ def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
         raise DataError(
             f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"'
         )
-    # What is there and no file is refused when it is opened.
+    # A path that exists is taken as it is, even if it has the characters of a pattern. `open_shard` refuses non-files.
     paths = (
         [Path(spec)]
         if os.path.lexists(spec)
@@ -127,7 +131,7 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
         from huggingface_hub import HfApi
 
         info = HfApi(token=token).dataset_info(name.repo, revision=name.revision, files_metadata=True)
-    sizes = {each.rfilename: each.size for each in info.siblings or ()}
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
     ending = next((ending for ending in ENDINGS if any(file.endswith(ending) for file in sizes)), ENDINGS[0])
     split, files = choose_shards(asked, sorted(sizes), name.split, ending)
@@ -138,12 +142,13 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
 
 
 def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: bool) -> Found:
-    """The images of a WebDataset's shard: files of one name up to its first dot are a sample, the label is its `.cls`
-    or in its `.json`.
+    """Return the images of a WebDataset's shard.
+
+    Files that share their name up to the first dot are one sample. Its label is in its `.cls`, or in its `.json`.
 
     Raises:
-        DataError: no tar file that can be read in place, a sample of two images or without a label, or a label that is
-            no class.
+        DataError: the file is no tar file that can be read in place, a sample has two images or no label, or a label is
+            no class of the model.
     """
     places: dict[str, TarImage] = {}
     names: dict[str, str] = {}
@@ -156,9 +161,8 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
             tarfile.open(fileobj=cast(Any, Bounded(stream, Limits())), mode="r:") as tar,
         ):
             for member in tar:
-                if (
-                    not 0 <= member.size <= length and not member.issparse()
-                ):  # a negative one would send the reader back for ever
+                # A negative size would send the reader back for ever. A sparse file may be larger than its archive.
+                if not 0 <= member.size <= length and not member.issparse():
                     raise DataError(
                         f"{shard} is damaged: {member.name} has {member.size:,} bytes, and the whole file {length:,}"
                     )
@@ -167,7 +171,7 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                 key, kind = f"{folder}{slash}{stem}", kind.lower()
                 if member.isdir() or not base or (dot and not stem):
                     continue
-                if not member.isreg() or member.issparse():  # a link, or bytes that are in several places
+                if not member.isreg() or member.issparse():  # a link, or bytes that lie in several places
                     skipped.append(f"{shard}/{member.name}")
                 elif f".{kind}" in SUFFIXES:
                     if key in places:
@@ -182,7 +186,7 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                             f" {MOST_LABEL:,}"
                         )
                     beside[key][kind] = part.read()
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # a header's numbers may be no places in a file
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a header may hold numbers that are no offsets
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
     labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in places]
     indices = label_indices(labels, None, config, shard) if need_labels else labels
@@ -191,7 +195,7 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
 
 
 def _label(parts: dict[str, bytes], sample: str) -> Any:
-    """A class's index or name."""
+    """Return the index or the name of a sample's class, from its `.cls` or else its `.json`."""
     try:
         if "cls" in parts:
             text = parts["cls"].decode().strip()

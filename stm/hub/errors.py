@@ -1,7 +1,7 @@
-"""What huggingface_hub raises, told in one sentence with a next step: one table, the specific before the general.
+"""Turn what huggingface_hub raises into one sentence with a next step: one table, the specific before the general.
 
-Types are known by their names, so that the table needs no import, and no version of huggingface_hub lacks an entry.
-Nothing that a server or a request says of its headers is repeated: a token is never shown.
+The table knows exceptions by the names of their types. So it needs no import, and works with every version of
+huggingface_hub. Messages repeat no header of a request or of an answer, so that a token is never shown.
 """
 
 import os
@@ -19,7 +19,7 @@ _LATER = "run it again in a while"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of the Hub, for messages."""
+    """A request to the Hub, as messages name it."""
 
     repo: str
     file: str | None = None
@@ -29,7 +29,7 @@ class Request:
 
     @property
     def page(self) -> str:
-        """The repo's web page."""
+        """Return the address of the repo's web page."""
         return f"{endpoint()}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo}"
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ Explained = tuple[str, str]
 
 @contextmanager
 def translate_errors(request: Request) -> Iterator[None]:
-    """Turn what huggingface_hub raises inside into a HubError; what the table does not know is raised as it is."""
+    """Turn what huggingface_hub raises in the block into a HubError. An error that the table does not know passes."""
     try:
         yield
     except StmError:
         raise
-    except ModuleNotFoundError as error:  # the runtime does without
+    except ModuleNotFoundError as error:  # the runtime works without these packages
         missing = (error.name or "huggingface_hub").partition(".")[0]
         raise HubError(f"the Hub needs {missing}, which is not installed", f"pip install {missing}") from error
     except ImportError as error:
@@ -55,24 +55,25 @@ def translate_errors(request: Request) -> Iterator[None]:
             f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub"
         ) from error
     except Exception as error:
-        found = explain_error(error, request)
-        if found is None:
+        explained = explain_error(error, request)
+        if explained is None:
             raise
-        raise HubError(*found) from error
+        raise HubError(*explained) from error
 
 
 def explain_error(error: BaseException, request: Request) -> Explained | None:
-    """The sentence and the next step for an exception; None for one that is not of the Hub."""
+    """Return the sentence and the next step for an exception; None if it is not of the Hub."""
+    # The whole line of base classes is searched, so that a new subclass gets the sentence of its base.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     explainer = next((explainer for kind, explainer in _TABLE if kind in kinds), None)
     return None if explainer is None else explainer(error, request)
 
 
 def check_token(token: str | None) -> None:
-    """Refuse a token that no header can carry, before a library quotes it in its complaint.
+    """Refuse a token that no header can carry, before a library quotes the token in its error.
 
     Raises:
-        UsageError: empty, or with blanks or other characters that no token has.
+        UsageError: the token is empty, or holds blanks or other characters that no token has.
     """
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UsageError(
@@ -110,7 +111,7 @@ def _no_entry(error: Any, request: Request) -> Explained:
 
 
 def _not_cached(error: Any, request: Request) -> Explained:
-    # with the request that failed as its cause, unless there was none
+    # Its cause is the request that failed, which tells more. Offline there was none.
     cause = error.__cause__ and explain_error(error.__cause__, request)
     return cause or _offline(error, request)
 
@@ -164,11 +165,11 @@ def _not_text(error: Any, request: Request) -> Explained:
 def _system(error: Any, request: Request) -> Explained:
     if no_room(error):
         return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
-    if error.errno is None:  # huggingface_hub's own check of the size
+    if error.errno is None:  # huggingface_hub compares sizes, and raises this without a number
         return f"{request} did not come whole", "run it again"
-    where = error.filename or _cache()
+    path = error.filename or _cache()
     return (
-        f"{request} cannot be kept: {os.strerror(error.errno)} ({where})",
+        f"{request} cannot be kept: {os.strerror(error.errno)} ({path})",
         "set HF_HOME to a folder that can be written",
     )
 
@@ -193,7 +194,7 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
 
 
 def endpoint() -> str:
-    """The address of the Hub."""
+    """Return the address of the Hub: HF_ENDPOINT, or huggingface.co."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT

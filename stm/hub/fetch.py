@@ -1,7 +1,7 @@
-"""Files of a repo on the Hugging Face Hub: downloaded once, then taken from its cache.
+"""Fetch files of a repo on the Hugging Face Hub: downloaded once, then read from the cache.
 
-Resuming, locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It compares sizes only, so
-what comes is also held to the hash that the Hub names it by, and does not stay in the cache where it is something else.
+Resuming, locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It compares sizes only. So
+we compare each file with the hash that the Hub names it by, and remove a file from the cache if the hash differs.
 """
 
 import difflib
@@ -21,7 +21,7 @@ CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file on this machine and where it came from: `revision` is the commit that was meant."""
+    """A file on this machine and its source. `revision` is a commit, also if a branch or tag was asked for."""
 
     path: Path
     repo: str
@@ -31,7 +31,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class About:
-    """What the card of a repo says of its weights: their license, and the sets that they were trained on."""
+    """What a repo's card states of its weights: their license, and the sets that they were trained on."""
 
     license: str | None = None
     datasets: tuple[str, ...] = ()
@@ -51,18 +51,19 @@ def fetch(
 
     Args:
         repo: OWNER/NAME.
-        file: its path in the repo.
+        file: the file's path in the repo.
         kind: of the repo: "model" or "dataset".
-        revision: a branch, tag or commit; the main branch where there is none.
-        check: hold it to its hash, by `check_hash`.
-        on_progress: is told of every piece; without it, huggingface_hub draws its own bars on stderr.
+        revision: a branch, tag or commit; by default the main branch.
+        check: compare the file with its hash, by `check_hash`.
+        on_progress: called for every piece; without it, huggingface_hub draws its own bars on stderr.
 
     Raises:
-        HubError: not there, not to be had with this login, not reachable, not what the Hub announced, or no room for
-            it.
-        UsageError: a token that cannot be one.
+        HubError: the file does not exist, this login may not read it, the Hub cannot be reached, the file is not what
+            the Hub announced, or there is no room for it.
+        UsageError: the token has characters that no token has.
     """
     check_token(token)
+    # The cache would write such a path outside its own folder.
     if not file or file.startswith("/") or ".." in file.split("/"):
         raise HubError(f"{file!r} is no file of a repo", "give its path in the repo: --file FOLDER/NAME")
     request = Request(repo, file, revision, kind=kind)
@@ -78,18 +79,20 @@ def fetch(
             near = difflib.get_close_matches(file, names, 3, 0.4)
             hint = f"did you mean --file {' or '.join(near)}?" if near else f"it holds {listed(names) or 'nothing'}"
             raise HubError(f"{request} does not exist", hint) from error
-    found = Fetched(path, repo, file, path.parts[-2 - file.count("/")])  # the cache keeps files under snapshots/COMMIT/
+    # The cache keeps files under snapshots/COMMIT/, so the path tells the commit without another request.
+    fetched = Fetched(path, repo, file, path.parts[-2 - file.count("/")])
     if check:
-        check_hash(found)
-    return found
+        check_hash(fetched)
+    return fetched
 
 
 def check_hash(fetched: Fetched) -> None:
-    """Hold a file in the cache to its name there, which is its SHA-256 or, if it is small, its git hash; else remove
-    it.
+    """Compare a file in the cache with its hash, and remove the file if they differ.
+
+    The cache names a file by the hash that the Hub gave: the SHA-256 of a file in LFS, the git hash of a small file.
 
     Raises:
-        HubError: it is something else.
+        HubError: the hash differs.
     """
     path, request = fetched.path, Request(fetched.repo, fetched.file)
     if not path.is_symlink():
@@ -97,26 +100,27 @@ def check_hash(fetched: Fetched) -> None:
     blob = path.parent / os.readlink(path)
     with translate_errors(request), open(path, "rb") as file:
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-            found = hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read(), usedforsecurity=False).hexdigest()
+            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read(), usedforsecurity=False).hexdigest()
         else:
             return
-    if found != blob.name:
-        for each in (path.resolve(), blob, path):
-            each.unlink(missing_ok=True)
+    if digest != blob.name:
+        # The content, its name and the link to it: any that stays would be taken for a finished download.
+        for part in (path.resolve(), blob, path):
+            part.unlink(missing_ok=True)
         raise HubError(
-            f"{request} is not what the Hub says it is: its hash is {found[:12]}..., expected {blob.name[:12]}...",
+            f"{request} is not what the Hub says it is: its hash is {digest[:12]}..., expected {blob.name[:12]}...",
             "run it again",
         )
 
 
 def list_files(repo: str, *, kind: str = "model", revision: str | None = None, token: str | None = None) -> list[str]:
-    """The files of a repo, by one call; offline, those of its cached snapshot.
+    """Return the names of a repo's files, by one request; offline, those of its cached snapshot.
 
     Raises:
-        HubError: it cannot be listed.
-        UsageError: a token that cannot be one.
+        HubError: the repo cannot be listed.
+        UsageError: the token has characters that no token has.
     """
     check_token(token)
     with translate_errors(Request(repo, None, revision, kind=kind)):
@@ -131,28 +135,30 @@ def list_files(repo: str, *, kind: str = "model", revision: str | None = None, t
 
 
 def only_checkpoint(repo: str, names: list[str]) -> str:
-    """The one checkpoint among a repo's files.
+    """Return the one checkpoint among a repo's files.
 
     Raises:
         HubError: there is none, or there are several.
     """
-    found = [name for name in names if name.lower().endswith(CHECKPOINTS)]
-    if not found:
+    checkpoints = [name for name in names if name.lower().endswith(CHECKPOINTS)]
+    if not checkpoints:
         only = f"only {listed(names)}" if names else "nor any other file"
         raise HubError(
             f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}",
             "check the name, or name a file: --file NAME",
         )
-    if len(found) > 1:
-        raise HubError(f"{repo} holds {len(found)} checkpoints: {listed(found)}", f"name one: --file {found[0]}")
-    return found[0]
+    if len(checkpoints) > 1:
+        raise HubError(
+            f"{repo} holds {len(checkpoints)} checkpoints: {listed(checkpoints)}", f"name one: --file {checkpoints[0]}"
+        )
+    return checkpoints[0]
 
 
 def about(repo: str, commit: str, *, token: str | None = None) -> About:
-    """What the front matter of the repo's README.md says at that commit; nothing where there is none to be had.
+    """Return what the front matter of a repo's README.md states at that commit; empty if there is none.
 
     Raises:
-        HubError: it cannot be asked for.
+        HubError: the Hub cannot be asked.
     """
     with translate_errors(Request(repo, "README.md", commit)):
         import yaml
@@ -167,18 +173,19 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
     card = path.read_text(encoding="utf-8", errors="replace")
     front = re.match(r"\s*---\n(.*?)\n---", card, re.DOTALL)
     try:
-        found = yaml.safe_load(front[1]) if front else None
+        fields = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
+        fields = None
+    # Somebody else's card may hold anything. A model is not refused for its card: what is no text is left out.
+    if not isinstance(fields, dict):
         return About()
-    license, sets = found.get("license"), found.get("datasets")
+    license, sets = fields.get("license"), fields.get("datasets")
     names = [sets] if isinstance(sets, str) else sets if isinstance(sets, list) else []
     return About(license if isinstance(license, str) else None, tuple(name for name in names if isinstance(name, str)))
 
 
 def cached(repo: str, file: str) -> Path | None:
-    """A file of a repo's main branch as it is in the cache; nothing is asked of the Hub."""
+    """Return a file of a repo's main branch from the cache, or None. The Hub is not asked."""
     with translate_errors(Request(repo, file)):
         from huggingface_hub import try_to_load_from_cache
 

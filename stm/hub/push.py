@@ -1,4 +1,4 @@
-"""A model's folder to the Hub: checked first, one commit, safe to run again."""
+"""Push a model's folder to the Hub: checked first, in one commit, safe to run again."""
 
 import hashlib
 import os
@@ -25,18 +25,18 @@ _KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept;
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """Where a folder goes and how: the options of `stm push`.
+    """The target of a push, and its options: those of `stm push`.
 
     Args:
-        repo: OWNER/NAME, or NAME of one's own; named after the folder by default.
-        private: only its owner and those they choose may see it.
-        revision: the branch; made where it is missing.
+        repo: OWNER/NAME, or NAME for the user's own repository; by default the name of the folder.
+        private: make a repository that only its owner, and those whom the owner chooses, may see.
+        revision: the branch; it is made if it does not exist.
         commit_message: of the one commit.
         create_pr: propose the commit as a pull request.
-        token: of the Hub; by default the one that was logged in with.
+        token: of the Hub; by default the token of the login.
         exist_ok: whether the repository may exist.
         overwrite_card: replace a README.md that stm did not write.
-        dry_run: say what would be done.
+        dry_run: report what would be done, and write nothing.
     """
 
     repo: str | None = None
@@ -52,8 +52,12 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class _Remote:
-    """What is there: the commit of the branch, or of the main one where the branch is missing, and its files' size and
-    hash."""
+    """A repository before the push.
+
+    Args:
+        commit: the last commit of the branch, or of the main branch if the branch does not exist.
+        files: size and hash of the files at that commit.
+    """
 
     commit: str
     private: bool
@@ -62,10 +66,10 @@ class _Remote:
 
 
 def check(to: PushOptions) -> str:
-    """Whether a push can be asked for at all, before any work: the options, and who is logged in. Returns their name.
+    """Check the options and the login of a push, before any work, and return the user's name.
 
     Raises:
-        UsageError: options that exclude each other, or a token that cannot be one.
+        UsageError: the options exclude each other, or the token has characters that no token has.
         HubError: nobody is logged in, or the Hub cannot be reached.
     """
     check_token(to.token)
@@ -93,26 +97,26 @@ def push(
     on_progress: OnProgress | None = None,
     on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
 ) -> Pushed:
-    """Write a folder that was checked to the Hub, in one commit; nothing where everything is there already.
+    """Write a folder that was checked to the Hub, in one commit. If nothing has changed, nothing is written.
 
     Args:
         folder: a model that stm wrote.
-        config: what it says.
-        on_progress: is told when the upload begins and ends; without it, huggingface_hub draws its own bars on stderr.
-        on_files: is told what will be uploaded, before it is.
+        config: the config of that folder.
+        on_progress: called when the upload begins and ends; without it, huggingface_hub draws its own bars on stderr.
+        on_files: called with the files that will be uploaded, before the upload.
 
     Raises:
-        ArtifactError: it has no card, or one whose front matter is not YAML.
+        ArtifactError: the folder has no card, or one whose front matter is not YAML.
         UsageError: see `check`.
-        HubError: the repository exists and may not, is public where a private one was asked for, may not be written,
-            was changed by somebody meanwhile, or cannot be reached.
+        HubError: the repository exists although it may not, is public although a private one was asked for, may not be
+            written, was changed by somebody meanwhile, or cannot be reached.
     """
-    place = Path(folder)
-    ours = _read_card(place)
+    source = Path(folder)
+    ours = _read_card(source)
     user = check(to)
-    repo = to.repo or place.resolve().name
+    repo = to.repo or source.resolve().name
     repo = repo if "/" in repo else f"{user}/{repo}"
-    if is_untouched(ours):
+    if is_untouched(ours):  # the card tells how to load the model, which from now on has the name of the repository
         ours = retarget(ours, config, repo)
     with translate_errors(Request(repo, revision=to.revision, upload=True)):
         from huggingface_hub import HfApi
@@ -127,14 +131,14 @@ def push(
                 "choose another name, or change its settings on the Hub",
             )
         kept = remote is not None and not to.overwrite_card and _somebody_wrote(api, repo, remote, ours)
-        files = _changes(place, ours, config, {} if remote is None else remote.files, kept)
+        files = _changes(source, ours, config, {} if remote is None else remote.files, kept)
         commit = pull_request = None
         changed = any(file.change not in ("unchanged", "kept") for file in files)
         if changed and not to.dry_run:
             if on_files is not None:
                 on_files(tuple(files))
             with _progress(on_progress, files):
-                commit, pull_request = _upload(api, repo, remote, to, place, ours, files)
+                commit, pull_request = _upload(api, repo, remote, to, source, ours, files)
     branch = to.revision if to.revision not in (None, "main") else None
     return Pushed(
         repo=repo,
@@ -150,8 +154,8 @@ def push(
 
 
 def push_model(model: ViM, to: PushOptions) -> Pushed:
-    """Write a model that may never have been saved to the Hub; see `ViM.push_to_hub`."""
-    check(to)
+    """Push a model that may never have been saved; see `ViM.push_to_hub`."""
+    check(to)  # before the model is written: who may not push learns it at once
     with scratch("stm-push") as temporary:
         folder = temporary / (to.repo or "model").rpartition("/")[2]
         return push(folder, save(model, folder), to)
@@ -182,7 +186,7 @@ def _read_card(folder: Path) -> str:
 
 
 def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
-    """What is in the repository; None where it is not there, or not for this login."""
+    """Return the repository as it is; None if it does not exist, or if this login may not see it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     has_branch = True
@@ -192,19 +196,19 @@ def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
         except RevisionNotFoundError:
             has_branch = False
             info = api.model_info(repo, files_metadata=True)
-    except GatedRepoError:
+    except GatedRepoError:  # a kind of RepositoryNotFoundError, but the repository exists
         raise
     except RepositoryNotFoundError:
         return None
     files = {
-        each.rfilename: (each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id or "")
-        for each in info.siblings or ()
+        file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
+        for file in info.siblings or ()
     }
     return _Remote(info.sha, bool(info.private), has_branch, files)
 
 
 def _somebody_wrote(api: Any, repo: str, remote: _Remote, ours: str) -> bool:
-    """Whether the README.md that is there is neither ours nor one that stm wrote and nobody touched."""
+    """Return whether somebody wrote in the repository's README.md: it is not `ours`, nor as any stm wrote it."""
     if artifact.CARD not in remote.files:
         return False
     from stm.hub.fetch import fetch
@@ -217,7 +221,7 @@ def _somebody_wrote(api: Any, repo: str, remote: _Remote, ours: str) -> bool:
 def _changes(
     folder: Path, card: str, config: Config, there: Mapping[str, tuple[int, str]], kept: bool
 ) -> list[PushedFile]:
-    """Every file of ours, here or there, and what becomes of it."""
+    """Return every file that stm writes, in the folder or in the repository (`there`), and what becomes of it."""
     files = []
     for name in artifact.FILES:
         path = folder / name
@@ -225,15 +229,14 @@ def _changes(
             if name in there:
                 files.append(PushedFile(name=name, bytes=there[name][0], change="deleted"))
             continue
+        # The Hub names a file by its SHA-256 if it keeps the file in LFS, else by its git hash, and decides which. The
+        # weights go to LFS (the Hub's .gitattributes), and config.json holds their SHA-256: no need to read them.
         if name == artifact.WEIGHTS:
             size, hashes = config.files[name].bytes, {config.files[name].sha256}
         else:
             body = card.encode() if name == artifact.CARD else path.read_bytes()
             git = hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
-            size, hashes = (
-                len(body),
-                {git, hashlib.sha256(body).hexdigest()},
-            )  # the Hub decides which of them names a file
+            size, hashes = len(body), {git, hashlib.sha256(body).hexdigest()}
         change = "added" if name not in there else "unchanged" if there[name][1] in hashes else "changed"
         change = "kept" if name == artifact.CARD and kept else change
         files.append(PushedFile(name=name, bytes=size, change=change))
@@ -243,8 +246,11 @@ def _changes(
 def _upload(
     api: Any, repo: str, remote: _Remote | None, to: PushOptions, folder: Path, card: str, files: list[PushedFile]
 ) -> tuple[str, str | None]:
-    """The commit and the pull request, if it is one. It is refused where the branch is not what was looked at any
-    more."""
+    """Write the commit, and return its hash and the address of the pull request, if it is one.
+
+    The Hub refuses the commit if the branch is no longer at the commit that was looked at. So no change of somebody
+    else is lost.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -270,9 +276,9 @@ def _upload(
         )
     except (HfHubHTTPError, HFValidationError):
         raise
-    except RuntimeError as error:  # what huggingface_hub wraps a failed upload of a large file in
+    except RuntimeError as error:  # huggingface_hub wraps a failed upload of a large file in it
         raise (error.__cause__ or error) from error
-    except ValueError as error:  # of huggingface_hub: what the Hub says of the front matter
+    except ValueError as error:  # huggingface_hub repeats in it what the Hub says of the front matter
         raise HubError(
             f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---"
         ) from error
@@ -281,7 +287,10 @@ def _upload(
 
 @contextmanager
 def _progress(on_progress: OnProgress | None, files: list[PushedFile]) -> Iterator[None]:
-    """huggingface_hub draws its bars, or does not and we tell of the whole: it has no hook for uploads."""
+    """Report the begin and the end of an upload, and keep huggingface_hub from drawing its bars meanwhile.
+
+    huggingface_hub has no hook for uploads, so nothing is reported in between. Without `on_progress` it draws its bars.
+    """
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if on_progress is None:
