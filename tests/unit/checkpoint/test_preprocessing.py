@@ -145,7 +145,7 @@ def test_what_is_asked_wins_and_is_kept(state: State, tmp_path: Path) -> None:
     assert model.config.preprocessing == Preprocess(
         resize=64, crop=64, interpolation="nearest", mean=(0.1, 0.2, 0.3), std=(0.25,) * 3
     )
-    assert model.config.extra["asked"] == options | {"mean": [0.1, 0.2, 0.3]}
+    assert model.config.extra["asked"] == options | {"mean": [0.1, 0.2, 0.3], "std": [0.25]}
     assert not any("preprocessing" in note for note in model.config.extra["notes"])
 
 
