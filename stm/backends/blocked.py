@@ -1,7 +1,9 @@
-"""Torch alone: the scan in blocks of tokens that stay in the cache, both directions and all states at once.
+"""The backend of torch alone: the scan in blocks of tokens that stay in the cache. It runs wherever torch does.
 
-Runs wherever torch does. A block's decays and inputs are computed at once into two small buffers, (T, K, B, N, E) with
-E innermost, and the loop over its T tokens is one fused multiply-add each; nothing of size (B, L, E, N) is ever built.
+The reference runs several small kernels per token and direction. Here the decays and inputs of a block of T tokens are
+computed at once, into two buffers (T, K, B, N, E) with E innermost, for both directions and all states. What is left
+per token is one fused multiply-add, as the recurrence itself is sequential. Nothing of size (B, L, E, N) is ever built.
+
 The recurrence is an opaque operator, so that torch.compile and torch.export see one node instead of thousands.
 """
 
@@ -14,10 +16,9 @@ from stm.backends.reference import add_norm, gated, projected, step_sizes
 
 __all__ = ["add_norm", "conv_silu", "scan"]
 
-BUFFER = (
-    2**19
-)  # elements of a block's buffer (two of them, float32): a few megabytes, fastest of 2**13 to 2**21 on CPUs
-LONGEST = 32  # tokens of a block
+# Elements of each of a block's two buffers, float32: a few megabytes, the fastest of 2**13 to 2**21 on processors.
+BUFFER = 2**19
+LONGEST = 32  # the most tokens of a block
 
 
 def scan(
@@ -37,7 +38,7 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.backends.reference.scan`."""
+    """Return what `stm.backends.reference.scan` returns."""
     delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
     state = torch.zeros_like(A) if h0 is None else h0
@@ -56,27 +57,31 @@ _RECURRENCE = "Tensor elapsed, Tensor x, Tensor A, Tensor B, Tensor C, Tensor h0
 def _recurrence_backward(
     grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of elapsed, x, A, B, C and h0. States are recomputed a block at a time from those between the
-    blocks."""
+    """Return the gradients of elapsed, x, A, B, C and h0.
+
+    Keeping all states would take (B, L, E, N). Only those between the blocks are kept, in a first walk; the states
+    inside a block are computed again when the gradients, walking backwards, reach it.
+    """
     blocks = _blocks(x, A)
     between = [h0.mT[:, None].expand(-1, x.shape[1], -1, -1)]  # the state before each block, (K, B, N, E)
     for lo, hi in blocks[:-1]:
         between.append(_states(elapsed, x, A, B, between[-1], reverse, lo, hi)[1][-1].clone())
     g_elapsed, g_x, g_B, g_C = (torch.empty_like(v) for v in (elapsed, x, B, C))
     g_A = torch.zeros_like(A.mT)  # (K, N, E)
-    g_h = torch.zeros_like(between[0])  # of the state that leaves the token in hand, from the tokens after it
+    g_h = torch.zeros_like(between[0])  # the gradient of the current token's state, from the tokens after it
     for (lo, hi), h in zip(reversed(blocks), reversed(between), strict=True):
         decay, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
         g_y = _walk(grad, reverse, lo, hi)  # (T, K, B, E)
         _put(g_C, states.matmul(g_y[..., None])[..., 0], reverse, lo, hi)
-        before = torch.cat([h[None], states[:-1]])
+        before = torch.cat([h[None], states[:-1]])  # the state before each token
         g_states = _walk(C, reverse, lo, hi)[..., None] * g_y[..., None, :]  # (T, K, B, N, E)
         for t in reversed(range(hi - lo)):
             g_states[t] += g_h
             g_h = decay[t] * g_states[t]
         _put(g_x, _walk(B, reverse, lo, hi)[..., None, :].matmul(g_states)[..., 0, :], reverse, lo, hi)
         _put(g_B, g_states.matmul(_walk(x, reverse, lo, hi)[..., None])[..., 0], reverse, lo, hi)
-        g_exponent = g_states.mul_(before).mul_(decay)  # of elapsed * A
+        # The gradient of elapsed * A, in place, since nothing reads g_states again.
+        g_exponent = g_states.mul_(before).mul_(decay)
         _put(g_elapsed, (g_exponent * A.mT[:, None]).sum(-2), reverse, lo, hi)
         g_A += (g_exponent * _walk(elapsed, reverse, lo, hi)[..., None, :]).sum((0, 2))
     return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C, g_h.sum(1).mT.contiguous()
@@ -88,46 +93,53 @@ def _recurrence_backward(
     backward=_recurrence_backward,
 )
 def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
-    """y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t; elapsed, x (K, B, L, E), the rest as in
-    `stm.backends.reference.scan`."""
+    """Return y_t = C_t h_t of the recurrence h_t = exp(elapsed_t A) h_{t-1} + x_t B_t.
+
+    Args:
+        elapsed: (K, B, L, E), Delta and gap.
+        x: (K, B, L, E), Delta times the input; the other arguments are those of `stm.backends.reference.scan`.
+    """
     y = torch.empty_like(x)
     h = h0.mT[:, None]  # (K, B, N, E)
     for lo, hi in _blocks(x, A):
         _, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
-        h = states[-1]
+        h = states[-1]  # of the block's last token
         _put(y, _walk(C, reverse, lo, hi)[..., None, :].matmul(states)[..., 0, :], reverse, lo, hi)
     return y
 
 
 def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:
-    """The walk cut into blocks of tokens, as (first, end)."""
-    length, a_token = x.shape[2], x.shape[1] * A.numel()
-    size = max(1, min(LONGEST, BUFFER // max(1, a_token)))
+    """Return the walk cut into blocks of tokens, as pairs (first, end)."""
+    length, elements_per_token = x.shape[2], x.shape[1] * A.numel()
+    size = max(1, min(LONGEST, BUFFER // max(1, elements_per_token)))
     return [(lo, min(lo + size, length)) for lo in range(0, length, size)]
 
 
 def _states(
     elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor, reverse: list[bool], lo: int, hi: int
 ) -> tuple[Tensor, Tensor]:
-    """The decays and states of one block, each (T, K, B, N, E) in walking order, from the state h (K, B, N, E) before
-    it."""
+    """Return the decays and states of one block, each (T, K, B, N, E) in walking order.
+
+    Args:
+        h: (K, B, N, E), the state before the block.
+        lo, hi: the block.
+    """
     decay = (_walk(elapsed, reverse, lo, hi)[..., None, :] * A.mT[:, None]).exp_()
     states = _walk(x, reverse, lo, hi)[..., None, :] * _walk(B, reverse, lo, hi)[..., None]
     for t in range(hi - lo):
-        h = torch.addcmul(states[t], decay[t], h, out=states[t])
+        h = torch.addcmul(states[t], decay[t], h, out=states[t])  # in place: inputs become states
     return decay, states
 
 
 def _walk(v: Tensor, reverse: list[bool], lo: int, hi: int) -> Tensor:
-    """Tokens lo..hi of each direction's walk through v (K, B, L, X): (T, K, B, X), contiguous."""
+    """Return steps lo to hi of each direction's walk through v (K, B, L, X), as (T, K, B, X), contiguous."""
     length = v.shape[2]
     parts = [v[k, :, length - hi : length - lo].flip(1) if back else v[k, :, lo:hi] for k, back in enumerate(reverse)]
     return torch.stack([part.movedim(1, 0) for part in parts], 1)
 
 
 def _put(v: Tensor, values: Tensor, reverse: list[bool], lo: int, hi: int) -> None:
-    """The inverse of `_walk`: write values (T, K, B, X) to tokens lo..hi of each direction's walk through v (K, B, L,
-    X)."""
+    """Write values (T, K, B, X) to steps lo to hi of each direction's walk through v (K, B, L, X): inverts `_walk`."""
     length = v.shape[2]
     for k, back in enumerate(reverse):
         part = values[:, k].movedim(0, 1)  # (B, T, X)

@@ -1,12 +1,15 @@
-"""mamba-ssm's and causal-conv1d's CUDA kernels: a second opinion, and what to use where there is no Triton.
+"""mamba-ssm's and causal-conv1d's CUDA kernels: a second opinion, and the choice for machines without Triton.
 
-Both directions are one call: side by side as channels, B and C in two groups, the backward one flipped (these kernels
-    walk forward
-only, tokens innermost; every other backend needs neither flips nor copies). Only `selective_scan_cuda` and
-causal-conv1d are imported, never mamba_ssm itself. Or, opt-in, the same kernels as Hugging Face's `kernels` builds
-them, of a commit that the user names: it is code from the network. Sources: state-spaces/mamba,
-csrc/selective_scan/selective_scan.cpp; Dao-AILab/causal-conv1d, causal_conv1d/cpp_functions.py;
-huggingface/kernels-community, mamba-ssm/torch-ext.
+These kernels walk forward only, with tokens innermost in memory. So both directions become one call: the backward
+direction is flipped, the directions lie side by side as channels, and B and C form two groups. Every other backend
+needs neither flips nor copies.
+
+Only `selective_scan_cuda` and causal-conv1d are imported, never mamba_ssm itself, which imports transformers. The same
+kernels also come from the Hub, built by Hugging Face's `kernels`. That is code from the network, so the user asks for
+it, by a commit.
+
+Sources: state-spaces/mamba, csrc/selective_scan/selective_scan.cpp; Dao-AILab/causal-conv1d,
+causal_conv1d/cpp_functions.py; huggingface/kernels-community, mamba-ssm/torch-ext.
 """
 
 import re
@@ -27,11 +30,11 @@ __all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
 
 INSTALL = 'MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation "mamba-ssm>=2.3.2.post1" "causal-conv1d>=1.5"'
 REPO = "kernels-community/mamba-ssm"
-INSTALL_HUB = "pip install kernels einops transformers"  # the repository's package imports the last two
+INSTALL_HUB = "pip install kernels einops transformers"  # the Hub's package imports the last two
 
 
 def status() -> tuple[bool, str]:
-    """Whether the installed kernels can be used, and the reason in words."""
+    """Return whether the installed kernels can be used, and the reason in words."""
     try:
         _kernels("")
     except BackendError as error:
@@ -40,7 +43,7 @@ def status() -> tuple[bool, str]:
 
 
 def hub_status(revision: str) -> tuple[bool, str]:
-    """Whether kernels of the Hub could be fetched, and the reason in words; nothing is fetched."""
+    """Return whether kernels of the Hub could be fetched, and the reason in words. Nothing is fetched."""
     if not re.fullmatch("[0-9a-f]{40}", revision):
         return False, f"it is asked for by the commit of {REPO} to fetch and run: kernels@ and its 40 hex digits"
     missing = [name for name in INSTALL_HUB.split()[2:] if find_spec(name) is None]
@@ -68,7 +71,11 @@ def conv_silu(
     sizes: tuple[int, ...] | None = None,
     source: str = "",
 ) -> Tensor:
-    """As `stm.backends.reference.conv_silu`. Spans, which causal-conv1d does not know, are torch's."""
+    """Return what `stm.backends.reference.conv_silu` returns. The span form, unknown to causal-conv1d, runs in torch.
+
+    Args:
+        source: the commit of the Hub's kernels; "" for the installed ones.
+    """
     if sizes is not None:
         return conv.conv_silu(x, w, b, reverse, sizes=sizes)
     out: Tensor = _conv(_side_by_side([x] * len(reverse), reverse), w.flatten(0, 1), b.flatten(), source)
@@ -93,13 +100,19 @@ def scan(
     split: bool = False,
     source: str = "",
 ) -> Tensor:
-    """As `stm.backends.reference.scan`. What the kernel does not know becomes what it does.
+    """Return what `stm.backends.reference.scan` returns.
 
-    A gap: its Delta decays and injects alike, so it is given all the elapsed time, and an input that is as much
-        smaller.
-    h0: tokens before the first, one for each state, that inject it.
+    The kernel has no gap and no first state. Both are expressed by inputs that it has:
+
+    - gap: the kernel decays and injects by one Delta. It gets all of the elapsed time, and an input u Delta / elapsed,
+      so that the product Delta u is the right one. D u then no longer holds, and is added afterwards.
+    - h0: N tokens before the first one, each of which injects one state (`_with_state`).
+
+    Args:
+        source: the commit of the Hub's kernels; "" for the installed ones.
     """
     dt = projected(dt, dt_weight)
+    # The kernel's own softplus is fused, but only without what has to come after it.
     softplus = scale is None and gap is None and h0 is None
     delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
     if gap is not None:
@@ -116,7 +129,7 @@ def scan(
         softplus,
         source,
     )
-    y = _apart(y[..., y.shape[-1] - u.shape[2] :], reverse)  # (K, B, L, E)
+    y = _apart(y[..., y.shape[-1] - u.shape[2] :], reverse)  # (K, B, L, E), without the tokens of h0
     if gap is not None:
         y = y + D[:, None, None] * u
     return (y if split else gated(y, z)).to(u.dtype)
@@ -125,16 +138,20 @@ def scan(
 def _with_state(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The inputs with N tokens more at the start of each walk: the n-th injects state n alone, and C is 0 there."""
+    """Return x, delta, B and C with N more tokens at the start of each walk, which bring the state to h0.
+
+    Token n injects state n alone, as its B is the n-th unit vector. It injects so much that h0 is left after the decay
+    of the later tokens. Its C is 0, so that nothing reads the states between.
+    """
     _, batch, _, _ = x.shape
     N = A.shape[-1]
-    step = torch.exp2(
-        torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1))))
-    )  # (K, E): little decay, exact in any dtype
-    later = torch.arange(N - 1, -1, -1, device=A.device)  # of the N tokens, after the n-th
+    # Delta of these tokens, (K, E): small, so that decay loses no digits, and a power of 2, which every dtype has.
+    step = torch.exp2(torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1)))))
+    later = torch.arange(N - 1, -1, -1, device=A.device)  # how many of these tokens come after the n-th
     inputs = (h0 * torch.exp(-later * step[..., None] * A) / step[..., None]).mT  # (K, N, E)
 
-    def put_first(before: Tensor, v: Tensor) -> Tensor:  # (K, N, X) or (N, X), (K, B, L, X)
+    def put_first(before: Tensor, v: Tensor) -> Tensor:
+        """Return `before`, (K, N, X) or (N, X), and then v (K, B, L, X), in the walking order of each direction."""
         before = before.to(v.dtype).expand(len(reverse), N, -1)[:, None].expand(-1, batch, -1, -1)
         return torch.stack(
             [torch.cat([v[k], before[k].flip(1)] if back else [before[k], v[k]], 1) for k, back in enumerate(reverse)]
@@ -145,17 +162,17 @@ def _with_state(
 
 
 def _side_by_side(v: Tensor | Sequence[Tensor], reverse: Sequence[bool]) -> Tensor:
-    """The directions (K, B, L, X) as channels (B, K X, L), each in walking order."""
+    """Return the directions (K, B, L, X) as channels (B, K X, L), each in walking order."""
     return torch.cat([(v[k].flip(1) if back else v[k]).mT for k, back in enumerate(reverse)], 1).contiguous()
 
 
 def _apart(v: Tensor, reverse: Sequence[bool]) -> Tensor:
-    """The inverse of `_side_by_side`: (K, B, L, X)."""
+    """Return channels (B, K X, L) as directions (K, B, L, X): inverts `_side_by_side`."""
     parts = v.chunk(len(reverse), 1)
     return torch.stack([part.mT.flip(1) if back else part.mT for part, back in zip(parts, reverse, strict=True)])
 
 
-# The operators, on what mamba-ssm takes: channels-first, in walking order.
+# The operators, on tensors as mamba-ssm takes them: tokens innermost, in walking order.
 
 _SCAN = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, str source"
 _CONV = "Tensor x, Tensor w, Tensor b, str source"
@@ -173,6 +190,7 @@ def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     u, delta, A, B, C, D, bias, softplus, source = inputs
     kernels = _kernels(source)
+    # The operator keeps its inputs only, so the states are computed again.
     _, states, *_ = kernels.scan(u, delta, A, B, C, D, None, bias, softplus)
     grads = kernels.scan_backward(
         u, delta, A, B, C, D, None, bias, grad.contiguous(), states, None, None, softplus, False
@@ -199,7 +217,7 @@ def _conv(x: Tensor, w: Tensor, b: Tensor, source: str) -> Tensor:
 
 
 class _Kernels(NamedTuple):
-    """selective_scan_cuda's fwd and bwd, and causal_conv1d.cpp_functions's."""
+    """The functions that compute: `fwd` and `bwd` of selective_scan_cuda, and those of causal_conv1d.cpp_functions."""
 
     scan: Callable[..., Any]
     scan_backward: Callable[..., Any]
@@ -209,10 +227,10 @@ class _Kernels(NamedTuple):
 
 @cache
 def _kernels(source: str) -> _Kernels:
-    """The kernels that are installed, or those of a commit of the Hub's.
+    """Return the installed kernels, or those of a commit of the Hub.
 
     Raises:
-        BackendError: they are not there.
+        BackendError: the kernels are missing, or do not fit this torch.
     """
     if source:
         return _fetch(source)
@@ -228,6 +246,11 @@ def _kernels(source: str) -> _Kernels:
 
 
 def _fetch(revision: str) -> _Kernels:
+    """Fetch and import the Hub's kernels of a commit.
+
+    Raises:
+        BackendError: any step failed.
+    """
     try:
         from kernels import get_kernel
 
@@ -235,7 +258,7 @@ def _fetch(revision: str) -> _Kernels:
         ops, convolution = module._ops.ops, module._causal_conv1d.cpp_functions
         conv_functions = convolution.causal_conv1d_fwd_function, convolution.causal_conv1d_bwd_function
         return _Kernels(ops.selective_scan_fwd, ops.selective_scan_bwd, *conv_functions)
-    except Exception as error:  # the network's, the cache's, the loader's and the fetched code's own
+    except Exception as error:  # from the network, the cache, the loader or the fetched code, so of any type
         raise BackendError(
             f"{REPO} at {revision} cannot be used: {error}", "see the commits that hold a build for your torch"
         ) from error

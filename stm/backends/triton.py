@@ -1,4 +1,4 @@
-"""The Triton backend: our own kernels, for CUDA devices. Float32 inside; what is read and written keeps its dtype."""
+"""The Triton backend: our own kernels, for CUDA devices. They compute in float32, and read and write any dtype."""
 
 import torch
 import triton
@@ -9,11 +9,11 @@ from stm.backends.triton_scan import scan
 
 __all__ = ["add_norm", "conv_silu", "scan", "status"]
 
-OLDEST = (8, 0)  # compute capability: what Triton supports
+OLDEST = (8, 0)  # the lowest compute capability that Triton supports
 
 
 def status() -> tuple[bool, str]:
-    """Whether the Triton backend can be used here, and the reason in words."""
+    """Return whether the Triton backend can be used on this machine, and the reason in words."""
     if not torch.cuda.is_available():
         return False, "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability()

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: their functions of one number, and how tensors are laid out for them."""
+"""Helpers of the Triton kernels: elementary functions, and the layout of tensors for them."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,11 @@ def sigmoid(x):
 
 @triton.jit
 def softplus(x):
-    """max(x, 0) + log1p(exp(-|x|)), to the last digits also where exp is small: log1p(y) = 2 artanh(y / (2 + y)) for y
-    in [0, 1]."""
+    """Return max(x, 0) + log1p(exp(-|x|)), to the last digits.
+
+    log(1 + y) would lose a small y, and Triton's language has no log1p. So log1p(y) = 2 artanh(y / (2 + y)), a series
+    that converges quickly for y in [0, 1].
+    """
     y = tl.exp(-tl.abs(x))
     s = y / (2.0 + y)  # at most 1/3: the next term of the series would be s^14 / 15 < 2e-8
     q = s * s
@@ -27,10 +30,9 @@ def softplus(x):
 
 
 def rows(v: Tensor) -> tuple[Tensor, int]:
-    """A tensor (.., channels) whose leading dimensions are one run of rows, with the distance of two rows; copied where
-    it must be.
+    """Return a tensor (.., channels) as rows at equal distances, and the distance in elements.
 
-    A slice of a wider tensor's channels is not.
+    A slice of a wider tensor's channels has such rows already. Any other layout is copied.
     """
     distance = v.stride(-2)
     expected = distance
@@ -42,21 +44,21 @@ def rows(v: Tensor) -> tuple[Tensor, int]:
 
 
 def bits(reverse: Sequence[bool]) -> int:
-    """For kernels: bit k says that direction k walks from the last token to the first."""
+    """Return the directions as an integer: bit k is set if direction k walks from the last token to the first."""
     return sum(back << k for k, back in enumerate(reverse))
 
 
 def check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
-    """A kernel would read past the end."""
+    """Raise UsageError for another shape: a kernel would read past the end."""
     if v is not None and v.shape != torch.Size(shape):
         raise UsageError(f"{name} is {tuple(v.shape)}, expected {tuple(shape)}")
 
 
 def blocks(length: int, block: int) -> int:
-    """How many blocks cover a length. (triton.cdiv, made for kernels too, takes a hundred times as long.)"""
+    """Return how many blocks cover a length. (triton.cdiv serves kernels too, and takes a hundred times as long.)"""
     return -(-length // block)
 
 
 def power_of_two(length: int) -> int:
-    """The smallest that is not less."""
+    """Return the smallest power of two that is not less than a length."""
     return 1 << max(0, length - 1).bit_length()

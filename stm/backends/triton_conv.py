@@ -1,9 +1,11 @@
-"""The causal convolution with its SiLU, and its span form, in Triton: tiles of tokens and channels, read where they
-lie.
+"""The causal convolution with its SiLU, and its span form, in Triton: tiles of tokens and channels, read in place.
 
-A token's window holds itself and, before it, the repeats of the tokens before: repeat j before its first one belongs to
-the token a `distance` back in walking order. Without spans that is j; with them it is a table of the schedule, as is
-the share that each of a token's first W repeats has in its mean (from the W-th on, the window holds the token alone).
+In the span form a token of size s stands for s repeats in a row (stm/backends/reference.py). A token's window holds the
+token itself and, before it, repeats of earlier tokens. The repeat that stands j before the token's first one belongs to
+a token `distance` places back in walking order. Without spans the distance is j; with spans it is a table per schedule.
+
+A second table has the share of each of a token's first W repeats in its mean. From repeat W on, the window holds the
+token alone, so one evaluation stands for all later repeats.
 """
 
 from collections.abc import Sequence
@@ -20,20 +22,20 @@ from stm.backends.triton_common import bits, blocks, check, rows, sigmoid
 from stm.errors import UsageError
 
 BLOCK_L, BLOCK_E = 16, 64  # a tile's tokens and channels
-WIDEST = 8  # taps: the kernels are unrolled over them
+WIDEST = 8  # the most taps, since the kernels are unrolled over them
 
 
 def conv_silu(
     x: Tensor, w: Tensor, b: Tensor, reverse: tuple[bool, ...], *, sizes: tuple[int, ...] | None = None
 ) -> Tensor:
-    """As `stm.backends.reference.conv_silu`."""
+    """Return what `stm.backends.reference.conv_silu` returns."""
     out: Tensor = _conv(x, w, b, list(reverse), None if sizes is None else list(sizes))
     return out
 
 
 @triton.jit
 def _distance(distances, t, inside, k, L, j: tl.constexpr, W: tl.constexpr):
-    """How many tokens before t (BLOCK_L) the repeat j (1 to W - 1) before its first one stands, 0 for none."""
+    """Return how many tokens before t (BLOCK_L) the repeat j (1 to W - 1) before its first one stands; 0 for none."""
     if distances is None:
         return tl.where(inside, j, 0)
     else:
@@ -42,33 +44,34 @@ def _distance(distances, t, inside, k, L, j: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def _tap(x, distances, t, e, inside, in_e, row_x, k, step, L, j: tl.constexpr, W: tl.constexpr):
-    """What stands j repeats before the first one of the tokens t: (BLOCK_L, BLOCK_E), zero before the walk begins."""
+    """Return the input j repeats before the first one of the tokens t: (BLOCK_L, BLOCK_E), zero before the walk."""
     if j == 0:
         return tl.load(x + t[:, None] * row_x + e[None, :], mask=inside[:, None] & in_e[None, :], other=0.0).to(
             tl.float32
         )
     else:
         distance = _distance(distances, t, inside, k, L, j, W)
-        seen = t - step * distance
-        there = (distance > 0) & (seen >= 0) & (seen < L)
-        return tl.load(x + seen[:, None] * row_x + e[None, :], mask=there[:, None] & in_e[None, :], other=0.0).to(
+        token = t - step * distance
+        exists = (distance > 0) & (token >= 0) & (token < L)
+        return tl.load(x + token[:, None] * row_x + e[None, :], mask=exists[:, None] & in_e[None, :], other=0.0).to(
             tl.float32
         )
 
 
 @triton.jit
 def _weight(w, e, in_e, k, E, tap: tl.constexpr, W: tl.constexpr):
-    """What weighs the repeat `tap` places back: (BLOCK_E)."""
+    """Return the weight of the repeat `tap` places back: (BLOCK_E)."""
     return tl.load(w + (k * E + e) * W + (W - 1 - tap), mask=in_e, other=0.0)
 
 
 @triton.jit
 def _sum(x, w, b, distances, t, e, inside, in_e, row_x, k, step, L, E, repeat: tl.constexpr, W: tl.constexpr):
-    """The convolution at one repeat of each of the tokens t, before its SiLU: (BLOCK_L, BLOCK_E)."""
+    """Return the convolution at one repeat of each of the tokens t, before its SiLU: (BLOCK_L, BLOCK_E)."""
     out = tl.load(b + k * E + e, mask=in_e, other=0.0)[None, :]
     for tap in tl.static_range(W):
-        seen = _tap(x, distances, t, e, inside, in_e, row_x, k, step, L, max(tap - repeat, 0), W)
-        out += _weight(w, e, in_e, k, E, tap, W)[None, :] * seen
+        # Up to tap `repeat` the window holds the token itself, which is repeat 0 before its first one.
+        value = _tap(x, distances, t, e, inside, in_e, row_x, k, step, L, max(tap - repeat, 0), W)
+        out += _weight(w, e, in_e, k, E, tap, W)[None, :] * value
     return out
 
 
@@ -77,7 +80,7 @@ def conv_forward(
     x, w, b, distances, shares, out, row_x, batch, L, E, reverse,
     REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """out (K, B, L, E)."""
+    """Write out (K, B, L, E): a program per direction, image and tile of tokens and channels."""
     t, e = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L), tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     walk = tl.program_id(2).to(tl.int64)
     k, image = (walk // batch).to(tl.int32), walk % batch
@@ -90,8 +93,8 @@ def conv_forward(
         if shares is not None:
             value *= tl.load(shares + t * W + repeat, mask=inside, other=0.0)[:, None]
         mean += value
-    place = (walk * L + t[:, None]) * E + e[None, :]
-    tl.store(out + place, mean.to(out.dtype.element_ty), mask=inside[:, None] & in_e[None, :])
+    at = (walk * L + t[:, None]) * E + e[None, :]
+    tl.store(out + at, mean.to(out.dtype.element_ty), mask=inside[:, None] & in_e[None, :])
 
 
 @triton.jit(do_not_specialize=["batch", "L", "reverse"])
@@ -99,8 +102,10 @@ def conv_backward(
     grad, x, w, b, distances, shares, g_x, g_w, g_b, row_x, batch, L, E, reverse,
     K: tl.constexpr, REPEATS: tl.constexpr, W: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """g_x (B, L, E), gathered from the windows that hold a token; g_w (.., K, E, W) and g_b (.., K, E) are of a tile
-    and repeat."""
+    """Write g_x (B, L, E), and g_w (.., K, E, W) and g_b (.., K, E) per tile and repeat, whose sums are the caller's.
+
+    A token's gradient is gathered from the outputs whose windows hold it, so no two programs write one address.
+    """
     t, e = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L), tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     image, in_e = tl.program_id(2).to(tl.int64), e < E
     tile = image * tl.num_programs(1) + tl.program_id(1)
@@ -108,8 +113,8 @@ def conv_backward(
     g_t = tl.zeros((BLOCK_L, BLOCK_E), tl.float32)
     for k in tl.static_range(K):
         step = 1 - 2 * ((reverse >> k) & 1)
-        for behind in tl.static_range(W):  # the token whose window it is stands so many tokens further on
-            owner = t + step * behind
+        for behind in tl.static_range(W):
+            owner = t + step * behind  # the window's token, which stands so many tokens further on in the walk
             inside = (t < L) & (owner >= 0) & (owner < L)
             g_out = tl.load(
                 grad + ((k * batch + image) * L + owner[:, None]) * E + e[None, :],
@@ -124,18 +129,18 @@ def conv_backward(
                     g_sum *= tl.load(shares + owner * W + repeat, mask=inside, other=0.0)[:, None]
                 for tap in tl.static_range(W):
                     weight = _weight(w, e, in_e, k, E, tap, W)[None, :]
-                    if behind == 0:
+                    if behind == 0:  # the token's own window, in which it fills the first taps
                         if tap <= repeat:
                             g_t += g_sum * weight
-                    elif tap > repeat:
+                    elif tap > repeat:  # a later token's window, which may hold this one or not
                         holds = _distance(distances, owner, inside, k, L, tap - repeat, W) == behind
                         g_t += tl.where(holds[:, None], g_sum * weight, 0.0)
-                if behind == 0:
+                if behind == 0:  # each window counts once for the parameters
                     parameter = ((tile * REPEATS + repeat) * K + k) * E + e
                     tl.store(g_b + parameter, tl.sum(g_sum, 0), mask=in_e)
                     for tap in tl.static_range(W):
-                        seen = _tap(x, distances, owner, e, inside, in_e, row_x, k, step, L, max(tap - repeat, 0), W)
-                        tl.store(g_w + parameter * W + (W - 1 - tap), tl.sum(g_sum * seen, 0), mask=in_e)
+                        tapped = _tap(x, distances, owner, e, inside, in_e, row_x, k, step, L, max(tap - repeat, 0), W)
+                        tl.store(g_w + parameter * W + (W - 1 - tap), tl.sum(g_sum * tapped, 0), mask=in_e)
     tl.store(
         g_x + (image * L + t[:, None]) * E + e[None, :],
         g_t.to(g_x.dtype.element_ty),
@@ -143,7 +148,7 @@ def conv_backward(
     )
 
 
-# The host's side.
+# On the host.
 
 _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 
@@ -166,22 +171,8 @@ def _conv_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     if x.numel():
         with torch.cuda.device_of(x):
             conv_backward[grid](
-                *(
-                    grad.contiguous(),
-                    x,
-                    w,
-                    b,
-                    distances,
-                    shares,
-                    g_x,
-                    g_w,
-                    g_b,
-                    row_x,
-                    batch,
-                    length,
-                    channels,
-                    reverse,
-                ),
+                *(grad.contiguous(), x, w, b, distances, shares, g_x, g_w, g_b),
+                *(row_x, batch, length, channels, reverse),
                 K=directions,
                 **block,
             )
@@ -201,8 +192,11 @@ def _conv(*inputs: Any) -> Tensor:
 
 
 def _arrange(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Sequence[int] | None) -> tuple[Any, ...]:
-    """The inputs checked and laid out for the kernels: x, w, b, the tables of the spans, x's row distance, reverse, and
-    the sizes."""
+    """Return the inputs checked and laid out for the kernels.
+
+    These are x, w, b, the two tables of the spans, the distance of x's rows, the directions as bits, and the
+    compile-time sizes.
+    """
     _, length, channels = x.shape
     width = w.shape[-1]
     check("w", w, (len(reverse), channels, width))
@@ -224,16 +218,15 @@ def _arrange(x: Tensor, w: Tensor, b: Tensor, reverse: Sequence[bool], sizes: Se
 def _tables(
     sizes: tuple[int, ...], reverse: tuple[bool, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The distances (K, L, W - 1) and the shares (L, W) of a schedule."""
+    """Return the distances (K, L, W - 1) and the shares (L, W) of a schedule; see the module's text."""
     distances = torch.zeros(len(reverse), len(sizes), width - 1, dtype=torch.int32)
     for k, back in enumerate(reverse):
         walk = list(reversed(range(len(sizes)))) if back else list(range(len(sizes)))
-        for place, token in enumerate(walk):
-            owners = [
-                further for further in range(1, min(place, width - 1) + 1) for _ in range(sizes[walk[place - further]])
-            ]
-            found = owners[: width - 1]
-            distances[k, token, : len(found)] = torch.tensor(found, dtype=torch.int32)
+        for step, token in enumerate(walk):
+            # Every token has at least one repeat, so W - 1 tokens back are enough.
+            repeats = [n for n in range(1, min(step, width - 1) + 1) for _ in range(sizes[walk[step - n]])]
+            window = repeats[: width - 1]
+            distances[k, token, : len(window)] = torch.tensor(window, dtype=torch.int32)
     size = torch.tensor(sizes)[:, None]
     repeat = torch.arange(width)
     alone = (repeat == width - 1) * (size - width)  # the repeats after the W-th are equal to it

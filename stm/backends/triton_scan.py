@@ -1,7 +1,9 @@
 """The selective scan in Triton: both directions at once, time linear in the number of tokens, no padding.
 
-Tensors are read where they lie and keep their dtypes; the state is float32. The backward pass computes states again, a
-chunk of tokens at a time, from those between the chunks: nothing of size (B, L, E, N) is ever built.
+Tensors are read in place and keep their dtypes; the state is float32. A state depends on the one before it, so a
+program walks the tokens one by one, and the machine is filled by images, directions and channels. The backward pass
+computes states again, a chunk of tokens at a time, from the states kept between the chunks: nothing of size
+(B, L, E, N) is ever built.
 """
 
 from collections.abc import Sequence
@@ -16,8 +18,10 @@ from stm.backends.reference import projected
 from stm.backends.triton_common import bits, blocks, check, power_of_two, rows
 from stm.backends.triton_scan_kernels import gate_forward, scan_backward, scan_forward
 
-STATES = 32  # the most that a thread holds: two channels of 16, which share what was read of B and C
-# fewer take fewer channels each: two for each of an H100's 528 schedulers. From its data sheet, not tuned on one
+# The most states that a thread holds: two channels of 16, which share the values read of B and C.
+STATES = 32
+# With fewer programs than this, each takes fewer channels. Two per scheduler of an H100, which has 528: a number of its
+# data sheet, not tuned on one.
 PROGRAMS = 1024
 CHUNK = 16  # tokens between two states that are kept for the backward pass
 
@@ -39,7 +43,7 @@ def scan(
     h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
-    """As `stm.backends.reference.scan`."""
+    """Return what `stm.backends.reference.scan` returns."""
     dt = projected(dt, dt_weight)
     out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
     return out
@@ -52,8 +56,14 @@ _SCAN = (
 
 
 class Walk(NamedTuple):
-    """The inputs of a scan without its gate, checked and laid out for the kernels. The names are those of
-    `stm.backends.reference.scan`."""
+    """The inputs of a scan without its gate, checked and laid out for the kernels.
+
+    The names are those of `stm.backends.reference.scan`.
+
+    Args:
+        row_B, row_C: elements from a token's B or C to the next one's, since both are slices of x_proj's output.
+        reverse: the directions as bits.
+    """
 
     u: Tensor
     dt: Tensor
@@ -84,6 +94,11 @@ class Walk(NamedTuple):
         h0: Tensor | None,
         reverse: Sequence[bool],
     ) -> "Walk":
+        """Check the inputs and lay them out; copies only tensors that the kernels cannot read in place.
+
+        Raises:
+            UsageError: another shape.
+        """
         directions, batch, length, channels = u.shape
         states = A.shape[-1]
         check("u", u, (len(reverse), batch, length, channels))
@@ -106,11 +121,14 @@ class Walk(NamedTuple):
 
     @property
     def row_scale(self) -> int:
-        """From one image's factors to the next's."""
+        """Elements from one image's factors to the next image's; 0 if all images share them."""
         return self.scale.shape[-1] if self.scale is not None and self.scale.dim() == 2 else 0
 
     def block(self, states: int) -> dict[str, int]:
-        """The compile-time sizes, for threads that hold at most so many states."""
+        """Return the compile-time sizes, for threads that hold at most so many states.
+
+        A program is one warp of 32 threads. Halving its channels doubles the programs, until they fill the machine.
+        """
         directions, batch, _, channels = self.u.shape
         N = self.A.shape[-1]
         block_n = power_of_two(N)
@@ -120,7 +138,12 @@ class Walk(NamedTuple):
         return {"N": N, "BLOCK_N": block_n, "BLOCK_E": block_e, "CHUNK": CHUNK, "num_warps": 1}
 
     def forward(self, keep: bool = False, block: dict[str, int] | None = None) -> tuple[Tensor, Tensor | None]:
-        """y (K, B, L, E) in the dtype of u, and with `keep` the state before each chunk of tokens, for `backward`."""
+        """Return y (K, B, L, E) in the dtype of u, and with `keep` the state before each chunk of tokens.
+
+        Args:
+            keep: whether `backward` will follow.
+            block: compile-time sizes, for tests; by default those of `block`.
+        """
         directions, batch, length, channels = self.u.shape
         block = block or self.block(STATES // 2 if keep else STATES)
         y = torch.empty_like(self.u)
@@ -130,33 +153,27 @@ class Walk(NamedTuple):
         if y.numel():
             with torch.cuda.device_of(y):
                 scan_forward[blocks(channels, block["BLOCK_E"]), batch, directions](
-                    *(
-                        self.u,
-                        self.dt,
-                        self.A,
-                        self.B,
-                        self.C,
-                        self.D,
-                        self.dt_bias,
-                        self.scale,
-                        self.gap,
-                        self.h0,
-                        y,
-                        between,
-                    ),
+                    *(self.u, self.dt, self.A, self.B, self.C, self.D),
+                    *(self.dt_bias, self.scale, self.gap, self.h0, y, between),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
                 )
         return y, between
 
     def backward(self, grad: Tensor, between: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0, from that of y: (K, B, L, E), or (B, L, E)
-        for all directions."""
+        """Return the gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0; None for absent inputs.
+
+        Args:
+            grad: the gradient of y: (K, B, L, E), or (B, L, E) if it is the same for all directions.
+            between: the states that `forward` kept.
+        """
         directions, batch, length, channels = self.u.shape
         block = self.block(STATES // 4)
         count = blocks(channels, block["BLOCK_E"])
         scratch = self.A.new_empty(directions * batch * count, CHUNK, block["BLOCK_N"], block["BLOCK_E"])
         g_u, g_dt, g_gap = (None if v is None else torch.empty_like(v) for v in (self.u, self.dt, self.gap))
+        # Programs write sums of their own, per image or per block of channels; they are added up below. So no two
+        # programs write one address, and the order of the sums is fixed.
         g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
         g_bias, g_h0 = (
             None if self.dt_bias is None else torch.zeros_like(g_D),
@@ -167,20 +184,8 @@ class Walk(NamedTuple):
         if self.u.numel():
             with torch.cuda.device_of(grad):
                 scan_backward[count, batch, directions](
-                    *(
-                        grad,
-                        self.u,
-                        self.dt,
-                        self.A,
-                        self.B,
-                        self.C,
-                        self.D,
-                        self.dt_bias,
-                        self.scale,
-                        self.gap,
-                        between,
-                        scratch,
-                    ),
+                    *(grad, self.u, self.dt, self.A, self.B, self.C, self.D),
+                    *(self.dt_bias, self.scale, self.gap, between, scratch),
                     *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
                     *(batch, length, channels, self.reverse, 1),
@@ -193,7 +198,7 @@ class Walk(NamedTuple):
 
 
 def gate(y: Tensor, z: Tensor | None) -> Tensor:
-    """The sum of y (K, B, L, E) over the directions, times SiLU(z) where z (B, L, E) is given."""
+    """Return the sum of y (K, B, L, E) over the directions, times SiLU(z) if there is a gate z (B, L, E)."""
     directions, batch, length, channels = y.shape
     check("z", z, y.shape[1:])
     z, row_z = (None, 0) if z is None else rows(z)
@@ -221,9 +226,9 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse = inputs
     walk = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse)
     y, between = walk.forward(keep=True)
-    assert between is not None  # it was to be kept
+    assert between is not None  # `keep` asks for it
     g_z = None
-    if z is not None:  # the gate, whose gradients torch knows
+    if z is not None:  # the gate acts on the sum over the directions: torch's own kernels do for its gradients
         total, opening = y.sum(0, dtype=torch.float32), z.float()
         g_z = torch.ops.aten.silu_backward(grad.float() * total, opening)
         grad = grad.float() * F.silu(opening)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend
-from stm.backends.native import Prepared, for_product
+from stm.backends.native_calls import Prepared, for_product
 from stm.backends.reference import gated
 from stm.merging.plan import State, Taps
 from stm.model.layers import REVERSE, Block, at, seen_by

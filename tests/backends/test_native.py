@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stm import backends
-from stm.backends import native, reference
+from stm.backends import native, native_calls, reference
 from stm.errors import BackendError, UsageError
 from tests.backends.cases import BOTH, check, double, inputs
 
@@ -36,16 +36,16 @@ def libraries() -> list[Any]:
     """Every build that this processor can run: each has its own vectors and its own exp2."""
     if not AVAILABLE:
         return []
-    folder = Path(native.__file__).parent
+    folder = Path(native_calls.__file__).parent
     level = ctypes.CDLL(str(folder / "libstm.so")).stm_level()
-    return [(folder / f"libstm{name}.so", text) for n, (name, text) in native.LEVELS.items() if n <= level]
+    return [(folder / f"libstm{name}.so", text) for n, (name, text) in native_calls.LEVELS.items() if n <= level]
 
 
 @pytest.fixture(params=libraries(), ids=lambda library: library[1])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     path, text = request.param
     loaded = ctypes.CDLL(str(path))
-    monkeypatch.setattr(native, "_library", lambda: (loaded, text))
+    monkeypatch.setattr(native_calls, "_library", lambda: (loaded, text))
 
 
 def check_scan(values: dict[str, Any], **options: Any) -> None:
@@ -289,12 +289,12 @@ def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> Non
 @pytest.mark.parametrize(
     ("source", "structure", "layout"),
     [
-        ("native_norm.c", "norm_args", native.NORM),
-        ("native_conv.c", "conv_args", native.CONV),
-        ("native_scan.c", "scan_args", native.SCAN),
+        ("native_norm.c", "norm_args", native_calls.NORM),
+        ("native_conv.c", "conv_args", native_calls.CONV),
+        ("native_scan.c", "scan_args", native_calls.SCAN),
     ],
 )
-def test_the_layouts_are_those_of_the_c_structures(source: str, structure: str, layout: native.Layout) -> None:
+def test_the_layouts_are_those_of_the_c_structures(source: str, structure: str, layout: native_calls.Layout) -> None:
     text = (SOURCES / source).read_text(encoding="utf-8")
     body = re.sub(r"/\*.*?\*/", "", text[: text.index(f"}} {structure};")].rpartition("{")[2], flags=re.S)
     fields: dict[str, list[str]] = {"int64_t": [], "view": [], "const": []}
@@ -312,9 +312,9 @@ def test_the_layouts_are_those_of_the_c_structures(source: str, structure: str, 
 def test_product_of_many_rows_with_few_columns(rows: int, columns: int) -> None:
     g = torch.Generator().manual_seed(rows + columns)
     x, weight = torch.randn(2, rows, 40, generator=g), torch.randn(2, columns, 40, generator=g)
-    packed = native.for_product(weight)
+    packed = native_calls.for_product(weight)
     out = torch.full((2, rows, packed.shape[-1]), torch.nan)
-    native.Prepared.product(x, packed, out)()
+    native_calls.Prepared.product(x, packed, out)()
     check(out[..., :columns], torch.bmm(x.double(), weight.double().mT), 1e-6)
     assert not out[..., columns:].any()
 
@@ -322,22 +322,22 @@ def test_product_of_many_rows_with_few_columns(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads_share_a_product(threads: int) -> None:
     g = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(3, 29, 40, generator=g), native.for_product(torch.randn(3, 20, 40, generator=g))
+    x, weight = torch.randn(3, 29, 40, generator=g), native_calls.for_product(torch.randn(3, 20, 40, generator=g))
     out, before = torch.empty(3, 29, 32), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        native.Prepared.product(x, weight, out)()
+        native_calls.Prepared.product(x, weight, out)()
     finally:
         torch.set_num_threads(before)
     check(out, torch.bmm(x.double(), weight.double()), 1e-6)
 
 
 def test_a_product_of_strided_tensors_is_refused() -> None:
-    x, weight, out = torch.randn(1, 4, 8), native.for_product(torch.randn(1, 3, 8)), torch.empty(1, 4, 16)
+    x, weight, out = torch.randn(1, 4, 8), native_calls.for_product(torch.randn(1, 3, 8)), torch.empty(1, 4, 16)
     apart = (x.mT.contiguous().mT, weight, out), (x, weight, out.mT.contiguous().mT)
     for changed in (*apart, (x, weight[..., :3].contiguous(), out[..., :3].contiguous())):
         with pytest.raises(UsageError, match="expected it contiguous and the width"):
-            native.Prepared.product(*changed)
+            native_calls.Prepared.product(*changed)
 
 
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
@@ -383,8 +383,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 def test_without_a_library_the_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after an install without a compiler: `auto` takes torch alone and says so."""
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    native._library.cache_clear()
+    monkeypatch.setattr(native_calls, "__file__", str(tmp_path / "native.py"))
+    native_calls._library.cache_clear()
     try:
         available, reason = native.status()
         assert not available
@@ -397,4 +397,4 @@ def test_without_a_library_the_reason_is_given(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(BackendError, match="cannot be loaded"):
             native.conv_silu(*conv_inputs(), BOTH)
     finally:
-        native._library.cache_clear()
+        native_calls._library.cache_clear()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import stm
 from stm import backends
-from stm.backends.native import Prepared
+from stm.backends.native_calls import Prepared
 from stm.errors import UsageError
 from stm.model import serving
 from stm.model.prepared import PreparedBlock
