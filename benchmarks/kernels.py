@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from stm.backends import native
+from stm.backends import native_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def library() -> ctypes.CDLL:
     """Return the compiled kernels. `setup.py` is read for its flags and installs nothing."""
     with patch("setuptools.setup"):
         flags = runpy.run_path(str(ROOT / "setup.py"))
-    level = next(name for name, description in native.LEVELS.values() if description == native.status()[1])
+    level = next(name for name, description in native_calls.LEVELS.values() if description == native.status()[1])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kernels.so"
         words = [

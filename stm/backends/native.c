@@ -1,4 +1,5 @@
-/* Which build of the native libraries the processor can run: 4 for x86-64-v4 (AVX-512), 3 for x86-64-v3 (AVX2), else 0. */
+/* Returns the best build of the native libraries that the processor can run: 4 for x86-64-v4 (AVX-512), 3 for x86-64-v3 (AVX2),
+ * else 0. Python asks the portable build, which runs everywhere. */
 int stm_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&

@@ -1,10 +1,10 @@
 /* Vectors and elementary functions of the native backend. Everything is float32 and channels-last.
  *
- * Threads take runs of neighbouring work items (a static schedule): what is prefetched past a row of one item is the next
- * item's, and threads that write side by side would take those lines from each other (7x slower on two cores).
+ * Threads take runs of neighbouring work items (a static schedule). Prefetching past a row of one item fetches the next item's
+ * row: if another thread writes that one, the two threads take its cache lines from each other (7x slower on two cores).
  *
- * The vectors are those of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain machines; only exp2 and
- * the larger of two vectors have an AVX-512 form of their own.
+ * The vector types are those of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain machines. Only exp2 and
+ * `larger` have an AVX-512 form of their own.
  */
 #ifndef STM_NATIVE_H
 #define STM_NATIVE_H
@@ -30,17 +30,20 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 enum {
-    SPAN = 64,           /* channels of a narrow work item: rows of 256 bytes, which stay in the cache while time is walked */
+    SPAN = 64,           /* channels of a narrow work item: rows of 256 bytes, which stay in the cache during a walk */
     VECS = SPAN / LANES, /* vectors of it */
 };
 
-/* A tensor (K, B, L, channels) with its strides in floats; the last stride is 1. Absent: data is NULL. */
+/* A tensor (K, B, L, channels) with its strides in floats; the last stride is 1. An absent tensor has NULL data. */
 typedef struct {
     float *data;
     int64_t k, b, l;
 } view;
 
+/* A vector of one value. The subtraction is how GCC spreads a scalar; + would turn -0 into 0. */
 INLINE vec fill(float x) { return x - (vec){0}; }
+
+/* The first `count` floats at p, and zeros in the other lanes. A constant count of LANES is one instruction. */
 
 INLINE vec load(const float *p, int count) {
     if (count == LANES) return *(const loose *)p;
@@ -60,17 +63,18 @@ INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* The channels of a wide work item, `most` at most: long rows are read faster, but each thread needs as many items as the others. */
+/* Returns the channels of a wide work item, at most `most`. Long rows are read faster, but every thread needs the same number of
+ * items: so spans get narrower until the items divide evenly, or are many enough for the rest not to matter. */
 INLINE int64_t wide_span(int64_t batch, int64_t E, int64_t most, int64_t threads) {
     int64_t spans = ceiling(E, most < SPAN ? SPAN : most);
     while (batch * spans % threads && batch * spans < 8 * threads && spans * SPAN < E) spans++;
     return ceiling(ceiling(E, LANES), spans) * LANES;
 }
 
-/* How many channels of E a vector from channel c on holds. */
+/* Returns how many of the E channels are in the vector that begins at channel c. */
 INLINE int lanes(int64_t E, int64_t c) { return E - c < LANES ? (int)(E - c) : LANES; }
 
-/* Ask for a row of a work item before it is needed: the next row is in another page, where no hardware looks ahead. */
+/* Prefetches a row of a work item. The next row may be in another page, where the hardware's prefetcher does not look. */
 INLINE void expect(const float *row, int64_t n_vecs) {
     for (int64_t v = 0; v < n_vecs; v++) __builtin_prefetch(row + v * LANES);
 }
@@ -90,16 +94,16 @@ INLINE vec larger(vec x, vec y) { return _mm512_max_ps(y, x); } /* NaN in x stay
 INLINE vec larger(vec x, vec y) { return choose(x < y, y, x); }
 #endif
 
-/* 2^x. What is left of x after rounding goes through a polynomial that is exact at 0 and minimax in relative error of
- * (2^f - 1) / f, so that slow decays, f near 0, keep their full precision over long walks. */
+/* 2^x = 2^k 2^f with k the rounded x. The polynomial of the remainder f is exact at 0 and minimax in the relative error of
+ * (2^f - 1) / f. So slow decays, with f near 0, keep their full precision over long walks. */
 #if defined(__AVX512F__)
 static const float sixteenths[16] __attribute__((aligned(64))) = {
     0x1.000000p+0f, 0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f, 0x1.306fe0p+0f, 0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
     0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f, 0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f,
 }; /* 2^(j/16) */
 
-/* Rounded to sixteenths, whose fraction is looked up; |f| <= 1/32, error 1.1e-7. The sums are kept from fusing with the product that
- * x may be: they have ports of their own. */
+/* k in sixteenths, whose fraction is looked up; |f| <= 1/32, relative error 1.1e-7. Intrinsics keep the compiler from fusing these
+ * sums with the product that x may be: sums have execution ports of their own. */
 INLINE vec exp2v(vec x) {
     vec magic = fill(0x1.8p19f), shifted = _mm512_add_round_ps(x, magic, _MM_FROUND_CUR_DIRECTION); /* sixteenths in its lowest bits */
     vec k = _mm512_sub_round_ps(shifted, magic, _MM_FROUND_CUR_DIRECTION), f = _mm512_sub_round_ps(x, k, _MM_FROUND_CUR_DIRECTION);
@@ -109,11 +113,12 @@ INLINE vec exp2v(vec x) {
     return _mm512_scalef_ps(p * f * root + root, k);
 }
 #else
-/* Rounded to integers; |f| <= 1/2, error 4.3e-7. */
+/* k in integers; |f| <= 1/2, relative error 4.3e-7. */
 INLINE vec exp2v(vec x) {
-    x = larger(x, fill(-127)); /* 2^-127 is made 0, and 2^128 infinity, by the exponent's bits */
+    x = larger(x, fill(-127)); /* beyond these bounds the exponent's bits would wrap; at them they give 0 and infinity */
     x = choose(x > fill(128), fill(128), x);
-    vec shifted = x + 0x1.8p23f, k = shifted - 0x1.8p23f, f = x - k; /* k in the lowest bits of shifted */
+    vec shifted = x + 0x1.8p23f, k = shifted - 0x1.8p23f, f = x - k; /* floats this large have no fraction: the sum rounds, */
+    /* and its lowest bits are k as an integer, which the shift below moves into the exponent */
     vec p = 0.00133335386f * f + 0.00966624542f;
     p = p * f + 0.0555050021f;
     p = p * f + 0.240223513f;
@@ -129,8 +134,8 @@ INLINE vec sigmoid(vec x) { return 1 / (1 + expv(-x)); }
 
 INLINE vec absolute(vec x) { return (vec)((ivec)x & 0x7fffffff); }
 
-/* log(1 + exp(x)) = max(x, 0) + log(1 + w) with w = exp(-|x|) and a polynomial, minimax in relative error (1.9e-7) on [0, 1]:
- * a very negative x keeps its precision. */
+/* log(1 + exp(x)) = max(x, 0) + log(1 + w) with w = exp(-|x|). The polynomial of log(1 + w) is minimax in relative error (1.9e-7)
+ * on [0, 1], so a very negative x, a very small Delta, keeps its precision. */
 INLINE vec softplus(vec x) {
     vec w = expv(-absolute(x));
     vec p = -0.00853920610f * w + 0.0440896232f;

@@ -1,8 +1,8 @@
 /* Causal depthwise convolution and SiLU of all directions, forward and backward. Definitions and shapes: stm/backends/reference.py.
  *
- * The span convolution averages over the repeats of a token. Repeat m (from 1) sees the token itself in its first m taps
- * and the repeats before it in the rest; from repeat W on it sees nothing else, so that W evaluations are enough. The plain
- * convolution is the case of one repeat.
+ * The span convolution averages over the repeats of a token. Repeat m (from 1) reads the token itself in its first m taps, and
+ * repeats of earlier tokens in the other taps. From repeat W on it reads the token alone, so W evaluations are enough. The plain
+ * convolution is the case of one repeat per token.
  */
 #include "native.h"
 
@@ -17,8 +17,8 @@ typedef struct {
 } conv_args;
 
 typedef struct {
-    view out;     /* comes in; the others go out */
-    view x;       /* zero at the start */
+    view out;     /* input; the others are outputs */
+    view x;       /* zero at the start, as every direction and tap adds to it */
     float *w, *b; /* (batch, K, E, W), (batch, K, E) */
 } conv_grads;
 
@@ -26,17 +26,17 @@ typedef struct {
 typedef struct {
     int64_t b, first;
     int64_t whole; /* whole vectors of channels */
-    int rest;      /* channels of another one */
+    int rest;      /* channels of an incomplete last vector */
 } item;
 
-/* The taps of a direction and an item. */
+/* The weights of a direction for the channels of an item, laid out as vectors. */
 typedef struct {
-    vec tap[WIDEST][MOST_VECS];       /* of the token t before */
-    vec first[WIDEST + 1][MOST_VECS]; /* the sum of the first m taps */
+    vec tap[WIDEST][MOST_VECS];       /* the weight of the token t places earlier */
+    vec first[WIDEST + 1][MOST_VECS]; /* the sum of the first m taps: they all read the token itself */
     vec bias[MOST_VECS];
 } taps;
 
-static const float zeros[MOST];
+static const float zeros[MOST]; /* the row that windows read before the walk begins */
 
 static int64_t n_vecs(const item *i) { return i->whole + (i->rest > 0); }
 
@@ -54,17 +54,17 @@ static void load_taps(taps *to, const conv_args *a, int64_t k, const item *i) {
     }
 }
 
-/* The convolution at repeat m: x is the token, past[i] the repeat i + 1 places before its first one. */
+/* Returns the convolution at repeat m. x is the token, past[i] the repeat i + 1 places before its first one. */
 INLINE vec evaluate(int64_t W, int64_t m, const taps *p, int64_t v, vec x, const float *const *past, int n) {
     vec sum = p->bias[v] + p->first[m][v] * x;
     for (int64_t t = m; t < W; t++) sum += p->tap[t][v] * load(past[t - m] + v * LANES, n);
     return sum;
 }
 
-/* How many repeats the evaluation of repeat m stands for. */
+/* Returns how many repeats the evaluation of repeat m stands for: that of repeat W stands for all later ones, too. */
 INLINE float weight(int64_t W, int64_t m, int64_t size) { return m == W ? (float)(size - W + 1) : 1; }
 
-/* Moves a token into the past, the rows of the repeats before the next token, nearest first, as often as it is repeated. */
+/* Pushes a token onto `past`, once per repeat. `past` has the rows of the last W - 1 repeats, nearest first. */
 INLINE void remember(int64_t W, int64_t *past, int64_t row, int64_t size) {
     for (int64_t times = size < W ? size : W - 1; times > 0; times--) {
         for (int64_t i = W - 2; i > 0; i--) past[i] = past[i - 1];
@@ -72,10 +72,11 @@ INLINE void remember(int64_t W, int64_t *past, int64_t row, int64_t size) {
     }
 }
 
-/* What an item has of a row of v. */
+/* Returns the channels of an item in a row of v. */
 INLINE float *row_of(view v, int64_t k, int64_t row, const item *i) { return v.data + k * v.k + i->b * v.b + row * v.l + i->first; }
 
-/* A vector of the outputs at a token that is repeated `size` times. `n` is the constant LANES where it can be. */
+/* Writes a vector of the outputs at a token that is repeated `size` times. `n` is a constant LANES if the vector is complete, which
+ * makes loads and stores single instructions. */
 INLINE void put(int n, int64_t W, int64_t size, const taps *p, int64_t v, const float *x, const float *const *past, float *out) {
     vec now = load(x + v * LANES, n), total = {0};
     for (int64_t m = 1; m <= size && m <= W; m++) {
@@ -90,7 +91,7 @@ INLINE void put_row(int64_t W, int64_t size, const taps *p, const item *i, const
     if (i->rest) put(i->rest, W, size, p, i->whole, x, past, out);
 }
 
-/* The plain convolution of up to two directions, in one pass over the rows. */
+/* The plain convolution of up to two directions in one pass over the rows, which are then read once for both. */
 INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int64_t n_k, const item *i) {
     for (int64_t row = 0; row < a->L; row++) {
         const float *x = row_of(a->x, 0, row, i);
@@ -105,7 +106,7 @@ INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int6
     }
 }
 
-/* The span convolution of a direction, in walking order. */
+/* The span convolution of a direction, in walking order. `rows` is the past, as `remember` keeps it. */
 INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, const item *i) {
     int64_t rows[WIDEST];
     for (int64_t t = 0; t < W; t++) rows[t] = NONE;
@@ -125,7 +126,7 @@ INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, con
 
 INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, const item *span) {
     int64_t rows[WIDEST];
-    float outside[MOST] = {0}; /* what flows to before the first token */
+    float outside[MOST] = {0}; /* takes the gradients of the zeros before the first token */
     vec g_tap[WIDEST][MOST_VECS], g_bias[MOST_VECS];
     memset(g_tap, 0, sizeof g_tap);
     memset(g_bias, 0, sizeof g_bias);
@@ -191,7 +192,7 @@ static void run_walks(const conv_args *a, const conv_grads *g, const item *i) {
     }
 }
 
-/* Forward, or backward where there are gradients. */
+/* Runs forward, or backward if there are gradients. */
 static int run(const conv_args *a, const conv_grads *g, int threads) {
     int64_t span = wide_span(a->batch, a->E, MOST, threads), spans = ceiling(a->E, span);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -206,7 +207,7 @@ static int run(const conv_args *a, const conv_grads *g, int threads) {
     return 0;
 }
 
-/* 0, as all of them return where nothing failed. */
+/* Returns 0, success, as all functions of the library do; nothing here can fail. */
 int stm_conv(const conv_args *a, int threads) { return run(a, NULL, threads); }
 
 int stm_conv_backward(const conv_args *a, const conv_grads *g, int threads) { return run(a, g, threads); }

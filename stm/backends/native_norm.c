@@ -7,7 +7,7 @@ typedef struct {
     int64_t batch, L, D;
     view x, h, total, out; /* without h there is no total either */
     const float *weight;   /* (D) */
-    const double *eps;     /* (1) */
+    const double *eps;     /* (1); by address, because every field is a word of 64 bits */
 } norm_args;
 
 static float *at(view v, int64_t row, int64_t L) { return v.data + row / L * v.b + row % L * v.l; }
@@ -24,7 +24,7 @@ static void norm_row(const norm_args *a, int64_t row) {
             store(total + d, v, lanes(a->D, d));
             squares += v * v;
         }
-        x = total;
+        x = total; /* still in the cache */
     } else {
         for (int64_t d = 0; d < a->D; d += LANES) {
             vec v = load(x + d, lanes(a->D, d));
@@ -36,6 +36,7 @@ static void norm_row(const norm_args *a, int64_t row) {
         store(out + d, scale * load(x + d, lanes(a->D, d)) * load(a->weight + d, lanes(a->D, d)), lanes(a->D, d));
 }
 
+/* Returns 0: nothing can fail. */
 int stm_add_norm(const norm_args *a, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < a->batch * a->L; row++) norm_row(a, row);

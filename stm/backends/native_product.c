@@ -1,14 +1,14 @@
 /* The product of many rows with few columns, which is x_proj's: out (K, rows, width) = x (K, rows, E) weight (K, E, width).
  *
- * Libraries cut the columns into blocks that so few do not fill, and reach two thirds of what a core can do. Here a tile of some
- * rows and all columns, or an equal part of them, stays in registers while E is walked. The width is a multiple of LANES.
+ * Libraries cut the columns into blocks that so few columns do not fill, and reach two thirds of a core's speed. Here a tile of a few
+ * rows and all columns, or an equal part of them, stays in registers during the walk over E. The width is a multiple of LANES.
  */
 #include "native.h"
 
 #if defined(__x86_64__) && !defined(__AVX512F__)
-#define MOST 2 /* vectors of a tile's rows: of 16 registers the tile takes 12 */
+#define MOST 2 /* the most vectors per row of a tile: of 16 registers the tile takes 12 */
 #else
-#define MOST 4 /* of 32 registers 24 */
+#define MOST 4 /* of 32 registers the tile takes 24 */
 #endif
 
 enum { TILE = 6 * MOST }; /* vectors of a tile */
@@ -19,7 +19,7 @@ typedef struct {
     float *out;
 } product_args;
 
-/* `rows` and `n_vecs` are constants wherever this is inlined. */
+/* Multiplies a tile. `rows` and `n_vecs` are constants wherever this is inlined, so `total` is registers, not memory. */
 INLINE void tile(int rows, int n_vecs, const product_args *a, const float *x, const float *weight, float *out) {
     vec total[TILE][MOST], column[MOST];
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < n_vecs; v++) total[r][v] = fill(0);
@@ -30,7 +30,8 @@ INLINE void tile(int rows, int n_vecs, const product_args *a, const float *x, co
     UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < n_vecs; v++) store(out + r * a->width + v * LANES, total[r][v], LANES);
 }
 
-/* So many vectors of columns of all rows. The last tile reaches back over rows that are done, and gives them the same again. */
+/* Multiplies all rows by `n_vecs` vectors of columns. The last tile reaches back over finished rows and writes the same values again:
+ * cheaper than tiles of every height. */
 INLINE void strip(int n_vecs, const product_args *a, const float *x, const float *weight, float *out, int64_t rows) {
     const int high = n_vecs == 1 ? TILE / 2 : TILE / n_vecs;
     int64_t r = 0;
@@ -42,6 +43,7 @@ INLINE void strip(int n_vecs, const product_args *a, const float *x, const float
         for (; r < rows; r++) tile(1, n_vecs, a, x + r * a->E, weight, out + r * a->width);
 }
 
+/* Multiplies a run of rows by all columns, in strips of nearly equal width. */
 static void part(const product_args *a, const float *x, const float *weight, float *out, int64_t rows) {
     int64_t left = a->width / LANES;
     for (int64_t strips = ceiling(left, MOST); strips > 0; strips--) {
@@ -58,9 +60,9 @@ static void part(const product_args *a, const float *x, const float *weight, flo
     }
 }
 
-/* 0, as nothing can fail. */
+/* Returns 0: nothing can fail. */
 int stm_product(const product_args *a, int threads) {
-    int64_t parts = a->K % threads ? threads : 1, high = ceiling(a->rows, parts); /* of each k */
+    int64_t parts = a->K % threads ? threads : 1, high = ceiling(a->rows, parts); /* per direction k */
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < a->K * parts; i++) {
         int64_t k = i / parts, first = i % parts * high, row = k * a->rows + first;

@@ -1,9 +1,11 @@
 /* The selective scan of all directions, forward and backward. Definitions and shapes: stm/backends/reference.py.
  *
- * A work item is an image and a span of channels; it walks each direction in blocks of STEPS tokens. Within a block the loop
- * over the states is outside the loop over the tokens: what the block's outputs add up to stays in registers, any number of
- * states will do, and a state passes through memory once a block. Nothing of size (B, L, E, N) exists: the backward pass
- * recomputes states from those that it kept between the blocks, and takes narrow spans, since it keeps them all.
+ * A work item is an image and a span of channels; it walks each direction in blocks of STEPS tokens. Within a block the loop over
+ * the states is outside the loop over the tokens. So the sums of the block's outputs stay in registers, any number of states will
+ * do, and a state passes through memory once per block.
+ *
+ * Nothing of size (B, L, E, N) exists. The backward pass keeps the states between the blocks and computes the others again; it takes
+ * narrow spans, so that the kept states of a span stay small.
  */
 #include "native.h"
 
@@ -11,22 +13,22 @@ enum { STEPS = 8, KEPT = 65536 /* floats that a span keeps while it walks, at mo
 
 typedef struct {
     int64_t K, batch, L, E, N, R;
-    view u, dt, B, C, z, gap, scale; /* dt: R channels where it has a weight; scale: one channel */
-    view out;                        /* k = 0: the directions are added and gated */
+    view u, dt, B, C, z, gap, scale; /* dt has R channels if it has a weight; scale has one */
+    view out;                        /* its stride k is 0 if the directions are added and gated */
     const uint8_t *reverse;          /* (K) */
     const float *A, *D, *h0;         /* (K, E, N), (K, E), (K, E, N) or NULL */
-    const float *weight, *bias;      /* of dt: (K, E, R) or NULL, (K, E) or NULL */
+    const float *weight, *bias;      /* those of dt: (K, E, R) or NULL, (K, E) or NULL */
 } scan_args;
 
 typedef struct {
-    view out;          /* comes in; the others go out */
+    view out;          /* input; the others are outputs */
     view u, dt, z, gap;
     float *B, *C;      /* (spans of E, K, batch, L, N): partial sums over the channels */
     float *scale;      /* (spans of E, K, batch, L) or NULL */
     float *A, *D, *h0; /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
 } scan_grads;
 
-/* The rows of a tensor in walking order: token t is at first + t * step. Absent: NULL. */
+/* The rows of a tensor in walking order: token t is at first + t * step. An absent tensor has NULL. */
 typedef struct {
     float *first;
     int64_t step;
@@ -41,11 +43,12 @@ typedef struct {
     float *B, *C, *dt_columns;   /* [state or channel of dt][token of the block] */
 } walk;
 
-/* What one vector of channels needs of a block, in walking order. */
+/* The inputs of one vector of channels in a block, in walking order. */
 typedef struct {
     vec delta[STEPS], elapsed[STEPS], input[STEPS], u[STEPS]; /* input: delta * u */
 } block;
 
+/* Returns the row of token t of a walk. */
 static int64_t row(const walk *w, int64_t t) { return w->args->reverse[w->k] ? w->args->L - 1 - t : t; }
 
 static rows along(view v, const walk *w) {
@@ -56,7 +59,8 @@ static rows along(view v, const walk *w) {
 
 INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
 
-/* to[state] = the channels from c of from (K, E, N), and zeros in the lanes of none. */
+/* Writes to[state] = factor times the channels from c on of `from` (K, E, N), with zeros in lanes beyond E. Channels then lie side by
+ * side in vectors, as the scan needs them. */
 static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t c, float factor) {
     float *column = (float *)to;
     int n = lanes(w->args->E, c);
@@ -67,13 +71,14 @@ static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t
     }
 }
 
-/* The inverse, for a gradient (batch, K, E, N). */
+/* Inverts `gather`, for a gradient (batch, K, E, N). */
 static void scatter(float *to, const vec *from, const walk *w, int64_t c) {
     int64_t N = w->args->N, head = (w->b * w->args->K + w->k) * w->args->E + c;
     for (int i = 0; i < lanes(w->args->E, c); i++)
         for (int64_t n = 0; n < N; n++) to[(head + i) * N + n] = from[n][i];
 }
 
+/* Points a walk at the tensors of its direction, and loads parameters and first state. */
 static void begin(walk *w) {
     const scan_args *a = w->args;
     w->u = along(a->u, w), w->dt = along(a->dt, w), w->z = along(a->z, w), w->gap = along(a->gap, w);
@@ -81,7 +86,7 @@ static void begin(walk *w) {
     memset(w->dt_columns, 0, sizeof(float) * (size_t)(a->R * STEPS));
     for (int64_t v = 0; v < w->n_vecs; v++) {
         int64_t c = w->first + v * LANES;
-        gather(w->rate + v * a->N, a->A, a->N, w, c, 1.44269504f);
+        gather(w->rate + v * a->N, a->A, a->N, w, c, 1.44269504f); /* log2(e): exp(x) = exp2(x log2(e)), once for the walk */
         if (a->weight) gather(w->weight + v * a->R, a->weight, a->R, w, c, 1);
         if (a->h0)
             gather(w->state + v * a->N, a->h0, a->N, w, c, 1);
@@ -90,6 +95,7 @@ static void begin(walk *w) {
     }
 }
 
+/* Copies B, C and dt of a block by state instead of by token, the order in which the loops read them. */
 static void transpose_block(const walk *w, int64_t t0, int64_t count) {
     for (int64_t t = 0; t < count; t++) {
         const float *B = at(w->B_rows, t0 + t), *C = at(w->C_rows, t0 + t);
@@ -109,7 +115,8 @@ static vec bias(const walk *w, int64_t c) {
     return a->bias ? load(a->bias + w->k * a->E + c, lanes(a->E, c)) : fill(0);
 }
 
-/* Delta before its softplus: dt, or its product with the weight, and the bias. `n` and `count` are constants where they can be. */
+/* Loads Delta before its softplus: dt, or its product with the weight, plus the bias. `n` and `count` are constants for complete
+ * vectors and blocks. */
 INLINE void load_dt(int n, vec *dt, const walk *w, int64_t v, int64_t t0, int64_t count) {
     int64_t c = w->first + v * LANES;
     vec shift = bias(w, c);
@@ -117,7 +124,7 @@ INLINE void load_dt(int n, vec *dt, const walk *w, int64_t v, int64_t t0, int64_
         for (int64_t t = 0; t < count; t++) dt[t] = load(at(w->dt, t0 + t) + c, n) + shift;
         return;
     }
-    vec total[STEPS]; /* of all columns: those of no token are left from the block before */
+    vec total[STEPS]; /* for all STEPS columns, a constant number; columns beyond `count` are left from the block before, and unused */
     UNROLL for (int t = 0; t < STEPS; t++) total[t] = shift;
     for (int64_t r = 0; r < w->args->R; r++) {
         vec weight = w->weight[v * w->args->R + r];
@@ -148,7 +155,8 @@ static void load_block(block *x, const walk *w, int64_t v, int64_t t0, int64_t c
         load_lanes(n, x, w, v, t0, count);
 }
 
-/* `count` tokens of all states: y += C h. `count` is a constant wherever this is inlined. */
+/* Advances all states by `count` tokens, and adds C h to y. `count` is a constant wherever this is inlined, so the tokens' sums are
+ * registers. */
 INLINE void advance(int count, vec *y, const block *x, int64_t from, const walk *w, const vec *rate, vec *state) {
     vec total[STEPS];
     UNROLL for (int t = 0; t < count; t++) total[t] = y[from + t];
@@ -164,6 +172,7 @@ INLINE void advance(int count, vec *y, const block *x, int64_t from, const walk 
     UNROLL for (int t = 0; t < count; t++) y[from + t] = total[t];
 }
 
+/* Advances by a block; an incomplete one goes in pairs of tokens, then one by one, with constant counts again. */
 static void advance_block(vec *y, const block *x, int64_t count, const walk *w, const vec *rate, vec *state) {
     int64_t t = 0;
     if (count == STEPS) advance(STEPS, y, x, 0, w, rate, state), t = STEPS;
@@ -183,7 +192,7 @@ INLINE void put_lanes(int n, const vec *y, rows out, int add, const walk *w, int
     }
 }
 
-/* `add` to what is there. */
+/* Writes outputs; `add` adds them to the values of the other direction, `gate` multiplies by SiLU(z) afterwards. */
 static void put_block(const vec *y, rows out, int add, const walk *w, int64_t c, int64_t t0, int64_t count, int gate) {
     int n = lanes(w->args->E, c);
     if (n == LANES && count == STEPS)
@@ -192,7 +201,7 @@ static void put_block(const vec *y, rows out, int add, const walk *w, int64_t c,
         put_lanes(n, y, out, add, w, c, t0, count, gate);
 }
 
-/* Walks a direction to its end; keeps the states before each block in `kept` [block][vector][state] if asked. */
+/* Walks a direction to its end. If `kept` is given, it gets the states before each block, [block][vector][state]. */
 static void forward(walk *w, view to, int gate, vec *kept) {
     const scan_args *a = w->args;
     begin(w);
@@ -214,6 +223,7 @@ static void forward(walk *w, view to, int gate, vec *kept) {
     }
 }
 
+/* Returns the walk of a work item, with its buffers laid out in `scratch`. */
 static walk start(const scan_args *a, int64_t item, int64_t span, vec *scratch) {
     int64_t spans = ceiling(a->E, span), first = item % spans * span;
     walk w = {.args = a, .b = item / spans, .first = first, .n_vecs = ceiling(least(span, a->E - first), LANES)};
@@ -232,7 +242,7 @@ static int64_t start_size(const scan_args *a, int64_t span) {
     return ceiling(span, LANES) * columns + ceiling(columns * STEPS, LANES);
 }
 
-/* 0, or 1 where there is no memory. */
+/* Returns 0, or 1 if there is no memory. */
 int stm_scan(const scan_args *a, int threads) {
     int failed = 0;
     int64_t span = wide_span(a->batch, a->E, least(KEPT / (2 * a->N + a->R), a->E), threads), items = a->batch * ceiling(a->E, span);
@@ -244,29 +254,29 @@ int stm_scan(const scan_args *a, int threads) {
         for (int64_t i = 0; i < items; i++) {
             if (failed) continue;
             walk w = start(a, i, span, scratch);
-            for (w.k = 0; w.k < a->K; w.k++) forward(&w, a->out, a->z.data && w.k == a->K - 1, NULL);
+            for (w.k = 0; w.k < a->K; w.k++) forward(&w, a->out, a->z.data && w.k == a->K - 1, NULL); /* the last direction gates the sum */
         }
         free(scratch);
     }
     return failed;
 }
 
-/* What the backward pass keeps beside `walk`. */
+/* The buffers of the backward pass, beside those of `walk`. */
 typedef struct {
     vec *kept;      /* [block][vector][state]: h before each block */
-    vec *state, *A; /* [vector][state]: gradients of h, from the tokens after the one in hand, and of A */
+    vec *state, *A; /* [vector][state]: gradients of h, from the tokens after the current one, and of A */
     vec *B, *C;     /* [state][token of the block]: gradients, not yet summed over the lanes */
     vec D[VECS];
-    rows out, u, dt, gap; /* of the gradients */
+    rows out, u, dt, gap; /* rows of the gradients */
 } tape;
 
-/* What flows back into one vector of channels of a block. */
+/* The gradients of one vector of channels in a block. */
 typedef struct {
     vec y[STEPS];                     /* the gradient of the outputs */
-    vec input[STEPS], elapsed[STEPS]; /* of the block's fields, the latter still without a factor ln 2 */
+    vec input[STEPS], elapsed[STEPS]; /* those of the block's fields; elapsed still lacks a factor ln 2, as `rate` has log2(e) */
 } flow;
 
-/* All states of a block, each forward again from h before it, then backward. `count` is a constant where it can be. */
+/* Takes every state of a block forward again from the kept h before it, then backward. `count` is a constant for complete blocks. */
 INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const tape *p, int64_t v, const vec *kept) {
     vec input[STEPS] = {0}, elapsed[STEPS] = {0};
     for (int64_t n = 0, i = v * w->args->N; n < w->args->N; n++, i++) {
@@ -293,6 +303,7 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
     UNROLL for (int64_t t = 0; t < count; t++) g->input[t] = input[t], g->elapsed[t] = elapsed[t];
 }
 
+/* Loads the gradient of y, (K, B, L, E) or one for all directions, through the gate. */
 static void load_flow(flow *g, rows out, const walk *w, int64_t c, int64_t t0, int64_t count) {
     int n = lanes(w->args->E, c);
     for (int64_t t = 0; t < count; t++) {
@@ -304,7 +315,7 @@ static void load_flow(flow *g, rows out, const walk *w, int64_t c, int64_t t0, i
     }
 }
 
-/* From the gradients of input and elapsed to those of u, dt, gap and scale. */
+/* Writes the gradients of u, dt, gap and scale, from those of input and elapsed. */
 static void put_flow(const flow *g, const block *x, const tape *to, const walk *w, int64_t c, int64_t t0, int64_t count,
                      float *g_scale) {
     const scan_args *a = w->args;
@@ -323,11 +334,12 @@ static void put_flow(const flow *g, const block *x, const tape *to, const walk *
     }
 }
 
+/* Walks a direction forward, keeping states, then backward from its last block to its first. */
 static void backward(walk *w, const scan_grads *g, tape *p) {
     const scan_args *a = w->args;
     int64_t N = a->N, states = w->n_vecs * N, part = (w->first / SPAN * a->K + w->k) * a->batch + w->b;
     float *g_scale = g->scale ? g->scale + part * a->L : NULL;
-    view y = g->z; /* holds the outputs, summed over the directions, until `backward_gate` */
+    view y = g->z; /* the buffer of z's gradient holds the outputs, summed over the directions, until `backward_gate` needs them */
     forward(w, y, 0, p->kept);
     p->out = along(g->out, w), p->u = along(g->u, w), p->dt = along(g->dt, w), p->gap = along(g->gap, w);
     memset(p->state, 0, sizeof(vec) * (size_t)states);
@@ -366,7 +378,7 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
     }
 }
 
-/* The gradient of z where the outputs stand. */
+/* Replaces the outputs in z's buffer by the gradient of z. Last, since it needs the sum over all directions. */
 static void backward_gate(walk *w, const scan_grads *g) {
     w->k = 0;
     rows out = along(g->out, w), g_z = along(g->z, w), gate = along(w->args->z, w);
@@ -380,7 +392,7 @@ static void backward_gate(walk *w, const scan_grads *g) {
         }
 }
 
-/* 0, or 1 where there is no memory. */
+/* Returns 0, or 1 if there is no memory. */
 int stm_scan_backward(const scan_args *a, const scan_grads *g, int threads) {
     int failed = 0;
     int64_t blocks = ceiling(a->L, STEPS), states = VECS * a->N, items = a->batch * ceiling(a->E, SPAN);
