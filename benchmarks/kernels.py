@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from stm.backends import native_calls
+from stm.backends import native, native_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 

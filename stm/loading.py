@@ -20,7 +20,7 @@ from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
-from stm.errors import ArtifactError, HubError, UsageError
+from stm.errors import ArtifactError, HubError, check_choice
 from stm.model.vim import ViM
 from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
 from stm.options import CHECKPOINT_OPTIONS, ModelOptions
@@ -295,8 +295,7 @@ def ready(model: ViM, device: torch.device, dtype: str | None) -> ViM:
         UsageError: a dtype that no model has.
     """
     if dtype is not None:
-        if dtype not in DTYPES:
-            raise UsageError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        check_choice("dtype", dtype, DTYPES)
         model.cast(dtype)
     if model.mark is None:
         model.mark = mark(model, model.config)

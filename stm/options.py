@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.config import PRESET_NAMES
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 
 # How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema", "mean", "std", "crop_ratio", "interpolation")
@@ -138,8 +138,7 @@ class MergeOptions(_Group):
             UsageError: a method that has none.
         """
         method = self.method or "stm"
-        if method not in PRESETS:
-            raise UsageError(f"method is {method!r}, expected one of {', '.join(PRESETS)}")
+        check_choice("method", method, PRESETS)
         return PRESETS[method]
 
     def refuse(self, why: str, hint: str) -> None:

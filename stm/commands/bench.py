@@ -7,7 +7,7 @@ from stm.bench import bench as benching
 from stm.bench import vit
 from stm.bench.timing import threads as on_threads
 from stm.commands.draw_model import draw_model
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 from stm.findings import BenchReport
 from stm.loading import open_model
 from stm.measure.environment import environment_of
@@ -48,8 +48,8 @@ def bench(
         UsageError: options that cannot be, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
-    if against is not None and against not in AGAINST:
-        raise UsageError(f"against is {against!r}, expected one of {', '.join(AGAINST)}")
+    if against is not None:
+        check_choice("against", against, AGAINST)
     with on_threads(threads):
         vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
         dense, small = _pair(vim, merge, model)

@@ -8,7 +8,7 @@ from stm.artifact import folder as artifact
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
 from stm.config import INTERPOLATIONS, Config, Preprocess
-from stm.errors import UsageError
+from stm.errors import check_choice
 from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.model_names import name_of
@@ -40,8 +40,7 @@ def export(
     Raises:
         UsageError: another format, or the output exists or cannot be written.
     """
-    if format not in FORMATS:
-        raise UsageError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     official = format == "official"
     output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
     if official:

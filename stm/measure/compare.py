@@ -14,7 +14,7 @@ from torch import Tensor
 from stm.bake import bake
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 from stm.findings import CompareRow
 from stm.measure import flops
 from stm.measure.equal_cost import solve_paper, solve_peer
@@ -81,8 +81,7 @@ def contenders(
         UsageError: an unknown name, a budget out of reach, or another model that takes other images.
     """
     names = _names(methods)
-    if at not in AT:
-        raise UsageError(f"at is {at!r}, expected one of {', '.join(AT)}")
+    check_choice("at", at, AT)
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
     check_dense(dense)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.errors import UsageError
+from stm.errors import check_choice
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, clipped, cls_of, merged, middle, patches, pruned, pruning, with_cls
@@ -46,8 +46,7 @@ class EViT(Peer):
     ) -> None:
         super().__init__(model, removals)
         for name, value, allowed in (("score", score, SCORES), ("order", order, ORDERS)):
-            if value not in allowed:
-                raise UsageError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+            check_choice(name, value, allowed)
         self.score, self.order, self.fuse = score, order, fuse
 
     def taps(self) -> tuple[str, ...]:

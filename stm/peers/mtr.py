@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.errors import UsageError
+from stm.errors import UsageError, check_choice
 from stm.merging.merge import take
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
@@ -54,8 +54,7 @@ class MTR(Peer):
         super().__init__(model, removals)
         if not 0 < target_share <= 1:
             raise UsageError(f"target_share is {target_share}, expected a number above 0 and at most 1")
-        if feature not in FEATURES:
-            raise UsageError(f"feature is {feature!r}, expected one of {', '.join(FEATURES)}")
+        check_choice("feature", feature, FEATURES)
         self.target_share, self.feature = target_share, feature
 
     def taps(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ length. tests/golden/upstream.py has both, and equals the official code's output
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.errors import UsageError
+from stm.errors import check_choice
 from stm.merging.merge import take
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
@@ -27,8 +27,7 @@ class RMeeTo(Peer):
 
     def __init__(self, model: ModelConfig, removals: Removals, metric: str = "X") -> None:
         super().__init__(model, removals)
-        if metric not in METRICS:
-            raise UsageError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
+        check_choice("metric", metric, METRICS)
         self.metric = metric
 
     def taps(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.errors import UsageError
+from stm.errors import check_choice
 from stm.merging.merge import Merge, merge, take
 from stm.merging.plan import Cost, State, Taps
 from stm.peers.peer import Peer, Removals
@@ -101,8 +101,7 @@ class STORM(Peer):
 
     def __init__(self, model: ModelConfig, removals: Removals, score: str = "cosine") -> None:
         super().__init__(model, removals)
-        if score not in SCORES:
-            raise UsageError(f"score is {score!r}, expected one of {', '.join(SCORES)}")
+        check_choice("score", score, SCORES)
         self.score = score
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
