@@ -10,10 +10,10 @@ from rich.text import Text
 
 from stm.config import Measured, Source
 from stm.reports import Assessment, Environment, Flops
+from stm.units import interval, operations, percent
 from stm_cli._visible import visible
 
 Row = tuple[str, str]
-
 _NAMES = {
     "top1": "top-1",
     "top1_ci": "top-1",
@@ -37,31 +37,6 @@ def fields(rows: Iterable[Row]) -> Table:
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     return table
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}%"
-
-
-def interval(low_high: tuple[float, float], digits: int = 1) -> str:
-    """A 95% interval of shares, in percent."""
-    return f"{100 * low_high[0]:.{digits}f} to {100 * low_high[1]:.{digits}f}"
-
-
-def operations(count: int) -> str:
-    """Multiply-accumulates, as papers write them."""
-    return _scaled(count, ((10**9, "G"), (10**6, "M"), (10**3, "k")))
-
-
-def size(count: int) -> str:
-    return _scaled(count, ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))) if count >= 1000 else f"{count} bytes"
-
-
-def _scaled(count: int, units: tuple[tuple[int, str], ...]) -> str:
-    for scale, unit in units:
-        if count >= scale:
-            return f"{count / scale:.4g} {unit}"
-    return str(count)
 
 
 def tokens(per_block: Sequence[int]) -> str:

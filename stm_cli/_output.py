@@ -19,7 +19,7 @@ from rich.text import Text
 from stm.distributed import current_world
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
-from stm_cli._format import size
+from stm.units import size
 from stm_cli._visible import visible, visible_json, visible_report
 
 R = TypeVar("R", bound=Report)

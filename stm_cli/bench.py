@@ -5,9 +5,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.findings import BenchReport
+from stm.units import operations, size
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import Row, environment_text, fields, operations, size, staircase, tokens
+from stm_cli._format import Row, environment_text, fields, staircase, tokens
 from stm_cli._output import Output
 
 EXAMPLES = (

@@ -4,9 +4,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from stm.findings import CompareReport, CompareRow
+from stm.units import operations, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import environment_text, operations, percent
+from stm_cli._format import environment_text
 from stm_cli._output import Output
 
 EXAMPLES = (

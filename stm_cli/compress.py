@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
+from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import (
@@ -15,7 +16,6 @@ from stm_cli._format import (
     image_notes,
     measured_rows,
     merging_row,
-    size,
     source_text,
     speed_row,
     staircase,

@@ -3,9 +3,10 @@
 from rich.console import Group, RenderableType
 
 from stm.findings import ExplainReport, Fit
+from stm.units import percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, percent, staircase, tokens
+from stm_cli._format import fields, staircase, tokens
 from stm_cli._output import Output
 
 EXAMPLES = (

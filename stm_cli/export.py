@@ -4,9 +4,10 @@ from rich.console import Group, RenderableType
 
 from stm.options import words
 from stm.reports import ExportReport
+from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, size, source_text
+from stm_cli._format import fields, source_text
 from stm_cli._output import Output
 
 EXAMPLES = ("stm export my-vim --format official", "stm export vim_finetuned.pth --format folder --out my-vim")

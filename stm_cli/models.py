@@ -4,8 +4,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from stm.reports import ListedModel, ModelsReport
+from stm.units import percent, size
 from stm_cli import _groups as g
-from stm_cli._format import percent, size
 from stm_cli._output import Output
 
 EXAMPLES = ("stm models", "stm models --json")

@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.findings import PlanReport
+from stm.units import operations, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import environment_text, fields, operations, percent
+from stm_cli._format import environment_text, fields
 from stm_cli._output import Output
 
 EXAMPLES = ("stm plan vim-digits", "stm plan vim-ti --data my_images/", "stm plan vim-s --random-weights --threads 1")

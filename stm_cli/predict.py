@@ -6,9 +6,9 @@ from rich.text import Text
 
 from stm.errors import DataError
 from stm.reports import Prediction, PredictReport
+from stm.units import percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import percent
 from stm_cli._output import Output
 
 EXAMPLES = ("stm predict vim-digits-stm40 photo.jpg", "stm predict vim-s photo.jpg more.png --json")

@@ -3,9 +3,10 @@
 from rich.console import Group, RenderableType
 
 from stm.reports import PushedFile, PushReport
+from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, size
+from stm_cli._format import fields
 from stm_cli._output import Output
 
 EXAMPLES = (

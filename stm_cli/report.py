@@ -3,9 +3,10 @@
 from rich.console import Group, RenderableType
 
 from stm.findings import PageReport
+from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, measured_rows, size, speed_row
+from stm_cli._format import fields, measured_rows, speed_row
 from stm_cli._output import Output
 
 EXAMPLES = (

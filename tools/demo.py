@@ -22,8 +22,9 @@ from stm.commands import compress, info
 from stm.measure.stats import wilson
 from stm.options import MergeOptions
 from stm.reports import CompressReport, Flops
+from stm.units import interval, operations, percent
 from stm_cli._errors import guard
-from stm_cli._format import environment_text, interval, operations, percent, tokens
+from stm_cli._format import environment_text, tokens
 from stm_cli._output import Output, console
 
 MODEL, RATE, OUT = "vim-digits", 0.4, Path("vim-digits-stm40")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shlex
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.options import CHECKPOINT_OPTIONS, words
 from stm.reports import Environment, Flops, ServedSpeed
+from stm.units import operations, percent
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
+_PERCENT = partial(percent, digits=2)
 _STAIRS = 40  # characters of the widest step
 
 
@@ -144,8 +147,8 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         "text": _text,
         "shell": shlex.join,
         "python": _python,
-        "percent": _percent,
-        "giga": _giga,
+        "percent": _PERCENT,
+        "operations": operations,
     }
     templates.filters["hub_set"] = read_set_name
     rendered: str = templates.from_string(template.read_text(encoding="utf-8")).render(
@@ -222,28 +225,20 @@ def _measured(each: Measured) -> dict[str, Any]:
     """One evaluation as the rows of its table, and why it has no more of them."""
     rows = []
     if each.dense_top1 is not None:
-        rows.append(("top-1, dense model", _percent(each.dense_top1), ""))
+        rows.append(("top-1, dense model", _PERCENT(each.dense_top1), ""))
     for label, value, ci in (("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci)):
         if value is not None:
-            rows.append((label, _percent(value), f"{_percent(ci[0])} to {_percent(ci[1])}" if ci else ""))
+            rows.append((label, _PERCENT(value), f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}" if ci else ""))
     if each.drop is not None:
         interval = f"{100 * each.drop_ci[0]:.2f} to {100 * each.drop_ci[1]:.2f}" if each.drop_ci else ""
         rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", interval))
     if each.mcnemar_p is not None:
         rows.append(("exact McNemar test, p", f"{each.mcnemar_p:.3g}", ""))
     if each.agreement is not None:
-        rows.append(("images that keep the dense model's top-1", _percent(each.agreement), ""))
+        rows.append(("images that keep the dense model's top-1", _PERCENT(each.agreement), ""))
     if each.kl is not None:
         rows.append(("KL(dense, this), nats", f"{each.kl:.4f}", ""))
     return {"of": each, "rows": rows, "reasons": list(dict.fromkeys(each.reasons.values()))}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
-
-
-def _giga(count: int) -> str:
-    return f"{count / 1e9:.4g} G" if count >= 10**9 else f"{count / 1e6:.4g} M"
 
 
 def _yaml(text: str) -> str:

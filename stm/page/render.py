@@ -5,6 +5,7 @@ into a shell or into Python, so no name can act on a page, a terminal or a progr
 """
 
 import shlex
+from functools import partial
 from pathlib import Path
 
 from stm import __version__
@@ -19,8 +20,10 @@ from stm.page import content as facts
 from stm.page.charts import Interval, Point
 from stm.page.content import Findings
 from stm.reports import Evaluation
+from stm.units import operations, percent
 
 HERE = Path(__file__).parent
+_PERCENT = partial(percent, digits=2)
 FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
 
 
@@ -40,9 +43,9 @@ def render(config: Config, findings: Findings) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {
-        "percent": _percent,
+        "percent": _PERCENT,
         "share": _share,
-        "operations": _operations,
+        "operations": operations,
         "shell": shlex.join,
         "python": repr,
     }
@@ -102,7 +105,13 @@ def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str
     )
     for name, value, ci in shares:
         if value is not None:
-            rows.append((name, _percent(value), "" if ci is None else f"{_percent(ci[0])} to {_percent(ci[1])}"))
+            rows.append(
+                (
+                    name,
+                    _PERCENT(value),
+                    "" if ci is None else f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}",
+                )
+            )
     if measured.drop is not None:
         ci = measured.drop_ci
         rows.append(
@@ -115,7 +124,7 @@ def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str
     if measured.mcnemar_p is not None:
         rows.append(("McNemar's exact p", f"{measured.mcnemar_p:.3g}", ""))
     if measured.agreement is not None:
-        rows.append(("same answer as dense", _percent(measured.agreement), ""))
+        rows.append(("same answer as dense", _PERCENT(measured.agreement), ""))
     if measured.kl is not None:
         rows.append(("KL(dense, compressed), nats", f"{measured.kl:.4f}", ""))
     return rows
@@ -124,17 +133,9 @@ def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str
 def _asked(recipe: Recipe) -> str:
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"
-    return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_percent(recipe.saving or 0)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}%"
+    return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_PERCENT(recipe.saving or 0)}"
 
 
 def _share(share: float) -> str:
     """Return the label of a tick, with no more digits than its value has."""
     return f"{100 * share:.4g}%"
-
-
-def _operations(count: int) -> str:
-    return f"{count / 1e9:.4g} G" if count >= 10**9 else f"{count / 1e6:.4g} M"

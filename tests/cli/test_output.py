@@ -30,8 +30,9 @@ from stm.reports import (
     PushReport,
     ServedSpeed,
 )
+from stm.units import operations, size
 from stm_cli import compress, env, eval, explain, export, info, models, predict, push, report
-from stm_cli._format import image_notes, merging_row, operations, shown_name, size, staircase, tokens
+from stm_cli._format import image_notes, merging_row, shown_name, staircase, tokens
 from stm_cli._output import Output
 
 ENVIRONMENT = Environment(

@@ -18,7 +18,18 @@ ROOT = Path(__file__).resolve().parents[2]
 # where a room's files stand at several heights: the schedule is a type below the config, and what chooses one stands
 # far above both.
 RUNTIME = (
-    *("errors", "install", "codec", "progress", "merging.schedule", "config", "config_file", "options", "reports"),
+    *(
+        "errors",
+        "install",
+        "codec",
+        "progress",
+        "units",
+        "merging.schedule",
+        "config",
+        "config_file",
+        "options",
+        "reports",
+    ),
     *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
     *("hub.aliases", "model_names", "loading", "saving"),
 )
