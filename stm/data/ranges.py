@@ -43,7 +43,7 @@ class HubFile:
         """The bytes from `start` to before `stop`.
 
         Raises:
-            HubError: they cannot be had. huggingface_hub has then tried several times.
+            HubError: the bytes did not come, after several attempts of huggingface_hub.
         """
         request = Request(self.repo, self.file, self.commit, kind="dataset")
         with translate_errors(request):
