@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any
 
-from stm.options import MergeOptions, ModelOptions, words
+from stm.options import MergeOptions, ModelOptions
 from stm_cli._options import (
     Backend,
     ClassToken,
@@ -91,10 +91,6 @@ class Source:
     crop_ratio: CropRatio = None
     interpolation: Interpolation = None
 
-    def words(self) -> tuple[str, ...]:
-        """As they were typed, but for the token: what the next command on the same model needs."""
-        return tuple(words(vars(self)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -103,10 +99,6 @@ class Machine:
     device: Device = "auto"
     dtype: Dtype = None
     backend: Backend = "auto"
-
-    def words(self) -> tuple[str, ...]:
-        """As they were typed."""
-        return tuple(words({name: value for name, value in vars(self).items() if value != getattr(Machine, name)}))
 
 
 def model_options(source: Source, machine: Machine = Machine()) -> ModelOptions:

@@ -40,11 +40,12 @@ def run(
     from stm.distributed import joined
     from stm.options import EvalOptions
 
+    options = g.model_options(source, machine)
     output = Output(**vars(display))
     with output.progress() as on_progress, joined() as world:
         report = evaluate(
             model,
-            g.model_options(source, machine),
+            options,
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             records=records,
             world=world,
@@ -59,9 +60,9 @@ def run(
     for note in (*named, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
     if report.top1 is None:
-        again = shlex.join(("stm", "eval", report.model, *source.words(), *machine.words(), "--data", "DIR"))
+        again = shlex.join(("stm", "eval", report.model, *options.words(), "--data", "DIR"))
         output.note(f"accuracy was not measured, as {report.data} has no labels; measure it: {again}")
-    output.next(("stm", "info", report.model, *source.words()))
+    output.next(("stm", "info", report.model, *g.model_options(source).words()))
 
 
 def screen(report: EvalReport) -> RenderableType:

@@ -23,20 +23,21 @@ def run(
     """Show schedule, tokens per block, FLOPs, parameters, provenance and what was measured."""
     from stm.commands.info import info
 
+    options = g.model_options(source)
     output = Output(**vars(display))
     with output.progress() as on_progress:
         report = info(
             model,
-            g.model_options(source),
+            options,
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: str(shown.flops.paper))
     for note in report.notes:
         output.note(note)
     if report.config["schedule"]["steps"]:
-        output.next(("stm", "eval", model, *source.words()))
+        output.next(("stm", "eval", model, *options.words()))
     else:
-        output.next(("stm", "compress", model, *source.words()))
+        output.next(("stm", "compress", model, *options.words()))
 
 
 def screen(report: InfoReport) -> RenderableType:

@@ -97,7 +97,7 @@ def compress(
         StmError: what reading, measuring or writing raises; nothing is left behind.
     """
     wish = _recalled(source, merge, images, recipe, eval=eval, measure=max_drop is not None)
-    _check_images(wish, calibration, max_drop)
+    _check_images(wish, calibration)
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
     if push is not None:
@@ -158,7 +158,7 @@ def _recalled(
     return _Wish(source, merge, images, config, eval)
 
 
-def _check_images(wish: _Wish, calibration: str | Path | None, max_drop: float | None) -> None:
+def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
     data = wish.images.data
     if calibration is not None and data is not None and os.path.realpath(calibration) == os.path.realpath(data):
         raise UsageError(

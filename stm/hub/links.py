@@ -3,7 +3,6 @@
 A link is read, not followed: what it names is fetched as any other file of a repo, so that no other host is ever asked.
 """
 
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -18,11 +17,6 @@ class Link:
     repo: str
     file: str | None
     revision: str | None
-
-
-def is_link(text: str) -> bool:
-    """Whether a text has the form of a link, to wherever."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def read_link(text: str) -> Link:
