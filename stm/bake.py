@@ -5,24 +5,24 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark, own_source
-from stm.config import Calibration, Protection, Recipe
+from stm.config import Calibration, Fit, Protection, Recipe
+from stm.data.fit_images import as_set, pictures, whole
 from stm.errors import UsageError
-from stm.merging import hsp
-from stm.merging.bnnm import plan_schedule
-from stm.merging.plan import StaticPlan, Taps
-from stm.merging.schedule import Schedule, Step
+from stm.fitting import Fitting, fit
+from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, check_options, plan_schedule
+from stm.merging.constants import static_plan
+from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
 from stm.options import MergeOptions
-from stm.progress import OnProgress, Progress
+from stm.progress import OnProgress
 
 CALIBRATION_IMAGES = 64
-_PORTION = 8  # calibration images that run at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ def compress(
     *,
     rate: float | None = None,
     saving: float | None = None,
+    fit_on: Any = None,
     method: str = "stm",
     schedule: str | None = None,
     stages: Sequence[int] | None = None,
@@ -63,11 +64,14 @@ def compress(
 
     Args:
         rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
-            rate), for `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
+            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
         saving: instead of a rate, the share of token-layers to save.
-        method: the preset: "stm" (staged, size, step scale 0.5, span conv) or "paper" (border, hsp). What is given
-            below replaces that part of it.
-        schedule: the order of the merges: staged, border, sweep, even or outward.
+        fit_on: the images that a fitted schedule comes from: normalised (n, C, H, W), a folder, a set on the Hub, or
+            what else `stm.evaluate` takes; labels are not needed. None: drawn pictures, which need no data. Do not
+            measure the result on them.
+        method: the preset: "stm" (fitted, size, step scale 0.5, span conv), "staged" (the same with the order staged)
+            or "paper" (border, hsp). What is given below replaces that part of it.
+        schedule: the order of the merges: fitted, staged, border, sweep, even or outward.
         stages: instead of a rate, the blocks before which the stages of `staged` act.
         sides: of the class token: both, left or right.
         tokens_per_side: r, the tokens that a gradual schedule merges per side and step.
@@ -78,17 +82,18 @@ def compress(
         normalize: divide hsp's weights by their sum.
         calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come
             from the parameters alone.
-        seed: is recorded; what chooses images takes it.
+        seed: draws the images of the fit, and its probes.
 
     Raises:
         UsageError: options that exclude each other, a budget out of reach, or a model that is already compressed.
+        DataError: images of the fit that cannot be used.
 
     Examples:
         >>> dense = stm.load("vim-digits")
         >>> small = stm.compress(dense, rate=0.4)
         >>> depth = dense.config.model.depth
-        >>> small.config.schedule.tokens_per_block(depth)[::6]
-        (197, 197, 197, 99)
+        >>> f"{small.config.schedule.saving(depth):.2f}"
+        '0.22'
         >>> paper = stm.compress(dense, rate=0.4, method="paper")
         >>> paper.config.schedule.tokens_per_block(depth)[::6]
         (197, 173, 149, 125)
@@ -111,18 +116,27 @@ def compress(
         dense = model.with_plan(model.plan, as_trained(model.config, model.mark))
         dense.mark = mark(dense, dense.config)
         model = dense
-    return copy.deepcopy(bake(model, options, calibration=calibration, seed=seed, on_progress=on_progress))
+    fitting = None
+    if fit_on is not None:
+        check_fitted(options, "fit_on")
+        fitting = fit(model, whole(as_set(fit_on, model.config), seed=seed), on_progress=on_progress)
+    small = bake(model, options, fitting=fitting, calibration=calibration, seed=seed, on_progress=on_progress)
+    return copy.deepcopy(small)
 
 
 def bake(
     model: ViM,
     options: MergeOptions = MergeOptions(),
     *,
+    fitting: Fitting | None = None,
     calibration: Tensor | CalibrationImages | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ViM:
     """Compress as `compress` does, but share every parameter with the dense model.
+
+    Args:
+        fitting: the model's, for a fitted schedule; None: it is fitted on pictures that need no data.
 
     Raises:
         UsageError: as `compress`.
@@ -138,15 +152,19 @@ def bake(
         )
     order, sides = options.schedule or preset.schedule, options.sides or preset.sides
     assert preset.method is not None and order is not None and sides is not None  # a preset leaves none of them open
-    chosen = plan_schedule(
-        model.config.model,
-        order=order,
-        rate=options.rate,
-        saving=options.saving,
-        stages=options.stages,
-        sides=sides,
-        tokens_per_side=options.tokens_per_side,
-    )
+    about = None
+    if order == "fitted":
+        chosen, protection, about = _fitted(model, options, protection, sides, fitting, seed, on_progress)
+    else:
+        chosen = plan_schedule(
+            model.config.model,
+            order=order,
+            rate=options.rate,
+            saving=options.saving,
+            stages=options.stages,
+            sides=sides,
+            tokens_per_side=options.tokens_per_side,
+        )
     images = CalibrationImages.of(calibration, "tensor") if isinstance(calibration, Tensor) else calibration
     recipe = Recipe(
         method=preset.method,
@@ -158,6 +176,7 @@ def bake(
         sides=sides,
         tokens_per_side=chosen.tokens_per_side,
         calibration=None if images is None else images.about,
+        fit=about,
         seed=seed,
     )
     config = dataclasses.replace(
@@ -165,9 +184,57 @@ def bake(
     )
     if not chosen.schedule.steps:
         return model.with_plan(None, config)
-    plan = StaticPlan(chosen.schedule, protection, config.model)
-    _fill(plan, model, chosen.schedule, protection, None if images is None else images.images, on_progress)
-    return model.with_plan(plan.to(model.cls_token.device), config)
+    averaged = None if images is None else images.images
+    return model.with_plan(static_plan(model, chosen.schedule, protection, averaged, on_progress), config)
+
+
+def is_fitted(options: MergeOptions) -> bool:
+    """Return whether these options ask for a schedule that is fitted to the model."""
+    return (options.schedule or options.preset.schedule) == "fitted"
+
+
+def check_fitted(options: MergeOptions, name: str) -> None:
+    """Raise UsageError if an option that belongs to a fitted schedule was given with another one.
+
+    Args:
+        name: the option that was given.
+    """
+    if not is_fitted(options):
+        order = options.schedule or options.preset.schedule
+        raise UsageError(
+            f"{name} was given, but the schedule {order} looks at no image",
+            "leave it out, or choose the schedule fitted",
+        )
+
+
+def _fitted(
+    model: ViM,
+    options: MergeOptions,
+    protection: Protection,
+    sides: str,
+    fitting: Fitting | None,
+    seed: int,
+    on_progress: OnProgress | None,
+) -> tuple[PlannedSchedule, Protection, Fit | None]:
+    """Return the fitted schedule of a budget, how its tokens are treated, and what decided both; no fit of a rate 0."""
+    check_options("fitted", options.rate, options.saving, options.stages, sides, options.tokens_per_side)
+    rate = DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
+    shape = model.config.model
+    if not (options.saving if rate is None else rate):
+        return PlannedSchedule(Schedule(shape.tokens, shape.cls), rate), protection, None
+    if fitting is None:
+        fitting = fit(model, pictures(model.config, seed=seed), on_progress=on_progress)
+    layers = fitting.layers(rate, options.saving, sides)
+    choice = fitting.choose(
+        layers,
+        protection,
+        sides=sides,
+        other_scales=options.step_scale is None,
+        other_orders=options.schedule is None,
+        on_progress=on_progress,
+    )
+    saving = layers / (shape.tokens * shape.depth)
+    return PlannedSchedule(choice.schedule, rate, saving), choice.protection, choice.fit
 
 
 def protection_of(options: MergeOptions) -> Protection:
@@ -190,106 +257,3 @@ def protection_of(options: MergeOptions) -> Protection:
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-
-
-def rule_weights(rule: str, step: Step, sizes: Sequence[int]) -> list[float]:
-    """Return the weight of each token under prune, sum, mean or size: what a step multiplies it by.
-
-    Args:
-        sizes: of the tokens before the step, by position.
-    """
-    groups: dict[int, list[int]] = {}
-    for source, destination in step.absorb:
-        groups.setdefault(destination, [destination]).append(source)
-    weights = [1.0] * len(sizes)
-    for destination, group in groups.items():
-        shares = {
-            "prune": [float(position == destination) for position in group],
-            "sum": [1.0] * len(group),
-            "mean": [1 / len(group)] * len(group),
-            "size": [sizes[position] / sum(sizes[member] for member in group) for position in group],
-        }[rule]
-        for position, share in zip(group, shares, strict=True):
-            weights[position] = share
-    return weights
-
-
-def _fill(
-    plan: StaticPlan,
-    model: ViM,
-    schedule: Schedule,
-    protection: Protection,
-    images: Tensor | None,
-    on_progress: OnProgress | None,
-) -> None:
-    """Compute the floats of every step, on the CPU."""
-    for number, step in enumerate(schedule.steps):
-        baked = plan.step(step.after)
-        assert baked is not None
-        if baked.scale is not None:
-            baked.scale.copy_(_scale(schedule.sizes[number + 1], protection))
-        if baked.weight is None:
-            continue
-        if protection.weights != "hsp":
-            baked.weight.copy_(torch.tensor(rule_weights(protection.weights, step, schedule.sizes[number])))
-        elif images is None:
-            mixer = model.blocks[step.after].mixer
-            bias, A = mixer.dt_proj_bias.detach().cpu(), -mixer.A_log.detach().cpu().exp()  # (K, E), (K, E, N)
-            delta = (
-                F.softplus(bias)[:, None, None] * _scale(schedule.sizes[number], protection)[:, None]
-            )  # (K, 1, L, E)
-            B = delta.new_ones(*delta.shape[:3], A.shape[-1])  # taken as equal
-            absorbed = _absorbed(schedule, step, len(model.layers))
-            baked.weight.copy_(_static(hsp.least_squares(delta, B, A, absorbed)[0], absorbed, protection))
-    if images is not None:
-        _calibrate(plan, model, schedule, protection, images, on_progress)
-
-
-@torch.no_grad()
-def _calibrate(
-    plan: StaticPlan,
-    model: ViM,
-    schedule: Schedule,
-    protection: Protection,
-    images: Tensor,
-    on_progress: OnProgress | None,
-) -> None:
-    """Bake static hsp: the mean of the dynamic weights over the images.
-
-    It goes block by block, and earlier steps are already static: each step is averaged over the inputs that the
-    compressed model itself will give it.
-    """
-    device = model.cls_token.device
-    plan.to(device)
-    steps = {step.after: step for step in schedule.steps}
-    states = [model.embed(portion.to(device)) for portion in torch.split(images, _PORTION)]
-    for number in range(schedule.steps[-1].after + 1):
-        step = steps.get(number)
-        seen = [model.blocks[number](state, ("delta", "B", "A") if step else ()) for state in states]
-        states = [state for state, _ in seen]
-        if step is not None:
-            baked, absorbed = (
-                plan.step(number),
-                hsp.Absorbed(*(v.to(device) for v in _absorbed(schedule, step, len(model.layers)))),
-            )
-            assert baked is not None and baked.weight is not None
-            w = torch.cat([hsp.least_squares(taps.delta, taps.B, taps.A, absorbed) for _, taps in seen])  # (n, S)
-            baked.weight.copy_(_static(w.double().mean(0), absorbed, protection))
-            states = [baked(state, Taps()) for state in states]
-        if on_progress is not None:
-            on_progress(Progress("calibrate", number + 1, schedule.steps[-1].after + 1, "blocks"))
-
-
-def _static(w: Tensor, absorbed: hsp.Absorbed, protection: Protection) -> Tensor:
-    """Return one weight per token (L,), from those of the absorbed tokens, w (S,)."""
-    weights = hsp.token_weights(w[None], absorbed)
-    return (hsp.normalize(weights, absorbed) if protection.normalized else weights)[0]
-
-
-def _absorbed(schedule: Schedule, step: Step, depth: int) -> hsp.Absorbed:
-    return hsp.absorbed(step, schedule.tokens_per_block(depth)[step.after], schedule.cls_per_block(depth)[step.after])
-
-
-def _scale(sizes: Sequence[int], protection: Protection) -> Tensor:
-    """(L,): size^p."""
-    return torch.tensor(sizes, dtype=torch.float64).pow(protection.step_scale).float()

@@ -20,9 +20,10 @@ CLASS_TOKENS = ("middle", "head")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
 MODES = ("dynamic", "static")
-ORDERS = ("staged", "border", "sweep", "even", "outward")
+ORDERS = ("fitted", "staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
-PRESET_NAMES = ("stm", "paper")
+PRESET_NAMES = ("stm", "staged", "paper")
+CUTS = ("flat", "regrouped", "staged", "border")  # the candidates for a fitted schedule
 # Nothing in the weights bounds these two, and a hostile file must not take all memory.
 LARGEST_SIDE = 8192  # pixels; an image of that side takes 800 MB as a model's input
 LARGEST_RESIZE = 10  # times the crop
@@ -206,6 +207,56 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate for a fitted schedule, and its KL(dense || candidate), in nats, on the images that chose.
+
+    Args:
+        cut: flat or regrouped (stm/merging/fit.py, regroup.py), or the order staged or border.
+        step_scale: p.
+    """
+
+    cut: str
+    step_scale: float
+    kl: float
+
+    def __post_init__(self) -> None:
+        check_choice("cut", self.cut, CUTS, ValueError)
+        _within(self, 0, math.inf, "kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The images that decided a fitted schedule. None of them may measure it.
+
+    Args:
+        data: the name of their set.
+        n: the images that the costs come from.
+        judges: the images that chose among the candidates; 0 if there was nothing to choose.
+        seed: drew both, and the probes.
+        sha256: of all of them, as the model takes them, in the order in which they were drawn.
+        cut: the candidate that was taken.
+        tried: all candidates, the best first; empty without judges.
+        max_drop, speedup: the outcome that was asked for instead of a budget; the recipe's saving is what met it.
+    """
+
+    data: str
+    n: int
+    judges: int = 0
+    seed: int = 0
+    sha256: str
+    cut: str = "flat"
+    tried: tuple[Tried, ...] = ()
+    max_drop: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("cut", self.cut, CUTS, ValueError)
+        _within(self, 1, math.inf, "n")
+        _within(self, 0, math.inf, "judges", "seed", "speedup")
+        _within(self, 0, 1, "max_drop")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The request that made this model, enough to run it again. Exactly one of rate, saving and stages is set.
 
@@ -217,9 +268,10 @@ class Recipe:
         schedule: the order of the merges.
         stages: the requested blocks before which stages act.
         sides: both, left or right.
-        tokens_per_side: r of a gradual order; null for staged.
+        tokens_per_side: r of a gradual order; null for fitted and staged.
         calibration: the images over which weights were averaged, if any.
-        seed: chooses the calibration images.
+        fit: the images that decided a fitted schedule; null for the other orders.
+        seed: chooses the images of the calibration and of the fit.
 
     Raises:
         ValueError: an unknown name, or not exactly one budget.
@@ -234,6 +286,7 @@ class Recipe:
     sides: str = "both"
     tokens_per_side: int | None = None
     calibration: Calibration | None = None
+    fit: Fit | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -248,8 +301,12 @@ class Recipe:
         _within(self, 0, 1, "rate", "saving")
         _within(self, 1, math.inf, "tokens_per_side")
         _within(self, 0, math.inf, "seed")
-        if self.tokens_per_side is not None and self.schedule == "staged":
-            raise ValueError(f"tokens_per_side is {self.tokens_per_side}, expected null: the schedule is staged")
+        if self.tokens_per_side is not None and self.schedule in ("fitted", "staged"):
+            raise ValueError(
+                f"tokens_per_side is {self.tokens_per_side}, expected null: the schedule is {self.schedule}"
+            )
+        if self.fit is not None and self.schedule != "fitted":
+            raise ValueError(f"fit is given, expected null: the schedule is {self.schedule}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,11 +155,28 @@ class MergeOptions(_Group):
 PRESETS: dict[str, MergeOptions] = {
     name: MergeOptions(method=name, sides="both", schedule=order, weights=rule, step_scale=scale, span_conv=spans)
     for name, order, rule, scale, spans in (
-        ("stm", "staged", "size", 0.5, True),
+        ("stm", "fitted", "size", 0.5, True),
+        ("staged", "staged", "size", 0.5, True),
         ("paper", "border", "hsp", 0.0, False),
     )
 }
 assert tuple(PRESETS) == PRESET_NAMES  # config.json accepts exactly these
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(_Group):
+    """Which images a fitted schedule comes from. They are never measured on.
+
+    Args:
+        fit_on: a folder of images, labelled or not, shards, or a set on the Hub; None: a part of the images to measure
+            on if those are enough, else pictures that need no data (`stm.data.pictures`).
+        fit_images: how many of them the costs come from; None: what `stm.data.fit_images` says.
+        no_cache: compute the costs even if an earlier run has kept them.
+    """
+
+    fit_on: str | Path | None = None
+    fit_images: int | None = None
+    no_cache: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from stm.bake import rule_weights
 from stm.data.sets import evenly
 from stm.explain.states import TAPS, Scan, change, decay_to, state_at
 from stm.findings import Fit
 from stm.merging import hsp
+from stm.merging.constants import rule_weights
 from stm.merging.groups import Groups, follow
 from stm.merging.merge import Merge, merge
 from stm.merging.plan import State

@@ -10,7 +10,8 @@ first. An order decides that:
     border, sweep, even, outward    gradual: r tokens per side after each of the first K blocks, as in the paper
     staged                          ours: every pair of a side at once, before a few blocks
 
-stm/merging/budget.py finds r and K, or the stages, for a rate or a saving.
+stm/merging/budget.py finds r and K, or the stages, for a rate or a saving. The order `fitted` looks at the model's
+gradients instead: stm/merging/fit.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,7 +98,7 @@ def _schedule(
     # A token is named by the position before block 0 of its last destination, and so keeps its name when tokens
     # before it leave.
     sequence = list(range(tokens))
-    parts = [list(part) for part in _parts(tokens, cls, sides)]
+    parts = [list(part) for part in parts_of(tokens, cls, sides)]
     # One iterator per side for the whole schedule: a pass that one step leaves unfinished goes on in the next.
     running = [_merges(part, order) for part in parts]
     steps = []
@@ -116,8 +117,27 @@ def _schedule(
     return Schedule(tokens, cls, tuple(steps))
 
 
-def _parts(tokens: int, cls: int, sides: str) -> list[range]:
-    """Return the positions of each side that takes part and has any, from the border to the class token."""
+def capacity_of(model: ModelConfig, sides: str) -> Capacity:
+    """Return what bounds the merges on some sides of a model's class token.
+
+    Raises:
+        UsageError: there is no token on them.
+    """
+    capacity = Capacity(model.tokens, model.depth, tuple(map(len, parts_of(model.tokens, model.cls, sides))))
+    if not capacity.sides:
+        raise UsageError(
+            f"sides is {sides!r}, but there is no token on that side of the class token at {model.cls} of"
+            f" {model.tokens}"
+        )
+    return capacity
+
+
+def parts_of(tokens: int, cls: int, sides: str) -> list[range]:
+    """Return the positions of each side that takes part and has any, from the border to the class token.
+
+    Args:
+        sides: both, left or right of the class token at `cls`.
+    """
     left, right = range(cls), range(tokens - 1, cls, -1)
     return [part for part in {"both": (left, right), "left": (left,), "right": (right,)}[sides] if part]
 
@@ -158,9 +178,9 @@ class PlannedSchedule:
     Args:
         schedule: the merges.
         rate: the rate asked for, `DEFAULT_RATE` if no budget was given; None for a saving or stages.
-        saving: the saving asked for; for a rate of `staged`, the saving that stands for the rate; None for stages and
-            for a rate of a gradual order.
-        tokens_per_side: r of a gradual order; None for staged.
+        saving: the saving asked for; for a rate of `fitted` and `staged`, the saving that stands for the rate; None for
+            stages and for a rate of a gradual order.
+        tokens_per_side: r of a gradual order; None for the others.
         stages: the blocks before which the stages of staged act; None for a gradual order.
     """
 
@@ -198,13 +218,9 @@ def plan_schedule(
     Raises:
         UsageError: options that exclude each other, or an impossible budget; the message names the possible ones.
     """
-    _check_options(order, rate, saving, stages, sides, tokens_per_side)
+    check_options(order, rate, saving, stages, sides, tokens_per_side)
     tokens, cls = model.tokens, model.cls
-    capacity = Capacity(tokens, model.depth, tuple(map(len, _parts(tokens, cls, sides))))
-    if not capacity.sides:
-        raise UsageError(
-            f"sides is {sides!r}, but there is no token on that side of the class token at {cls} of {tokens}"
-        )
+    capacity = capacity_of(model, sides)
     if stages is not None:
         blocks = checked_stages(capacity, stages)
         return PlannedSchedule(staged(tokens, cls, blocks, sides), stages=blocks)
@@ -222,7 +238,7 @@ def plan_schedule(
     return replace(chosen, schedule=gradual(tokens, cls, order, r, steps, sides), tokens_per_side=r)
 
 
-def _check_options(
+def check_options(
     order: str,
     rate: float | None,
     saving: float | None,
@@ -240,9 +256,10 @@ def _check_options(
         raise UsageError(
             f"stages need the schedule staged, not {order}", "add --schedule staged, or give a rate or a saving instead"
         )
-    if tokens_per_side is not None and order == "staged":
+    if tokens_per_side is not None and order in ("fitted", "staged"):
+        what = "merges every pair of a side" if order == "staged" else "finds the tokens of each step"
         raise UsageError(
-            "tokens per side were given with the schedule staged, which merges every pair of a side",
+            f"tokens per side were given with the schedule {order}, which {what}",
             "choose another schedule (border, sweep, even, outward), or leave them out",
         )
     if tokens_per_side is not None and tokens_per_side < 1:

@@ -115,7 +115,7 @@ def steps_for_saving(capacity: Capacity, saving: float, tokens_per_side: int | N
     """
     choices = list(range(1, min(capacity.sides) // 2 + 1)) if tokens_per_side is None else [tokens_per_side]
     reach = {r: capacity.gradual_saving(r, capacity.most_steps(r)) for r in choices}
-    layers = _layers(capacity, saving, max(reach.values(), default=0))
+    layers = layers_within(capacity, saving, max(reach.values(), default=0))
     r = next(r for r in choices if reach[r] >= layers)
     return r, min(
         range(1, capacity.most_steps(r) + 1), key=lambda steps: abs(capacity.gradual_saving(r, steps) - layers)
@@ -140,7 +140,7 @@ def layers_to_save(capacity: Capacity, saving: float) -> int:
         UsageError: not a saving, or more than stages can save.
     """
     choices = _stage_choices(capacity)
-    return _layers(capacity, saving, capacity.staged_saving(choices[-1][0]) if choices else 0)
+    return layers_within(capacity, saving, capacity.staged_saving(choices[-1][0]) if choices else 0)
 
 
 def nearest_stages(capacity: Capacity, layers: int) -> tuple[int, ...]:
@@ -203,8 +203,12 @@ def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None
     return r, min(most, round(gone / (len(capacity.sides) * r)))
 
 
-def _layers(capacity: Capacity, saving: float, largest: int) -> int:
-    """Return a saving in whole token-layers, refused above the `largest` possible one."""
+def layers_within(capacity: Capacity, saving: float, largest: int) -> int:
+    """Return a saving in whole token-layers.
+
+    Raises:
+        UsageError: not a saving, or more than the `largest` possible number of token-layers.
+    """
     share = _share(saving)
     layers = None if share is None else round(share * capacity.token_layers)
     if layers is not None and layers <= largest and largest:

@@ -1,0 +1,183 @@
+"""Which images a fitted schedule comes from, and which are left to measure it.
+
+An image that decided a schedule says nothing about how good it is. So a set is cut in two by a seed before anything is
+computed, and a later run can find the same part again, by its hash.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from stm.config import Config, Fit, ModelConfig, Preprocess
+from stm.data.images import Sample
+from stm.data.open import as_samples
+from stm.data.pictures import drawn
+from stm.data.sets import SampleSet, iterate
+from stm.errors import DataError, UsageError
+
+DRAWN = "drawn pictures"
+COSTS, JUDGES = 256, 96  # the most images of a set for the costs, and for the choice among candidates
+FEWEST = 64  # a smaller set is left whole, to measure on
+# Pictures per source. More are worth their time on small models only, and the outcome must not depend on the clock.
+_FEW, _MANY, _WORK = 64, 192, 1.92e10
+
+
+@dataclass(frozen=True)
+class FitImages:
+    """The images of a fit.
+
+    Args:
+        data: the name of the set.
+        sources: the images that the costs come from, by kind; kinds count the same, however large their effects are.
+        judges: the images that choose among the candidates; None: nothing is chosen.
+        seed: what drew them; it draws the probes too.
+    """
+
+    data: str
+    sources: Mapping[str, SampleSet]
+    judges: SampleSet | None = None
+    seed: int = 0
+
+    @property
+    def n(self) -> int:
+        """The number of images that the costs come from."""
+        return sum(map(len, self.sources.values()))
+
+    def sha256(self, prep: Preprocess) -> str:
+        """Return the hash of all images, as the model takes them.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        digest, read = hashlib.sha256(), 0
+        for samples in (*self.sources.values(), *([] if self.judges is None else [self.judges])):
+            for batch in iterate(samples, prep, batch_size=16):
+                digest.update(batch.images.numpy().tobytes())
+                read += len(batch.indices)
+        if not read:
+            raise DataError(f"{self.data}: none of the images for the fit could be read", "choose other images")
+        return digest.hexdigest()
+
+
+def pictures(config: Config, *, n: int | None = None, seed: int = 0) -> FitImages:
+    """Return pictures that need no data of the user's; see `stm.data.pictures`.
+
+    Args:
+        n: how many, of all kinds together; None: 64 to 192 per kind, by the size of the model alone.
+
+    Raises:
+        UsageError: fewer than one per kind.
+    """
+    kinds = 3
+    if n is not None and n < kinds:
+        raise UsageError(f"fit images is {n}, expected at least {kinds}, one per kind of picture")
+    sets = drawn(config, pictures_per_source(config.model) if n is None else -(-n // kinds), seed)
+    return FitImages(
+        DRAWN, MappingProxyType({kind: in_memory(kind, images) for kind, images in sets.items()}), seed=seed
+    )
+
+
+def pictures_per_source(model: ModelConfig) -> int:
+    """Return 192 for a small model, 64 for one of ViM-Ti's size or more."""
+    work = model.tokens * model.depth * model.d_model * model.d_inner
+    return max(_FEW, min(_MANY, round(_WORK / work)))
+
+
+def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0) -> FitImages:
+    """Return images of a set that is there to be fitted on: at most `COSTS` and `JUDGES` of it, unless `n` says more.
+
+    Args:
+        n: the images that the costs come from; the judges are drawn from the others.
+
+    Raises:
+        UsageError: `n` is below 1, or leaves no image to judge by.
+    """
+    most = len(samples) * COSTS // (COSTS + JUDGES)
+    costs = min(COSTS, most) if n is None else n
+    if not 1 <= costs < len(samples):
+        raise UsageError(
+            f"fit images is {costs}, expected 1 to {len(samples) - 1} of the {len(samples)} images of {samples.name}:"
+            " the others judge the candidates"
+        )
+    return _drawn_from(samples, costs, min(JUDGES, len(samples) - costs), seed)
+
+
+def split(
+    samples: SampleSet, *, n: int | None = None, seed: int = 0, judges: int = JUDGES
+) -> tuple[FitImages, SampleSet] | None:
+    """Return a part of a set for the fit, and the rest for measuring: at most half of the set is for the fit.
+
+    Args:
+        judges: the most images that choose.
+
+    Returns:
+        None if the set has fewer than `FEWEST` images.
+
+    Raises:
+        UsageError: `n` asks for more than fits into a half.
+    """
+    half = len(samples) // 2
+    if len(samples) < FEWEST:
+        return None
+    costs = min(COSTS, half * COSTS // (COSTS + JUDGES)) if n is None else n
+    if not 1 <= costs < half:
+        raise UsageError(
+            f"fit images is {n}, expected 1 to {half - 1}: at most half of the {len(samples)} images of {samples.name}"
+            " are for the fit",
+            "name other images for it: --fit-on",
+        )
+    chosen = min(judges, half - costs)
+    return _drawn_from(samples, costs, chosen, seed), rest(samples, costs + chosen, seed)
+
+
+def rest(samples: SampleSet, used: int, seed: int) -> SampleSet:
+    """Return the images of a set, in its order, that are not among the first `used` of `shuffled(seed)`."""
+    gone = {id(sample) for sample in samples.shuffled(seed).samples[:used]}
+    return replace(samples, samples=tuple(sample for sample in samples.samples if id(sample) not in gone))
+
+
+def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet | None:
+    """Return the images of a set that a fit did not use, or None if the fit used none of this set.
+
+    The part is drawn again, and taken for the fit's if its images have the fit's hash.
+    """
+    if fit.data != samples.name or fit.n + fit.judges >= len(samples):
+        return None
+    again = _drawn_from(samples, fit.n, fit.judges, fit.seed)
+    return rest(samples, fit.n + fit.judges, fit.seed) if again.sha256(prep) == fit.sha256 else None
+
+
+def as_set(images: Any, config: Config) -> SampleSet:
+    """Return the set of whatever `stm.compress` takes to fit on: a tensor of images, or what `as_samples` takes.
+
+    Raises:
+        DataError: images of another shape than the model's, or what `as_samples` raises.
+    """
+    if not isinstance(images, Tensor):
+        return as_samples(images, config, need_labels=False)
+    shape = (config.model.in_chans, config.model.image_size, config.model.image_size)
+    if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
+        raise DataError(
+            f"the images to fit on are {images.dtype} {tuple(images.shape)}, expected normalised floats (n, "
+            f"{', '.join(map(str, shape))})"
+        )
+    return in_memory("images", images.detach().float().cpu())
+
+
+def in_memory(name: str, images: Tensor) -> SampleSet:
+    """Return normalised images (n, C, H, W) as a set without labels."""
+    return SampleSet(name, tuple(Sample(f"{name}-{number}", None, image) for number, image in enumerate(images)))
+
+
+def _drawn_from(samples: SampleSet, costs: int, judges: int, seed: int) -> FitImages:
+    order = samples.shuffled(seed).samples
+    return FitImages(
+        samples.name,
+        MappingProxyType({samples.name: replace(samples, samples=order[:costs])}),
+        replace(samples, samples=order[costs : costs + judges]) if judges else None,
+        seed,
+    )

@@ -1,0 +1,101 @@
+"""Pictures that need no data of the user's: crops of the embedded photographs, ellipses on a plain ground, pink noise.
+
+A schedule can be fitted on them, because its costs need no labels and hardly depend on what the images show: structure
+at every scale, edges, and plain regions are enough. Each source alone is worse than the three together.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stm.config import Config
+from stm.data.formats import open_image
+from stm.data.open import PHOTOGRAPHS
+
+_Generator = torch.Generator
+
+
+def drawn(config: Config, n: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return `n` pictures of each source, (n, C, H, W) float32, in the model's size, channels and normalisation.
+
+    A model of one channel sees the mean of red, green and blue; with more than three channels they repeat.
+    """
+    size = config.model.image_size
+    sources: dict[str, Callable[[int, _Generator], Tensor]] = {
+        "crops": _crop_maker(),
+        "ellipses": ellipses,
+        "noise": pink_noise,
+    }
+    out = {}
+    for number, (name, draw) in enumerate(sources.items()):
+        # One generator per source, so that more pictures of one do not change the others.
+        g = torch.Generator().manual_seed(len(sources) * seed + number)
+        out[name] = _normalised(torch.stack([draw(size, g) for _ in range(n)]), config)
+    return out
+
+
+def _crop_maker(folder: Path = PHOTOGRAPHS) -> Callable[[int, _Generator], Tensor]:
+    """Return a function that crops a photograph at random: a square of 25 to 100% of the short side, half of them
+    mirrored."""
+    photographs = []
+    for path in sorted(folder.glob("*.jpg")):
+        with open_image(path) as image:
+            photographs.append(image.convert("RGB"))
+
+    def crop(size: int, g: _Generator) -> Tensor:
+        image = photographs[int(torch.randint(len(photographs), (), generator=g))]
+        share, left, top, mirror = torch.rand(4, generator=g).tolist()
+        side = min(image.size) * (0.25 + 0.75 * share)
+        left, top = left * (image.width - side), top * (image.height - side)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        x = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255  # (3, H, W)
+        return x.flip(-1) if mirror < 0.5 else x
+
+    return crop
+
+
+def ellipses(size: int, g: _Generator) -> Tensor:
+    """Return (3, size, size) in 0..1: 2 to 7 ellipses of random colour, size and angle on a ground of one colour."""
+    y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size] * 2, indexing="ij")  # (H, W)
+    out = torch.rand(3, 1, 1, generator=g).expand(3, size, size)
+    for _ in range(int(torch.randint(2, 8, (), generator=g))):
+        cx, cy, a, b, turn = torch.rand(5, generator=g).tolist()
+        a, b, angle = 0.05 + 0.35 * a, 0.05 + 0.35 * b, math.pi * turn
+        u = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+        v = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+        distance = (1 - ((u / a) ** 2 + (v / b) ** 2).sqrt()) * min(a, b) * size  # pixels inside the edge, nearly
+        out = torch.lerp(out, torch.rand(3, 1, 1, generator=g), (distance + 0.5).clamp(0, 1))
+    return out
+
+
+def pink_noise(size: int, g: _Generator) -> Tensor:
+    """Return (3, size, size) in 0..1: noise whose amplitude falls as 1 / frequency, as that of natural images does, in
+    three correlated channels."""
+    fy, fx = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
+    frequency = (fy[:, None] ** 2 + fx**2).sqrt().clamp_min(1 / size)  # (H, W / 2 + 1)
+    white = torch.randn(4, size, size, generator=g)
+    pink = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(size, size))  # (4, H, W)
+    pink = (pink - pink.mean((1, 2), keepdim=True)) / pink.std((1, 2), keepdim=True).clamp_min(1e-6)
+    mixed = (2 * pink[:1] + pink[1:]) / math.sqrt(5)  # (3, H, W)
+    return (0.5 + 0.2 * mixed).clamp(0, 1)
+
+
+def _normalised(pictures: Tensor, config: Config) -> Tensor:
+    """Return pictures (n, 3, H, W) in 0..1 as the model takes them, (n, C, H, W)."""
+    # To 256 levels, like a file's: the last bits of a Fourier transform differ between processors, and the hash of the
+    # pictures must not.
+    pictures = pictures.mul(255).round().div(255)
+    channels = config.model.in_chans
+    if channels == 1:
+        pictures = pictures.mean(1, keepdim=True)
+    elif channels != 3:
+        pictures = pictures[:, torch.arange(channels) % 3]
+    mean, std = (
+        torch.tensor(values).reshape(-1, 1, 1) for values in (config.preprocessing.mean, config.preprocessing.std)
+    )
+    return (pictures - mean) / std

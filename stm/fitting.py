@@ -1,0 +1,287 @@
+"""The schedule that costs a model least: fitted on images once, then cut for any budget.
+
+`fit` computes the costs of all merges (stm/merging/costs.py); `Fitting.choose` turns them into the schedule of a
+budget. If there are images to judge by, several candidates are tried on them, and the one nearest to the dense model is
+taken.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stm.config import Fit, Protection, Tried
+from stm.data.fit_images import FitImages
+from stm.data.sets import SampleSet, iterate
+from stm.errors import StmError, UsageError
+from stm.measure.judge import divergences
+from stm.measure.records import fingerprint
+from stm.merging import bnnm, cost_file
+from stm.merging.budget import Capacity, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
+from stm.merging.constants import static_plan
+from stm.merging.cost_file import Effects
+from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
+from stm.merging.fit import CostTable, Group, as_schedule
+from stm.merging.regroup import PROBES, Regrouping
+from stm.merging.schedule import Schedule
+from stm.model.vim import ViM
+from stm.progress import OnProgress, Progress
+
+STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
+
+
+class Choice(NamedTuple):
+    """A schedule for a budget, how its merged tokens are treated, and what decided both."""
+
+    schedule: Schedule
+    protection: Protection
+    fit: Fit
+
+
+class _Candidate(NamedTuple):
+    cut: str
+    schedule: Schedule
+    protection: Protection
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The costs of one model.
+
+    Args:
+        dense: the model.
+        images: those that the costs came from, and those that judge.
+        sha256: of all of them.
+        effects: what was computed from them.
+    """
+
+    dense: ViM
+    images: FitImages
+    sha256: str
+    effects: Effects
+
+    def layers(self, rate: float | None, saving: float | None, sides: str = "both") -> int:
+        """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
+
+        Raises:
+            UsageError: a budget out of reach; the message names the largest.
+        """
+        capacity = self._capacity(sides)
+        largest = self.table(sides).most()
+        if rate is None:
+            assert saving is not None
+            return layers_within(capacity, saving, largest)
+        layers = paper_saving(capacity, rate)
+        if layers > largest:
+            share = 100 * largest // capacity.token_layers / 100
+            raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
+        return layers
+
+    def table(self, sides: str = "both") -> CostTable:
+        """Return the costs of the sides of the class token that take part.
+
+        Raises:
+            UsageError: there is no token on them.
+        """
+        self._capacity(sides)
+        return CostTable(never_dearer(self.effects.cost), self._parts(sides))
+
+    def choose(
+        self,
+        layers: int,
+        protection: Protection,
+        *,
+        sides: str = "both",
+        other_scales: bool = True,
+        other_orders: bool = True,
+        on_progress: OnProgress | None = None,
+    ) -> Choice:
+        """Return the schedule that saves nearest to so many token-layers and changes the logits least.
+
+        Without judges that is the flat cut. With judges it is the best of the flat and the regrouped cut and what is
+        allowed besides.
+
+        Args:
+            protection: how merged tokens are treated.
+            sides: both, left or right.
+            other_scales: whether the judges may take another step scale.
+            other_orders: whether the judges may take one of the orders staged and border.
+
+        Raises:
+            DataError: none of the judges can be read.
+        """
+        judges = self.images.judges
+        fit = Fit(
+            data=self.images.data,
+            n=self.images.n,
+            judges=0 if judges is None else len(judges),
+            seed=self.images.seed,
+            sha256=self.sha256,
+        )
+        if judges is None or not layers:
+            return Choice(self._schedule(self.table(sides).fitted(layers)), protection, fit)
+        scales = STEP_SCALES if other_scales else (protection.step_scale,)
+        candidates = [
+            _Candidate(cut, schedule, dataclasses.replace(protection, step_scale=scale))
+            for cut, schedule in self._cuts(layers, sides, other_orders)
+            for scale in (scales if cut in ("flat", "regrouped") else (protection.step_scale,))
+        ]
+        losses = self._losses(candidates, judges, on_progress).mean(1).tolist()
+        order = sorted(range(len(candidates)), key=losses.__getitem__)
+        tried = tuple(
+            Tried(cut=candidates[i].cut, step_scale=candidates[i].protection.step_scale, kl=losses[i]) for i in order
+        )
+        best = candidates[order[0]]
+        return Choice(best.schedule, best.protection, dataclasses.replace(fit, cut=best.cut, tried=tried))
+
+    def beside_presets(
+        self,
+        choice: Choice,
+        layers: int,
+        samples: SampleSet,
+        sides: str = "both",
+        on_progress: OnProgress | None = None,
+    ) -> list[tuple[str, Tensor]]:
+        """Return KL(dense || model) per image (n,) of a choice, by the name "fitted", and of the other orders.
+
+        Args:
+            samples: the images to compare on.
+        """
+        others = [_Candidate(cut, schedule, choice.protection) for cut, schedule in self._orders(layers, sides)]
+        candidates = [_Candidate("fitted", choice.schedule, choice.protection), *others]
+        losses = self._losses(candidates, samples, on_progress)
+        return [(candidate.cut, values) for candidate, values in zip(candidates, losses, strict=True)]
+
+    def _losses(self, candidates: list[_Candidate], samples: SampleSet, on_progress: OnProgress | None) -> Tensor:
+        """Return KL(dense || candidate) of each candidate on each image, (candidates, n)."""
+        models = [
+            self.dense.with_plan(
+                static_plan(self.dense, schedule, protection),
+                dataclasses.replace(self.dense.config, schedule=schedule, protection=protection, measured=(), files={}),
+            )
+            for _, schedule, protection in candidates
+        ]
+        return divergences(self.dense, models, samples, on_progress)
+
+    def _cuts(self, layers: int, sides: str, other_orders: bool) -> Iterator[tuple[str, Schedule]]:
+        """Yield the name and the schedule of each candidate."""
+        table = self.table(sides)
+        yield "flat", self._schedule(table.fitted(layers))
+        if len(self.effects.probes):
+            yield "regrouped", self._schedule(Regrouping(table, self.effects.probes).fitted(layers))
+        if other_orders:
+            yield from self._orders(layers, sides)
+
+    def _orders(self, layers: int, sides: str) -> Iterator[tuple[str, Schedule]]:
+        """Yield the schedules that look at no image, for the same saving, if they can reach it."""
+        model, capacity = self.dense.config.model, self._capacity(sides)
+        saving = layers / capacity.token_layers
+        try:
+            blocks = nearest_stages(capacity, layers_to_save(capacity, saving))
+            yield "staged", bnnm.staged(model.tokens, model.cls, blocks, sides)
+        except UsageError:
+            pass  # a small model may not have the pairs
+        try:
+            r, steps = steps_for_saving(capacity, saving)
+            yield "border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)
+        except UsageError:
+            pass
+
+    def _schedule(self, groups: list[Group]) -> Schedule:
+        model = self.dense.config.model
+        return as_schedule(groups, model.tokens, model.cls)
+
+    def _parts(self, sides: str) -> list[range]:
+        """Return the positions of each side that takes part, ascending."""
+        model = self.dense.config.model
+        parts = bnnm.parts_of(model.tokens, model.cls, sides)
+        return [part if part.step > 0 else part[::-1] for part in parts]
+
+    def _capacity(self, sides: str) -> Capacity:
+        model = self.dense.config.model
+        return bnnm.capacity_of(model, sides)
+
+
+def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProgress | None = None) -> Fitting:
+    """Compute the costs of all merges of a dense model.
+
+    Args:
+        images: what they come from.
+        keep: whether to take them from an earlier run, and to keep them for later ones; see `stm.merging.cost_file`.
+
+    Raises:
+        UsageError: a model without a block or a token to merge before.
+        DataError: none of the images can be read.
+        StmError: the gradients are not finite.
+    """
+    if dense.config.model.depth < 2:
+        raise UsageError("the model has one block, and no merge before it would save anything")
+    sha256 = images.sha256(dense.config.preprocessing)
+    name = key_of(dense, images, sha256)
+    known = cost_file.read(name) if keep else None
+    if known is None:
+        known = _computed(dense, images, on_progress)
+        if keep:
+            cost_file.write(name, known)
+    return Fitting(dense, images, sha256, known)
+
+
+def key_of(dense: ViM, images: FitImages, sha256: str) -> str:
+    """Return the name under which the costs of a model on images are kept.
+
+    Args:
+        sha256: of the images.
+    """
+    return cost_file.key(
+        model=fingerprint(dense),
+        images=sha256,
+        kinds={kind: len(samples) for kind, samples in images.sources.items()},
+        seed=images.seed,
+        probes=0 if images.judges is None else PROBES,
+        group=LARGEST_GROUP,
+    )
+
+
+def _computed(dense: ViM, images: FitImages, on_progress: OnProgress | None) -> Effects:
+    """Return the effects of all images, the mean of the kinds."""
+    costs, probes, done = [], list[Tensor](), 0
+    for samples in images.sources.values():
+        total, n = torch.zeros(()), 0
+        for portion in _effects_of(dense, samples, images.seed):
+            if not portion.isfinite().all():
+                raise StmError(
+                    f"the model's gradients on {samples.name} are not finite, expected numbers",
+                    "run it in float32 (--dtype float32), or choose another schedule: --method staged",
+                )
+            total, n = total + portion.square().sum(0), n + len(portion)
+            if images.judges is not None and sum(map(len, probes)) < PROBES:
+                probes.append(portion.float())
+            done += len(portion)
+            if on_progress is not None:
+                on_progress(Progress("fit", done, images.n, "images"))
+        costs.append(total / max(n, 1))
+    if len(costs) > 1:
+        costs = [cost / _level(cost, dense.config.model.cls) for cost in costs]
+    cost = torch.stack(costs).mean(0)
+    return Effects(cost, torch.cat(probes)[:PROBES] if probes else cost.new_zeros(0, *cost.shape).float())
+
+
+def _effects_of(dense: ViM, samples: SampleSet, seed: int) -> Iterator[Tensor]:
+    """Yield the effects (b, depth - 1, L, n) of a set, one probe per image."""
+    g = torch.Generator().manual_seed(seed)
+    size = images_at_once(dense.config.model)
+    for batch in iterate(samples, dense.config.preprocessing, batch_size=size):
+        # drawn for broken images too, so that no other image's probe depends on them
+        probes = torch.randn(len(batch.indices) + len(batch.errors), dense.config.num_classes, generator=g)
+        if batch.indices:
+            yield from effects(dense, batch.images, probes[: len(batch.indices)])
+
+
+def _level(cost: Tensor, cls: int) -> float:
+    """Return the summed cost of the pairs before the first half of the blocks, by which kinds of pictures compare."""
+    pairs = cost[: (cost.shape[0] + 1) // 2 - 1, :-1, 2].clone()  # (blocks, L - 1)
+    pairs[:, max(cls - 1, 0) : cls + 1] = 0  # those of the class token
+    return float(pairs.sum()) or 1.0

@@ -1,0 +1,77 @@
+"""Costs that earlier runs have computed, kept in the user's cache folder, so that another budget is instant.
+
+A file is named by the hash of all that decides its numbers. The cache is a convenience: a file that cannot be read or
+written is computed again, and no error reaches anybody.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from stm.artifact import atomic
+from stm.assets import FOLDER
+from stm.errors import StmError
+
+_FORMAT = 1  # of the numbers: another way to compute them needs another format
+_MOST_BYTES = 2**30  # of all files; the oldest go first
+
+
+class Effects(NamedTuple):
+    """What a fit computes from images.
+
+    Args:
+        cost: (depth - 1, L, n), float64, before the isotonic fit; see `stm.merging.costs`.
+        probes: (P, depth - 1, L, n), float32: the effects of the first images; empty if nothing regroups.
+    """
+
+    cost: Tensor
+    probes: Tensor
+
+
+def folder() -> Path:
+    """Return the folder of the cache: `stm` below XDG_CACHE_HOME, by default ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "stm" / "costs"
+
+
+def key(**decisive: object) -> str:
+    """Return the name for all that decides the numbers: hashes of the model and of the images, and counts."""
+    text = json.dumps([_FORMAT, decisive], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(name: str) -> Effects | None:
+    """Return what is kept under a name, or None. The embedded model's are part of the package."""
+    for place in (FOLDER / "costs", folder()):
+        with suppress(OSError, RuntimeError, SafetensorError, KeyError):
+            path = place / f"{name}.safetensors"
+            tensors = load_file(path)
+            if place == folder():
+                os.utime(path)  # used now: the last to go
+            return Effects(tensors["cost"].double(), tensors["probes"])
+    return None
+
+
+def write(name: str, effects: Effects) -> None:
+    """Keep effects under a name, if that is possible."""
+    with suppress(OSError, RuntimeError, StmError):
+        folder().mkdir(parents=True, exist_ok=True)
+        with atomic.drafted(folder() / f"{name}.safetensors") as draft:
+            draft.write_bytes(save({"cost": effects.cost.contiguous(), "probes": effects.probes.contiguous()}))
+        _make_room()
+
+
+def _make_room() -> None:
+    files = sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in files:
+        total += path.stat().st_size
+        if total > _MOST_BYTES:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""What merging costs a dense model: the first-order effect on its logits of every merge of neighbours, before every
+block, from one backward pass per image and no label.
+
+Let x_t (L, D) be the stream that enters block t, and v a random probe of the centred logits z. One backward pass gives
+g_t = d<v, z> / d x_t for all t at once. If a group of neighbours becomes its mean m before block t, <v, z> changes to
+first order by
+
+    e = sum over its members j of <g_t[j], m - x_t[j]>.
+
+The mean of e^2 over images and probes estimates E |dz|^2 without bias. The mean stands in the place of every member,
+because with the step scale and the span convolution a merged token acts as its repeats.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from stm.config import ModelConfig
+from stm.merging.plan import Plan, State, Taps
+from stm.model.vim import ViM
+
+LARGEST_GROUP = 16  # neighbours that may become one token
+# What autograd keeps per token and block, in floats per channel of the mixer: measured on ViM-Ti and ViM-S.
+_FLOATS_KEPT = 14
+_BYTES_AT_ONCE = 640 * 2**20
+_IMAGES_AT_ONCE = 8  # more are no faster on a processor, because their activations leave its caches
+
+
+def effects(model: ViM, images: Tensor, probes: Tensor) -> Iterator[Tensor]:
+    """Yield the effect e of every group before every block, for portions of the images that bound memory.
+
+    Args:
+        model: dense. Its parameters are not touched, and get no gradient.
+        images: (B, C, H, W), normalised, on any device.
+        probes: (B, classes), one per image: standard normal values; they are centred here.
+
+    Yields:
+        (b, depth - 1, L, LARGEST_GROUP + 1), float64 on the processor: [:, t - 1, i, n] is the group of the n
+        neighbours i to i + n - 1 before block t. Groups of fewer than two, and those that pass the last token, are 0.
+        Those that hold the class token are meaningless.
+    """
+    device = model.cls_token.device
+    frozen = _frozen(model)
+    probes = probes - probes.mean(-1, keepdim=True)
+    size = images_at_once(model.config.model)
+    for some, their_probes in zip(images.split(size), probes.split(size), strict=True):
+        yield _effects(frozen, some.to(device), their_probes.to(device))
+
+
+def images_at_once(model: ModelConfig) -> int:
+    """Return the number of images whose backward pass fits `_BYTES_AT_ONCE`, at least one."""
+    per_image = 4 * _FLOATS_KEPT * model.depth * model.tokens * model.d_inner
+    return max(1, min(_IMAGES_AT_ONCE, _BYTES_AT_ONCE // per_image))
+
+
+def never_dearer(cost: Tensor) -> Tensor:
+    """Return the least-squares fit that does not increase in t: the later a merge, the fewer blocks see it.
+
+    Isotonic regression by its closed form: the smallest, over the first blocks s <= t, of the largest, over the last
+    blocks u >= t, of the mean over s .. u.
+
+    Args:
+        cost: (T, ...), float64.
+    """
+    T = cost.shape[0]
+    sums = torch.cat([cost.new_zeros(1, *cost.shape[1:]), cost.cumsum(0)])  # (T + 1, ...)
+    best = torch.full_like(cost, torch.inf)
+    for s in range(T):
+        counts = torch.arange(1, T - s + 1, dtype=cost.dtype).view(-1, *[1] * (cost.dim() - 1))
+        means = (sums[s + 1 :] - sums[s]) / counts  # (T - s, ...): of s .. u for each u >= s
+        largest = means.flip(0).cummax(0).values.flip(0)  # over u >= t, for each t >= s
+        best[s:] = torch.minimum(best[s:], largest)
+    return best
+
+
+class _Watch(Plan):
+    """Keeps the stream that enters each block after the first, as a leaf or an inner node of autograd's graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streams: list[Tensor] = []
+
+    def forward(self, block: int, state: State, taps: Taps) -> State:
+        # The first block needs no graph: nothing before it is asked for.
+        x = state.stream if self.streams else state.stream.detach().requires_grad_()
+        self.streams.append(x)
+        return State(x, cls=state.cls)
+
+
+def _frozen(model: ViM) -> ViM:
+    """Return a copy that shares the memory of all weights, and whose backward pass computes no gradient of them."""
+    shared: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()
+    }
+    return copy.deepcopy(model.with_plan(None), shared)
+
+
+def _effects(model: ViM, images: Tensor, probes: Tensor) -> Tensor:
+    """Return the effects (B, depth - 1, L, LARGEST_GROUP + 1) of one portion."""
+    watch = _Watch()
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = model.with_plan(watch, model.config)(images)
+        gradients = torch.autograd.grad((logits * probes).sum(), watch.streams)
+    return torch.stack(
+        [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)], dim=1
+    )
+
+
+def _of_groups(g: Tensor, x: Tensor) -> Tensor:
+    """Return e of every group of neighbours before one block.
+
+    With the sums over the group's members, e = <sum g, sum x> / n - sum <g, x>: a square on the diagonal of the
+    products of all pairs of tokens, and a part of the diagonal itself. Prefix sums give each in four reads.
+
+    Args:
+        g, x: (B, L, D).
+
+    Returns:
+        (B, L, LARGEST_GROUP + 1), float64 on the processor.
+    """
+    # Only differences of tokens count. What all tokens share would only cost digits.
+    x = x - x.mean(1, keepdim=True)
+    products = (g @ x.mT).double().cpu()  # (B, L, L)
+    squares = nn.functional.pad(products.cumsum(1).cumsum(2), (1, 0, 1, 0))  # (B, L + 1, L + 1)
+    own = nn.functional.pad(products.diagonal(dim1=1, dim2=2).cumsum(1), (1, 0))  # (B, L + 1)
+    corners = squares.diagonal(dim1=1, dim2=2)  # (B, L + 1)
+    tokens = x.shape[1]
+    out = products.new_zeros(x.shape[0], tokens, LARGEST_GROUP + 1)
+    for n in range(2, min(LARGEST_GROUP, tokens) + 1):
+        above, below = (squares.diagonal(side, dim1=1, dim2=2) for side in (n, -n))  # (B, L + 1 - n)
+        square = corners[:, n:] - above - below + corners[:, :-n]
+        out[:, : tokens + 1 - n, n] = square / n - (own[:, n:] - own[:, :-n])
+    return out
