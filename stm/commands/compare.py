@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stm.artifact import atomic
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport
@@ -66,15 +66,7 @@ def compare(
         also=open_siblings(also, source, on_progress),
         seed=seed,
     )
-    samples = open_samples(
-        images.data,
-        config=dense.config,
-        limit=images.limit,
-        seed=seed,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs

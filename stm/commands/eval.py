@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.loading import open_model, ready
@@ -47,15 +47,7 @@ def evaluate(
         check_path(records)
     own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
-    samples = open_samples(
-        images.data,
-        config=vim.config,
-        limit=images.limit,
-        seed=images.draws_by,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, vim.config, token=source.token, world=world, on_progress=on_progress)
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stm.artifact import atomic
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.errors import ArtifactError, UsageError
 from stm.findings import PageReport
 from stm.loading import open_model
@@ -54,14 +54,7 @@ def report(
     model = open_model(named, source, on_progress)
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
-    samples = open_samples(
-        images.data,
-        config=model.config,
-        limit=images.limit,
-        seed=images.draws_by,
-        token=source.token,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, model.config, token=source.token, on_progress=on_progress)
     evaluation, found_records = assess_each(
         model,
         samples,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stm.codec import encode
 from stm.commands.compare import open_siblings
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
 from stm.loading import open_model
@@ -56,15 +56,7 @@ def sweep(
     seed = images.draws_by
     dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
     plan = list(planned(dense, grid, siblings, seed))
-    samples = open_samples(
-        images.data,
-        config=dense.config,
-        limit=images.limit,
-        seed=seed,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
     environment = environment_of(dense, world)
     identity = SweepIdentity(
         model=fingerprint(dense),
