@@ -8,13 +8,14 @@ renaming one breaks scripts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from stm.codec import encode
 from stm.config import Measured, Protection, Recipe, Source
 from stm.errors import listed
+from stm.units import interval, percent
 
 REPORT_VERSION = 1
 
@@ -95,6 +96,69 @@ class Evaluation(Measured):
     def recorded(self) -> Measured:
         """Return the part that a folder records."""
         return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
+
+
+class Figure(NamedTuple):
+    """One figure that an evaluation measured.
+
+    Args:
+        name: the field of `Measured` that holds the value.
+        ci: the 95% interval of the value, if it has one.
+    """
+
+    name: str
+    value: float
+    ci: tuple[float, float] | None = None
+
+    def text(self, digits: int = 2) -> str:
+        """Return the value in its unit: a drop in points, a p, nats, and a share in percent with so many digits."""
+        match self.name:
+            case "drop":
+                return f"{100 * self.value:.2f}"
+            case "mcnemar_p":
+                return f"{self.value:.3g}"
+            case "kl":
+                return f"{self.value:.4f}"
+            case _:
+                return percent(self.value, digits)
+
+    def interval(self) -> str:
+        """Return the interval in the unit of `text`, or nothing."""
+        if self.ci is None:
+            return ""
+        return interval(self.ci, 2) if self.name == "drop" else " to ".join(percent(end, 2) for end in self.ci)
+
+
+def figures(measured: Measured, dense_ci: tuple[float, float] | None = None) -> tuple[Figure, ...]:
+    """Return the figures of an evaluation that were measured, in the order in which every screen and page has them.
+
+    Args:
+        dense_ci: the interval of the dense model's top-1, which `Measured` does not hold.
+    """
+    # Each list of figures for people is made of this one, so that no screen, card or page lacks a figure of another.
+    every = (
+        ("dense_top1", dense_ci),
+        ("top1", measured.top1_ci),
+        ("top5", measured.top5_ci),
+        ("drop", measured.drop_ci),
+        ("mcnemar_p", None),
+        ("agreement", None),
+        ("kl", None),
+    )
+    values = ((name, getattr(measured, name), ci) for name, ci in every)
+    return tuple(Figure(name, value, ci) for name, value, ci in values if value is not None)
+
+
+def figure_rows(
+    measured: Measured, labels: Mapping[str, str], dense_ci: tuple[float, float] | None = None
+) -> list[tuple[str, str, str]]:
+    """Return the rows of a table of figures: label, value and interval.
+
+    Args:
+        labels: by the name of the figure.
+        dense_ci: see `figures`.
+    """
+    return [(labels[figure.name], figure.text(), figure.interval()) for figure in figures(measured, dense_ci)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
-from stm.reports import Assessment, Environment, Flops
+from stm.reports import Assessment, Environment, Figure, Flops, figures
 from stm.units import interval, operations, percent
 from stm_cli._visible import visible
 
@@ -90,21 +90,27 @@ def measured_rows(measured: Measured) -> list[Row]:
             f"{measured.n:,} of {measured.data}" + (f", {measured.failed:,} unreadable" if measured.failed else ""),
         )
     ]
-    for name, value, ci in (("top-1", measured.top1, measured.top1_ci), ("top-5", measured.top5, measured.top5_ci)):
-        if value is not None:
-            rows.append((name, percent(value) + (f" (95%: {interval(ci)})" if ci else "")))
-    if measured.drop is not None and measured.dense_top1 is not None:
-        text = f"{100 * measured.drop:.2f} points from the dense {percent(measured.dense_top1)}"
-        text += f" (95%: {interval(measured.drop_ci, 2)})" if measured.drop_ci else ""
-        rows.append(("drop", text + (f", p={measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
-    if measured.agreement is not None:
-        rows.append(("agreement", f"{percent(measured.agreement)} of the images keep the dense model's top-1"))
-    if measured.kl is not None:
-        rows.append(("KL", f"{measured.kl:.4f} nats from the dense model"))
+    known = {figure.name: figure for figure in figures(measured)}
+    for name, figure in known.items():
+        text = figure.text(digits=1)
+        if name in ("top1", "top5"):
+            rows.append((_NAMES[name], text + _interval(figure)))
+        elif name == "drop" and "dense_top1" in known:  # one row has all that compares the two accuracies
+            text += f" points from the dense {known['dense_top1'].text(digits=1)}{_interval(figure, 2)}"
+            p = f", p={known['mcnemar_p'].value:.2g}" if "mcnemar_p" in known else ""
+            rows.append((_NAMES[name], text + p))
+        elif name == "agreement":
+            rows.append((_NAMES[name], f"{text} of the images keep the dense model's top-1"))
+        elif name == "kl":
+            rows.append((_NAMES[name], f"{text} nats from the dense model"))
     for reason in dict.fromkeys(measured.reasons.values()):
         keys = dict.fromkeys(name for key, name in _NAMES.items() if measured.reasons.get(key) == reason)
         rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
     return rows
+
+
+def _interval(figure: Figure, digits: int = 1) -> str:
+    return f" (95%: {interval(figure.ci, digits)})" if figure.ci else ""
 
 
 def image_notes(measured: Assessment) -> list[str]:

@@ -15,18 +15,27 @@ from typing import Any
 
 from stm import __version__
 from stm.artifact.provenance import tuned
-from stm.config import Config, Measured
+from stm.config import Config
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.options import CHECKPOINT_OPTIONS, words
-from stm.reports import Environment, Flops, ServedSpeed
+from stm.reports import Environment, Flops, ServedSpeed, figure_rows
 from stm.units import operations, percent
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
 _PERCENT = partial(percent, digits=2)
 _STAIRS = 40  # characters of the widest step
+_LABELS = {
+    "dense_top1": "top-1, dense model",
+    "top1": "top-1",
+    "top5": "top-5",
+    "drop": "top-1 lost, in points",
+    "mcnemar_p": "exact McNemar test, p",
+    "agreement": "images that keep the dense model's top-1",
+    "kl": "KL(dense, this), nats",
+}
 
 
 def card(
@@ -76,7 +85,14 @@ def card(
             staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
             saving=config.schedule.saving(config.model.depth),
             labelled=[each for each in config.measured if each.top1 is not None],
-            measured=[_measured(each) for each in config.measured],
+            measured=[
+                {
+                    "of": each,
+                    "rows": figure_rows(each, _LABELS),
+                    "reasons": list(dict.fromkeys(each.reasons.values())),
+                }
+                for each in config.measured
+            ],
             command=recipe_command(config),
             tuned=tuned(config),
             after="after merging" in (tuned(config) or ""),
@@ -219,26 +235,6 @@ def _staircase(tokens: tuple[int, ...]) -> str:
         lines.append(f"blocks {blocks}  {count:{digits}} {'#' * max(1, round(_STAIRS * count / tokens[0]))}")
         first = last + 1
     return "\n".join(lines)
-
-
-def _measured(each: Measured) -> dict[str, Any]:
-    """One evaluation as the rows of its table, and why it has no more of them."""
-    rows = []
-    if each.dense_top1 is not None:
-        rows.append(("top-1, dense model", _PERCENT(each.dense_top1), ""))
-    for label, value, ci in (("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci)):
-        if value is not None:
-            rows.append((label, _PERCENT(value), f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}" if ci else ""))
-    if each.drop is not None:
-        interval = f"{100 * each.drop_ci[0]:.2f} to {100 * each.drop_ci[1]:.2f}" if each.drop_ci else ""
-        rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", interval))
-    if each.mcnemar_p is not None:
-        rows.append(("exact McNemar test, p", f"{each.mcnemar_p:.3g}", ""))
-    if each.agreement is not None:
-        rows.append(("images that keep the dense model's top-1", _PERCENT(each.agreement), ""))
-    if each.kl is not None:
-        rows.append(("KL(dense, this), nats", f"{each.kl:.4f}", ""))
-    return {"of": each, "rows": rows, "reasons": list(dict.fromkeys(each.reasons.values()))}
 
 
 def _yaml(text: str) -> str:

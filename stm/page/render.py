@@ -17,14 +17,23 @@ from stm.install import install_command
 from stm.measure import flops
 from stm.page import charts
 from stm.page import content as facts
-from stm.page.charts import Interval, Point
+from stm.page.charts import Point
 from stm.page.content import Findings
-from stm.reports import Evaluation
+from stm.reports import Evaluation, figure_rows
 from stm.units import operations, percent
 
 HERE = Path(__file__).parent
 _PERCENT = partial(percent, digits=2)
 FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
+LABELS = {
+    "dense_top1": "top-1, dense",
+    "top1": "top-1",
+    "top5": "top-5",
+    "drop": "top-1 lost, in points",
+    "mcnemar_p": "McNemar's exact p",
+    "agreement": "same answer as dense",
+    "kl": "KL(dense, compressed), nats",
+}
 
 
 def render(config: Config, findings: Findings) -> str:
@@ -77,7 +86,7 @@ def render(config: Config, findings: Findings) -> str:
             for caption, held in facts.merged_patches(config)
         ],
         spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
-        accuracy=_accuracy(evaluation, findings.dense_ci),
+        accuracy=figure_rows(evaluation, LABELS, findings.dense_ci),
         reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
         speed=facts.speed_text(evaluation),
         figure=FIGURES[figure],
@@ -93,41 +102,6 @@ def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tup
     dense = evaluation.dense_top1 if evaluation.dense_top1 is not None else 1.0  # the dense model agrees with itself
     # A saving s leaves 1 - s of the operations, so dividing gives the dense model's.
     return Point("", paper / 1e9, value, low, high), Point("", paper / 1e9 / (1 - saving), dense, dense, dense)
-
-
-def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
-    """Return the rows of the table of accuracy: name, value and interval, for each figure that was measured."""
-    rows = []
-    shares = (
-        ("top-1, dense", measured.dense_top1, dense_ci),
-        ("top-1", measured.top1, measured.top1_ci),
-        ("top-5", measured.top5, measured.top5_ci),
-    )
-    for name, value, ci in shares:
-        if value is not None:
-            rows.append(
-                (
-                    name,
-                    _PERCENT(value),
-                    "" if ci is None else f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}",
-                )
-            )
-    if measured.drop is not None:
-        ci = measured.drop_ci
-        rows.append(
-            (
-                "top-1 lost, in points",
-                f"{100 * measured.drop:.2f}",
-                "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}",
-            )
-        )
-    if measured.mcnemar_p is not None:
-        rows.append(("McNemar's exact p", f"{measured.mcnemar_p:.3g}", ""))
-    if measured.agreement is not None:
-        rows.append(("same answer as dense", _PERCENT(measured.agreement), ""))
-    if measured.kl is not None:
-        rows.append(("KL(dense, compressed), nats", f"{measured.kl:.4f}", ""))
-    return rows
 
 
 def _asked(recipe: Recipe) -> str:
