@@ -30,7 +30,7 @@ MOST_CHANGED = 10
 MOST_STAGES = 4  # pictures of the merged patches
 PHOTOGRAPH, PHOTOGRAPH_SIDE = "chelsea.jpg", 448
 PHOTOGRAPH_BY = "Chelsea the cat by Stefan van der Walt, CC0 1.0"
-THUMBNAIL = 160  # pixels of a side
+THUMBNAIL = 160  # pixels per side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,4 +210,5 @@ def speed_text(evaluation: Evaluation) -> str | None:
 
 
 def _class(index: int, config: Config) -> str:
+    """Return the name of a class, or its number if the model has no names."""
     return config.label_names[index] if config.label_names is not None else f"class {index}"

@@ -60,14 +60,15 @@ def render(config: Config, findings: Findings) -> str:
     }
     shape, schedule, evaluation, cost = config.model, config.schedule, findings.evaluation, flops.count(config)
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
+    # Without labels there is no accuracy, so the curves are of agreement.
     figure = "agreement" if evaluation.top1 is None else "top1"
-    here, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
+    ours, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
     by_flops, by_time = facts.points(findings.sweep.rows if findings.sweep else (), figure)
     return templates.get_template("page.html.j2").render(
         version=__version__,
         install=install_command(),
         config=config,
-        found=findings,
+        findings=findings,
         evaluation=evaluation,
         model=shape,
         command=None if command is None else shlex.join(command),
@@ -87,10 +88,12 @@ def render(config: Config, findings: Findings) -> str:
         ],
         spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
         accuracy=figure_rows(evaluation, LABELS, findings.dense_ci),
+        # One sentence may explain several figures. The speed has a section of its own, with its own sentence.
         reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
         speed=facts.speed_text(evaluation),
         figure=FIGURES[figure],
-        by_flops=charts.pareto(by_flops, here, dense) if by_flops else None,
+        by_flops=charts.pareto(by_flops, ours, dense) if by_flops else None,
+        # No marks of this model here: its speed was measured on another run, maybe on another machine.
         by_time=charts.pareto(by_time) if by_time else None,
     )
 
@@ -105,6 +108,7 @@ def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tup
 
 
 def _asked(recipe: Recipe) -> str:
+    """Return the budget that was asked for, in words."""
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"
     return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_PERCENT(recipe.saving or 0)}"
