@@ -1,1 +1,1 @@
-"""The command `stm`: it parses, calls `stm`, and renders what comes back. No tensor is touched here."""
+"""The command `stm`: parse options, call the library `stm`, and render its report. No tensor is touched here."""

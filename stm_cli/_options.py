@@ -1,7 +1,7 @@
-"""Every option type, once: a command's signature is a list of these names, and of the groups at the end.
+"""Declare every option once: the signature of a command is a list of these names and of groups of them.
 
-Numbers and choices have parsers of their own, so that a bad value is named in the message. What a value means, and
-whether this model can do it, the library decides.
+Numbers and choices have parsers of their own, so that the message names a bad value. The library decides what a value
+means, and whether a model allows it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import typer
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRESET_NAMES, SIDES, WEIGHTS
 from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
 
+# Panels of the help screen. The order of a command's options decides the order of its panels.
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = (
     "Budget (one of these)",
     "Method",
@@ -27,19 +28,21 @@ TIMING = "Timing"
 
 
 def examples(*lines: str) -> str:
-    """A help screen's epilog: commands that can be pasted."""
+    """Return the epilog of a help screen: commands that can be pasted."""
     return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's
-    to say."""
+    """Return an option with its panel in the help; without a metavar it is a flag."""
+    # Defaults stand in the help texts, as people would write them. `readable=False` leaves it to the library to say
+    # whether a path can be read, in a sentence that also tells the next step.
     return typer.Option(
         name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more
     )
 
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
+    # A parser and no `Enum`: the value stays a plain string, and the message lists what is allowed.
     choices = {"parser": _one_of(*allowed), "autocompletion": lambda: list(allowed)}
     either = " or ".join(part for part in (", ".join(allowed[:-1]), allowed[-1]) if part)
     return _option(name, panel, f"{either}: {help}", "NAME", **choices)

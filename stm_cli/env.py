@@ -1,4 +1,4 @@
-"""`stm env`: what to put into a bug report."""
+"""`stm env`: show the versions, devices and backends that a bug report needs."""
 
 from rich.console import RenderableType
 
@@ -20,6 +20,8 @@ def run(*, display: g.Display) -> None:
 
 
 def screen(report: EnvReport) -> RenderableType:
+    """Draw versions and devices, then one line per backend with the reason why it can or cannot be used."""
+    # The leading spaces put the backends below their heading.
     backends = [
         (f"  {backend.name}", f"{'available' if backend.available else 'not available'}: {backend.reason}")
         for backend in report.backends

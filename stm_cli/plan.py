@@ -1,4 +1,4 @@
-"""`stm plan`: what rate to ask for."""
+"""`stm plan`: help a user to choose a rate."""
 
 from collections.abc import Callable
 
@@ -63,9 +63,11 @@ def run(
 
 
 def screen(report: PlanReport) -> RenderableType:
+    """Draw one line per rate, the meaning of the columns, and the command that makes each model."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("rate", "tokens", "FLOPs", "ms/image", "gain", "agreement", "KL"):
         table.add_column(Text(name), justify="right", no_wrap=True)
+    # A rate that no schedule reaches has no numbers; a note gives its reason.
     rows = [row for row in report.rows if row.reason is None]
     for row in rows:
         assert (
@@ -86,19 +88,20 @@ def screen(report: PlanReport) -> RenderableType:
     if report.data is not None:
         below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; this is not accuracy"))
         below.append(("intervals", "95%, below agreement and KL"))
-    # each on one line, whatever the terminal's width: to be pasted
+    # Each command stays on one line at any width of the terminal, so that it can be pasted.
     commands = [Text(row.compress, no_wrap=True, overflow="ignore") for row in rows if row.compress is not None]
     return Group(report.model, table, fields(below), *commands)
 
 
 def _over(figure: float | None, interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
-    """A figure over its interval."""
+    """Return a cell of two lines: a figure over its interval."""
     if figure is None:
         return "-"
     return shown(figure) + ("" if interval is None else f"\n{shown(interval[0])} to {shown(interval[1])}")
 
 
 def _images(report: PlanReport) -> str:
+    """Return the number of images and their set, and the time limit if that is why there are no more."""
     if report.seconds is None or report.n == report.of:
         return f"{report.n:,} images of {report.data}"
     return (
@@ -108,5 +111,5 @@ def _images(report: PlanReport) -> str:
 
 
 def value(report: PlanReport) -> str:
-    """A line a rate: the rate, a tab, the gain."""
+    """Return one line per rate: the rate, a tab, the gain."""
     return "\n".join(f"{row.rate:g}\t{row.gain:.4f}" for row in report.rows if row.gain is not None)

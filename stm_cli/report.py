@@ -1,4 +1,4 @@
-"""`stm report`: one page about a compressed model, for people who were not there."""
+"""`stm report`: write one page about a compressed model, for people who do not run stm."""
 
 from rich.console import Group, RenderableType
 
@@ -43,6 +43,7 @@ def run(
     with output.progress() as on_progress:
         page = report(
             folder,
+            # Only these: a folder tells everything else about its model.
             ModelOptions(revision=revision, token=token, **vars(machine)),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             records=records,
@@ -58,6 +59,7 @@ def run(
 
 
 def screen(report: PageReport) -> RenderableType:
+    """Draw the page's path and figures, and the commands that would fill its empty sections."""
     rows = [("page", f"{report.output}, {size(report.bytes)}"), *measured_rows(report.eval)]
     if report.eval.images_per_second is not None:
         rows.append(speed_row(report.eval.images_per_second, report.environment))
