@@ -17,7 +17,7 @@ from stm.config import Measured, Protection, Recipe, Source
 from stm.errors import listed
 from stm.units import interval, percent
 
-REPORT_VERSION = 1
+REPORT_VERSION = 1  # the `schema_version` of every document; a key that is renamed or removed needs another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,9 @@ class Environment:
     @property
     def in_words(self) -> str:
         """Return all that matters for a figure, in one line."""
+        # One format for screens, cards and pages, so that two figures of one machine can be told to be of one machine.
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        # A processor's name says that it is one; a card's name does not say which of several cards it is.
         on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
         processes = "" if self.processes == 1 else f"{self.processes} processes, each "
         return f"{on}, {processes}{threads}, {self.dtype}, backend {self.backend}"
@@ -95,6 +97,7 @@ class Evaluation(Measured):
 
     def recorded(self) -> Measured:
         """Return the part that a folder records."""
+        # Field by field, since `vars` would also hand over the fields that a folder must not have.
         return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
 
 
@@ -161,6 +164,7 @@ def figure_rows(
     return [(labels[figure.name], figure.text(), figure.interval()) for figure in figures(measured, dense_ci)]
 
 
+# Kept apart from `Evaluation`: a comparison has one set and many evaluations, and names the files of its set once.
 @dataclass(frozen=True, kw_only=True)
 class OfSet:
     """The files of an opened sample set that were not taken for images: how many, and the names of the first few."""
@@ -239,6 +243,7 @@ class Pushed:
     repo: str
     url: str
     revision: str | None = None
+    # A commit, or a pull request with its commit; both are null after a dry run, or if every file was there already.
     commit: str | None = None
     pull_request: str | None = None
     created: bool = False
@@ -265,15 +270,18 @@ class CompressReport(Report):
 
     output: str
     dry_run: bool = False
+    # Copied from the config that the folder holds, so that a script need not open the folder.
     source: Source
     recipe: Recipe
     protection: Protection
     schedule: dict[str, Any]
+    # What was asked for beside what was reached: tokens are whole, so the two may differ.
     asked_saving: float | None
     saving: float
     flops: Flops
     parameters: int
     bytes: int
+    # Null if it was not measured or not asked for; `reasons` says which.
     eval: Assessment | None = None
     served: ServedSpeed | None = None
     gate: Gate | None = None
@@ -379,6 +387,6 @@ class EnvReport(Report):
 
     python: str
     platform: str
-    packages: dict[str, str | None]
+    packages: dict[str, str | None]  # null: not installed
     devices: tuple[str, ...]
     backends: tuple[BackendStatus, ...]
