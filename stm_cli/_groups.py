@@ -131,6 +131,7 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
         else:
             flat.append(parameter)
 
+    # `wraps` keeps the name and the docstring, which are the command's name and its help.
     @wraps(run)
     def command(*args: Any, **options: Any) -> None:
         made = {

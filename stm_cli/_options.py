@@ -48,6 +48,7 @@ def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
     return _option(name, panel, f"{either}: {help}", "NAME", **choices)
 
 
+# The same sentence in every help screen: a MODEL means the same to every command.
 _MODEL = (
     "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in"
     " one."
@@ -196,6 +197,7 @@ Normalize = Annotated[bool, _option("--normalize", METHOD, "Divide hsp weights b
 StepScale = Annotated[
     float | None, _option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)
 ]
+# None leaves the choice to the preset.
 SpanConv = Annotated[
     bool | None,
     _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large."),
@@ -203,6 +205,7 @@ SpanConv = Annotated[
 CalibrationImages = Annotated[
     str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
 ]
+# For the commands that measure accuracy. `stm plan` needs no labels, and has `Pictures`.
 _DATA = (
     "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
     " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
@@ -222,6 +225,7 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
 Seed = Annotated[int, _option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]
+# None tells "not given" from 0: a recipe has a seed of its own, which a given one replaces.
 OptionalSeed = Annotated[
     int | None, _option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))
 ]
@@ -292,6 +296,7 @@ ExistOk = Annotated[
     bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")
 ]
 OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
+# On the panel of the Hub: `stm push` reads no source, so it has no panel of that name.
 PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
 PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
 PushTo = Annotated[

@@ -51,6 +51,7 @@ def run(
             random_weights=random_weights,
             on_progress=on_progress,
         )
+    # By the clock and not by FLOPs: a script that gates on the gain must gate on what users get.
     output.report(report, screen, lambda shown: "" if shown.wall_clock_gain is None else f"{shown.wall_clock_gain:.4f}")
     for note in (*report.environment.fallbacks, *report.notes):
         output.note(note)
@@ -64,6 +65,7 @@ def screen(report: BenchReport) -> RenderableType:
     for row in report.rows:
         # Half the distance between the quartiles, because people read a number after +- as a half width.
         cells = (f"{row.ms_per_image:.2f}", f"{row.ms_iqr / 2:.2f}", f"{row.images_per_second:.1f}", f"{row.gain:.2f}x")
+        # Not every device counts the memory of tensors; torch counts it on CUDA.
         peak = "-" if row.peak_bytes is None else size(row.peak_bytes)
         # The honest count: the paper's leaves out work that the clock sees.
         table.add_row(*map(Text, (row.variant, str(row.batch_size), *cells, peak, operations(row.flops.honest))))

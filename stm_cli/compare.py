@@ -44,6 +44,7 @@ def run(
     from stm.options import EvalOptions
 
     output = Output(**vars(display))
+    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
     with output.progress() as on_progress, joined() as world:
         report = compare(
             model,
@@ -111,6 +112,7 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
         if row.drop is None or row.drop_ci is None
         else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
     )
+    # Of ours against this method, on the same images: intervals alone do not tell two close methods apart.
     p = "-" if row.stm_p is None else f"{row.stm_p:.2g}"
     speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
     return (

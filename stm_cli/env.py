@@ -15,6 +15,7 @@ def run(*, display: g.Display) -> None:
     """Show versions, devices, backends, and why one is missing."""
     from stm.commands import env
 
+    # The one command that must work on a broken installation, so nothing here opens a model.
     report = env.environment()
     Output(**vars(display)).report(report, screen, lambda shown: shown.environment.backend)
 

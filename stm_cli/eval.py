@@ -42,6 +42,7 @@ def run(
 
     options = g.model_options(source, machine)
     output = Output(**vars(display))
+    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
     with output.progress() as on_progress, joined() as world:
         report = evaluate(
             model,

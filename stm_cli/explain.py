@@ -15,6 +15,7 @@ EXAMPLES = (
     "stm explain vim-s photo.jpg other.jpg --method paper --rate 0.2",
     "stm explain vim-s photo.jpg --peer rmeeto",
 )
+# The rules of `stm.explain.measurements.RULES`, in words.
 _RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
 
 
@@ -53,7 +54,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    for note in report.environment.fallbacks:
+    for note in report.environment.fallbacks:  # no fallback is silent
         output.note(note)
 
 

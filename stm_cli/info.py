@@ -48,11 +48,11 @@ def screen(report: InfoReport) -> RenderableType:
         ("model", _shape(config)),
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         *((merging_row(config["recipe"], config["protection"]),) if config["schedule"]["steps"] else ()),
-        *flops_rows(report.flops, exact=True),
+        *flops_rows(report.flops, exact=True),  # to the unit, so that they can be held against a paper's table
         ("parameters", f"{report.parameters:,}"),
         ("source", source_text(report.source)),
     ]
-    for measured in report.measured:
+    for measured in report.measured:  # as the folder records it: nothing is measured here
         rows += measured_rows(measured)
     return Group(shown_name(report.model), fields(rows))
 

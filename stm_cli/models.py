@@ -34,6 +34,7 @@ def screen(report: ModelsReport) -> RenderableType:
     for heading in ("name", "parameters", "tokens", "top-1", "license", "here"):
         table.add_column(heading, no_wrap=True)
     for model in report.models:
+        # An empty cell and no dash: the embedded model was measured, but not on ImageNet.
         accuracy = "" if model.top1 is None else percent(model.top1)
         table.add_row(
             model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _presence(model)

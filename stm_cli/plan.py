@@ -57,6 +57,7 @@ def run(
     output.report(report, screen, value)
     for note in (*report.environment.fallbacks, *report.notes, *report.skipped_notes):
         output.note(note)
+    # A rate out of reach is no failure of the others, so it is a note beside the table.
     for row in report.rows:
         if row.reason is not None:
             output.note(f"rate {row.rate:g}: {row.reason}")
@@ -76,6 +77,7 @@ def screen(report: PlanReport) -> RenderableType:
             and row.ms_per_image is not None
             and row.gain is not None
         )
+        # Intervals, because the images are few: a plan is made in half a minute.
         kept = (_over(row.agreement, row.agreement_ci, percent), _over(row.kl, row.kl_ci, "{:.4f}".format))
         cells = (
             f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}",
@@ -86,6 +88,7 @@ def screen(report: PlanReport) -> RenderableType:
     below = [("on", environment_text(report.environment))]
     below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
     if report.data is not None:
+        # Said at the number itself: agreement is easily read as accuracy.
         below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; this is not accuracy"))
         below.append(("intervals", "95%, below agreement and KL"))
     # Each command stays on one line at any width of the terminal, so that it can be pasted.

@@ -57,7 +57,7 @@ def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
         return (Text(prediction.error),)
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")  # a label that is cut may read as another one
     for guess in prediction.top5:
         table.add_row(f"  {percent(guess.probability)}", Text(guess.label))
     return Text(prediction.file), table
@@ -65,4 +65,5 @@ def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
 
 def value(report: PredictReport) -> str:
     """Return one line per image: its name, a tab, the most likely label (empty for an image that could not be read)."""
+    # A line for every image, also for an unreadable one: scripts pair the lines with their files.
     return "\n".join(f"{p.file}\t{p.top5[0].label if p.top5 else ''}" for p in report.predictions)

@@ -48,6 +48,7 @@ def run(
     )
     output = Output(**vars(display))
 
+    # Before the upload, which may take long: whoever sees a wrong file can still stop it.
     def announce(files: tuple[PushedFile, ...]) -> None:
         output.note(
             "uploading "
@@ -69,6 +70,7 @@ def screen(report: PushReport) -> RenderableType:
     rows = [(file.change, f"{file.name}, {size(file.bytes)}") for file in report.files]
     if report.created:
         rows.insert(0, ("repository", "would be made" if report.dry_run else "made"))
+    # A push that changes nothing succeeds, and says so: it may be run again after any failure.
     if report.commit is not None:
         rows.append(("commit", report.commit))
     elif not report.dry_run:

@@ -61,7 +61,8 @@ def run(
 def screen(report: PageReport) -> RenderableType:
     """Draw the page's path and figures, and the commands that would fill its empty sections."""
     rows = [("page", f"{report.output}, {size(report.bytes)}"), *measured_rows(report.eval)]
-    if report.eval.images_per_second is not None:
+    if report.eval.images_per_second is not None:  # nothing is timed if every image was in the records
         rows.append(speed_row(report.eval.images_per_second, report.environment))
+    # An empty section of the page looks like a fault. The screen tells how to fill it before the page is sent.
     rows += [("not in it", why) for why in report.missing.values()]
     return Group(report.model, fields(rows))

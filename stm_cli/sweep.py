@@ -65,7 +65,7 @@ def run(
         "step_scales": step_scales,
         "convs": convs,
         "tokens_per_side": tokens_per_side,
-        "peers": () if no_peers else peers,
+        "peers": () if no_peers else peers,  # an empty axis, where None would mean the default
     }
     # Only the axes that were given: the defaults of the others are the library's.
     grid = Grid(**{name: values for name, values in axes.items() if values is not None})
@@ -82,7 +82,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    if report.resumed:
+    if report.resumed:  # else a run that ends at once would look like one that did nothing
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
     for note in (
         *report.environment.fallbacks,
@@ -147,4 +147,5 @@ def _cell(row: SweepRow) -> str:
 
 
 def _quality(row: SweepRow) -> str:
+    # Without labels, agreement stands in the place of accuracy, and the text below the tables says so.
     return percent(row.top1 if row.top1 is not None else row.agreement or 0.0)

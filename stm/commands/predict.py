@@ -45,6 +45,7 @@ def predict(
         }
         if batch.indices:
             files = [samples.samples[index].file for index in batch.indices]
+            # As fractions of all classes, also those beyond the five: the shown ones need not add up to one.
             with torch.inference_mode():
                 values, classes = (  # (B, 5) each; fewer if the model knows fewer classes
                     logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))

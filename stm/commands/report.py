@@ -67,11 +67,12 @@ def report(
     given = _read_given(bench=bench, sweep=sweep)
     model = _open_compressed(folder, source, on_progress)
     samples = open_chosen(images, model.config, token=source.token, on_progress=on_progress)
+    # The records too: the page shows single images, and the dense model's interval is counted from them.
     evaluation, measured = assess_each(
         model, samples, images, reference=model.with_plan(None), records=records, on_progress=on_progress
     )
     findings = _findings(name, model, samples, evaluation, measured, given)
-    page = render(model.config, findings).encode()
+    page = render(model.config, findings).encode()  # whole in memory, so that a template's fault leaves no file
     _write_page(output, page, force)
     return PageReport(
         command="report",
@@ -87,6 +88,7 @@ def report(
 
 def _read_given(**reports: str | Path | None) -> dict[str, Rows]:
     """Return the rows of each report of another command that was given, by the name of the command."""
+    # Read before anything is measured: a file of another kind is refused within a second.
     return {command: facts.read_rows(Path(path), command) for command, path in reports.items() if path is not None}
 
 
@@ -97,6 +99,7 @@ def _open_compressed(folder: str | Path, source: ModelOptions, on_progress: OnPr
         UsageError: the model is dense.
     """
     model = open_model(str(folder), source, on_progress)
+    # Of a dense model the page would have nothing to compare: no schedule, no drop, no changed images.
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
     return model

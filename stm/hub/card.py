@@ -135,7 +135,7 @@ def eval_results(config: Config) -> str | None:
         )
         dataset = {"id": name.repo, "task_id": name.split or "default", **revision}
         entries.append({"dataset": dataset, "value": round(result.top1, 6), "notes": notes})
-    if not entries:
+    if not entries:  # no file at all: an empty one would be a claim of having measured nothing
         return None
     import yaml  # only here: most cards are written without it
 
