@@ -29,6 +29,7 @@ class BenchRow:
     peak_bytes: int | None
     flops: Flops
     gain: float
+    # The products are the part of the time that no scan kernel can lower, so the ratio shows what is left to gain.
     gemm_ms: float | None
     gemm_ratio: float | None
     rounds: int
@@ -48,6 +49,7 @@ class BenchReport(Report):
     image_size: int
     tokens_per_block: tuple[int, ...]
     rows: tuple[BenchRow, ...]
+    # Side by side, because the first is the promise and the second is what a user gets.
     flops_gain: float | None
     wall_clock_gain: float | None
     gemm_ms: float
@@ -67,12 +69,15 @@ class PlanRow:
     """
 
     rate: float
+    # What follows from the schedule
     saving: float | None = None
     tokens_per_block: tuple[int, ...] | None = None
     flops: Flops | None = None
+    # What was timed
     ms_per_image: float | None = None
     ms_iqr: float | None = None
     gain: float | None = None
+    # What was measured on images; there are no labels, so none of it is accuracy
     agreement: float | None = None
     agreement_ci: tuple[float, float] | None = None
     kl: float | None = None
@@ -128,6 +133,7 @@ class CompareRow(Evaluation):
     static: bool
     sibling: bool = False
     flops: Flops
+    # Paired on the same images, which tells methods apart that two intervals beside each other would not.
     stm_ahead: float | None = None
     stm_ahead_ci: tuple[float, float] | None = None
     stm_p: float | None = None
@@ -147,6 +153,7 @@ class CompareReport(OfSet, Report):
     n: int
     seed: int
     limit: int | None
+    # The request, and the saving that all methods were solved for
     rate: float | None
     saving: float | None
     at: str
@@ -168,6 +175,7 @@ class SweepRow(Evaluation):
         sibling: whether this is another dense model.
     """
 
+    # The axes; null if a row has no place on one
     method: str
     rate: float | None = None
     sides: str | None = None
@@ -176,6 +184,7 @@ class SweepRow(Evaluation):
     step_scale: float | None = None
     conv: str | None = None
     tokens_per_side: int | None = None
+    # What the cell is
     tokens_per_block: tuple[int, ...]
     tokens_left: int
     static: bool
@@ -232,7 +241,7 @@ class ExplainReport(Report):
     images: tuple[str, ...]
     block: int
     tokens_per_block: tuple[int, ...]
-    fading: dict[str, Fit | None]
+    fading: dict[str, Fit | None]  # null: too few changes to fit a curve
     losses: dict[str, float]
     plan_change: tuple[float, ...]
     files: tuple[str, ...]

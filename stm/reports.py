@@ -8,15 +8,16 @@ renaming one breaks scripts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from stm.codec import encode
 from stm.config import Measured, Protection, Recipe, Source
 from stm.errors import listed
+from stm.units import interval, percent
 
-REPORT_VERSION = 1
+REPORT_VERSION = 1  # the `schema_version` of every document; a key that is renamed or removed needs another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,9 @@ class Environment:
     @property
     def in_words(self) -> str:
         """Return all that matters for a figure, in one line."""
+        # One format for screens, cards and pages, so that two figures of one machine can be told to be of one machine.
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        # A processor's name says that it is one; a card's name does not say which of several cards it is.
         on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
         processes = "" if self.processes == 1 else f"{self.processes} processes, each "
         return f"{on}, {processes}{threads}, {self.dtype}, backend {self.backend}"
@@ -94,9 +97,74 @@ class Evaluation(Measured):
 
     def recorded(self) -> Measured:
         """Return the part that a folder records."""
+        # Field by field, since `vars` would also hand over the fields that a folder must not have.
         return Measured(**{field.name: getattr(self, field.name) for field in fields(Measured)})
 
 
+class Figure(NamedTuple):
+    """One figure that an evaluation measured.
+
+    Args:
+        name: the field of `Measured` that holds the value.
+        ci: the 95% interval of the value, if it has one.
+    """
+
+    name: str
+    value: float
+    ci: tuple[float, float] | None = None
+
+    def text(self, digits: int = 2) -> str:
+        """Return the value in its unit: a drop in points, a p, nats, and a share in percent with so many digits."""
+        match self.name:
+            case "drop":
+                return f"{100 * self.value:.2f}"
+            case "mcnemar_p":
+                return f"{self.value:.3g}"
+            case "kl":
+                return f"{self.value:.4f}"
+            case _:
+                return percent(self.value, digits)
+
+    def interval(self) -> str:
+        """Return the interval in the unit of `text`, or nothing."""
+        if self.ci is None:
+            return ""
+        return interval(self.ci, 2) if self.name == "drop" else " to ".join(percent(end, 2) for end in self.ci)
+
+
+def figures(measured: Measured, dense_ci: tuple[float, float] | None = None) -> tuple[Figure, ...]:
+    """Return the figures of an evaluation that were measured, in the order in which every screen and page has them.
+
+    Args:
+        dense_ci: the interval of the dense model's top-1, which `Measured` does not hold.
+    """
+    # Each list of figures for people is made of this one, so that no screen, card or page lacks a figure of another.
+    every = (
+        ("dense_top1", dense_ci),
+        ("top1", measured.top1_ci),
+        ("top5", measured.top5_ci),
+        ("drop", measured.drop_ci),
+        ("mcnemar_p", None),
+        ("agreement", None),
+        ("kl", None),
+    )
+    values = ((name, getattr(measured, name), ci) for name, ci in every)
+    return tuple(Figure(name, value, ci) for name, value, ci in values if value is not None)
+
+
+def figure_rows(
+    measured: Measured, labels: Mapping[str, str], dense_ci: tuple[float, float] | None = None
+) -> list[tuple[str, str, str]]:
+    """Return the rows of a table of figures: label, value and interval.
+
+    Args:
+        labels: by the name of the figure.
+        dense_ci: see `figures`.
+    """
+    return [(labels[figure.name], figure.text(), figure.interval()) for figure in figures(measured, dense_ci)]
+
+
+# Kept apart from `Evaluation`: a comparison has one set and many evaluations, and names the files of its set once.
 @dataclass(frozen=True, kw_only=True)
 class OfSet:
     """The files of an opened sample set that were not taken for images: how many, and the names of the first few."""
@@ -175,6 +243,7 @@ class Pushed:
     repo: str
     url: str
     revision: str | None = None
+    # A commit, or a pull request with its commit; both are null after a dry run, or if every file was there already.
     commit: str | None = None
     pull_request: str | None = None
     created: bool = False
@@ -201,15 +270,18 @@ class CompressReport(Report):
 
     output: str
     dry_run: bool = False
+    # Copied from the config that the folder holds, so that a script need not open the folder.
     source: Source
     recipe: Recipe
     protection: Protection
     schedule: dict[str, Any]
+    # What was asked for beside what was reached: tokens are whole, so the two may differ.
     asked_saving: float | None
     saving: float
     flops: Flops
     parameters: int
     bytes: int
+    # Null if it was not measured or not asked for; `reasons` says which.
     eval: Assessment | None = None
     served: ServedSpeed | None = None
     gate: Gate | None = None
@@ -315,6 +387,6 @@ class EnvReport(Report):
 
     python: str
     platform: str
-    packages: dict[str, str | None]
+    packages: dict[str, str | None]  # null: not installed
     devices: tuple[str, ...]
     backends: tuple[BackendStatus, ...]

@@ -1,1 +1,6 @@
-"""The command `stm`: it parses, calls `stm`, and renders what comes back. No tensor is touched here."""
+"""The command `stm`: parse options, call the library `stm`, and render its report. No tensor is touched here.
+
+Each command imports its function of the library inside `run`, because importing torch takes seconds: help screens and
+usage errors do not wait for it. What follows from a name alone (`stm.reports`, `stm.config`, `stm.units`) imports no
+torch, and stands at the top.
+"""

@@ -1,4 +1,4 @@
-"""`python -m stm_cli` is `stm`."""
+"""Run `stm` as `python -m stm_cli`, for programs such as torchrun that start a module."""
 
 import os
 import sys

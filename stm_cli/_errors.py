@@ -20,7 +20,7 @@ _ALLOCATOR = "DefaultCPUAllocator: "  # in torch's message when a processor's me
 
 
 class Failure(NamedTuple):
-    """What a user is told. An empty message is not shown."""
+    """The exit code of a failure, and its message and hint for the user. An empty message is not shown."""
 
     code: int
     message: str = ""
@@ -28,24 +28,27 @@ class Failure(NamedTuple):
 
 
 def _usage(caught: typer.TyperException) -> Failure:
+    """Return the failure of an option that the parser refused."""
+    # Our sentences end without a full stop, since a hint follows them; the parser's end with one.
     context = getattr(caught, "ctx", None)
     command = context.command_path if context else "stm"
     return Failure(caught.exit_code, caught.format_message().rstrip("."), f"{command} --help shows what it takes")
 
 
 def _ours(caught: StmError) -> Failure:
-    """What it says itself; of a question, each answer as the whole command that gives it."""
+    """Return the failure as the exception states it. A question gets each answer as a whole command."""
     hint = caught.hinted(caught.answers, typed()) if isinstance(caught, Question) else caught.hint
     return Failure(caught.exit_code, caught.message, hint)
 
 
 def _memory(caught: BaseException) -> Failure:
+    """Return the failure of an allocation. Its line keeps the number of bytes that torch tells."""
     return Failure(1, f"out of memory: {_line(caught).rpartition(_ALLOCATOR)[2]}", "a smaller --batch-size needs less")
 
 
 def _system(caught: OSError) -> Failure:
-    """What no part of stm expected of the system; without a file's name it is what was printed that could not be
-    written."""
+    """Return the failure of a system call that no part of stm expected."""
+    # An error of a file names the file. One without a name comes from writing to stdout.
     why = caught.strerror or _line(caught)
     if caught.filename is None:
         return Failure(1, f"the output cannot be written: {why}", "see where it goes, and whether there is room")
@@ -55,7 +58,9 @@ def _system(caught: OSError) -> Failure:
 
 
 def _other(caught: Exception) -> Failure:
-    # torch's: by name, because importing torch takes seconds; on a processor it is a RuntimeError
+    """Return the failure of an exception that is a fault of ours, unless it is torch's for a lack of memory."""
+    # torch's class is compared by name, because importing torch takes seconds. On a processor torch raises a plain
+    # RuntimeError.
     if type(caught).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(caught):
         return _memory(caught)
     return Failure(
@@ -64,11 +69,12 @@ def _other(caught: Exception) -> Failure:
 
 
 def _line(caught: BaseException) -> str:
-    """The first line of what it says, which may be long or empty."""
+    """Return the first line of the exception's message, cut to 300 characters. The message may be empty."""
     lines = str(caught).strip().splitlines() or ["no message"]
     return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
 
 
+# The order matters: BrokenPipeError is an OSError, and nearly everything is an Exception.
 TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (StmError, _ours),
     (typer.TyperException, _usage),
@@ -82,7 +88,7 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
 
 
 def describe(caught: BaseException) -> Failure:
-    """The first row of the table that fits; what no row fits (SystemExit) is raised again."""
+    """Return the failure by the first row of the table that fits. What no row fits (SystemExit) is raised again."""
     for kind, failure in TABLE:
         if isinstance(caught, kind):
             return failure(caught)
@@ -90,13 +96,10 @@ def describe(caught: BaseException) -> Failure:
 
 
 def guard(command: Callable[[], Any]) -> int:
-    """Run a command and return its exit code: nothing but SystemExit gets past.
-
-    Typer returns the code of a `typer.Exit` (130 for Ctrl-C) if it does not raise.
-    """
+    """Run a command and return its exit code. No exception but SystemExit leaves this function."""
     try:
-        code = command()
-        sys.stdout.flush()
+        code = command()  # Typer returns the code of a `typer.Exit` instead of raising it: 130 for Ctrl-C
+        sys.stdout.flush()  # now, so that a full disk is a failure with a sentence
     except BaseException as caught:
         failure = describe(caught)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -105,7 +108,9 @@ def guard(command: Callable[[], Any]) -> int:
             # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(caught, typer.TyperException) and not current_world().first:
-            return 0  # the first process says the same, if torchrun does not end it because another one failed before
+            # Every process of torchrun parses the same words. Only the first one reports the error: if another process
+            # failed before, torchrun would end the first one in the middle of its sentence.
+            return 0
         if failure.message:
             error(failure.message, failure.hint)
         return failure.code

@@ -1,4 +1,4 @@
-"""Numbers and blocks of text that several screens share. Pure functions of a report's values."""
+"""Format numbers and blocks of text that several screens share. All functions are pure functions of a report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
-from stm.reports import Assessment, Environment, Flops
+from stm.reports import Assessment, Environment, Figure, Flops, figures
 from stm.units import interval, operations, percent
 from stm_cli._visible import visible
 
 Row = tuple[str, str]
+# The names of figures on a screen. Several fields of a report may be one row of a screen, and then share the reason why
+# they were not measured.
 _NAMES = {
     "top1": "top-1",
     "top1_ci": "top-1",
@@ -30,7 +32,9 @@ _NAMES = {
 
 
 def fields(rows: Iterable[Row]) -> Table:
-    """Names on the left, what they are on the right."""
+    """Return a table with names on the left and their values on the right."""
+    # Cells are `Text`, so that a file called `[bold].png` is no markup. Values fold and are never cut: people paste
+    # paths.
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -40,24 +44,28 @@ def fields(rows: Iterable[Row]) -> Table:
 
 
 def tokens(per_block: Sequence[int]) -> str:
-    """The token counts of all blocks as runs of equal ones: 197 x 13, 99 x 11."""
+    """Return the token counts of all blocks as runs of equal counts: 197 x 13, 99 x 11."""
     runs = [(count, len(list(run))) for count, run in groupby(per_block)]
     return ", ".join(f"{count} x {blocks}" if blocks > 1 else str(count) for count, blocks in runs)
 
 
 def staircase(per_block: Sequence[int]) -> str:
     """Draw one character per block, as high as its share of the first block's tokens."""
-    steps = " ▁▂▃▄▅▆▇█"
+    steps = " ▁▂▃▄▅▆▇█"  # the blank is never used: a block with few tokens has still some
     return "".join(steps[max(1, round(8 * count / per_block[0]))] for count in per_block)
 
 
 def shown_name(model: str) -> str:
-    """What stands above a screen: the name that was given, or the folder's own where that is `.`."""
+    """Return the title of a screen: the name that was given, or the folder's own name if `.` or `/` was given."""
     return visible(Path(model).resolve().name) if set(model) <= {".", "/"} else model
 
 
 def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any]) -> Row:
-    """How tokens are merged, from the two objects of config.json."""
+    """Return how tokens are merged, from the two objects of config.json.
+
+    Args:
+        recipe: None if the model has changed since it was merged; its protection still holds.
+    """
     parts = [f"{protection['weights']} weights"]
     if protection["weights"] == "hsp":
         parts = [f"hsp weights ({protection['mode']}{', normalized' if protection['normalized'] else ''})"]
@@ -73,8 +81,9 @@ def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any])
 
 
 def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
-    """Both counts, in multiply-accumulates, and what they save; `exact` gives them to the unit."""
+    """Return both counts of multiply-accumulates and their savings; `exact` gives the counts to the unit."""
 
+    # A saving that rounds to nothing is left out: "0.0% less than dense" would read as a result of merging.
     def row(name: str, count: int, saving: float) -> Row:
         number = f"{count:,} MACs an image ({operations(count)})" if exact else f"{operations(count)} MACs an image"
         return f"FLOPs ({name})", number + (f", {percent(saving)} less than dense" if round(saving, 3) else "")
@@ -83,44 +92,56 @@ def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:
 
 
 def measured_rows(measured: Measured) -> list[Row]:
-    """List the figures of an evaluation, and why others are missing."""
+    """Return the figures of an evaluation, and the reasons why others are missing."""
     rows = [
         (
             "images",
             f"{measured.n:,} of {measured.data}" + (f", {measured.failed:,} unreadable" if measured.failed else ""),
         )
     ]
-    for name, value, ci in (("top-1", measured.top1, measured.top1_ci), ("top-5", measured.top5, measured.top5_ci)):
-        if value is not None:
-            rows.append((name, percent(value) + (f" (95%: {interval(ci)})" if ci else "")))
-    if measured.drop is not None and measured.dense_top1 is not None:
-        text = f"{100 * measured.drop:.2f} points from the dense {percent(measured.dense_top1)}"
-        text += f" (95%: {interval(measured.drop_ci, 2)})" if measured.drop_ci else ""
-        rows.append(("drop", text + (f", p={measured.mcnemar_p:.2g}" if measured.mcnemar_p is not None else "")))
-    if measured.agreement is not None:
-        rows.append(("agreement", f"{percent(measured.agreement)} of the images keep the dense model's top-1"))
-    if measured.kl is not None:
-        rows.append(("KL", f"{measured.kl:.4f} nats from the dense model"))
+    known = {figure.name: figure for figure in figures(measured)}
+    for name, figure in known.items():
+        text = figure.text(digits=1)
+        if name in ("top1", "top5"):
+            rows.append((_NAMES[name], text + _interval(figure)))
+        elif name == "drop" and "dense_top1" in known:  # one row has all that compares the two accuracies
+            text += f" points from the dense {known['dense_top1'].text(digits=1)}{_interval(figure, 2)}"
+            p = f", p={known['mcnemar_p'].value:.2g}" if "mcnemar_p" in known else ""
+            rows.append((_NAMES[name], text + p))
+        elif name == "agreement":
+            rows.append((_NAMES[name], f"{text} of the images keep the dense model's top-1"))
+        elif name == "kl":
+            rows.append((_NAMES[name], f"{text} nats from the dense model"))
+    # One line per reason, not per figure: without labels the same sentence would stand there several times.
     for reason in dict.fromkeys(measured.reasons.values()):
         keys = dict.fromkeys(name for key, name in _NAMES.items() if measured.reasons.get(key) == reason)
         rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
     return rows
 
 
+def _interval(figure: Figure, digits: int = 1) -> str:
+    """Return the interval of a figure as its row shows it, or nothing."""
+    return f" (95%: {interval(figure.ci, digits)})" if figure.ci else ""
+
+
 def image_notes(measured: Assessment) -> list[str]:
-    """The images that could not be read and the files that were taken for none, by name: the first few, and how many
-    more there are."""
+    """Return notes about the images that could not be read and the files that were not taken for images.
+
+    The first few are named, and the others are counted.
+    """
     more = measured.failed - len(measured.broken)
     return [*measured.broken, *([f"{more:,} more could not be read"] if more else []), *measured.skipped_notes]
 
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:
+    """Return the speed with what it was measured on: without a machine a speed says nothing."""
     speed = f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
     return "speed", f"{speed} images/s on {environment_text(environment)}"
 
 
 def source_text(source: Source) -> str:
-    """Where the weights came from, in one line."""
+    """Return the origin of the weights in one line."""
+    # A licence is named as the card's header has it. The text of the card may restrict more, so the line says so.
     parts = [
         source.repo,
         source.file,
@@ -133,5 +154,5 @@ def source_text(source: Source) -> str:
 
 
 def environment_text(environment: Environment) -> str:
-    """What a figure was measured on, in one line."""
+    """Return the environment of a measurement in one line."""
     return environment.in_words

@@ -1,4 +1,8 @@
-"""Groups of options that several commands share, and how a command takes them."""
+"""Groups of options that several commands share, and the decorator by which a command takes them.
+
+A group is a dataclass whose fields are options of `stm_cli._options`. A command names the group once, and the help
+screen shows every option of it.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -41,7 +45,7 @@ from stm_cli._options import (
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much to merge, by which preset, in which order."""
+    """The amount of merging, its preset and its order."""
 
     rate: Rate = None
     saving: Saving = None
@@ -50,13 +54,13 @@ class Budget:
     schedule: Schedule = None
 
     def options(self) -> MergeOptions:
-        """As the library calls them."""
+        """Return the library's group of these options."""
         return MergeOptions(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merging(Budget):
-    """All that `stm.compress` takes: `stm.options.MergeOptions`, option by option."""
+    """All options of `stm.options.MergeOptions`."""
 
     sides: Sides = None
     tokens_per_side: TokensPerSide = None
@@ -77,7 +81,7 @@ class Display:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model comes from, and what its file cannot tell."""
+    """The origin of a model, and the facts that its file cannot tell."""
 
     file: File = None
     revision: Revision = None
@@ -94,7 +98,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a model runs on."""
+    """The device, dtype and backend of a model."""
 
     device: Device = "auto"
     dtype: Dtype = None
@@ -102,19 +106,24 @@ class Machine:
 
 
 def model_options(source: Source, machine: Machine = Machine()) -> ModelOptions:
-    """How to open a MODEL, as the library calls it."""
+    """Return the library's group of the options that open a MODEL."""
+    # The fields of both groups bear the library's names, so a name that the library lacks fails at once.
     return ModelOptions(**vars(source), **vars(machine))
 
 
 def grouped(run: Callable[..., None]) -> Callable[..., None]:
-    """A command some of whose parameters are groups: for typer, which reads signatures, each is the options that it
-    holds."""
+    """Return a command whose groups are spread into their options, as typer needs them.
+
+    Typer makes options of the parameters in a function's signature, and knows no groups. So the command that typer sees
+    has one parameter per option. When it runs, it builds each group of its options and calls `run`.
+    """
     signature = inspect.signature(run)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         if is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
+            # In the order of the fields and at the place of the group, which is the order of the help screen.
             for option in fields(parameter.annotation):
                 flat.append(
                     inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type)
@@ -122,6 +131,7 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
         else:
             flat.append(parameter)
 
+    # `wraps` keeps the name and the docstring, which are the command's name and its help.
     @wraps(run)
     def command(*args: Any, **options: Any) -> None:
         made = {

@@ -1,7 +1,7 @@
-"""Every option type, once: a command's signature is a list of these names, and of the groups at the end.
+"""Declare every option once: the signature of a command is a list of these names and of groups of them.
 
-Numbers and choices have parsers of their own, so that a bad value is named in the message. What a value means, and
-whether this model can do it, the library decides.
+Numbers and choices have parsers of their own, so that the message names a bad value. The library decides what a value
+means, and whether a model allows it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import typer
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRESET_NAMES, SIDES, WEIGHTS
 from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
 
+# Panels of the help screen. The order of a command's options decides the order of its panels.
 BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = (
     "Budget (one of these)",
     "Method",
@@ -27,24 +28,27 @@ TIMING = "Timing"
 
 
 def examples(*lines: str) -> str:
-    """A help screen's epilog: commands that can be pasted."""
+    """Return the epilog of a help screen: commands that can be pasted."""
     return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """An option with its panel in the help; without a metavar it is a flag. Whether a path can be read is the library's
-    to say."""
+    """Return an option with its panel in the help; without a metavar it is a flag."""
+    # Defaults stand in the help texts, as people would write them. `readable=False` leaves it to the library to say
+    # whether a path can be read, in a sentence that also tells the next step.
     return typer.Option(
         name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more
     )
 
 
 def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
+    # A parser and no `Enum`: the value stays a plain string, and the message lists what is allowed.
     choices = {"parser": _one_of(*allowed), "autocompletion": lambda: list(allowed)}
     either = " or ".join(part for part in (", ".join(allowed[:-1]), allowed[-1]) if part)
     return _option(name, panel, f"{either}: {help}", "NAME", **choices)
 
 
+# The same sentence in every help screen: a MODEL means the same to every command.
 _MODEL = (
     "A folder, a checkpoint file, an alias that stm models lists, a Hub repository (user/name), or a link to a file in"
     " one."
@@ -193,6 +197,7 @@ Normalize = Annotated[bool, _option("--normalize", METHOD, "Divide hsp weights b
 StepScale = Annotated[
     float | None, _option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)
 ]
+# None leaves the choice to the preset.
 SpanConv = Annotated[
     bool | None,
     _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large."),
@@ -200,6 +205,7 @@ SpanConv = Annotated[
 CalibrationImages = Annotated[
     str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
 ]
+# For the commands that measure accuracy. `stm plan` needs no labels, and has `Pictures`.
 _DATA = (
     "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
     " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
@@ -219,6 +225,7 @@ Limit = Annotated[
 ]
 BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
 Seed = Annotated[int, _option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]
+# None tells "not given" from 0: a recipe has a seed of its own, which a given one replaces.
 OptionalSeed = Annotated[
     int | None, _option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))
 ]
@@ -289,6 +296,7 @@ ExistOk = Annotated[
     bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")
 ]
 OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
+# On the panel of the Hub: `stm push` reads no source, so it has no panel of that name.
 PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
 PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
 PushTo = Annotated[

@@ -1,8 +1,8 @@
-"""Where everything goes: data to stdout, words for people to stderr.
+"""Write data to stdout, and words for people to stderr.
 
-A command makes one report; here it becomes a screen, one JSON document or one value. Progress, notes and hints go to
-stderr, and never ask for anything. Progress is shown on a terminal only, and not where HF_HUB_DISABLE_PROGRESS_BARS is
-set; rich itself honours NO_COLOR.
+A command makes one report. Here the report becomes a screen, one JSON document or one value. Progress, notes and hints
+go to stderr, and never ask for anything. Progress is shown only on a terminal, and only if HF_HUB_DISABLE_PROGRESS_BARS
+is not set. rich itself honours NO_COLOR.
 """
 
 import os
@@ -26,26 +26,31 @@ R = TypeVar("R", bound=Report)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Text is printed as it is: a file called `[bold].png` must not become markup."""
+    """Return a console that prints text unchanged: a file called `[bold].png` must not become markup."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def error(message: str, hint: str | None = None) -> None:
-    """What failed and what to do next, each on one line that no terminal width breaks."""
+    """Write what failed and what to do next, each on one line that no terminal width breaks."""
     _labelled("Error: ", "bold red", message)
     if hint:
         _labelled("Hint: ", "bold", hint)
 
 
 def typed() -> tuple[str, ...]:
-    """Return the command that runs, to be repeated; nothing if it carries a token."""
+    """Return the words of the running command, or none if they hold a token.
+
+    A printed command ends up in logs and bug reports, and a token must not.
+    """
     words = sys.argv[1:]
+    # Typer takes `--token=X` too. `--tokens-per-side` only begins alike.
     if any(word.startswith("--token") and not word.startswith("--tokens-") for word in words):
         return ()
     return ("stm", *words)
 
 
 def _labelled(label: str, style: str, text: str) -> None:
+    # Soft wrap leaves breaking to the terminal: a line that rich breaks cannot be pasted or searched.
     console(stderr=True).print(Text.assemble((label, style), visible(text)), soft_wrap=True)
 
 
@@ -70,37 +75,39 @@ class Output:
         if self.json:
             sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
         elif self.quiet:
-            told = value(visible_report(report))
-            sys.stdout.write(f"{told}\n" if told else "")  # rich would make spaces of tabs
+            text = value(visible_report(report))
+            sys.stdout.write(f"{text}\n" if text else "")  # without rich, which would make spaces of tabs
         else:
-            drawn = console()
-            with drawn.capture() as kept:
-                drawn.print(screen(visible_report(report)), crop=False)
-            sys.stdout.write(re.sub(r" +$", "", kept.get(), flags=re.MULTILINE))  # tables pad every line
+            terminal = console()
+            with terminal.capture() as screen_text:
+                terminal.print(screen(visible_report(report)), crop=False)
+            # Tables pad every line with spaces, which would be in the way when output is compared or copied.
+            sys.stdout.write(re.sub(r" +$", "", screen_text.get(), flags=re.MULTILINE))
 
     def note(self, text: str) -> None:
-        """Something that a person should know beside the report."""
+        """Write something that a person should know beside the report."""
         if not self.quiet:
             _labelled("Note: ", "bold", text)
 
     def next(self, *commands: tuple[str, ...]) -> None:
-        """The commands that a person may want now, with the real names, ready to be pasted."""
+        """Write the commands that a person may want now, with the real names, ready to be pasted."""
+        # Not with --json: a program reads that, and pastes nothing.
         if not (self.quiet or self.json):
             for number, command in enumerate(commands):
                 _labelled("      " if number else "Next: ", "bold", shlex.join(command))
 
     @property
     def live(self) -> bool:
-        """Whether progress is shown."""
+        """Return whether progress is shown."""
         return not self.quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
-        """What a command passes as `on_progress`: a bar a stage on a terminal, else nothing."""
+        """Yield the `on_progress` of a command, which draws one bar per stage on a terminal and else does nothing."""
         if not self.live:
             yield lambda progress: None
             return
-        from rich import progress as bars
+        from rich import progress as bars  # only here: the import takes time that no script needs to spend
 
         columns = (
             bars.TextColumn("{task.description}", markup=False),
@@ -116,14 +123,15 @@ class Output:
                     stages[progress.stage] = live.add_task(visible(progress.stage), total=progress.total, count="")
                 task = stages[progress.stage]
                 live.update(task, completed=progress.done, total=progress.total)
-                speed = next(each.speed for each in live.tasks if each.id == task)
+                # rich estimates the speed of a task while it is updated, so the speed is read in between.
+                speed = next(bar.speed for bar in live.tasks if bar.id == task)
                 live.update(task, count=amount(progress, speed))
 
             yield show
 
 
 def amount(progress: Progress, speed: float | None = None) -> str:
-    """How far it is, in words: counts, or of bytes their size and how fast they come."""
+    """Return progress in words: counts, or for bytes their size and speed."""
     if progress.unit != "B":
         of = "" if progress.total is None else f"/{progress.total:,}"
         return f"{progress.done:,}{of} {progress.unit}"
@@ -132,5 +140,5 @@ def amount(progress: Progress, speed: float | None = None) -> str:
 
 
 def _set(variable: str) -> bool:
-    """Whether a variable is on, as huggingface_hub reads it."""
+    """Return whether a variable is on, as huggingface_hub reads it."""
     return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")

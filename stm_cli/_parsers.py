@@ -1,4 +1,4 @@
-"""From the words of an option to its value: each refuses what it cannot be in one sentence."""
+"""Parse the text of an option into its value, or refuse it in one sentence that names the text."""
 
 import math
 from collections.abc import Callable
@@ -15,19 +15,22 @@ def _number(text: str) -> float:
 
 
 def _points(text: str) -> float:
-    """Percentage points, as typed, to the fraction that the library takes."""
+    """Return the fraction that the library takes, from percentage points as typed."""
     points = _number(text)
+    # Python's `float` takes "nan" and "inf", and every comparison with NaN is false: a gate of NaN would never close.
     if not (math.isfinite(points) and 0 <= points <= 100):
         raise typer.BadParameter(f"{text!r} is not a number of percentage points, 0 to 100")
     return points / 100
 
 
 def _whole(at_least: int) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
+    """Return a parser of whole numbers from a least one on."""
+
+    def parse(value: Any) -> int:  # typer passes defaults through parsers too, so the value may be a number already
         try:
             number = int(value)
         except ValueError:
-            number = at_least - 1
+            number = at_least - 1  # too small, so that one sentence serves both faults
         if number < at_least:
             raise typer.BadParameter(f"{str(value)!r} is not a whole number of at least {at_least}")
         return number
@@ -36,7 +39,7 @@ def _whole(at_least: int) -> Callable[[Any], int]:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    if isinstance(value, tuple):  # the default
+    if isinstance(value, tuple):  # typer passes the default through the parser too
         return value
     try:
         sizes = tuple(int(part) for part in value.split(","))
@@ -59,6 +62,7 @@ def _list(one: Callable[[Any], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _words(text: str) -> tuple[str, ...]:
+    # Whether the names exist is the library's to say: it knows the methods, and lists them in its message.
     words = tuple(word.strip() for word in text.split(","))
     if not all(words):
         raise typer.BadParameter(f"{text!r} is not a list of names such as stm,rmeeto")

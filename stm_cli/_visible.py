@@ -1,5 +1,4 @@
-"""Text of files and of the Hub as a terminal may show it: whatever is no character to be read becomes an escape, such
-as `\\x1b`.
+"""Make the text of files and of the Hub safe for a terminal: replace each character that acts by an escape (`\\x1b`).
 
 A label or a file name may hold what a terminal obeys (set a title, clear the screen, write right to left), and a line
 break in it could pass for a line of ours. Letters of every script stay as they are. JSON stays JSON: it has escapes of
@@ -19,24 +18,26 @@ T = TypeVar("T")
 # C0 with line breaks and tabs, DEL and C1; marks, embeddings, overrides and isolates of direction; separators of lines
 # and paragraphs; halves of characters, as which Python holds the bytes of a file name that is not UTF-8.
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_NOT_IN_JSON = re.compile(
-    "[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)  # the rest is JSON's own to escape
+# The same without C0, which JSON itself escapes.
+_NOT_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """The text with an escape for each character that would act on a terminal instead of being read."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Return the text with an escape for each character that would act on a terminal instead of being read."""
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def visible_json(document: str) -> str:
-    """JSON as ASCII would have it where a terminal would act, and as it is elsewhere: every reader gets the same
-    values."""
-    return _NOT_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+    """Return a JSON document with JSON's own escape for each character that would act on a terminal.
+
+    Every reader of the document gets the same values as before.
+    """
+    return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", document)
 
 
 def visible_report(value: T) -> T:
-    """A report, or any value in one, with every text in it visible."""
+    """Return a report, or any value in a report, with every text in it visible."""
+    # Once for the whole report, so that no screen can forget a field.
     made: Any = value
     if isinstance(value, str):
         made = visible(value)
@@ -51,14 +52,17 @@ def visible_report(value: T) -> T:
 
 
 def visible_traceback(caught: BaseException) -> str:
-    """The traceback, indented: no line of a message in it passes for one of ours."""
+    """Return the traceback, indented, so that no line of a message in it looks like a line of ours."""
     lines = "".join(traceback.format_exception(caught)).split("\n")
     return textwrap.indent("\n".join(map(visible, lines)), "  ")
 
 
 def tame_libraries() -> None:
-    """Have what libraries warn of and log pass `visible` too: both may repeat a file's or a server's words on
-    stderr."""
+    """Have the warnings and log records of libraries pass `visible` too.
+
+    Both may repeat the words of a file or a server on stderr.
+    """
+    # By the record factory and not by a handler: a library may add handlers of its own.
     logging.setLogRecordFactory(_Record)
     warnings.formatwarning = _warning
 

@@ -1,4 +1,4 @@
-"""`stm bench`: what compressing does to the clock."""
+"""`stm bench`: time a dense model against the compressed one."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -51,23 +51,29 @@ def run(
             random_weights=random_weights,
             on_progress=on_progress,
         )
+    # By the clock and not by FLOPs: a script that gates on the gain must gate on what users get.
     output.report(report, screen, lambda shown: "" if shown.wall_clock_gain is None else f"{shown.wall_clock_gain:.4f}")
     for note in (*report.environment.fallbacks, *report.notes):
         output.note(note)
 
 
 def screen(report: BenchReport) -> RenderableType:
+    """Draw one line per variant and batch size, and the meaning of the columns below."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("", "batch", "ms/image", "+-", "images/s", "gain", "peak", "FLOPs"):
         table.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
     for row in report.rows:
+        # Half the distance between the quartiles, because people read a number after +- as a half width.
         cells = (f"{row.ms_per_image:.2f}", f"{row.ms_iqr / 2:.2f}", f"{row.images_per_second:.1f}", f"{row.gain:.2f}x")
+        # Not every device counts the memory of tensors; torch counts it on CUDA.
         peak = "-" if row.peak_bytes is None else size(row.peak_bytes)
+        # The honest count: the paper's leaves out work that the clock sees.
         table.add_row(*map(Text, (row.variant, str(row.batch_size), *cells, peak, operations(row.flops.honest))))
     return Group(report.model, table, fields(_below(report)))
 
 
 def _below(report: BenchReport) -> list[Row]:
+    """Return the rows below the table: the gains first, if there are any."""
     rows = [
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         ("on", f"{environment_text(report.environment)}, torch {report.environment.torch}"),

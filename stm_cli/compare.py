@@ -1,4 +1,4 @@
-"""`stm compare`: every method at the same saving, on the same images."""
+"""`stm compare`: measure every method at the same saving, on the same images."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -44,6 +44,7 @@ def run(
     from stm.options import EvalOptions
 
     output = Output(**vars(display))
+    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
     with output.progress() as on_progress, joined() as world:
         report = compare(
             model,
@@ -69,7 +70,8 @@ def run(
 
 
 def screen(report: CompareReport) -> RenderableType:
-    """Two lines a method, and what the numbers are under them."""
+    """Draw two lines per method, and the meaning of the numbers below."""
+    # Eight columns of two values each fit into 80 characters. Sixteen columns would not.
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     heads = (
         "method\n",
@@ -81,6 +83,7 @@ def screen(report: CompareReport) -> RenderableType:
         "agree\nKL",
         "p\nimages/s",
     )
+    # Only the names may fold: a number that is broken over two lines is another number.
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
     for row in report.rows:
@@ -100,13 +103,16 @@ def screen(report: CompareReport) -> RenderableType:
 
 
 def _cells(row: CompareRow) -> tuple[str, ...]:
+    """Return the cells of one method, an upper and a lower value in each."""
     flops = row.flops
+    # Whether a method decides per image is what a reader compares first: only constants cost nothing at run time.
     kind = "dense" if row.method == "dense" or row.sibling else "static" if row.static else "looks at data"
     drop = (
         ""
         if row.drop is None or row.drop_ci is None
         else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
     )
+    # Of ours against this method, on the same images: intervals alone do not tell two close methods apart.
     p = "-" if row.stm_p is None else f"{row.stm_p:.2g}"
     speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
     return (
@@ -122,6 +128,8 @@ def _cells(row: CompareRow) -> tuple[str, ...]:
 
 
 def _name(row: CompareRow) -> str:
+    """Return the name of a row."""
+    # With `--at both` a peer has two rows, which differ in the blocks after which it acts.
     return f"{row.method} at stm's places" if row.schedule == "stm" else row.method
 
 

@@ -1,4 +1,4 @@
-"""`stm env`: what to put into a bug report."""
+"""`stm env`: show the versions, devices and backends that a bug report needs."""
 
 from rich.console import RenderableType
 
@@ -15,11 +15,14 @@ def run(*, display: g.Display) -> None:
     """Show versions, devices, backends, and why one is missing."""
     from stm.commands import env
 
+    # The one command that must work on a broken installation, so nothing here opens a model.
     report = env.environment()
     Output(**vars(display)).report(report, screen, lambda shown: shown.environment.backend)
 
 
 def screen(report: EnvReport) -> RenderableType:
+    """Draw versions and devices, then one line per backend with the reason why it can or cannot be used."""
+    # The leading spaces put the backends below their heading.
     backends = [
         (f"  {backend.name}", f"{'available' if backend.available else 'not available'}: {backend.reason}")
         for backend in report.backends

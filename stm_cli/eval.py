@@ -1,4 +1,4 @@
-"""`stm eval`: how good a model is, and how near to the dense one it came from."""
+"""`stm eval`: measure a model's accuracy, and its agreement with the dense model that it was made of."""
 
 import shlex
 
@@ -18,7 +18,7 @@ EXAMPLES = (
     "torchrun --nproc-per-node 8 -m stm_cli eval vim-s-stm40 --data imagenet/val",
 )
 
-FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}
+_FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}  # see `commands.eval.find_default`
 
 
 @g.grouped
@@ -42,6 +42,7 @@ def run(
 
     options = g.model_options(source, machine)
     output = Output(**vars(display))
+    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
     with output.progress() as on_progress, joined() as world:
         report = evaluate(
             model,
@@ -52,20 +53,24 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, value)
+    # A default model must not pass for the one that a user meant.
     named = (
         ()
         if model is not None
-        else (f"no MODEL was named: this is {FOUND.get(report.model, 'the only one below this folder')}",)
+        else (f"no MODEL was named: this is {_FOUND.get(report.model, 'the only one below this folder')}",)
     )
     for note in (*named, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
     if report.top1 is None:
+        # With the options of this run, so that the command reads the same model.
         again = shlex.join(("stm", "eval", report.model, *options.words(), "--data", "DIR"))
         output.note(f"accuracy was not measured, as {report.data} has no labels; measure it: {again}")
+    # `stm info` runs nothing, so it takes no device, dtype or backend.
     output.next(("stm", "info", report.model, *g.model_options(source).words()))
 
 
 def screen(report: EvalReport) -> RenderableType:
+    """Draw the figures of the evaluation, and the speed if anything was timed."""
     rows = measured_rows(report)
     if report.images_per_second is not None:
         rows.append(speed_row(report.images_per_second, report.environment))
@@ -73,6 +78,6 @@ def screen(report: EvalReport) -> RenderableType:
 
 
 def value(report: EvalReport) -> str:
-    """Top-1 as a fraction; without labels, the agreement with the dense model."""
+    """Return top-1 as a fraction; without labels, the agreement with the dense model."""
     figure = report.top1 if report.top1 is not None else report.agreement
     return "" if figure is None else f"{figure:.4f}"

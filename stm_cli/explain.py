@@ -1,4 +1,4 @@
-"""`stm explain`: what merging does to the states of a model, and which patches went where."""
+"""`stm explain`: show how merging changes the states of a model, and which patches were merged."""
 
 from rich.console import Group, RenderableType
 
@@ -15,6 +15,7 @@ EXAMPLES = (
     "stm explain vim-s photo.jpg other.jpg --method paper --rate 0.2",
     "stm explain vim-s photo.jpg --peer rmeeto",
 )
+# The rules of `stm.explain.measurements.RULES`, in words.
 _RULES = {"prune": "removed", "mean": "mean", "hsp": "hidden-state protection"}
 
 
@@ -53,12 +54,13 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    for note in report.environment.fallbacks:
+    for note in report.environment.fallbacks:  # no fallback is silent
         output.note(note)
 
 
 def screen(report: ExplainReport) -> RenderableType:
-    """The figures in words: how an error fades, what each rule loses, what all merges change."""
+    """Draw the figures in words: how an error fades, what each rule loses, what all merges change."""
+    # Blocks before the first merge change by nothing; without any merge there is no worst block.
     changed = [change for change in report.plan_change if change > 0]
     rows = [
         ("images", f"{len(report.images)} of {report.data}"),
@@ -66,12 +68,14 @@ def screen(report: ExplainReport) -> RenderableType:
         *((f"fading, {side}", _fading(fit, report.block)) for side, fit in report.fading.items()),
         ("one token", ", ".join(f"{_RULES[rule]} {percent(change, 2)}" for rule, change in report.losses.items())),
         ("all merges", f"{percent(max(changed))} in the worst block" if changed else "none"),
+        # Only the pictures are named: the other files are their data and the same drawings as SVG.
         ("files", f"{len(report.files)}: {', '.join(name for name in report.files if name.endswith('.png'))}, ..."),
     ]
     return Group(f"{report.model} -> {report.output}", "Relative changes of the class token's state:", fields(rows))
 
 
 def _fading(fit: Fit | None, block: int) -> str:
+    """Return the fitted curve of one side as a formula."""
     if fit is None:
         return "no change that could be fitted"
     return f"{percent(fit.amplitude, 2)} x exp(-{fit.rate:.3f} d), R² = {fit.r2:.2f}, d tokens away, block {block}"

@@ -1,4 +1,4 @@
-"""`stm export`: a model as other programs keep it."""
+"""`stm export`: write a model in a layout that other programs read."""
 
 from rich.console import Group, RenderableType
 
@@ -39,12 +39,14 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    for note in report.notes:
+    for note in report.notes:  # of what the file does not hold: nobody should miss a plan later
         output.note(note)
+    # An official file holds tensors alone, so the command carries the options that read it as this model.
     output.next(("stm", "info", model_of(report.output), *words(report.reading)))
 
 
 def screen(report: ExportReport) -> RenderableType:
+    """Draw what was written, and the origin of its weights."""
     rows = [
         ("format", report.format),
         ("tensors", f"{report.tensors:,}, {size(report.bytes)}"),

@@ -1,4 +1,4 @@
-"""`stm info`: what a model or folder is, what it costs and where it came from. Nothing is run."""
+"""`stm info`: show a model's shape, cost and origin. Nothing is run."""
 
 from typing import Any
 
@@ -34,6 +34,7 @@ def run(
     output.report(report, screen, lambda shown: str(shown.flops.paper))
     for note in report.notes:
         output.note(note)
+    # A compressed model can be measured; of a dense one the next thing is to compress it.
     if report.config["schedule"]["steps"]:
         output.next(("stm", "eval", model, *options.words()))
     else:
@@ -41,22 +42,23 @@ def run(
 
 
 def screen(report: InfoReport) -> RenderableType:
-    """The folder's own words, and the counts that follow from them."""
-    config = report.config
+    """Draw what the folder says of itself, and the counts that follow from it."""
+    config = report.config  # the document as it would be saved, so the screen and the folder agree
     rows = [
         ("model", _shape(config)),
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         *((merging_row(config["recipe"], config["protection"]),) if config["schedule"]["steps"] else ()),
-        *flops_rows(report.flops, exact=True),
+        *flops_rows(report.flops, exact=True),  # to the unit, so that they can be held against a paper's table
         ("parameters", f"{report.parameters:,}"),
         ("source", source_text(report.source)),
     ]
-    for measured in report.measured:
+    for measured in report.measured:  # as the folder records it: nothing is measured here
         rows += measured_rows(measured)
     return Group(shown_name(report.model), fields(rows))
 
 
 def _shape(config: dict[str, Any]) -> str:
+    """Return the model's shape in one line."""
     model = config["model"]
     channels = f"{model['in_chans']} channel{'s' if model['in_chans'] > 1 else ''}"
     token = "in the middle" if model["class_token"] == "middle" else "at the head"

@@ -1,4 +1,4 @@
-"""The root command: what `stm` can do, in the order in which a user meets it."""
+"""The root command, with all commands in the order in which a user meets them."""
 
 import io
 import os
@@ -48,7 +48,7 @@ for module in (plan, compress, eval, info, predict, bench, compare, sweep, expla
     app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
 
 
-SHARED = ("eval", "compare", "sweep")  # what several processes do together
+SHARED = ("eval", "compare", "sweep")  # the commands whose images several processes share
 
 
 def _version(asked: bool) -> None:
@@ -77,7 +77,7 @@ def root(
 
 
 def main() -> None:
-    """What the console script runs: `stm` alone shows the help, and every failure passes the one table of `_errors`."""
+    """Run the console script. `stm` alone shows the help, and every failure passes the one table of `_errors`."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives

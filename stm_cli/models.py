@@ -1,4 +1,4 @@
-"""`stm models`: the models that have a short name."""
+"""`stm models`: list the models that have a short name."""
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -19,26 +19,30 @@ def run(*, display: g.Display) -> None:
     report = models.list_models()
     output = Output(**vars(display))
     output.report(report, screen, lambda shown: "\n".join(model.name for model in shown.models))
+    # Nothing here was measured or read by us, so the notes say whose words the table repeats.
     output.note("accuracies are their authors', on ImageNet-1k's validation set")
     output.note(
         "licenses are those of the model cards' headers: read the text of a card too, which may say more, or something"
         " else"
     )
-    output.next(("stm", "compress", report.models[-1].name))
+    output.next(("stm", "compress", report.models[-1].name))  # of the Hub: the first one is the embedded model
 
 
 def screen(report: ModelsReport) -> RenderableType:
+    """Draw one line per model."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("name", "parameters", "tokens", "top-1", "license", "here"):
         table.add_column(heading, no_wrap=True)
     for model in report.models:
+        # An empty cell and no dash: the embedded model was measured, but not on ImageNet.
         accuracy = "" if model.top1 is None else percent(model.top1)
         table.add_row(
-            model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _here(model)
+            model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _presence(model)
         )
     return table
 
 
-def _here(model: ListedModel) -> str:
-    where = "in the package" if model.repo is None else "cached" if model.cached else "no"
-    return where if model.bytes is None else f"{where}, {size(model.bytes)}"
+def _presence(model: ListedModel) -> str:
+    """Return whether the model's file is on this machine, and its size."""
+    status = "in the package" if model.repo is None else "cached" if model.cached else "no"
+    return status if model.bytes is None else f"{status}, {size(model.bytes)}"

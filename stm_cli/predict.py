@@ -1,4 +1,4 @@
-"""`stm predict`: what a model sees in images."""
+"""`stm predict`: show the classes that a model gives to images."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -39,6 +39,7 @@ def run(
     output.report(report, screen, value)
     for note in report.environment.fallbacks:
         output.note(note)
+    # After the report: the readable images have their answers, and the exit code still tells a script of the others.
     if broken := [prediction for prediction in report.predictions if prediction.error]:
         raise DataError(
             f"{len(broken)} of {len(report.predictions)} images could not be read; the first: {broken[0].error}"
@@ -46,15 +47,17 @@ def run(
 
 
 def screen(report: PredictReport) -> RenderableType:
+    """Draw one block per image, in the order of the command line."""
     return Group(*(part for prediction in report.predictions for part in _block(prediction)))
 
 
 def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
+    """Return an image's name over its classes, or the reason why it could not be read."""
     if prediction.error:
         return (Text(prediction.error),)
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")  # a label that is cut may read as another one
     for guess in prediction.top5:
         table.add_row(f"  {percent(guess.probability)}", Text(guess.label))
     return Text(prediction.file), table
@@ -62,4 +65,5 @@ def _block(prediction: Prediction) -> tuple[RenderableType, ...]:
 
 def value(report: PredictReport) -> str:
     """Return one line per image: its name, a tab, the most likely label (empty for an image that could not be read)."""
+    # A line for every image, also for an unreadable one: scripts pair the lines with their files.
     return "\n".join(f"{p.file}\t{p.top5[0].label if p.top5 else ''}" for p in report.predictions)

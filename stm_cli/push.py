@@ -1,4 +1,4 @@
-"""`stm push`: a model's folder to the Hub."""
+"""`stm push`: write a model's folder to the Hub."""
 
 from rich.console import Group, RenderableType
 
@@ -48,25 +48,29 @@ def run(
     )
     output = Output(**vars(display))
 
+    # Before the upload, which may take long: whoever sees a wrong file can still stop it.
     def announce(files: tuple[PushedFile, ...]) -> None:
         output.note(
             "uploading "
             + ", ".join(f"{file.name} ({size(file.bytes)})" for file in files if file.change in ("added", "changed"))
         )
 
-    # Without a listener huggingface_hub shows its own progress.
+    # Without a listener huggingface_hub shows its own progress, which is wanted on a terminal and nowhere else.
     report = push(folder, to, None if output.live else lambda _: None, announce)
     output.report(report, screen, lambda shown: shown.url)
     for note in report.notes:
         output.note(note)
+    # A dry run has written nothing, and a pull request is not on the branch that would be read.
     if not dry_run and not create_pr:
         output.next(("stm", "eval", report.repo, *(("--revision", revision) if revision else ())))
 
 
 def screen(report: PushReport) -> RenderableType:
+    """Draw one line per file with its change, and the commit."""
     rows = [(file.change, f"{file.name}, {size(file.bytes)}") for file in report.files]
     if report.created:
         rows.insert(0, ("repository", "would be made" if report.dry_run else "made"))
+    # A push that changes nothing succeeds, and says so: it may be run again after any failure.
     if report.commit is not None:
         rows.append(("commit", report.commit))
     elif not report.dry_run:

@@ -1,4 +1,4 @@
-"""`stm report`: one page about a compressed model, for people who were not there."""
+"""`stm report`: write one page about a compressed model, for people who do not run stm."""
 
 from rich.console import Group, RenderableType
 
@@ -43,6 +43,7 @@ def run(
     with output.progress() as on_progress:
         page = report(
             folder,
+            # Only these: a folder tells everything else about its model.
             ModelOptions(revision=revision, token=token, **vars(machine)),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             records=records,
@@ -58,8 +59,10 @@ def run(
 
 
 def screen(report: PageReport) -> RenderableType:
+    """Draw the page's path and figures, and the commands that would fill its empty sections."""
     rows = [("page", f"{report.output}, {size(report.bytes)}"), *measured_rows(report.eval)]
-    if report.eval.images_per_second is not None:
+    if report.eval.images_per_second is not None:  # nothing is timed if every image was in the records
         rows.append(speed_row(report.eval.images_per_second, report.environment))
+    # An empty section of the page looks like a fault. The screen tells how to fill it before the page is sent.
     rows += [("not in it", why) for why in report.missing.values()]
     return Group(report.model, fields(rows))

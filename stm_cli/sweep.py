@@ -1,5 +1,4 @@
-"""`stm sweep`: rates by sides by whatever else is asked for, as the paper's Table 3, with the curve of accuracy over
-cost."""
+"""`stm sweep`: measure a grid of schedules, as in the paper's Table 3, and draw the curve of accuracy over cost."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -23,7 +22,7 @@ EXAMPLES = (
 )
 
 
-Key = Callable[[SweepRow], str]
+Key = Callable[[SweepRow], str]  # from a row of the report to the name of a line or column of a table
 
 
 @g.grouped
@@ -66,8 +65,9 @@ def run(
         "step_scales": step_scales,
         "convs": convs,
         "tokens_per_side": tokens_per_side,
-        "peers": () if no_peers else peers,
+        "peers": () if no_peers else peers,  # an empty axis, where None would mean the default
     }
+    # Only the axes that were given: the defaults of the others are the library's.
     grid = Grid(**{name: values for name, values in axes.items() if values is not None})
     output = Output(**vars(display))
     with output.progress() as on_progress, joined() as world:
@@ -82,7 +82,7 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    if report.resumed:
+    if report.resumed:  # else a run that ends at once would look like one that did nothing
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
     for note in (
         *report.environment.fallbacks,
@@ -93,9 +93,12 @@ def run(
 
 
 def screen(report: SweepReport) -> RenderableType:
-    """Table 3: rates down, sides across, once for every other choice; then the peers, rates across."""
+    """Draw Table 3 with rates down and sides across, once per other choice, then the peers with rates across."""
+    # A preset has a schedule. A peer has none, but it has the rate of ours whose saving it matches. A dense model has
+    # neither.
     parts: list[RenderableType] = []
     grid = [row for row in report.rows if row.schedule is not None]
+    # Rates and sides are the innermost axes of the grid, and the report keeps its order: equal variants are neighbours.
     for variant, members in groupby(grid, _variant):
         rows = list(members)
         parts += [variant, _table("rate", rows, lambda row: f"{row.rate:g}", lambda row: f"{row.sides}"), ""]
@@ -120,19 +123,22 @@ def screen(report: SweepReport) -> RenderableType:
 
 
 def _variant(row: SweepRow) -> str:
+    """Return the heading of a table: all choices that its cells share."""
     r = "" if row.tokens_per_side is None else f", r = {row.tokens_per_side}"
     return f"{row.method}: {row.schedule} order, {row.weights} weights, p = {row.step_scale:g}, {row.conv} conv{r}"
 
 
 def _table(corner: str, rows: Sequence[SweepRow], down: Key, across: Key) -> Table:
+    """Return a table of rows by two of their values, in the order in which the values first appear."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(map(across, rows)))
     table.add_column(corner)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for name in dict.fromkeys(map(down, rows)):
-        here = {across(row): row for row in rows if down(row) == name}
-        table.add_row(name, *(_cell(here[column]) if column in here else "-" for column in columns))
+        # A cell may be missing: no schedule reaches some rates, and a note says why.
+        line = {across(row): row for row in rows if down(row) == name}
+        table.add_row(name, *(_cell(line[column]) if column in line else "-" for column in columns))
     return table
 
 
@@ -141,4 +147,5 @@ def _cell(row: SweepRow) -> str:
 
 
 def _quality(row: SweepRow) -> str:
+    # Without labels, agreement stands in the place of accuracy, and the text below the tables says so.
     return percent(row.top1 if row.top1 is not None else row.agreement or 0.0)

@@ -35,17 +35,18 @@ def bench(
     """Run `stm bench`: time a dense model against a compressed one, in one process and in turns.
 
     Args:
-        model, source: a MODEL, and how to open it; see `stm.load`. A compressed one holds its dense one.
-        merge: how to compress a dense one.
+        model, source: a MODEL, and how to open it; see `stm.load`. A compressed model is timed against its own dense
+            model.
+        merge: how to compress a dense model.
         batch_sizes: images per forward, one or several.
         threads: of torch on the processor; None: torch's choice.
-        rounds: None: what fits into ten seconds per batch size.
-        against: "vit": the DeiT of the same width beside them.
-        optimize: what `ViM.optimize` makes of each, beside them.
-        random_weights: of an alias: its shape with fresh weights, which needs no download.
+        rounds: None: as many as fit into ten seconds per batch size.
+        against: "vit" also times a DeiT of the same width.
+        optimize: whether to time also what `ViM.optimize` makes of each model.
+        random_weights: whether to time an alias's shape with fresh weights, which needs no download.
 
     Raises:
-        UsageError: options that cannot be, or merge options for a model that is compressed already.
+        UsageError: an impossible option, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
     if against is not None:
@@ -56,9 +57,12 @@ def bench(
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
         if against is not None:
+            # On the same device and in the same dtype, so that the architecture alone differs.
             rival = vit.ViT(shape, dense.config.num_classes).to(device, TORCH_DTYPES[dense.config.dtype])
             variants[vit.name_of(shape)] = benching.Variant(
-                lambda batch_size: rival, vit.flops(shape, dense.config.num_classes)
+                # A ViT has no form of its own per batch size, as an optimized ViM has.
+                lambda batch_size: rival,
+                vit.flops(shape, dense.config.num_classes),
             )
         rows = benching.measure(
             variants,
@@ -68,10 +72,10 @@ def bench(
             rounds=rounds,
             on_progress=on_progress,
         )
-        environment = environment_of(vim)
+        environment = environment_of(vim)  # within the block, so that it records the threads that were timed
     first = {row.variant: row for row in rows if row.batch_size == batch_sizes[0]}
     ours, theirs = first.get(benching.COMPRESSED), first[benching.DENSE]
-    assert theirs.gemm_ms is not None
+    assert theirs.gemm_ms is not None  # the dense model is a plain ViM, whose products are always timed
     return BenchReport(
         command="bench",
         model=model,
@@ -80,6 +84,7 @@ def bench(
         image_size=shape.image_size,
         tokens_per_block=(small or dense).schedule.tokens_per_block(shape.depth),
         rows=rows,
+        # The honest count: the clock sees both scan directions, and the paper's count has one.
         flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
         wall_clock_gain=None if ours is None else ours.gain,
         gemm_ms=theirs.gemm_ms,
@@ -94,10 +99,12 @@ def _pair(vim: ViM, merge: MergeOptions, model: str) -> tuple[ViM, ViM | None]:
         if merge != MergeOptions():
             raise UsageError(f"{model} is already compressed", "leave out what says how to, or name its dense source")
         return vim.with_plan(None), vim
+    # A budget that is too small for a single merge leaves one model: the dense one would be timed against itself.
     small = bake(vim, merge)
     return vim, small if small.plan is not None else None
 
 
 def _reasons(no_small: bool, no_peak: bool) -> dict[str, str]:
+    """Return why each value of the report that is null is null."""
     reasons = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
     return reasons | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stm.artifact import atomic
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport
@@ -41,7 +41,7 @@ def compare(
 
     Args:
         model, source: a dense MODEL, and how to open it; see `stm.load`.
-        images: the sample set; its seed also draws what random pruning removes.
+        images: the sample set. Its seed also draws the tokens that random pruning removes.
         methods, saving, rate, at: see `stm.measure.compare.contenders`.
         also: other dense MODELs: smaller siblings, which a compressed model should beat.
         world: the processes that share the images and return the same report; the first one writes.
@@ -52,10 +52,12 @@ def compare(
         UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         StmError: what reading and measuring raise; matplotlib is not installed and a figure is wanted.
     """
+    # Measuring may take hours, so the place of its result is checked first. One process writes, so one looks.
     if out is not None and world.first:
         plots.require()
         atomic.check(out, COMPARED, force=force)
     seed = images.draws_by
+    # Every method is solved for the saving before images are read: an impossible budget fails within seconds.
     dense = open_model(model, source, on_progress)
     entered = contenders(
         dense,
@@ -66,15 +68,7 @@ def compare(
         also=open_siblings(also, source, on_progress),
         seed=seed,
     )
-    samples = open_samples(
-        images.data,
-        config=dense.config,
-        limit=images.limit,
-        seed=seed,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs
@@ -90,6 +84,7 @@ def compare(
         rate=rate,
         saving=comparison.DEFAULT_SAVING if rate is None and saving is None else saving,
         at=at,
+        # The peers were solved for what ours saves. Tokens are whole, so that is seldom exactly what was asked for.
         target=next(row for row in table if row.method == "stm").flops.honest_saving,
         rows=table,
         output=None if out is None else str(out),
@@ -97,6 +92,7 @@ def compare(
         **samples.of_set,
     )
     if out is not None and world.first:
+        # Table, report and figure appear together: a reader never sees the figure of one run beside another's table.
         with atomic.replacing(out, COMPARED, force=force) as folder, plots.style():
             title = f"{model} on {report.n:,} images of {samples.name}, {report.target:.1%} of the operations saved"
             plots.save(plots_compare.compared(table, title), folder, "compare")
@@ -106,13 +102,19 @@ def compare(
 
 
 def open_siblings(names: Sequence[str], source: ModelOptions, on_progress: OnProgress | None) -> dict[str, ViM]:
-    """Return other dense models, on the same device and in the same dtype."""
+    """Return other dense models by name, on the same device and in the same dtype.
+
+    Raises:
+        CheckpointError: a model is a checkpoint that leaves a question open. The hint makes a folder of it.
+    """
+    # Not the whole of `source`: file, revision and preprocessing belong to the first model alone.
     same = ModelOptions(token=source.token, device=source.device, dtype=source.dtype, backend=source.backend)
     siblings = {}
     for name in names:
         try:
             siblings[name] = open_model(name, same, on_progress)
-        except Question as error:  # the options of a checkpoint are the first model's; a folder needs none
+        except Question as error:
+            # The command line has one set of options for checkpoints, and the first model has it. A folder needs none.
             answers = {what: [*words, "--format", "folder"] for what, words in error.answers.items()}
             hint = f"make a folder of it first, and name that; {error.hinted(answers, ('stm', 'export', name))}"
             raise CheckpointError(error.message, hint) from error

@@ -14,7 +14,7 @@ from stm.bench.bench import served_speed
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
-from stm.data.open import open_samples
+from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
 from stm.hub import push as hub_push
@@ -168,14 +168,7 @@ def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
 
 def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:
     images = wish.images
-    samples = open_samples(
-        images.data,
-        config=config,
-        limit=images.limit,
-        seed=images.draws_by,
-        token=wish.source.token,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, config, token=wish.source.token, on_progress=on_progress)
     if max_drop is not None and not samples.labelled:
         raise UsageError(
             f"max drop needs labels, and {samples.name} has none",

@@ -15,15 +15,17 @@ from stm.options import ModelOptions
 
 
 def draw_model(model: str, options: ModelOptions) -> ViM:
-    """Return the model that a short name means, with fresh weights: for what depends on its shape alone. Nothing is
-    downloaded.
+    """Return the model of a short name with fresh weights, for measurements that depend on its shape alone.
+
+    Nothing is downloaded.
 
     Raises:
-        UsageError: MODEL is no alias of a checkpoint, or options that do not belong to it.
+        UsageError: MODEL is no alias of a checkpoint, or an option belongs to weights or preprocessing.
     """
     if model not in ALIASES:
         raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
     alias = ALIASES[model]
+    # These options say which weights are read or how images become inputs. Both are absent here, so silence would lie.
     options.refuse(
         model,
         "drawn with random weights",
@@ -42,6 +44,8 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
             patch=alias.patch,
             stride=alias.stride,
             d_model=alias.d_model,
+            # The same in every official model: 24 blocks, a rank of d_model / 16 (the rule of the Mamba package), and
+            # a class token in the middle with averaged directions.
             depth=24,
             dt_rank=math.ceil(alias.d_model / 16),
             class_token=options.class_token or "middle",
@@ -49,12 +53,14 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         )
     except ValueError as error:
         raise UsageError(f"{model}: {error}") from error
+    # ImageNet's classes, so that the head costs what it costs in the official model.
     config = Config(
         model=shape,
         num_classes=len(imagenet().labels),
         schedule=dense_schedule(shape),
         preprocessing=Preprocess.official(shape.image_size),
         source=Source(repo=alias.repo, license=alias.license),
+        # Reports repeat the notes, so no reader takes these weights for trained ones.
         extra={"notes": ["its weights are random: only its speed means anything"]},
     )
     return ready(initialize(ViM(config, choose(options.backend, device.type))), device, options.dtype)

@@ -1,4 +1,4 @@
-"""`stm env`: what is installed, and what there is to run on."""
+"""`stm env`: the installed packages, and the devices and backends that a model can run on."""
 
 import importlib.metadata
 import platform
@@ -10,6 +10,7 @@ from stm.device import pick
 from stm.measure.environment import current_environment, processor_name
 from stm.reports import BackendStatus, EnvReport
 
+# Names of distributions, as pip knows them: a bug report needs the versions of what is installed, imported or not.
 NEEDED = (
     "torch",
     "safetensors",
@@ -27,7 +28,8 @@ OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "py
 
 
 def environment() -> EnvReport:
-    """`stm env`: what is installed, what there is to run on, and each backend with its reason."""
+    """Run `stm env`: return versions, devices, and for each backend whether and why it can be used."""
+    # Backends are asked for the device that `--device auto` would choose, since that is what a model would run on.
     device = pick()
     statuses = {name: backends.status(name, device.type) for name in backends.NAMES}
     cards = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
@@ -46,6 +48,7 @@ def environment() -> EnvReport:
 
 
 def _version(package: str) -> str | None:
+    # From the metadata and not from the module: importing all of them would take seconds, and may fail.
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.loading import open_model, ready
@@ -29,33 +29,28 @@ def evaluate(
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> EvalReport:
-    """Run `stm eval`: measure a model; a compressed one beside the dense one, whose weights it holds.
+    """Run `stm eval`: measure a model. A compressed model is measured beside the dense model, whose weights it holds.
 
-    If a dtype is given, the dense model beside it has the file's own: what the dtype costs is part of the drop.
+    If a dtype is given, the dense model keeps the dtype of the file: what the dtype costs is then part of the drop.
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`. None: see `find_default`.
         images: the sample set.
-        records: a CSV file, one line per image, from which a run that was stopped goes on.
+        records: a CSV file with one line per image. A run that was stopped continues from it.
         world: the processes that share the images and return the same report; the first one holds the records.
 
     Raises:
         StmError: what reading and measuring raise.
     """
     named = find_default() if model is None else model
-    if records is not None and world.first:
+    if records is not None and world.first:  # only the first process has the file
         check_path(records)
+    # `own` keeps the dtype of the file, because the dense reference must. A cast changes a model in place, so the model
+    # that is measured in another dtype is a copy.
     own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
-    samples = open_samples(
-        images.data,
-        config=vim.config,
-        limit=images.limit,
-        seed=images.draws_by,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, vim.config, token=source.token, world=world, on_progress=on_progress)
+    # A dense model in the dtype of its file would be compared with itself.
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     figures = assess(
         vim,
@@ -70,8 +65,9 @@ def evaluate(
 
 
 def find_default() -> str:
-    """Return the MODEL to evaluate if none is named: the current folder, else the only one below it that holds a model,
-    else the embedded model.
+    """Return the MODEL to evaluate if none is named.
+
+    It is the current folder, else the only folder directly below that holds a model, else the embedded model.
 
     Raises:
         UsageError: several folders below the current one hold a model.
@@ -81,9 +77,10 @@ def find_default() -> str:
     below = sorted(
         entry.name
         for entry in os.scandir(".")
+        # Hidden folders are skipped: our own temporary folders are hidden, and may hold half a model.
         if entry.is_dir() and not entry.name.startswith(".") and artifact.is_model(entry.path)
     )
-    if len(below) > 1:
+    if len(below) > 1:  # any choice would be a guess, and a wrong one looks like a result
         raise UsageError(
             f"no model was named, and {len(below)} folders here hold one: {', '.join(below)}",
             command("eval", model_of(below[0]), {}),

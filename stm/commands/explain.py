@@ -1,4 +1,4 @@
-"""`stm explain`: what merging changed in a model, as figures with their data."""
+"""`stm explain`: the changes that merging makes in a model, as figures with their data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from stm.progress import OnProgress
 
 DEFAULT_IMAGES = 3
 PLACES = 98  # of each side: every distance at 197 tokens
-PICTURE_PIXELS = 448  # of a side of a picture, at least: patches stay visible
+PICTURE_PIXELS = 448  # the shortest side of a picture, so that single patches stay visible
 
 
 def explain(
@@ -48,13 +48,14 @@ def explain(
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`.
-        images: files; none: some of what is embedded.
+        images: files. Without any, some embedded images are taken.
         merge: how to compress a dense model.
-        peer: a method of `stm.peers.PEERS`, which is explained instead, at the operations that merging would save.
-        block: whose maps are shown, and before which single tokens are merged; the first one after a merge by default.
+        peer: a method of `stm.peers.PEERS` to explain instead. It saves the operations that merging would save.
+        block: the block whose maps are shown and before which single tokens are merged. Default: the first block after
+            a merge.
         places: the most distances per side that are measured.
         out: the folder to write, named after the model by default.
-        force: replace a folder that holds nothing but what this wrote.
+        force: replace a folder that holds nothing but the files of this command.
         seed: chooses among the embedded images.
 
     Raises:
@@ -67,6 +68,7 @@ def explain(
         raise UsageError(
             f"{len(images)} images, expected at most {explanation.MOST_IMAGES}: each gets figures of its own"
         )
+    # All that can be checked without the model is checked first: opening one may mean a download.
     output = Path(out) if out is not None else Path(f"{name_of(model)}-explained")
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in PEERS:
@@ -77,13 +79,15 @@ def explain(
         small, title = _as_peer(small, peer, seed)
     shape = small.config.model
     depth, lengths = shape.depth, (small.plan or Plan()).lengths(shape)
+    # Block 0 is no choice: a plan acts after a block, so no token can be merged before block 0.
     if block is None:
         block = next((number for number in range(1, depth) if lengths[number] < lengths[0]), depth // 2)
     if not 1 <= block < depth:
         raise UsageError(f"block is {block}, expected 1 to {depth - 1}: a single token is merged before it")
     samples = _samples(images, small.config, seed)
+    # All images are one batch, because each figure needs all states of its image. `MOST_IMAGES` bounds the memory.
     (batch,) = iterate(samples, small.config.preprocessing, batch_size=len(samples))
-    for error in batch.errors.values():
+    for error in batch.errors.values():  # the first one is enough: the user named these few files
         raise DataError(error)
     pictures = [
         (sample.file, enlarged(sample, small.config.preprocessing, PICTURE_PIXELS)) for sample in samples.samples
@@ -111,7 +115,7 @@ def explain(
 
 
 def _compressed(model: ViM, name: str, merge: MergeOptions, seed: int) -> ViM:
-    """Return the model as it is if it is compressed, else compressed as asked."""
+    """Return the model itself if it is compressed, else the model compressed as `merge` says."""
     if model.plan is None:
         return bake(model, merge, seed=seed)
     merge.refuse(f", but {name} is already compressed", "explain its dense source instead, or leave it out")
@@ -119,20 +123,23 @@ def _compressed(model: ViM, name: str, merge: MergeOptions, seed: int) -> ViM:
 
 
 def _as_peer(ours: ViM, name: str, seed: int) -> tuple[ViM, str]:
-    """The model under a peer's plan instead of ours, at the same honest count of operations, and its title."""
+    """Return the model under a peer's plan, solved for the honest operations of ours, and its title."""
     dense = ours.with_plan(None)
     solved = solve_peer(dense.config, name, flops.count(ours.config).honest_saving, seed=seed)
+    # A plan is solved on the processor. Its buffers must be on the model's device before it runs.
     plan = solved.plan.to(dense.cls_token.device)
     return dense.with_plan(plan), f"{PEERS[name].title}, {solved.flops.honest_saving:.1%} of the operations saved"
 
 
 def _samples(images: Sequence[str | Path], config: Config, seed: int) -> SampleSet:
+    """Return the images that were named, else a few that suit the model: digits for vim-digits, else photographs."""
     if images:
         return from_files(images)
     return open_samples(None, config=config, limit=DEFAULT_IMAGES, seed=seed) if is_embedded(config) else photographs()
 
 
 def _title(model: ViM) -> str:
+    """Return the title of the figures: how the model was merged, and how much that saves."""
     recipe, shape = model.config.recipe, model.config.model
     method = "no method" if recipe is None else f"{recipe.method}, {recipe.schedule} order"
     return f"{method}, {model.schedule.saving(shape.depth):.1%} of the token-layers saved"

@@ -33,8 +33,8 @@ def export(
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`.
-        format: "official", a .pth that hustvl/Vim loads, or "folder", one of ours, which `stm push` takes.
-        out: the file or folder; by default named after the model.
+        format: "official", a .pth that hustvl/Vim loads, or "folder", a dense folder of ours, which `stm push` takes.
+        out: the file or folder, named after the model by default.
         force: replace a file or a folder of ours that is there.
 
     Raises:
@@ -43,11 +43,13 @@ def export(
     check_choice("format", format, FORMATS)
     official = format == "official"
     output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
+    # Before the model is opened, which may mean a download.
     if official:
         atomic.check_file(output, force=force)
     else:
         artifact.check_output(output, force=force)
     vim = open_model(model, source, on_progress)
+    # Both formats hold the dense model: the official layout has no place for a plan.
     dense = vim.with_plan(None)
     tensors = dense.state_dict()
     if official:
@@ -71,13 +73,17 @@ def export(
 
 
 def _reading(config: Config) -> dict[str, Any]:
-    """The options that read an official file, which holds tensors alone, as the model that it was written from."""
+    """Return the options that read the official file as the model that it was written from.
+
+    The file itself holds tensors alone.
+    """
     shape, prep = config.model, config.preprocessing
     options: dict[str, Any] = {
         "image_size": shape.image_size,
         "class_token": shape.class_token,
         "divide_out": shape.divide_out,
     }
+    # Only what differs from the preprocessing that a reader assumes: the printed command stays short.
     usual = Preprocess.official(shape.image_size)
     options |= {
         name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)
@@ -85,7 +91,8 @@ def _reading(config: Config) -> dict[str, Any]:
     if prep.interpolation != usual.interpolation and prep.interpolation in INTERPOLATIONS:
         options["interpolation"] = prep.interpolation
     if prep.resize != usual.resize:
-        # the shortest ratio that gives this side; half a pixel more, because the quotient is rounded down
+        # Take the ratio with the fewest digits that gives this side. A reader computes int(crop / ratio), which rounds
+        # down, so the search aims half a pixel above the side. Some sides have no such ratio.
         ratios = (round(prep.crop / (prep.resize + 0.5), digits) for digits in range(1, 16))
         options |= next(
             ({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {}

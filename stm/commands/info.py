@@ -1,4 +1,4 @@
-"""`stm info`: what a model is, what it costs and where it came from."""
+"""`stm info`: a model's shape, cost and origin."""
 
 from stm.artifact.provenance import tuned
 from stm.config_file import to_json
@@ -11,10 +11,11 @@ from stm.reports import InfoReport
 
 
 def info(model: str, source: ModelOptions = ModelOptions(), *, on_progress: OnProgress | None = None) -> InfoReport:
-    """Run `stm info`: return what a model is, what it costs and where it came from; see `stm.load` for the
-    arguments."""
+    """Run `stm info`: return a model's shape, cost and origin. The arguments are those of `stm.load`."""
     vim = open_model(model, source, on_progress)
     config = vim.config
+    # All counts follow from the config, and nothing runs. The model is opened all the same: a checkpoint's config is
+    # inferred from its tensors, and a folder with broken weights should fail here.
     return InfoReport(
         command="info",
         model=model,

@@ -10,8 +10,12 @@ from stm.reports import ListedModel, ModelsReport
 
 
 def list_models() -> ModelsReport:
-    """Run `stm models`: list every model with a short name, and whether it is in the cache. Nothing is asked of the
-    Hub."""
+    """Run `stm models`: list every model with a short name, and whether it is in the cache.
+
+    The Hub is not asked, so the command works offline.
+    """
+    # The embedded model describes itself in its config. Those of the Hub are described by a table, since their
+    # checkpoints would have to be downloaded and read.
     embedded = artifact.read_config(FOLDER / EMBEDDED_MODEL)
     models = [
         ListedModel(
@@ -22,7 +26,7 @@ def list_models() -> ModelsReport:
             parameters=flops.parameters(embedded.model, embedded.num_classes),
             tokens=embedded.model.tokens,
             image_size=embedded.model.image_size,
-            top1=None,
+            top1=None,  # the column is of ImageNet accuracies, and this model reads digits
             cached=True,
             bytes=embedded.files[artifact.WEIGHTS].bytes,
         )

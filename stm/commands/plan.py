@@ -1,4 +1,4 @@
-"""`stm plan`: what each rate would cost and keep."""
+"""`stm plan`: the cost of each rate, and its agreement with the dense model."""
 
 import shlex
 from pathlib import Path
@@ -30,19 +30,19 @@ def plan(
     random_weights: bool = False,
     on_progress: OnProgress | None = None,
 ) -> PlanReport:
-    """Run `stm plan`: what the rates from 10% to 60% cost on this machine, and how near to the dense model they stay.
+    """Run `stm plan`: return the cost of rates from 10% to 60% on this machine, and the agreement that each keeps.
 
     Args:
         model, source: a dense MODEL, and how to open it; see `stm.load`.
-        merge: how to merge at each rate; without a budget.
-        data: a folder of images, labelled or not; None: what is embedded.
-        limit: of those, so many, drawn by the seed; None: as many as there is time for.
-        seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` says how many they are.
+        merge: how to merge at each rate, without a budget.
+        data: a folder of images, labelled or not; None: the embedded images.
+        limit: the number of images, drawn by the seed; None: as many as the time allows.
+        seconds: the time for the images; None: `rates.IMAGE_SECONDS`, or no bound if `limit` is given.
         batch_size: of the forwards that are timed.
         threads, rounds, random_weights: as for `bench`.
 
     Raises:
-        UsageError: options that cannot be, or a model that is compressed already.
+        UsageError: an impossible option, or a model that is compressed already.
         StmError: what reading raises.
     """
     if batch_size < 1:
@@ -56,6 +56,7 @@ def plan(
         )
     if seconds is not None and not seconds > 0:
         raise UsageError(f"seconds is {seconds:g}, expected more than 0")
+    # A number of images is a bound of its own, so a time is set only if neither is given.
     if seconds is None and limit is None:
         seconds = rates.IMAGE_SECONDS
     with on_threads(threads):
@@ -63,10 +64,13 @@ def plan(
         if vim.plan is not None:
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         samples = None
+        # Agreement needs no labels, so any images do. They are shuffled, because time may run out after any of them,
+        # and those seen so far must be a random draw.
         if not random_weights:
             samples = open_samples(
                 data, config=vim.config, limit=limit, seed=seed, need_labels=False, token=source.token
             ).shuffled(seed)
+        # Each printed command reads the model and merges as this run did; only the rate differs.
         again = (*source.words(), *merge.words())
         rows, n = rates.table(
             vim,
@@ -78,7 +82,7 @@ def plan(
             command=lambda rate: shlex.join(["stm", "compress", model, "--rate", f"{rate:g}", *again]),
             on_progress=on_progress,
         )
-        environment = environment_of(vim)
+        environment = environment_of(vim)  # within the block, so that it records the threads that were timed
     reasons = {} if samples is not None else dict.fromkeys(("agreement", "kl"), "the weights are random")
     return PlanReport(
         command="plan",

@@ -29,22 +29,25 @@ def predict(
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`.
         images: files.
-        batch_size, workers: images per forward, and processes that decode them.
+        batch_size: images per forward.
+        workers: processes that decode images.
 
     Raises:
-        DataError: no image could be read. One among others that cannot is named in its prediction.
+        DataError: no image could be read. If only some could not, the prediction of each says why.
     """
     vim = open_model(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(images), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
+        # An image that cannot be read gets a prediction too, so that every file has exactly one.
         by_index = {
             index: Prediction(file=samples.samples[index].file, error=error) for index, error in batch.errors.items()
         }
         if batch.indices:
             files = [samples.samples[index].file for index in batch.indices]
+            # As fractions of all classes, also those beyond the five: the shown ones need not add up to one.
             with torch.inference_mode():
-                values, classes = (
+                values, classes = (  # (B, 5) each; fewer if the model knows fewer classes
                     logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
                 )
             for index, file, best in zip(
@@ -54,6 +57,7 @@ def predict(
                     Guess(index=label, label=labels[label], probability=p) for label, p in zip(*best, strict=True)
                 )
                 by_index[index] = Prediction(file=file, top5=tuple(guesses))
+        # In the order of the command line, which is how a script pairs answers with its files.
         predictions += [by_index[index] for index in sorted(by_index)]
         if on_progress is not None:
             on_progress(Progress("predict", len(predictions), len(samples), "images"))

@@ -1,4 +1,4 @@
-"""`stm push`: a folder, checked as if it were to be run, to the Hub."""
+"""`stm push`: write a folder to the Hub, after a check that it runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +18,18 @@ def push(
     on_progress: OnProgress | None = None,
     on_files: Callable[[tuple[PushedFile, ...]], None] | None = None,
 ) -> PushReport:
-    """`stm push`: check a folder as if it were to be run, and write it to the Hub; arguments as for
-    `stm.hub.push.push`.
+    """Run `stm push`: load a folder as if to run it, then write it to the Hub.
+
+    The arguments are those of `stm.hub.push.push`.
 
     Raises:
-        ArtifactError: it is not a model that stm wrote, or not as it was written.
+        ArtifactError: the folder is no model that stm wrote, or its files have changed since.
         UsageError, HubError: see `stm.hub.push.push`.
     """
-    artifact.read_config(folder)  # else a name such as a/b would be loaded from the Hub
-    model = load(Path(folder), device="cpu")  # a path, though it may bear a short name
+    # First as a folder: `load` would take a missing `a/b` for a repository, download it, and push it back.
+    artifact.read_config(folder)
+    # A `Path` is never a short name, so a folder called vim-s is the folder. On the processor, because only the check
+    # of shapes and hashes matters.
+    model = load(Path(folder), device="cpu")
     pushed = hub_push.push(folder, model.config, to, on_progress, on_files)
     return PushReport(command="push", model=str(folder), environment=environment_of(model), **vars(pushed))

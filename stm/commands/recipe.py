@@ -1,4 +1,4 @@
-"""Running a recipe again: the options that a folder records, and whether what comes of them is the same."""
+"""Run a recipe again: the options that a folder records, and the check that they make the same model."""
 
 import dataclasses
 from pathlib import Path
@@ -17,12 +17,14 @@ from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions
 
 
 def recorded(config: Config, folder: str | Path) -> MergeOptions:
-    """Return the options that a folder was made by.
+    """Return the merge options by which a folder was made.
 
     Raises:
-        ArtifactError: it holds a dense model, or one without a recipe.
+        ArtifactError: the folder holds a dense model, or a model without a recipe.
     """
     recipe, protection = config.recipe, config.protection
+    # A model that was trained or cast after merging keeps its schedule and loses its recipe: the recipe would not make
+    # these weights again.
     if recipe is None and config.schedule.steps:
         why = tuned(config) or "its weights have another dtype than they were made in"
         raise ArtifactError(
@@ -30,6 +32,7 @@ def recorded(config: Config, folder: str | Path) -> MergeOptions:
         )
     if recipe is None or protection is None:
         raise ArtifactError(f"{folder} holds no recipe: its model is dense", "name a folder that stm compress wrote")
+    # Every option is spelled out, defaults too: a later version may change what a preset means.
     return MergeOptions(
         rate=recipe.rate,
         saving=recipe.saving,
@@ -49,6 +52,7 @@ def recorded(config: Config, folder: str | Path) -> MergeOptions:
 def read_recipe(folder_or_repo: str | Path, options: ModelOptions) -> Config:
     """Return what a model's folder says of itself, on this machine or in a Hub repository."""
     text = str(folder_or_repo)
+    # A folder wins over a repository of the same name, as everywhere where a MODEL is named.
     if not Path(text).exists() and is_repo(text):
         return artifact.read_config(download(text, token=options.token).path.parent)
     return artifact.read_config(text)
@@ -66,11 +70,12 @@ def default_name(name: str, options: MergeOptions) -> str:
 
 
 def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> ModelOptions:
-    """Return the source's options, completed by those that the recipe's source was read with.
+    """Return the options of the source, completed by those with which the recipe's source was read.
 
     Raises:
-        ArtifactError: one that is recorded is not of its kind; `extra` is free JSON.
+        ArtifactError: a recorded option has another type than its field.
     """
+    # `extra` is free JSON that anybody may have edited, so each value is decoded as strictly as a field of the config.
     kinds = get_type_hints(ModelOptions)
     try:
         asked = decode(dict[str, Any], again.extra.get("asked", {}), "extra.asked")
@@ -81,6 +86,7 @@ def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> Mode
         }
     except ValueError as error:
         raise ArtifactError(f"{Path(recipe) / CONFIG}: {error}", REWRITE_HINT) from error
+    # An option that the user gives now wins over the recorded one.
     known = {
         name: value
         for name, value in (recorded | {"dtype": again.dtype}).items()
@@ -90,7 +96,12 @@ def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> Mode
 
 
 def check_source(dense: Config, again: Config, model: str, recipe: str | Path | None) -> None:
-    """Refuse to run a recipe on other weights than its own."""
+    """Refuse to run a recipe on other weights than its own.
+
+    Raises:
+        UsageError: the hashes differ, or the recipe does not record one.
+    """
+    # By the hash and not by the name: a branch moves, and a file of the same name may hold other weights.
     if again.source.sha256 is None:
         raise UsageError(
             f"{recipe} does not name the file that it was made of, so nobody can tell whether {model} is that one",
@@ -106,7 +117,13 @@ def check_source(dense: Config, again: Config, model: str, recipe: str | Path | 
 
 
 def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
-    """Refuse what is not the recipe's: other calibration images, or another schedule than its folder holds."""
+    """Refuse a result that differs from the recipe's folder.
+
+    Raises:
+        ArtifactError: the schedule or its protection differs.
+        UsageError: the calibration images differ, or are missing.
+    """
+    # The schedule first: no choice of calibration images could mend a difference there.
     if (made.schedule, made.protection) != (again.schedule, again.protection):
         raise ArtifactError(
             f"{recipe} does not hold what its own recipe makes: it was edited, or made by another version of stm"
@@ -128,4 +145,5 @@ def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
 
 
 def _percent(share: float) -> str:
+    """Return a share as it stands in the name of a folder: 40, 12.5."""
     return f"{100 * share:.1f}".removesuffix(".0")

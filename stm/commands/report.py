@@ -3,18 +3,33 @@
 from pathlib import Path
 
 from stm.artifact import atomic
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
+from stm.data.sets import SampleSet
 from stm.errors import ArtifactError, UsageError
 from stm.findings import PageReport
 from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess_each
-from stm.measure.records import check_path
+from stm.measure.records import Record, check_path
+from stm.model.vim import ViM
 from stm.model_names import name_of
 from stm.options import EvalOptions, ModelOptions
 from stm.page import content as facts
+from stm.page.content import Findings, Rows
 from stm.page.render import render
 from stm.progress import OnProgress
+from stm.reports import Assessment
+
+# What the page says in the place of another command's figures, by the option that gives them.
+_MISSING = {
+    "bench": (
+        "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench"
+        " FILE shows it."
+    ),
+    "sweep": (
+        "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE shows it."
+    ),
+}
 
 
 def report(
@@ -43,55 +58,21 @@ def report(
         UsageError: the folder holds a dense model, or the page cannot be written.
         DataError: images, records, sweep or bench cannot be used.
     """
-    named = str(folder)
-    name = name_of(named)
+    name = name_of(str(folder))
     output = Path(out) if out is not None else Path(f"{name}-report.html")
+    # Measuring takes minutes, so what was given is checked before it.
     atomic.check_file(output, force=force)
     if records is not None:
         check_path(records)
-    found_bench = None if bench is None else facts.read_rows(Path(bench), "bench")
-    found_sweep = None if sweep is None else facts.read_rows(Path(sweep), "sweep")
-    model = open_model(named, source, on_progress)
-    if model.plan is None:
-        raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
-    samples = open_samples(
-        images.data,
-        config=model.config,
-        limit=images.limit,
-        seed=images.draws_by,
-        token=source.token,
-        on_progress=on_progress,
+    given = _read_given(bench=bench, sweep=sweep)
+    model = _open_compressed(folder, source, on_progress)
+    samples = open_chosen(images, model.config, token=source.token, on_progress=on_progress)
+    # The records too: the page shows single images, and the dense model's interval is counted from them.
+    evaluation, measured = assess_each(
+        model, samples, images, reference=model.with_plan(None), records=records, on_progress=on_progress
     )
-    evaluation, found_records = assess_each(
-        model,
-        samples,
-        images,
-        reference=model.with_plan(None),
-        records=records,
-        on_progress=on_progress,
-    )
-    missing = {
-        "bench": (
-            "A comparison with the dense model on the clock is not here: stm bench measures it, and stm report --bench"
-            " FILE shows it."
-        ),
-        "sweep": (
-            "A curve over other rates and methods is not here: stm sweep measures it, and stm report --sweep FILE"
-            " shows it."
-        ),
-    }
-    findings = facts.Findings(
-        name=name,
-        evaluation=evaluation,
-        dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(found_records),
-        environment=environment_of(model),
-        changed=facts.changed(found_records, samples, model.config),
-        bench=found_bench,
-        sweep=found_sweep,
-        missing={key: why for key, why in missing.items() if {"bench": bench, "sweep": sweep}[key] is None},
-        notes=model.config.extra_texts("notes"),
-    )
-    page = render(model.config, findings).encode()
+    findings = _findings(name, model, samples, evaluation, measured, given)
+    page = render(model.config, findings).encode()  # whole in memory, so that a template's fault leaves no file
     _write_page(output, page, force)
     return PageReport(
         command="report",
@@ -100,13 +81,58 @@ def report(
         output=str(output),
         bytes=len(page),
         eval=evaluation,
-        changed=tuple(each.file for each in findings.changed),
+        changed=tuple(image.file for image in findings.changed),
         missing=findings.missing,
     )
 
 
+def _read_given(**reports: str | Path | None) -> dict[str, Rows]:
+    """Return the rows of each report of another command that was given, by the name of the command."""
+    # Read before anything is measured: a file of another kind is refused within a second.
+    return {command: facts.read_rows(Path(path), command) for command, path in reports.items() if path is not None}
+
+
+def _open_compressed(folder: str | Path, source: ModelOptions, on_progress: OnProgress | None) -> ViM:
+    """Return the model of a folder.
+
+    Raises:
+        UsageError: the model is dense.
+    """
+    model = open_model(str(folder), source, on_progress)
+    # Of a dense model the page would have nothing to compare: no schedule, no drop, no changed images.
+    if model.plan is None:
+        raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")
+    return model
+
+
+def _findings(
+    name: str,
+    model: ViM,
+    samples: SampleSet,
+    evaluation: Assessment,
+    measured: list[Record],
+    given: dict[str, Rows],
+) -> Findings:
+    """Return what the page shows of the evaluation, of its records, and of the other commands' reports."""
+    return Findings(
+        name=name,
+        evaluation=evaluation,
+        dense_ci=None if evaluation.dense_top1 is None else facts.dense_interval(measured),
+        environment=environment_of(model),
+        changed=facts.changed(measured, samples, model.config),
+        bench=given.get("bench"),
+        sweep=given.get("sweep"),
+        missing={command: why for command, why in _MISSING.items() if command not in given},
+        notes=model.config.extra_texts("notes"),
+    )
+
+
 def _write_page(path: Path, page: bytes, force: bool) -> None:
-    """Whole or not at all."""
+    """Write the page whole, or nothing.
+
+    Raises:
+        ArtifactError: the disk is full, or the path is not one that can be written.
+    """
     try:
         with atomic.drafted(path, force=force) as draft:
             draft.write_bytes(page)

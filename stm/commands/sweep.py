@@ -1,4 +1,4 @@
-"""`stm sweep`: a grid of schedules, and the curve of accuracy over cost."""
+"""`stm sweep`: measure a grid of schedules, and draw the curve of accuracy over cost."""
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stm.codec import encode
 from stm.commands.compare import open_siblings
-from stm.data.open import open_samples
+from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
 from stm.loading import open_model
@@ -35,9 +35,9 @@ def sweep(
     out: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> SweepReport:
-    """Run `stm sweep`, the paper's Table 3 and the Pareto curve.
+    """Run `stm sweep`: measure the paper's Table 3 and the Pareto curve.
 
-    Every finished cell is stored at once; the same command continues a killed run.
+    Every finished cell is stored at once. The same command continues a killed run.
 
     Args:
         model, source, images, also, world: as for `compare`.
@@ -45,27 +45,22 @@ def sweep(
         out: the folder of the cells, the table and the figure, named after the model by default.
 
     Raises:
-        UsageError: a grid that has no cell, or a folder that cannot be written.
+        UsageError: a grid without any cell, or a folder that cannot be written.
         DataError: the folder holds the cells of another run.
         StmError: what reading and measuring raise; matplotlib is not installed.
     """
-    plots.require()
+    plots.require()  # before hours of measuring, and not when the figure is drawn
     output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
     if world.first:
         check_folder(output, SWEPT)
     seed = images.draws_by
     dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
+    # Plans need no images, so a grid that no schedule can fill is refused before a set is opened.
     plan = list(planned(dense, grid, siblings, seed))
-    samples = open_samples(
-        images.data,
-        config=dense.config,
-        limit=images.limit,
-        seed=seed,
-        token=source.token,
-        world=world,
-        on_progress=on_progress,
-    )
+    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
     environment = environment_of(dense, world)
+    # All that a cell's numbers depend on, machine and batch size included: the cells of a folder must be comparable, so
+    # another run may not continue it.
     identity = SweepIdentity(
         model=fingerprint(dense),
         data=samples.fingerprint,
@@ -76,8 +71,9 @@ def sweep(
         environment=encode(environment),
     )
     file = CellFile(output, identity, SWEPT) if world.first else None
+    # The first process alone holds the file; the others measure and write nothing.
     with nullcontext() if file is None else closing(file):
-        keys = [each.key for each in plan if each.model is not None]
+        keys = [entry.key for entry in plan if entry.model is not None]
         resumed = 0 if file is None else sum(key in file.done for key in keys)
         done = measure_cells(
             plan,
@@ -88,7 +84,7 @@ def sweep(
             world=world,
             on_progress=on_progress,
         )
-        table = tuple(done[key] for key in keys)
+        table = tuple(done[key] for key in keys)  # in the order of the grid, however often the run was continued
         report = SweepReport(
             command="sweep",
             model=model,
@@ -98,13 +94,13 @@ def sweep(
             seed=seed,
             limit=images.limit,
             rows=table,
-            refused={str(each.cell): each.refused for each in plan if each.refused is not None},
+            refused={str(entry.cell): entry.refused for entry in plan if entry.refused is not None},
             resumed=resumed,
             output=str(output),
             files=SWEPT,
             **samples.of_set,
         )
-        if world.first:
+        if world.first:  # while the file is held, so that no other run replaces the table meanwhile
             write_whole(output / "sweep.csv", as_csv(table))
             write_whole(output / "sweep.json", report.to_json() + "\n")
             with plots.style():

@@ -17,6 +17,7 @@ from stm.data.images import Crop, ImageFile, Pixels, Sample
 from stm.data.sets import SampleSet, evenly
 from stm.distributed import ALONE, World
 from stm.errors import DataError, check_name
+from stm.options import EvalOptions
 from stm.progress import OnProgress
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
@@ -77,6 +78,29 @@ def open_samples(
         labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
     )
     return SampleSet(name, tuple(files.samples), tuple(files.skipped)).take(limit, seed)
+
+
+def open_chosen(
+    images: EvalOptions,
+    config: Config,
+    *,
+    token: str | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
+) -> SampleSet:
+    """Return the labelled set that `images` names, cut to the images that its limit and seed choose.
+
+    Arguments and errors are those of `open_samples`.
+    """
+    return open_samples(
+        images.data,
+        config=config,
+        limit=images.limit,
+        seed=images.draws_by,
+        token=token,
+        world=world,
+        on_progress=on_progress,
+    )
 
 
 def as_samples(

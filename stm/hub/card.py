@@ -1,7 +1,7 @@
-"""The model card: README.md of a folder, from what is known about the model and nothing else.
+"""Write the model card, README.md of a folder, from the facts that are known about the model and nothing else.
 
-A number that was not measured is not there. Text from outside (names of files, sample sets, licences) is quoted for the
-language that it stands in: YAML, Markdown, shell or Python.
+A number that was not measured is absent. Text from outside (names of files, sample sets, licences) is quoted for the
+language of its place: YAML, Markdown, shell or Python.
 """
 
 import hashlib
@@ -15,18 +15,27 @@ from typing import Any
 
 from stm import __version__
 from stm.artifact.provenance import tuned
-from stm.config import Config, Measured
+from stm.config import Config
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.options import CHECKPOINT_OPTIONS, words
-from stm.reports import Environment, Flops, ServedSpeed
+from stm.reports import Environment, Flops, ServedSpeed, figure_rows
 from stm.units import operations, percent
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
 _PERCENT = partial(percent, digits=2)
 _STAIRS = 40  # characters of the widest step
+_LABELS = {
+    "dense_top1": "top-1, dense model",
+    "top1": "top-1",
+    "top5": "top-5",
+    "drop": "top-1 lost, in points",
+    "mcnemar_p": "exact McNemar test, p",
+    "agreement": "images that keep the dense model's top-1",
+    "kl": "KL(dense, this), nats",
+}
 
 
 def card(
@@ -40,16 +49,17 @@ def card(
     served: ServedSpeed | None = None,
     environment: Environment | None = None,
 ) -> str:
-    """The text of README.md, front matter included.
+    """Return the text of README.md, front matter included.
 
     Args:
-        config: what the folder says.
+        config: the folder's config.
         name: the folder's base name.
         flops: of one image.
         parameters: how many there are.
         weights_bytes: of model.safetensors.
-        images_per_second, served, environment: the speeds that were measured, alone and beside the dense model, and
-            what they were measured on.
+        images_per_second: the measured speed of the model alone.
+        served: the measured speed beside the dense model.
+        environment: of both measurements.
 
     Raises:
         ArtifactError: jinja2 is not installed.
@@ -75,8 +85,15 @@ def card(
             steps=_steps(config),
             staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
             saving=config.schedule.saving(config.model.depth),
-            labelled=[each for each in config.measured if each.top1 is not None],
-            measured=[_measured(each) for each in config.measured],
+            labelled=[result for result in config.measured if result.top1 is not None],
+            measured=[
+                {
+                    "of": result,
+                    "rows": figure_rows(result, _LABELS),
+                    "reasons": list(dict.fromkeys(result.reasons.values())),
+                }
+                for result in config.measured
+            ],
             command=recipe_command(config),
             tuned=tuned(config),
             after="after merging" in (tuned(config) or ""),
@@ -85,47 +102,56 @@ def card(
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a card is as stm wrote it: its last line holds the hash of the rest."""
+    """Return whether nobody has edited a card since stm wrote it: its last line holds the hash of the rest."""
+    # A card without a seal has no such line. Its body is then empty, and no seal of an empty body equals the text.
     body, _, seal = text.rpartition("\n<!-- stm ")
     return _sealed(body) == f"{body}\n<!-- stm {seal}"
 
 
 def retarget(text: str, config: Config, name: str) -> str:
-    """An untouched card whose instructions load the model by another name, such as that of a repository."""
+    """Return an untouched card whose instructions load the model by another name, such as that of a repository.
+
+    Nothing else of the card changes, not even if a later version of stm would write it otherwise.
+    """
     body = text.rpartition("\n<!-- stm ")[0]
     return _sealed(re.sub(rf"{_BEGIN}.*?{_END}", lambda _: _use(config, name), body, count=1, flags=re.DOTALL))
 
 
 def eval_results(config: Config) -> str | None:
-    """The text of `.eval_results/stm.yaml`: top-1 on sets of the Hub, which is all that its format can name; None
-    without any."""
+    """Return the text of `.eval_results/stm.yaml`, which has top-1 on sets of the Hub; None without any such result.
+
+    Its format names a set by its repository, so results on other sets have no place in it.
+    """
     entries = []
-    for each in config.measured:
-        name = read_set_name(each.data)
-        if name is None or each.top1 is None:
+    for result in config.measured:
+        name = read_set_name(result.data)
+        if name is None or result.top1 is None:
             continue
         revision = {} if name.revision is None else {"revision": name.revision}
-        interval = f", 95% interval {each.top1_ci[0]:.4f} to {each.top1_ci[1]:.4f}" if each.top1_ci else ""
+        interval = f", 95% interval {result.top1_ci[0]:.4f} to {result.top1_ci[1]:.4f}" if result.top1_ci else ""
         notes = (
-            f"top-1 accuracy, a fraction, of {each.n} images{interval}, seed {each.seed}; measured by stm {__version__}"
+            f"top-1 accuracy, a fraction, of {result.n} images{interval}, seed {result.seed};"
+            f" measured by stm {__version__}"
         )
         dataset = {"id": name.repo, "task_id": name.split or "default", **revision}
-        entries.append({"dataset": dataset, "value": round(each.top1, 6), "notes": notes})
-    if not entries:
+        entries.append({"dataset": dataset, "value": round(result.top1, 6), "notes": notes})
+    if not entries:  # no file at all: an empty one would be a claim of having measured nothing
         return None
-    import yaml
+    import yaml  # only here: most cards are written without it
 
     text: str = yaml.safe_dump(entries, sort_keys=False)
     return text
 
 
 def _use(config: Config, name: str) -> str:
-    """How to load it, between marks by which `retarget` finds it again."""
+    """Return the instructions for loading the model, between marks by which `retarget` finds them again."""
     word = f"./{name}" if name.startswith("-") else name  # else it would be an option
     return f"{_BEGIN}\n{_render(USE, config, name=name, word=word, install=install_command())}{_END}"
 
 
 def _sealed(body: str) -> str:
+    """Return a card with the line that holds its hash."""
+    # A file's name may hold bytes that are no text. `surrogatepass` hashes them instead of failing.
     return (
         f"{body}\n<!-- stm wrote this; its SHA-256 is"
         f" {hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()} -->\n"
@@ -133,6 +159,7 @@ def _sealed(body: str) -> str:
 
 
 def _render(template: Path, config: Config, **values: Any) -> str:
+    """Return a template filled with values. A name that the template misspells is an error, not an empty place."""
     try:
         from jinja2 import Environment as Templates
         from jinja2 import StrictUndefined
@@ -140,7 +167,7 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         raise ArtifactError(
             "writing a model card needs jinja2, which is not installed", "pip install jinja2"
         ) from error
-    # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
+    # No autoescape: this is not HTML, and every value from outside passes the filter of its place.
     templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     templates.filters |= {
         "yaml": _yaml,
@@ -158,16 +185,16 @@ def _render(template: Path, config: Config, **values: Any) -> str:
 
 
 def recipe_command(config: Config) -> list[str] | None:
-    """The words of the command that makes this model again, every option spelled out.
+    """Return the words of the command that makes this model again, every option spelled out.
 
-    None where there is no such command: for a dense model, one that was fine-tuned, a source without a name, or weights
-        averaged over
-    images, whose folder is not known.
+    None if there is no such command: for a dense model, a fine-tuned model, a source without a name, or weights that
+    were averaged over images, whose folder is not known.
     """
     recipe, protection, source = config.recipe, config.protection, config.source
     named = source.repo or source.file
     if recipe is None or protection is None or recipe.calibration is not None or named is None or tuned(config):
         return None
+    # `extra` is free JSON that anybody may have edited: values of another type are passed over.
     asked = config.extra.get("asked")
     asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
     flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
@@ -195,7 +222,8 @@ def recipe_command(config: Config) -> list[str] | None:
 
 
 def _steps(config: Config) -> list[dict[str, int]]:
-    """The rows of the schedule's table."""
+    """Return the rows of the schedule's table."""
+    # `tokens[l]` enter block l, and `tokens[l + 1]` are left after the merge that follows it.
     tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
     return [
         {
@@ -210,7 +238,8 @@ def _steps(config: Config) -> list[dict[str, int]]:
 
 
 def _staircase(tokens: tuple[int, ...]) -> str:
-    """Runs of blocks with as many tokens, one a line, as bars."""
+    """Return bars, one line per run of blocks with equal numbers of tokens."""
+    # Characters, and no picture: the Hub, a terminal and an editor all show them.
     lines, first = [], 0
     digits, number = len(str(tokens[0])), len(str(len(tokens) - 1))
     for count, run in groupby(tokens):
@@ -221,38 +250,19 @@ def _staircase(tokens: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
-def _measured(each: Measured) -> dict[str, Any]:
-    """One evaluation as the rows of its table, and why it has no more of them."""
-    rows = []
-    if each.dense_top1 is not None:
-        rows.append(("top-1, dense model", _PERCENT(each.dense_top1), ""))
-    for label, value, ci in (("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci)):
-        if value is not None:
-            rows.append((label, _PERCENT(value), f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}" if ci else ""))
-    if each.drop is not None:
-        interval = f"{100 * each.drop_ci[0]:.2f} to {100 * each.drop_ci[1]:.2f}" if each.drop_ci else ""
-        rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", interval))
-    if each.mcnemar_p is not None:
-        rows.append(("exact McNemar test, p", f"{each.mcnemar_p:.3g}", ""))
-    if each.agreement is not None:
-        rows.append(("images that keep the dense model's top-1", _PERCENT(each.agreement), ""))
-    if each.kl is not None:
-        rows.append(("KL(dense, this), nats", f"{each.kl:.4f}", ""))
-    return {"of": each, "rows": rows, "reasons": list(dict.fromkeys(each.reasons.values()))}
-
-
 def _yaml(text: str) -> str:
-    """A YAML string: JSON's quotes, and anything that cannot be seen as its code."""
+    """Return a YAML string in double quotes, with an escape for every character that cannot be seen."""
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _python(text: str) -> str:
-    """A Python string in the quotes that formatters want. JSON's escapes are Python's too, but for pairs of
-    surrogates."""
+    """Return a Python string in double quotes, as formatters want it."""
+    # JSON's escapes are Python's too, except pairs of surrogates. `ensure_ascii=False` writes none.
     return json.dumps(text, ensure_ascii=False)
 
 
 def _text(text: str) -> str:
-    """Markdown that shows exactly this text, on one line, in a table too."""
+    """Return Markdown that shows exactly this text on one line, also in a table."""
+    # An underscore within a word marks nothing, and file names are full of them: they stay as they are.
     line = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"[\\`*\[\]<>|#&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)

@@ -1,1 +1,1 @@
-"""The page that `stm report` writes: one HTML file that holds all that it shows, and asks nobody for anything."""
+"""The page that `stm report` writes: one HTML file that needs no other file and makes no request."""

@@ -56,7 +56,7 @@ def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
     A bar has a label if the number changes there and the label does not meet the one before.
     """
     left, right, top, bottom = 34, WIDTH - 4, 18, 150
-    up = Axis(0, tokens_per_block[0], bottom, top)
+    up = Axis(0, tokens_per_block[0], bottom, top)  # no block has more tokens than the first
     pitch = (right - left) / len(tokens_per_block)
     bars, free = [], 0.0
     for block, tokens in enumerate(tokens_per_block):
@@ -74,7 +74,7 @@ def staircase(tokens_per_block: Sequence[int]) -> dict[str, Any]:
             }
             | {"label": tokens if label else None, "block": block, "tokens": tokens}
         )
-    every = max(1, math.ceil(len(bars) / 8))
+    every = max(1, math.ceil(len(bars) / 8))  # the axis has room for about eight block numbers
     return {"bars": bars, "bottom": bottom, "left": left, "right": right, "every": every, "pitch": pitch}
 
 
@@ -82,6 +82,7 @@ def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
     """Return a mark with its interval for the dense top-1, and one for the compressed top-1."""
     assert evaluation.top1 is not None and evaluation.top1_ci is not None and evaluation.dense_top1 is not None
     rows = [("dense", evaluation.dense_top1, dense_ci), ("compressed", evaluation.top1, evaluation.top1_ci)]
+    # Two points of accuracy at least: else a difference of one image would look like a gulf.
     across = axis([value for _, _, ci in rows for value in ci], 84, WIDTH - 16, least=0.02)
     marks = [
         {"name": name, "y": 22 + 30 * n, "x": across(value), "low": across(ci[0]), "high": across(ci[1])}
@@ -116,12 +117,13 @@ class Point:
     high: float
 
 
-def pareto(points: Sequence[Point], here: Point | None = None, dense: Point | None = None) -> dict[str, Any]:
+def pareto(points: Sequence[Point], ours: Point | None = None, dense: Point | None = None) -> dict[str, Any]:
     """Return accuracy over cost: one curve per method, this model, and the dense one as a horizontal line."""
-    every = [*points, *(point for point in (here, dense) if point is not None)]
+    every = [*points, *(point for point in (ours, dense) if point is not None)]
     bottom, left = 196, 44
     across = axis([point.cost for point in every], left, WIDTH - 12)
     up = axis([value for point in every for value in (point.low, point.high)], bottom, 12, least=0.01)
+    # Sorted, so that a line runs from left to right and the same rows give the same bytes in any order.
     curves: dict[str, list[dict[str, float]]] = {}
     for point in sorted(points, key=lambda point: (point.curve, point.cost)):
         position = {"x": across(point.cost), "y": up(point.value), "low": up(point.low), "high": up(point.high)}
@@ -132,7 +134,7 @@ def pareto(points: Sequence[Point], here: Point | None = None, dense: Point | No
 
     return {
         "curves": [{"name": name, "points": positions} for name, positions in curves.items()],
-        "here": position_of(here),
+        "ours": position_of(ours),
         "dense": position_of(dense),
         "x": [{"at": across(tick), "value": tick} for tick in across.ticks],
         "y": [{"at": up(tick), "value": tick} for tick in up.ticks],

@@ -30,7 +30,7 @@ MOST_CHANGED = 10
 MOST_STAGES = 4  # pictures of the merged patches
 PHOTOGRAPH, PHOTOGRAPH_SIDE = "chelsea.jpg", 448
 PHOTOGRAPH_BY = "Chelsea the cat by Stefan van der Walt, CC0 1.0"
-THUMBNAIL = 160  # pixels of a side
+THUMBNAIL = 160  # pixels per side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +110,22 @@ def changed(records: Sequence[Record], samples: SampleSet, config: Config) -> tu
 
 
 def dense_interval(records: Sequence[Record]) -> Interval:
-    """Return the interval of the dense model's top-1. Every record must have a label and a dense prediction, or an
-    error."""
+    """Return the interval of the dense model's top-1.
+
+    Args:
+        records: each has a label and a dense prediction, or an error.
+    """
+    # Counted from the records, because an evaluation keeps the interval of the compressed model alone.
     scored = [record for record in records if record.error is None]
     return wilson(sum(record.dense_pred == record.label for record in scored), len(scored))
 
 
 def merged_patches(config: Config) -> list[tuple[str, Groups]]:
-    """Return the stages of the schedule after the dense one, at most `MOST_STAGES`, each as a caption and its
-    groups."""
+    """Return the stages of the schedule after the dense one, each as a caption and its groups.
+
+    There are at most `MOST_STAGES`.
+    """
+    # Neighbouring blocks with the same groups are one stage. The first stage is dense: each patch is its own group.
     schedule = config.schedule
     per_block = [
         schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)
@@ -210,4 +217,5 @@ def speed_text(evaluation: Evaluation) -> str | None:
 
 
 def _class(index: int, config: Config) -> str:
+    """Return the name of a class, or its number if the model has no names."""
     return config.label_names[index] if config.label_names is not None else f"class {index}"

@@ -17,14 +17,23 @@ from stm.install import install_command
 from stm.measure import flops
 from stm.page import charts
 from stm.page import content as facts
-from stm.page.charts import Interval, Point
+from stm.page.charts import Point
 from stm.page.content import Findings
-from stm.reports import Evaluation
+from stm.reports import Evaluation, figure_rows
 from stm.units import operations, percent
 
 HERE = Path(__file__).parent
 _PERCENT = partial(percent, digits=2)
 FIGURES = {"top1": "top-1", "agreement": "agreement with dense"}
+LABELS = {
+    "dense_top1": "top-1, dense",
+    "top1": "top-1",
+    "top5": "top-5",
+    "drop": "top-1 lost, in points",
+    "mcnemar_p": "McNemar's exact p",
+    "agreement": "same answer as dense",
+    "kl": "KL(dense, compressed), nats",
+}
 
 
 def render(config: Config, findings: Findings) -> str:
@@ -51,14 +60,15 @@ def render(config: Config, findings: Findings) -> str:
     }
     shape, schedule, evaluation, cost = config.model, config.schedule, findings.evaluation, flops.count(config)
     tokens, command = schedule.tokens_per_block(shape.depth), recipe_command(config)
+    # Without labels there is no accuracy, so the curves are of agreement.
     figure = "agreement" if evaluation.top1 is None else "top1"
-    here, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
+    ours, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
     by_flops, by_time = facts.points(findings.sweep.rows if findings.sweep else (), figure)
     return templates.get_template("page.html.j2").render(
         version=__version__,
         install=install_command(),
         config=config,
-        found=findings,
+        findings=findings,
         evaluation=evaluation,
         model=shape,
         command=None if command is None else shlex.join(command),
@@ -77,11 +87,13 @@ def render(config: Config, findings: Findings) -> str:
             for caption, held in facts.merged_patches(config)
         ],
         spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
-        accuracy=_accuracy(evaluation, findings.dense_ci),
+        accuracy=figure_rows(evaluation, LABELS, findings.dense_ci),
+        # One sentence may explain several figures. The speed has a section of its own, with its own sentence.
         reasons=dict.fromkeys(why for key, why in evaluation.reasons.items() if key != "images_per_second"),
         speed=facts.speed_text(evaluation),
         figure=FIGURES[figure],
-        by_flops=charts.pareto(by_flops, here, dense) if by_flops else None,
+        by_flops=charts.pareto(by_flops, ours, dense) if by_flops else None,
+        # No marks of this model here: its speed was measured on another run, maybe on another machine.
         by_time=charts.pareto(by_time) if by_time else None,
     )
 
@@ -95,42 +107,8 @@ def _ends(evaluation: Evaluation, figure: str, paper: int, saving: float) -> tup
     return Point("", paper / 1e9, value, low, high), Point("", paper / 1e9 / (1 - saving), dense, dense, dense)
 
 
-def _accuracy(measured: Evaluation, dense_ci: Interval | None) -> list[tuple[str, str, str]]:
-    """Return the rows of the table of accuracy: name, value and interval, for each figure that was measured."""
-    rows = []
-    shares = (
-        ("top-1, dense", measured.dense_top1, dense_ci),
-        ("top-1", measured.top1, measured.top1_ci),
-        ("top-5", measured.top5, measured.top5_ci),
-    )
-    for name, value, ci in shares:
-        if value is not None:
-            rows.append(
-                (
-                    name,
-                    _PERCENT(value),
-                    "" if ci is None else f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}",
-                )
-            )
-    if measured.drop is not None:
-        ci = measured.drop_ci
-        rows.append(
-            (
-                "top-1 lost, in points",
-                f"{100 * measured.drop:.2f}",
-                "" if ci is None else f"{100 * ci[0]:.2f} to {100 * ci[1]:.2f}",
-            )
-        )
-    if measured.mcnemar_p is not None:
-        rows.append(("McNemar's exact p", f"{measured.mcnemar_p:.3g}", ""))
-    if measured.agreement is not None:
-        rows.append(("same answer as dense", _PERCENT(measured.agreement), ""))
-    if measured.kl is not None:
-        rows.append(("KL(dense, compressed), nats", f"{measured.kl:.4f}", ""))
-    return rows
-
-
 def _asked(recipe: Recipe) -> str:
+    """Return the budget that was asked for, in words."""
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"
     return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_PERCENT(recipe.saving or 0)}"

@@ -92,6 +92,31 @@ def test_what_was_measured() -> None:
     assert "Accuracy was not measured." not in text
 
 
+def test_every_row_of_an_evaluation_in_its_order() -> None:
+    full = dataclasses.replace(LABELLED, data="all", agreement=0.9876, kl=0.12345, mcnemar_p=0.0012345)
+    text = written(dataclasses.replace(SMALL, measured=(full, LABEL_FREE)))
+    labelled, free = text.split("## Measured on ")[1:]
+    assert table(labelled) == [
+        "| | value | 95% interval |",
+        "| --- | ---: | --- |",
+        "| top-1, dense model | 97.50% |  |",
+        "| top-1 | 97.00% | 95.00% to 98.00% |",
+        "| top-5 | 99.90% |  |",
+        "| top-1 lost, in points | 0.50 | -1.00 to 2.00 |",
+        "| exact McNemar test, p | 0.00123 |  |",
+        "| images that keep the dense model's top-1 | 98.76% |  |",
+        "| KL(dense, this), nats | 0.1235 |  |",
+    ]
+    assert table(free)[2:] == [
+        "| images that keep the dense model's top-1 | 90.00% |  |",
+        "| KL(dense, this), nats | 0.1250 |  |",
+    ]
+
+
+def table(section: str) -> list[str]:
+    return [line for line in section.splitlines() if line.startswith("|")]
+
+
 def test_the_speed_beside_the_dense_model() -> None:
     """ViM-S by the paper's method took 89.6 ms where the dense model took 65.5: a card that hides that sells a slower
     model."""

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from stm.config import Preprocess
 from stm.data import open
 from stm.data.images import Pixels, Sample
-from stm.data.open import as_samples, embedded_digits, open_samples, photograph_crops
+from stm.data.open import as_samples, embedded_digits, open_chosen, open_samples, photograph_crops
 from stm.data.sets import SampleSet, evenly, iterate
 from stm.errors import DataError, UsageError
+from stm.options import EvalOptions
 from tests.pictures import PREP, labelled, make_config, opened, picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +124,18 @@ def test_what_comes_with_the_package_depends_on_the_model(tmp_path, monkeypatch)
     assert open_samples(None, config=make_config(file="vim-digits")).name == "digits-heldout"
     assert open_samples(None, config=make_config(file="other.pth")).name == "photograph-crops"
     assert len(open_samples(None, config=make_config(), limit=5)) == 5
+
+
+def test_the_options_of_an_evaluation_choose_folder_limit_and_seed(tmp_path):
+    for number in range(9):
+        picture(tmp_path / "set" / str(number % 2) / f"{number}.png")
+    config = make_config(2)
+    chosen = [open_chosen(EvalOptions(data=tmp_path / "set", limit=4, seed=seed), config) for seed in (None, 1, 2)]
+    drawn = [open_samples(tmp_path / "set", config=config, limit=4, seed=seed) for seed in (0, 1, 2)]
+    assert [samples.fingerprint for samples in chosen] == [samples.fingerprint for samples in drawn]
+    assert len({samples.fingerprint for samples in chosen}) > 1
+    with pytest.raises(DataError, match="missing does not exist"):
+        open_chosen(EvalOptions(data=tmp_path / "missing"), config)
 
 
 # Data that is not a folder

@@ -118,6 +118,15 @@ def test_the_page_says_what_there_is() -> None:
         assert absent not in text
 
 
+def test_every_row_of_the_accuracy_in_its_order() -> None:
+    text = " ".join(Parsed(render(CONFIG, findings())).text.split())
+    assert (
+        "top-1, dense 98.00% 97.00% to 99.00% top-1 87.00% 84.00% to 90.00% top-5 97.00% 96.00% to 99.00%"
+        " top-1 lost, in points 11.00 8.00 to 14.00 McNemar's exact p 1e-09 same answer as dense 88.00%"
+        " KL(dense, compressed), nats 0.3000 "
+    ) in text
+
+
 def test_nothing_is_asked_of_anybody() -> None:
     page = Parsed(render(CONFIG, findings()))
     allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
