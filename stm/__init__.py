@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from stm.bake import compress
+    from stm.compressing import compress
     from stm.config import Config, ModelConfig, Preprocess
     from stm.errors import StmError
     from stm.loading import load, load_checkpoint
@@ -32,7 +32,7 @@ _HOMES = {
     "Step": "stm.merging.schedule",
     "StmError": "stm.errors",
     "ViM": "stm.model.vim",
-    "compress": "stm.bake",
+    "compress": "stm.compressing",
     "evaluate": "stm.measure.evaluate",
     "load": "stm.loading",
     "load_checkpoint": "stm.loading",

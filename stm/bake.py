@@ -1,18 +1,15 @@
 """Baking: from a dense model and options to a compressed model. The schedule becomes constants, the weights become
 buffers: whatever depends on no image is computed here, once, and never when the model runs."""
 
-import copy
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from stm.artifact.provenance import as_trained, is_changed, mark, own_source
-from stm.config import Calibration, Fit, Protection, Recipe
-from stm.data.fit_images import as_set, pictures, whole
+from stm.artifact.provenance import own_source
+from stm.config import Calibration, Config, Fit, Protection, Recipe
+from stm.data.fit_images import pictures
 from stm.errors import UsageError
 from stm.fitting import Fitting, fit
 from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, check_options, plan_schedule
@@ -40,90 +37,6 @@ class CalibrationImages:
         return cls(images, Calibration(data=data, n=len(images), sha256=digest.hexdigest()))
 
 
-def compress(
-    model: ViM,
-    *,
-    rate: float | None = None,
-    saving: float | None = None,
-    fit_on: Any = None,
-    method: str = "stm",
-    schedule: str | None = None,
-    stages: Sequence[int] | None = None,
-    sides: str = "both",
-    tokens_per_side: int | None = None,
-    weights: str | None = None,
-    hsp: str | None = None,
-    step_scale: float | None = None,
-    span_conv: bool | None = None,
-    normalize: bool = False,
-    calibration: Tensor | CalibrationImages | None = None,
-    seed: int = 0,
-    on_progress: OnProgress | None = None,
-) -> ViM:
-    """Return a compressed copy of a dense model; the model itself is not touched.
-
-    Args:
-        rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
-            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
-        saving: instead of a rate, the share of token-layers to save.
-        fit_on: the images that a fitted schedule comes from: normalised (n, C, H, W), a folder, a set on the Hub, or
-            what else `stm.evaluate` takes; labels are not needed. None: drawn pictures, which need no data. Do not
-            measure the result on them.
-        method: the preset: "stm" (fitted, size, step scale 0.5, span conv), "staged" (the same with the order staged)
-            or "paper" (border, hsp). What is given below replaces that part of it.
-        schedule: the order of the merges: fitted, staged, border, sweep, even or outward.
-        stages: instead of a rate, the blocks before which the stages of `staged` act.
-        sides: of the class token: both, left or right.
-        tokens_per_side: r, the tokens that a gradual schedule merges per side and step.
-        weights: prune, sum, mean, size or hsp.
-        hsp: "dynamic" (from the running input) or "static" (baked); needs the weights hsp.
-        step_scale: p; a token of size s takes s^p times its Delta in every later block.
-        span_conv: whether the convolution sees a merged token as often as it is large.
-        normalize: divide hsp's weights by their sum.
-        calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come
-            from the parameters alone.
-        seed: draws the images of the fit, and its probes.
-
-    Raises:
-        UsageError: options that exclude each other, a budget out of reach, or a model that is already compressed.
-        DataError: images of the fit that cannot be used.
-
-    Examples:
-        >>> dense = stm.load("vim-digits")
-        >>> small = stm.compress(dense, rate=0.4)
-        >>> depth = dense.config.model.depth
-        >>> f"{small.config.schedule.saving(depth):.2f}"
-        '0.22'
-        >>> paper = stm.compress(dense, rate=0.4, method="paper")
-        >>> paper.config.schedule.tokens_per_block(depth)[::6]
-        (197, 173, 149, 125)
-    """
-    options = MergeOptions(
-        rate=rate,
-        saving=saving,
-        stages=stages,
-        method=method,
-        schedule=schedule,
-        sides=sides,
-        tokens_per_side=tokens_per_side,
-        weights=weights,
-        hsp=hsp,
-        normalize=normalize,
-        step_scale=step_scale,
-        span_conv=span_conv,
-    )
-    if is_changed(model, model.config, model.mark):
-        dense = model.with_plan(model.plan, as_trained(model.config, model.mark))
-        dense.mark = mark(dense, dense.config)
-        model = dense
-    fitting = None
-    if fit_on is not None:
-        check_fitted(options, "fit_on")
-        fitting = fit(model, whole(as_set(fit_on, model.config), seed=seed), on_progress=on_progress)
-    small = bake(model, options, fitting=fitting, calibration=calibration, seed=seed, on_progress=on_progress)
-    return copy.deepcopy(small)
-
-
 def bake(
     model: ViM,
     options: MergeOptions = MergeOptions(),
@@ -133,18 +46,18 @@ def bake(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> ViM:
-    """Compress as `compress` does, but share every parameter with the dense model.
+    """Return a compressed model that shares every parameter with the dense one; see `stm.compress`.
 
     Args:
         fitting: the model's, for a fitted schedule; None: it is fitted on pictures that need no data.
 
     Raises:
-        UsageError: as `compress`.
+        UsageError, DataError: as `stm.compress`.
     """
     if model.plan is not None or model.config.recipe is not None:
         raise UsageError("the model is already compressed", "start from its dense source")
     preset = options.preset
-    protection = protection_of(options)
+    protection = options.protection
     if calibration is not None and (protection.weights, protection.mode) != ("hsp", "static"):
         raise UsageError(
             "calibration images were given, but only static hsp weights are calibrated",
@@ -179,32 +92,44 @@ def bake(
         fit=about,
         seed=seed,
     )
-    config = dataclasses.replace(
-        own_source(model.config), schedule=chosen.schedule, protection=protection, recipe=recipe, measured=(), files={}
-    )
-    if not chosen.schedule.steps:
-        return model.with_plan(None, config)
-    averaged = None if images is None else images.images
-    return model.with_plan(static_plan(model, chosen.schedule, protection, averaged, on_progress), config)
+    return _under(model, chosen.schedule, protection, recipe, images, on_progress)
 
 
-def is_fitted(options: MergeOptions) -> bool:
-    """Return whether these options ask for a schedule that is fitted to the model."""
-    return (options.schedule or options.preset.schedule) == "fitted"
-
-
-def check_fitted(options: MergeOptions, name: str) -> None:
-    """Raise UsageError if an option that belongs to a fitted schedule was given with another one.
+def bake_again(
+    model: ViM,
+    recorded: Config,
+    *,
+    calibration: CalibrationImages | None = None,
+    on_progress: OnProgress | None = None,
+) -> ViM:
+    """Return the model with the very merges that a folder holds: nothing is fitted or chosen.
 
     Args:
-        name: the option that was given.
+        recorded: of the folder; it has a recipe and a protection.
+        calibration: for static hsp weights.
     """
-    if not is_fitted(options):
-        order = options.schedule or options.preset.schedule
-        raise UsageError(
-            f"{name} was given, but the schedule {order} looks at no image",
-            "leave it out, or choose the schedule fitted",
-        )
+    assert recorded.recipe is not None and recorded.protection is not None  # `recorded` in stm/commands/recipe.py
+    about = None if calibration is None else calibration.about
+    recipe = dataclasses.replace(recorded.recipe, calibration=about)
+    return _under(model, recorded.schedule, recorded.protection, recipe, calibration, on_progress)
+
+
+def _under(
+    model: ViM,
+    schedule: Schedule,
+    protection: Protection,
+    recipe: Recipe,
+    images: CalibrationImages | None,
+    on_progress: OnProgress | None,
+) -> ViM:
+    """Return the model under a schedule, with all that config.json says of it."""
+    config = dataclasses.replace(
+        own_source(model.config), schedule=schedule, protection=protection, recipe=recipe, measured=(), files={}
+    )
+    if not schedule.steps:
+        return model.with_plan(None, config)
+    averaged = None if images is None else images.images
+    return model.with_plan(static_plan(model, schedule, protection, averaged, on_progress), config)
 
 
 def _fitted(
@@ -235,25 +160,3 @@ def _fitted(
     )
     saving = layers / (shape.tokens * shape.depth)
     return PlannedSchedule(choice.schedule, rate, saving), choice.protection, choice.fit
-
-
-def protection_of(options: MergeOptions) -> Protection:
-    """Return how merged tokens are weighted and treated: what was asked for, else what the preset says."""
-    preset = options.preset
-    rule = options.weights or preset.weights
-    if rule != "hsp" and (options.hsp is not None or options.normalize):
-        problem = f"{'hsp' if options.hsp else 'normalize'} needs the weights hsp, not {rule}"
-        raise UsageError(problem, "add --weights hsp")
-    scale = preset.step_scale if options.step_scale is None else options.step_scale
-    spans = preset.span_conv if options.span_conv is None else options.span_conv
-    assert rule is not None and scale is not None and spans is not None  # a preset leaves none of them open
-    try:
-        return Protection(
-            weights=rule,
-            mode=(options.hsp or "dynamic") if rule == "hsp" else "static",
-            normalized=options.normalize,
-            step_scale=float(scale),
-            span_conv=spans,
-        )
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error

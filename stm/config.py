@@ -23,6 +23,7 @@ MODES = ("dynamic", "static")
 ORDERS = ("fitted", "staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
 PRESET_NAMES = ("stm", "staged", "paper")
+DRAWN = "drawn pictures"  # the name of the set that needs no data of the user's
 CUTS = ("flat", "regrouped", "staged", "border")  # the candidates for a fitted schedule
 # Nothing in the weights bounds these two, and a hostile file must not take all memory.
 LARGEST_SIDE = 8192  # pixels; an image of that side takes 800 MB as a model's input

@@ -28,6 +28,7 @@ from stm.merging.fit import CostTable, Group, as_schedule
 from stm.merging.regroup import PROBES, Regrouping
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
+from stm.options import PRESETS
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
@@ -62,6 +63,10 @@ class Fitting:
     images: FitImages
     sha256: str
     effects: Effects
+
+    def without_judges(self) -> "Fitting":
+        """Return this fitting with nothing to choose by: its schedules are flat cuts."""
+        return dataclasses.replace(self, images=dataclasses.replace(self.images, judges=None))
 
     def layers(self, rate: float | None, saving: float | None, sides: str = "both") -> int:
         """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
@@ -138,21 +143,25 @@ class Fitting:
         return Choice(best.schedule, best.protection, dataclasses.replace(fit, cut=best.cut, tried=tried))
 
     def beside_presets(
-        self,
-        choice: Choice,
-        layers: int,
-        samples: SampleSet,
-        sides: str = "both",
-        on_progress: OnProgress | None = None,
-    ) -> list[tuple[str, Tensor]]:
-        """Return KL(dense || model) per image (n,) of a choice, by the name "fitted", and of the other orders.
+        self, small: ViM, samples: SampleSet, on_progress: OnProgress | None = None
+    ) -> list[tuple[str, list[float]]]:
+        """Return KL(dense || model) per image of a compressed model, and of the other presets at the same saving.
 
         Args:
+            small: what was made of this model.
             samples: the images to compare on.
         """
-        others = [_Candidate(cut, schedule, choice.protection) for cut, schedule in self._orders(layers, sides)]
-        candidates = [_Candidate("fitted", choice.schedule, choice.protection), *others]
-        losses = self._losses(candidates, samples, on_progress)
+        config = small.config
+        assert config.protection is not None and config.recipe is not None
+        saved = sum(len(step.absorb) * (config.model.depth - 1 - step.after) for step in config.schedule.steps)
+        candidates = [_Candidate("fitted", config.schedule, config.protection)]
+        candidates += [
+            _Candidate(preset, schedule, PRESETS[preset].protection)
+            for order, schedule in self._orders(saved, config.recipe.sides)
+            for preset in ("staged", "paper")
+            if PRESETS[preset].schedule == order
+        ]
+        losses = self._losses(candidates, samples, on_progress).tolist()
         return [(candidate.cut, values) for candidate, values in zip(candidates, losses, strict=True)]
 
     def _losses(self, candidates: list[_Candidate], samples: SampleSet, on_progress: OnProgress | None) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.config import PRESET_NAMES
+from stm.config import PRESET_NAMES, Protection
 from stm.errors import UsageError, check_choice
 
 # How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
@@ -140,6 +140,47 @@ class MergeOptions(_Group):
         method = self.method or "stm"
         check_choice("method", method, PRESETS)
         return PRESETS[method]
+
+    @property
+    def order(self) -> str:
+        """The order of the merges: what was asked for, else what the preset says."""
+        order = self.schedule or self.preset.schedule
+        assert order is not None  # a preset says it
+        return order
+
+    @property
+    def protection(self) -> Protection:
+        """How merged tokens are weighted and treated: what was asked for, else what the preset says.
+
+        Raises:
+            UsageError: options that exclude each other, or a value that is none.
+        """
+        preset = self.preset
+        rule = self.weights or preset.weights
+        if rule != "hsp" and (self.hsp is not None or self.normalize):
+            problem = f"{'hsp' if self.hsp else 'normalize'} needs the weights hsp, not {rule}"
+            raise UsageError(problem, "add --weights hsp")
+        scale = preset.step_scale if self.step_scale is None else self.step_scale
+        spans = preset.span_conv if self.span_conv is None else self.span_conv
+        assert rule is not None and scale is not None and spans is not None  # a preset leaves none of them open
+        try:
+            return Protection(
+                weights=rule,
+                mode=(self.hsp or "dynamic") if rule == "hsp" else "static",
+                normalized=self.normalize,
+                step_scale=float(scale),
+                span_conv=spans,
+            )
+        except (TypeError, ValueError) as error:
+            raise UsageError(str(error)) from error
+
+    def check_fitted(self, name: str) -> None:
+        """Raise UsageError if the option `name`, which belongs to a fitted schedule, stands beside another one."""
+        if self.order != "fitted":
+            raise UsageError(
+                f"{name} was given, but the schedule {self.order} looks at no image",
+                "leave it out, or choose the schedule fitted",
+            )
 
     def refuse(self, why: str, hint: str) -> None:
         """Raise UsageError if any option was given, by the name of the first one.

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stm.config import Measured, Source
+from stm.config import DRAWN, Fit, Measured, Source, Tried
 from stm.reports import Assessment, Environment, Figure, Flops, figures
 from stm.units import interval, operations, percent
 from stm_cli._visible import visible
@@ -78,6 +78,27 @@ def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any])
         if recipe["calibration"] is not None:
             parts.append(f"calibrated on {recipe['calibration']['n']} images of {recipe['calibration']['data']}")
     return "method", ", ".join(parts)
+
+
+def fit_rows(fit: Fit | None) -> list[Row]:
+    """Return what decided a fitted schedule, and which candidates it beat."""
+    if fit is None:
+        return []
+    rows = [("fitted on", f"{fit.n:,} {'' if fit.data == DRAWN else 'images of '}{fit.data}, seed {fit.seed}")]
+    if fit.tried:
+        best, *others = fit.tried
+        rows.append(
+            (
+                "chosen",
+                f"{_candidate(best)} on {fit.judges:,} other images, before {', '.join(map(_candidate, others[:3]))}"
+                + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
+            )
+        )
+    return rows
+
+
+def _candidate(tried: Tried) -> str:
+    return f"{tried.cut} p={tried.step_scale:g} (KL {tried.kl:.4f})"
 
 
 def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:

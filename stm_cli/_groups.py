@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any
 
-from stm.options import MergeOptions, ModelOptions
+from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm_cli._options import (
     Backend,
     ClassToken,
@@ -20,12 +20,15 @@ from stm_cli._options import (
     Dtype,
     Ema,
     File,
+    FitImages,
+    FitOn,
     Hsp,
     ImageSize,
     Interpolation,
     Json,
     Mean,
     Method,
+    NoCache,
     Normalize,
     Quiet,
     Rate,
@@ -69,6 +72,19 @@ class Merging(Budget):
     normalize: Normalize = False
     step_scale: StepScale = None
     span_conv: SpanConv = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The images that decide a fitted schedule: `stm.options.FitOptions`, option by option."""
+
+    fit_on: FitOn = None
+    fit_images: FitImages = None
+    no_cache: NoCache = False
+
+    def options(self) -> FitOptions:
+        """As the library calls them."""
+        return FitOptions(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

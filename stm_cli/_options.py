@@ -14,9 +14,10 @@ from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRES
 from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
 
 # Panels of the help screen. The order of a command's options decides the order of its panels.
-BUDGET, METHOD, CHECK, OUTPUT, SOURCE, MACHINE = (
+BUDGET, METHOD, FIT, CHECK, OUTPUT, SOURCE, MACHINE = (
     "Budget (one of these)",
     "Method",
+    "Fit (the images that decide a fitted schedule; labels are not needed)",
     "Check",
     "Output",
     "Source",
@@ -94,6 +95,10 @@ Saving = Annotated[
 Stages = Annotated[
     Sequence[int] | None,
     _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks),
+]
+Speedup = Annotated[
+    float | None,
+    _option("--speedup", BUDGET, "The smallest saving that is so many times as fast here.", "TIMES", parser=_number),
 ]
 Recipe = Annotated[
     str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
@@ -205,6 +210,21 @@ SpanConv = Annotated[
 CalibrationImages = Annotated[
     str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
 ]
+FitOn = Annotated[
+    str | None,
+    _option(
+        "--fit-on", FIT, "Fit on these images. Default: a part of --data, or drawn pictures that need no data.", "DATA"
+    ),
+]
+FitImages = Annotated[
+    int | None,
+    _option("--fit-images", FIT, "Fit on so many. Default: 256, or 192 to 576 drawn pictures.", "N", parser=_whole(1)),
+]
+NoCache = Annotated[bool, _option("--no-cache", FIT, "Compute the costs anew, and do not keep them.")]
+ServedBatch = Annotated[
+    int,
+    _option("--served-batch", CHECK, "Images per forward that is timed. Default: 1.", "N", parser=_whole(1)),
+]
 # For the commands that measure accuracy. `stm plan` needs no labels, and has `Pictures`.
 _DATA = (
     "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
@@ -231,7 +251,13 @@ OptionalSeed = Annotated[
 ]
 MaxDrop = Annotated[
     float | None,
-    _option("--max-drop", CHECK, "Write nothing and exit 3 if top-1 drops by more points.", "POINTS", parser=_points),
+    _option(
+        "--max-drop",
+        CHECK,
+        "Write nothing and exit 3 if top-1 drops by more points. Without a budget: save as much as this allows.",
+        "POINTS",
+        parser=_points,
+    ),
 ]
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 Pictures = Annotated[

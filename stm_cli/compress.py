@@ -12,6 +12,7 @@ from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import (
     fields,
+    fit_rows,
     flops_rows,
     image_notes,
     measured_rows,
@@ -25,7 +26,9 @@ from stm_cli._output import Output, typed
 
 EXAMPLES = (
     "stm compress vim-digits --rate 0.4",
-    "stm compress vim-s --saving 0.3 --method stm",
+    "stm compress vim_finetuned.pth --rate 0.4 --data my_images/",
+    "stm compress vim-s --saving 0.3 --fit-on pictures/ --data test_set/",
+    "stm compress vim-s --speedup 1.5",
     "stm compress vim_finetuned.pth --data my_images/ --max-drop 1.0 --out small/",
     "stm compress vim-ti --method paper --rate 0.2 --dry-run",
     "stm compress vim-digits --recipe vim-digits-stm40 --out again/",
@@ -38,14 +41,17 @@ def run(
     model: o.Model,
     *,
     merging: g.Merging,
+    speedup: o.Speedup = None,
     recipe: o.Recipe = None,
     calibration: o.CalibrationImages = None,
+    fitted: g.Fitted,
     data: o.Data = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
     seed: o.OptionalSeed = None,
     max_drop: o.MaxDrop = None,
     no_eval: o.NoEval = False,
+    served_batch: o.ServedBatch = 1,
     out: o.Out = None,
     force: o.Force = False,
     dry_run: o.DryRun = False,
@@ -67,9 +73,12 @@ def run(
             g.model_options(source, machine),
             merging.options(),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            fitted.options(),
             recipe=recipe,
             calibration=calibration,
             max_drop=max_drop,
+            speedup=speedup,
+            timed=served_batch,
             eval=not no_eval,
             out=out,
             force=force,
@@ -104,6 +113,7 @@ def screen(report: CompressReport) -> RenderableType:
     per_block = report.schedule["tokens_per_block"]
     rows = [
         merging_row(encode(report.recipe), encode(report.protection)),
+        *fit_rows(report.recipe.fit),
         ("asked", _asked(report)),
         (
             "reached",

@@ -9,24 +9,29 @@ from typing import NamedTuple
 import torch
 
 from stm.artifact import folder as artifact
-from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake
+from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
+from stm.commands.fit_set import fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
 from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
+from stm.fitting import Fitting
+from stm.fitting import fit as fitted
+from stm.goals import Goal
 from stm.hub import push as hub_push
 from stm.hub.push import PushOptions
 from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
-from stm.merging.bnnm import plan_schedule
+from stm.merging.bnnm import capacity_of
+from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
 from stm.model_names import model_of, name_of
-from stm.options import EvalOptions, MergeOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
 from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
 from stm.saving import save
@@ -36,15 +41,29 @@ class _Wish(NamedTuple):
     """What was asked for, after a recipe has had its say.
 
     Args:
+        goal: the outcome that decides how much is merged, if no budget does.
         recorded: what the recipe's folder says; None without a recipe.
         compare: whether to compare with the dense model.
     """
 
     source: ModelOptions
     merge: MergeOptions
+    fit: FitOptions
+    goal: Goal
     images: EvalOptions
     recorded: Config | None
     compare: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether a schedule is fitted: a recipe's folder holds the merges themselves."""
+        return self.recorded is None and self.merge.order == "fitted"
+
+    @property
+    def splits(self) -> bool:
+        """Whether a part of the images to measure on is for the fit: the user's own, or those of a promise."""
+        own = self.images.data is not None or self.goal.max_drop is not None
+        return self.fits and own and self.fit.fit_on is None
 
 
 class _Outcome(NamedTuple):
@@ -65,10 +84,13 @@ def compress(
     source: ModelOptions = ModelOptions(),
     merge: MergeOptions = MergeOptions(),
     images: EvalOptions = EvalOptions(),
+    fit: FitOptions = FitOptions(),
     *,
     recipe: str | Path | None = None,
     calibration: str | Path | None = None,
     max_drop: float | None = None,
+    speedup: float | None = None,
+    timed: int = 1,
     eval: bool = True,
     out: str | Path | None = None,
     force: bool = False,
@@ -82,10 +104,13 @@ def compress(
         model, source: a MODEL, and how to open it; see `stm.load`.
         merge: what to merge, and how.
         images: the sample set of the comparison. With a recipe, its limit and seed are the recipe's unless given.
+        fit: the images that a fitted schedule comes from. They are left out of the comparison.
         recipe: a folder, here or on the Hub, whose recipe is run again; `merge` must then be empty.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
         max_drop: the most top-1 that may be lost, as a fraction. If more is, nothing is written and the gate is not
-            passed.
+            passed. Without a budget, a fitted schedule saves as much as this allows.
+        speedup: instead of a budget, how many times as fast as the dense model a fitted schedule makes it here.
+        timed: images per forward that is timed.
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
@@ -96,7 +121,8 @@ def compress(
         UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         StmError: what reading, measuring or writing raises; nothing is left behind.
     """
-    wish = _recalled(source, merge, images, recipe, eval=eval, measure=max_drop is not None)
+    goal = _goal(merge, recipe, max_drop, speedup, timed)
+    wish = _recalled(source, merge, fit, goal, images, recipe, eval=eval, measure=max_drop is not None)
     _check_images(wish, calibration)
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
@@ -106,29 +132,78 @@ def compress(
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
-    samples = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
+    samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
-    small = bake(dense, wish.merge, calibration=averaged, seed=wish.images.draws_by, on_progress=on_progress)
+    fitting = None
+    if wish.fits:
+        fit_images, samples = fit_set(
+            fit,
+            dense.config,
+            samples,
+            split=wish.splits,
+            labels=goal.max_drop is not None,
+            limit=images.limit,
+            seed=wish.images.draws_by,
+            token=source.token,
+            on_progress=on_progress,
+        )
+        fitting = fitted(dense, fit_images, keep=not fit.no_cache, on_progress=on_progress)
+    small = _made(dense, wish, fitting, averaged, on_progress)
     if wish.recorded is not None:
         check_made(small.config, wish.recorded, recipe)
 
     outcome = _Outcome()
     if samples is not None and not dry_run:
-        outcome = _compared(dense, small, samples, wish.images, max_drop, on_progress)
+        outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
     pushed = None
     if outcome.accepted and not dry_run:
         speed = None if outcome.figures is None else outcome.figures.images_per_second
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
+    if fitting is not None and small.plan is not None:
+        notes += fit_notes(fitting, small, given if wish.splits else None, on_progress)
     report = _report(small, model, output, dry_run, outcome, wish.recorded)
     return dataclasses.replace(report, notes=report.notes + notes, push=pushed)
+
+
+def _goal(
+    merge: MergeOptions, recipe: str | Path | None, max_drop: float | None, speedup: float | None, timed: int
+) -> Goal:
+    """Return the outcome that stands for a budget, if there is one: the gate of a budget is no goal."""
+    budget = recipe is not None or any(value is not None for value in (merge.rate, merge.saving, merge.stages))
+    if speedup is not None and recipe is not None:
+        raise UsageError("speedup was given beside a recipe, which already says what to merge", "give one of the two")
+    if speedup is not None:
+        merge.check_fitted("speedup")
+    drop = None if budget or speedup is not None or merge.order != "fitted" else max_drop
+    goal = Goal(max_drop=drop, speedup=speedup, batch_size=timed)
+    goal.check(merge)
+    return goal
+
+
+def _made(
+    dense: ViM,
+    wish: _Wish,
+    fitting: Fitting | None,
+    averaged: CalibrationImages | None,
+    on_progress: OnProgress | None,
+) -> ViM:
+    """Return the compressed model: by the recipe's own merges, or by what was asked for."""
+    if wish.recorded is not None and wish.merge.order == "fitted":
+        return bake_again(dense, wish.recorded, calibration=averaged, on_progress=on_progress)
+    merge = wish.merge if fitting is None else wish.goal.met(fitting, wish.merge, wish.images, on_progress)
+    seed = wish.images.draws_by
+    small = bake(dense, merge, fitting=fitting, calibration=averaged, seed=seed, on_progress=on_progress)
+    return wish.goal.recorded(small)
 
 
 def _recalled(
     source: ModelOptions,
     merge: MergeOptions,
+    fit: FitOptions,
+    goal: Goal,
     images: EvalOptions,
     recipe: str | Path | None,
     *,
@@ -155,20 +230,31 @@ def _recalled(
         raise UsageError(
             "data, limit and max drop belong to the comparison with the dense model, which is switched off"
         )
-    return _Wish(source, merge, images, config, eval)
+    wish = _Wish(source, merge, fit, goal, images, config, eval)
+    for name in ("fit_on", "fit_images"):
+        if fit.given(name) and config is not None:
+            raise UsageError(f"{name} was given beside a recipe, whose folder holds the merges", "leave it out")
+        if fit.given(name):
+            merge.check_fitted(name)
+    return wish
 
 
 def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
     data = wish.images.data
-    if calibration is not None and data is not None and os.path.realpath(calibration) == os.path.realpath(data):
-        raise UsageError(
-            f"{data} cannot both calibrate and measure: the accuracy would be of images that the weights were tuned on"
-        )
+    for other, purpose, hint in (
+        (calibration, "calibrate", None),
+        (wish.fit.fit_on, "be fitted on", "leave --fit-on out: a part of the set is then fitted on, and in no number"),
+    ):
+        if other is not None and data is not None and os.path.realpath(other) == os.path.realpath(data):
+            problem = f"{data} cannot both {purpose} and measure"
+            raise UsageError(f"{problem}: the accuracy would be of images that the model was tuned on", hint)
 
 
 def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:
     images = wish.images
-    samples = open_chosen(images, config, token=wish.source.token, on_progress=on_progress)
+    if wish.splits:  # the limit is for the images that are left to measure on
+        images = dataclasses.replace(images, limit=None)
+    samples = open_chosen(images, config, need_labels=False, token=wish.source.token, on_progress=on_progress)
     if max_drop is not None and not samples.labelled:
         raise UsageError(
             f"max drop needs labels, and {samples.name} has none",
@@ -201,12 +287,12 @@ def _compared(
     dense: ViM,
     small: ViM,
     samples: SampleSet,
-    images: EvalOptions,
+    wish: _Wish,
     max_drop: float | None,
     on_progress: OnProgress | None,
 ) -> _Outcome:
     """Compare the two models, write the figures into the small one's config, and hold them to the gate."""
-    figures = assess(small, samples, images, reference=dense, on_progress=on_progress)
+    figures = assess(small, samples, wish.images, reference=dense, on_progress=on_progress)
     small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
     gate = None
     if max_drop is not None and figures.drop is not None:
@@ -214,7 +300,8 @@ def _compared(
     outcome = _Outcome(figures, gate)
     if not outcome.accepted or small.plan is None:  # nobody will serve what is not written, or not merged
         return outcome
-    return outcome._replace(served=served_speed(dense, small, on_progress=on_progress))
+    served = served_speed(dense, small, batch_size=wish.goal.batch_size, on_progress=on_progress)
+    return outcome._replace(served=served)
 
 
 def _report(
@@ -282,10 +369,11 @@ def _no_gain(served: ServedSpeed, protection: Protection) -> str:
 
 
 def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """Return the saving that was asked for: under `staged` a rate stands for the paper's saving at that rate.
+    """Return the saving that was asked for: under `fitted` and `staged` a rate stands for the paper's saving at it.
 
     None under a gradual order, whose rate is a share of tokens and no saving.
     """
-    if recipe.schedule != "staged" or recipe.rate is None:
+    if recipe.schedule not in ("fitted", "staged") or recipe.rate is None:
         return recipe.saving
-    return plan_schedule(config.model, order="staged", rate=recipe.rate, sides=recipe.sides).saving
+    capacity = capacity_of(config.model, recipe.sides)
+    return paper_saving(capacity, recipe.rate) / capacity.token_layers if recipe.rate else 0.0

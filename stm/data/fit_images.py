@@ -12,14 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from stm.config import Config, Fit, ModelConfig, Preprocess
+from stm.config import DRAWN, Config, Fit, ModelConfig, Preprocess
 from stm.data.images import Sample
 from stm.data.open import as_samples
 from stm.data.pictures import drawn
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
 
-DRAWN = "drawn pictures"
 COSTS, JUDGES = 256, 96  # the most images of a set for the costs, and for the choice among candidates
 FEWEST = 64  # a smaller set is left whole, to measure on
 # Pictures per source. More are worth their time on small models only, and the outcome must not depend on the clock.
@@ -87,11 +86,12 @@ def pictures_per_source(model: ModelConfig) -> int:
     return max(_FEW, min(_MANY, round(_WORK / work)))
 
 
-def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0) -> FitImages:
-    """Return images of a set that is there to be fitted on: at most `COSTS` and `JUDGES` of it, unless `n` says more.
+def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0, judges: int = JUDGES) -> FitImages:
+    """Return images of a set that is there to be fitted on.
 
     Args:
-        n: the images that the costs come from; the judges are drawn from the others.
+        n: the images that the costs come from; None: `COSTS`, or their share of a smaller set.
+        judges: the most images, of the others, that choose.
 
     Raises:
         UsageError: `n` is below 1, or leaves no image to judge by.
@@ -103,7 +103,7 @@ def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0) -> FitImag
             f"fit images is {costs}, expected 1 to {len(samples) - 1} of the {len(samples)} images of {samples.name}:"
             " the others judge the candidates"
         )
-    return _drawn_from(samples, costs, min(JUDGES, len(samples) - costs), seed)
+    return _drawn_from(samples, costs, min(judges, len(samples) - costs), seed)
 
 
 def split(
@@ -151,14 +151,17 @@ def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet | None:
     return rest(samples, fit.n + fit.judges, fit.seed) if again.sha256(prep) == fit.sha256 else None
 
 
-def as_set(images: Any, config: Config) -> SampleSet:
+def as_set(images: Any, config: Config, *, labels: bool = False) -> SampleSet:
     """Return the set of whatever `stm.compress` takes to fit on: a tensor of images, or what `as_samples` takes.
+
+    Args:
+        labels: whether they are needed.
 
     Raises:
         DataError: images of another shape than the model's, or what `as_samples` raises.
     """
     if not isinstance(images, Tensor):
-        return as_samples(images, config, need_labels=False)
+        return as_samples(images, config, need_labels=labels)
     shape = (config.model.in_chans, config.model.image_size, config.model.image_size)
     if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
         raise DataError(

@@ -87,6 +87,15 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
     )
 
 
+def has_labels(folder: Path) -> bool:
+    """Return whether a folder is there to be read with labels: not if all that it holds are images, side by side."""
+    if os.path.lexists(folder / LABELS):
+        return True
+    files, folders, _ = _contents(folder)
+    named = any(VALIDATION.fullmatch(file.name) for file in files)
+    return not files or named or any(_below(path, strict=False).images for path in folders)
+
+
 def unlabelled_folder(folder: Path) -> Found:
     """Return all images in a folder and below it, sorted by name, without labels."""
     files = _below(folder)

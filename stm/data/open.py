@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config
-from stm.data.folders import labelled_folder, unlabelled_folder
+from stm.data.folders import has_labels, labelled_folder, unlabelled_folder
 from stm.data.formats import open_image
 from stm.data.images import Crop, ImageFile, Pixels, Sample
 from stm.data.sets import SampleSet, evenly
@@ -84,19 +84,25 @@ def open_chosen(
     images: EvalOptions,
     config: Config,
     *,
+    need_labels: bool = True,
     token: str | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
-    """Return the labelled set that `images` names, cut to the images that its limit and seed choose.
+    """Return the set that `images` names, cut to the images that its limit and seed choose.
 
     Arguments and errors are those of `open_samples`.
+
+    Args:
+        need_labels: if False, a folder of images side by side is welcome too; other sets must still have labels.
     """
+    plain = not need_labels and images.data is not None and Path(images.data).is_dir()
     return open_samples(
         images.data,
         config=config,
         limit=images.limit,
         seed=images.draws_by,
+        need_labels=not plain or has_labels(Path(str(images.data))),
         token=token,
         world=world,
         on_progress=on_progress,

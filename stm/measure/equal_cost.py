@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from stm.bake import protection_of
 from stm.config import Config
 from stm.errors import UsageError
 from stm.measure import flops
@@ -84,7 +83,7 @@ def solve_paper(dense: ViM, saving: float) -> tuple[ViM, bool]:
 def _papers(config: Config, saving: float) -> Iterator[Config]:
     """What the paper's schedule can be around a saving."""
     preset, model = PRESETS["paper"], config.model
-    order, protection = preset.schedule or "border", protection_of(preset)
+    order, protection = preset.schedule or "border", preset.protection
     sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
     capacity = Capacity(model.tokens, model.depth, sides)
 
