@@ -57,7 +57,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
             _recover(path, names)
             if path.exists():
                 _check_replaceable(given, path, names, force)
-            _probe(path)
+            probe(path)
     except OSError as error:
         raise _failure(given, error, UsageError) from error
     except RuntimeError as error:  # a loop of links
@@ -150,12 +150,18 @@ def check_writable(path: Path, hint: str, *, longest: Path | None = None, append
 
 
 @contextmanager
-def refusing(path: Path, hint: str) -> Iterator[None]:
-    """Turn an OSError of a check inside, before any work is done, into a UsageError that names the file."""
+def refusing(path: Path, hint: str, kind: type[StmError] = UsageError) -> Iterator[None]:
+    """Turn an OSError of the block into an error that names the file.
+
+    Args:
+        path: as typed, for the message.
+        hint: the next step.
+        kind: UsageError for a check before any work is done; the room's own error for a write after the work.
+    """
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", hint) from error
+        raise kind(f"{path} cannot be written: {error.strerror or error}", hint) from error
 
 
 @contextmanager
@@ -258,15 +264,21 @@ def _foreign(folder: Path, names: tuple[str, ...], inside: str = "") -> Iterator
                 yield name
 
 
-def _probe(path: Path) -> None:
-    """Make a folder beside `path` and remove it again.
+def probe(path: Path) -> None:
+    """Make a folder beside `path` and remove it again. If folders above `path` are missing, use the next that exists.
 
     Permission bits are not enough to tell: a full disk, a quota or a read-only file system refuse too.
+
+    Args:
+        path: absolute.
+
+    Raises:
+        OSError: the reason of the system; see `refusing`.
     """
     parent = next(p for p in path.parents if p.exists())
-    probe = _sibling(parent / path.name, "tmp", secrets.token_hex(4))
-    probe.mkdir()
-    probe.rmdir()
+    folder = draft_of(parent / path.name)
+    folder.mkdir()
+    folder.rmdir()
 
 
 def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:

@@ -106,11 +106,9 @@ def report(
 
 
 def _write_page(path: Path, page: bytes, force: bool) -> None:
-    """Whole or not at all."""
-    try:
-        with atomic.drafted(path, force=force) as draft:
-            draft.write_bytes(page)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out"
-        ) from error
+    """Write the page whole or not at all."""
+    with (
+        atomic.refusing(path, "make room, or choose another place with --out", ArtifactError),
+        atomic.drafted(path, force=force) as draft,
+    ):
+        draft.write_bytes(page)
