@@ -33,7 +33,6 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
         names: the files that stm writes; `force` replaces only a folder that holds nothing else.
         force: whether an existing folder may be replaced.
 
-
     Raises:
         UsageError: the folder exists and may not be replaced, or nothing can be written there.
         ArtifactError: the disk is full.
@@ -45,7 +44,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
             raise UsageError(
                 f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to"
             )
-        path = given.resolve()
+        path = given.resolve()  # absolute, to be compared with the current folder
         current = Path.cwd()
         # Replacing the current folder would leave the caller's shell in a folder without a name.
         if path in (current, *current.parents):
@@ -333,6 +332,7 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
     What living runs write stays.
     """
+    # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
     for token in _tokens(path, "tmp"):
         temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
         with _lock(temporary) as held:
