@@ -51,6 +51,7 @@ def open_samples(
         HubError: the Hub does not give the set.
         UsageError: a limit below 1.
     """
+    # From the form that only one reader takes to the folder, which may have any name.
     if spec is None:
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
     from stm.data.streams import is_stream, open_stream
