@@ -1,7 +1,7 @@
-"""The model card: README.md of a folder, from what is known about the model and nothing else.
+"""Write the model card, the README.md of a folder, from known facts about the model and nothing else.
 
-A number that was not measured is not there. Text from outside (names of files, sample sets, licences) is quoted for the
-language that it stands in: YAML, Markdown, shell or Python.
+A number that was not measured does not appear. Text from outside (names of files, sample sets, licences) is quoted for
+the language around it: YAML, Markdown, shell or Python.
 """
 
 import hashlib
@@ -40,16 +40,17 @@ def card(
     served: ServedSpeed | None = None,
     environment: Environment | None = None,
 ) -> str:
-    """The text of README.md, front matter included.
+    """Return the text of README.md, front matter included.
 
     Args:
-        config: what the folder says.
+        config: of the folder.
         name: the folder's base name.
-        flops: of one image.
-        parameters: how many there are.
-        weights_bytes: of model.safetensors.
-        images_per_second, served, environment: the speeds that were measured, alone and beside the dense model, and
-            what they were measured on.
+        flops: multiply-accumulates per image.
+        parameters: their number.
+        weights_bytes: size of model.safetensors.
+        images_per_second: the speed that was measured alone, if it was.
+        served: the speed that was measured beside the dense model, if it was.
+        environment: the machine and the backend of these speeds.
 
     Raises:
         ArtifactError: jinja2 is not installed.
@@ -85,20 +86,23 @@ def card(
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a card is as stm wrote it: its last line holds the hash of the rest."""
+    """Return whether a card is as stm wrote it. Its last line holds the hash of the rest."""
     body, _, seal = text.rpartition("\n<!-- stm ")
     return _sealed(body) == f"{body}\n<!-- stm {seal}"
 
 
 def retarget(text: str, config: Config, name: str) -> str:
-    """An untouched card whose instructions load the model by another name, such as that of a repository."""
+    """Return an untouched card with instructions that load the model by another name, such as a repository's."""
     body = text.rpartition("\n<!-- stm ")[0]
+    # A function as the replacement, because `re` would read backslashes of a text as escapes.
     return _sealed(re.sub(rf"{_BEGIN}.*?{_END}", lambda _: _use(config, name), body, count=1, flags=re.DOTALL))
 
 
 def eval_results(config: Config) -> str | None:
-    """The text of `.eval_results/stm.yaml`: top-1 on sets of the Hub, which is all that its format can name; None
-    without any."""
+    """Return the text of `.eval_results/stm.yaml`: top-1 on sets of the Hub. None if there is no such measurement.
+
+    The format names sets by their repository, so it cannot hold a measurement on a folder.
+    """
     entries = []
     for each in config.measured:
         name = read_set_name(each.data)
@@ -120,12 +124,13 @@ def eval_results(config: Config) -> str | None:
 
 
 def _use(config: Config, name: str) -> str:
-    """How to load it, between marks by which `retarget` finds it again."""
+    """Return the instructions for loading the model, between the marks that `retarget` looks for."""
     word = f"./{name}" if name.startswith("-") else name  # else it would be an option
     return f"{_BEGIN}\n{_render(USE, config, name=name, word=word, install=install_command())}{_END}"
 
 
 def _sealed(body: str) -> str:
+    """Return a card with the line that tells whether somebody has changed it: see `is_untouched`."""
     return (
         f"{body}\n<!-- stm wrote this; its SHA-256 is"
         f" {hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()} -->\n"
@@ -140,7 +145,7 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         raise ArtifactError(
             "writing a model card needs jinja2, which is not installed", "pip install jinja2"
         ) from error
-    # No autoescape: this is not HTML, and every value from outside goes through a filter of its own place.
+    # No autoescape: this is not HTML. Every value from outside passes the filter of the language around it instead.
     templates = Templates(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     templates.filters |= {
         "yaml": _yaml,
@@ -158,11 +163,10 @@ def _render(template: Path, config: Config, **values: Any) -> str:
 
 
 def recipe_command(config: Config) -> list[str] | None:
-    """The words of the command that makes this model again, every option spelled out.
+    """Return the words of the command that makes this model again, every option spelled out.
 
-    None where there is no such command: for a dense model, one that was fine-tuned, a source without a name, or weights
-        averaged over
-    images, whose folder is not known.
+    None if there is no such command: for a dense model, a model that was fine-tuned, a source without a name, or
+    weights averaged over images, whose folder is not recorded.
     """
     recipe, protection, source = config.recipe, config.protection, config.source
     named = source.repo or source.file
@@ -171,6 +175,7 @@ def recipe_command(config: Config) -> list[str] | None:
     asked = config.extra.get("asked")
     asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
     flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
+    # The options as they were resolved, defaults included: the defaults of a later version may differ.
     options: dict[str, Any] = {
         "file": config.extra.get("path", source.file) if source.repo else None,
         "revision": source.revision if source.repo else None,
@@ -195,7 +200,7 @@ def recipe_command(config: Config) -> list[str] | None:
 
 
 def _steps(config: Config) -> list[dict[str, int]]:
-    """The rows of the schedule's table."""
+    """Return the rows of the schedule's table."""
     tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
     return [
         {
@@ -210,7 +215,7 @@ def _steps(config: Config) -> list[dict[str, int]]:
 
 
 def _staircase(tokens: tuple[int, ...]) -> str:
-    """Runs of blocks with as many tokens, one a line, as bars."""
+    """Return the schedule as bars: one line per run of blocks that have equally many tokens."""
     lines, first = [], 0
     digits, number = len(str(tokens[0])), len(str(len(tokens) - 1))
     for count, run in groupby(tokens):
@@ -222,7 +227,7 @@ def _staircase(tokens: tuple[int, ...]) -> str:
 
 
 def _measured(each: Measured) -> dict[str, Any]:
-    """One evaluation as the rows of its table, and why it has no more of them."""
+    """Return the rows of an evaluation's table, and the reasons why other rows are missing."""
     rows = []
     if each.dense_top1 is not None:
         rows.append(("top-1, dense model", _PERCENT(each.dense_top1), ""))
@@ -242,17 +247,18 @@ def _measured(each: Measured) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> str:
-    """A YAML string: JSON's quotes, and anything that cannot be seen as its code."""
+    """Return a text as a YAML string, in JSON's quotes. A character that cannot be seen becomes its code."""
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def _python(text: str) -> str:
-    """A Python string in the quotes that formatters want. JSON's escapes are Python's too, but for pairs of
-    surrogates."""
+    """Return a text as a Python string, in the quotes that formatters want."""
+    # JSON's escapes are Python's too, apart from pairs of surrogates: `ensure_ascii=False` writes none.
     return json.dumps(text, ensure_ascii=False)
 
 
 def _text(text: str) -> str:
-    """Markdown that shows exactly this text, on one line, in a table too."""
+    """Return Markdown that shows exactly this text, on one line, in a table too."""
+    # An underscore inside a word is no emphasis. Escaped there, it would only be hard to read in the source.
     line = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"[\\`*\[\]<>|#&~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", line)
