@@ -349,7 +349,7 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 def _turn(path: Path) -> Iterator[None]:
     """Hold the lock of the folder that holds `path`, or of the next parent that exists; wait for it if needed."""
     # What a process sees under this lock still holds when it renames under it. None does slow work under it.
-    import fcntl  # here, because reading also works where there is no fcntl
+    import fcntl  # here, because reading also works on systems without fcntl
 
     descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
     try:
@@ -367,7 +367,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     The kernel ends a dead process's lock, so a free lock proves that the process is dead. A process id proves nothing:
     the system may have given it to another process, or it may belong to another machine.
     """
-    import fcntl  # here, because reading also works where there is no fcntl
+    import fcntl  # here, because reading also works on systems without fcntl
 
     descriptor = None
     try:

@@ -196,6 +196,7 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
 def _side(value: Any) -> int | None:
     """Return the side of a square, given as N, (N, N), or timm's (channels, N, N)."""
     numbers = _numbers(value)
+    # timm's `input_size` begins with the channels, so the last two numbers count.
     if numbers is None or len(numbers) > 3 or len(set(numbers[-2:])) != 1:
         return None
     return int(numbers[-1]) if numbers[-1].is_integer() and abs(numbers[-1]) <= _PIXELS else None

@@ -50,6 +50,7 @@ class HubFile:
         """
         request = Request(self.repo, self.file, self.commit, kind="dataset")
         with translate_errors(request):
+            # The Hub's own client, so that its retries, timeouts, proxies and logins hold here too.
             from huggingface_hub import constants, hf_hub_url
             from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 

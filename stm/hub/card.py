@@ -26,7 +26,7 @@ from stm.units import operations, percent
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
 _PERCENT = partial(percent, digits=2)
-_STAIRS = 40  # characters of the widest step
+_STAIRS = 40  # characters of the widest step; with the numbers beside it, a line fits a screen of 80
 
 
 def card(
@@ -117,7 +117,7 @@ def eval_results(config: Config) -> str | None:
         entries.append({"dataset": dataset, "value": round(each.top1, 6), "notes": notes})
     if not entries:
         return None
-    import yaml
+    import yaml  # here: most folders have no such file, and loading one needs no yaml
 
     text: str = yaml.safe_dump(entries, sort_keys=False)
     return text
@@ -201,6 +201,7 @@ def recipe_command(config: Config) -> list[str] | None:
 
 def _steps(config: Config) -> list[dict[str, int]]:
     """Return the rows of the schedule's table."""
+    # Tokens that enter each block. A step acts after its block, so the next entry is what it leaves.
     tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
     return [
         {
@@ -217,6 +218,7 @@ def _steps(config: Config) -> list[dict[str, int]]:
 def _staircase(tokens: tuple[int, ...]) -> str:
     """Return the schedule as bars: one line per run of blocks that have equally many tokens."""
     lines, first = [], 0
+    # Widths of the largest numbers, so that the bars begin in one column.
     digits, number = len(str(tokens[0])), len(str(len(tokens) - 1))
     for count, run in groupby(tokens):
         last = first + len(list(run)) - 1
@@ -234,6 +236,7 @@ def _measured(each: Measured) -> dict[str, Any]:
     for label, value, ci in (("top-1", each.top1, each.top1_ci), ("top-5", each.top5, each.top5_ci)):
         if value is not None:
             rows.append((label, _PERCENT(value), f"{_PERCENT(ci[0])} to {_PERCENT(ci[1])}" if ci else ""))
+    # Accuracy in percent, its loss in points: a loss in percent could be read as a share of the accuracy.
     if each.drop is not None:
         interval = f"{100 * each.drop_ci[0]:.2f} to {100 * each.drop_ci[1]:.2f}" if each.drop_ci else ""
         rows.append(("top-1 lost, in points", f"{100 * each.drop:.2f}", interval))
@@ -243,6 +246,7 @@ def _measured(each: Measured) -> dict[str, Any]:
         rows.append(("images that keep the dense model's top-1", _PERCENT(each.agreement), ""))
     if each.kl is not None:
         rows.append(("KL(dense, this), nats", f"{each.kl:.4f}", ""))
+    # One reason often covers several figures: each is given once, in order.
     return {"of": each, "rows": rows, "reasons": list(dict.fromkeys(each.reasons.values()))}
 
 

@@ -149,6 +149,7 @@ def only_checkpoint(repo: str, names: list[str]) -> str:
             f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}",
             "check the name, or name a file: --file NAME",
         )
+    # Never a guess among several: official repositories hold a base model and a fine-tuned one.
     if len(checkpoints) > 1:
         raise HubError(
             f"{repo} holds {len(checkpoints)} checkpoints: {listed(checkpoints)}", f"name one: --file {checkpoints[0]}"
@@ -189,6 +190,7 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
 def cached(repo: str, file: str) -> Path | None:
     """Return a file of a repo's main branch from the cache, or None. The Hub is not asked."""
     with translate_errors(Request(repo, file)):
+        # It returns a marker, which is no text, for a file that the Hub is known not to have.
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(repo, file)

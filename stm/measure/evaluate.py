@@ -309,7 +309,7 @@ def _check_pair(config: Config, reference: Config) -> None:
     # Both models see the same batch, so they must take the same images and know the same classes.
     for what, this, dense in (
         ("classes", config.num_classes, reference.num_classes),
-        ("pixels a side", config.model.image_size, reference.model.image_size),
+        ("pixels per side", config.model.image_size, reference.model.image_size),
         ("channels", config.model.in_chans, reference.model.in_chans),
     ):
         if this != dense:
