@@ -33,7 +33,6 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
         names: the files that stm writes; `force` replaces only a folder that holds nothing else.
         force: whether an existing folder may be replaced.
 
-
     Raises:
         UsageError: the folder exists and may not be replaced, or nothing can be written there.
         ArtifactError: the disk is full.
@@ -45,7 +44,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
             raise UsageError(
                 f"{given} is a symbolic link, expected a folder or a new name", "name the folder that it points to"
             )
-        path = given.resolve()
+        path = given.resolve()  # absolute, to be compared with the current folder
         current = Path.cwd()
         # Replacing the current folder would leave the caller's shell in a folder without a name.
         if path in (current, *current.parents):
@@ -57,7 +56,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
             _recover(path, names)
             if path.exists():
                 _check_replaceable(given, path, names, force)
-            _probe(path)
+            probe(path)
     except OSError as error:
         raise _failure(given, error, UsageError) from error
     except RuntimeError as error:  # a loop of links
@@ -150,12 +149,18 @@ def check_writable(path: Path, hint: str, *, longest: Path | None = None, append
 
 
 @contextmanager
-def refusing(path: Path, hint: str) -> Iterator[None]:
-    """Turn an OSError of a check inside, before any work is done, into a UsageError that names the file."""
+def refusing(path: Path, hint: str, kind: type[StmError] = UsageError) -> Iterator[None]:
+    """Turn an OSError of the block into an error that names the file.
+
+    Args:
+        path: as typed, for the message.
+        hint: the next step.
+        kind: UsageError for a check before any work is done; the room's own error for a write after the work.
+    """
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", hint) from error
+        raise kind(f"{path} cannot be written: {error.strerror or error}", hint) from error
 
 
 @contextmanager
@@ -258,15 +263,21 @@ def _foreign(folder: Path, names: tuple[str, ...], inside: str = "") -> Iterator
                 yield name
 
 
-def _probe(path: Path) -> None:
-    """Make a folder beside `path` and remove it again.
+def probe(path: Path) -> None:
+    """Make a folder beside `path` and remove it again. If folders above `path` are missing, use the next that exists.
 
     Permission bits are not enough to tell: a full disk, a quota or a read-only file system refuse too.
+
+    Args:
+        path: absolute.
+
+    Raises:
+        OSError: the reason of the system; see `refusing`.
     """
     parent = next(p for p in path.parents if p.exists())
-    probe = _sibling(parent / path.name, "tmp", secrets.token_hex(4))
-    probe.mkdir()
-    probe.rmdir()
+    folder = draft_of(parent / path.name)
+    folder.mkdir()
+    folder.rmdir()
 
 
 def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
@@ -321,6 +332,7 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
     What living runs write stays.
     """
+    # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
     for token in _tokens(path, "tmp"):
         temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
         with _lock(temporary) as held:
@@ -337,7 +349,7 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 def _turn(path: Path) -> Iterator[None]:
     """Hold the lock of the folder that holds `path`, or of the next parent that exists; wait for it if needed."""
     # What a process sees under this lock still holds when it renames under it. None does slow work under it.
-    import fcntl  # here, because reading also works where there is no fcntl
+    import fcntl  # here, because reading also works on systems without fcntl
 
     descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
     try:
@@ -355,7 +367,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     The kernel ends a dead process's lock, so a free lock proves that the process is dead. A process id proves nothing:
     the system may have given it to another process, or it may belong to another machine.
     """
-    import fcntl  # here, because reading also works where there is no fcntl
+    import fcntl  # here, because reading also works on systems without fcntl
 
     descriptor = None
     try:

@@ -110,7 +110,7 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
     Raises:
         ArtifactError: there is no such folder, it holds no config.json that stm wrote, or the config is not valid.
     """
-    return _read_config(_place(folder), folder)
+    return _read_config(_stored(folder), folder)
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
@@ -121,14 +121,15 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
     Raises:
         ArtifactError: as `read_config`; or the weights are missing, or their size or SHA-256 is not what was written.
     """
-    place = _place(folder)
-    config = _read_config(place, folder)
+    stored = _stored(folder)
+    config = _read_config(stored, folder)
     name = Path(folder) / WEIGHTS
+    # A file that is not named here would be loaded without its hash having been compared.
     if config.files.keys() != {WEIGHTS}:
         raise ArtifactError(f"{Path(folder) / CONFIG}: files names {sorted(config.files)}, expected exactly {WEIGHTS}")
     try:
-        _check_written(place / WEIGHTS, name, config.files[WEIGHTS])
-        return config, load_file(place / WEIGHTS)
+        _check_written(stored / WEIGHTS, name, config.files[WEIGHTS])
+        return config, load_file(stored / WEIGHTS)
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {WEIGHTS}", REWRITE_HINT) from error
     except (OSError, SafetensorError) as error:
@@ -140,23 +141,24 @@ def weights_size(tensors: Mapping[str, Tensor]) -> int:
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _place(folder: str | os.PathLike[str]) -> Path:
+def _stored(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder to read, which may have another name for a moment: see `atomic.find`."""
     check_name(folder, ArtifactError)
     try:
-        place = atomic.find(Path(folder))
-        if place.is_dir():
-            return place
+        stored = atomic.find(Path(folder))
+        if stored.is_dir():
+            return stored
         raise ArtifactError(
-            f"{folder} is a file, expected a folder" if place.exists() else f"there is no folder {folder}"
+            f"{folder} is a file, expected a folder" if stored.exists() else f"there is no folder {folder}"
         )
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be read: {error.strerror}") from error
 
 
-def _read_config(place: Path, folder: str | os.PathLike[str]) -> Config:
+def _read_config(stored: Path, folder: str | os.PathLike[str]) -> Config:
     name = Path(folder) / CONFIG
     try:
-        return loads((place / CONFIG).read_text(encoding="utf-8"), str(name))
+        return loads((stored / CONFIG).read_text(encoding="utf-8"), str(name))
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {CONFIG}: it is not a folder that stm wrote") from error
     except (OSError, UnicodeDecodeError) as error:

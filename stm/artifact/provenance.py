@@ -40,6 +40,7 @@ def under_plan(before: Mark | None, plan: "nn.Module | None") -> Mark | None:
     """Return the mark of a model that keeps its parameters and gets another plan."""
     if before is None:
         return None
+    # The parameters keep their old checksums: if they were trained before, the new plan must not hide that.
     weights = {name: value for name, value in before.weights.items() if not name.startswith("plan.")}
     if plan is not None:
         weights |= {f"plan.{name}": _checksum(tensor) for name, tensor in plan.state_dict().items()}
@@ -64,6 +65,7 @@ def as_trained(config: Config, before: Mark | None) -> Config:
     states that the model was fine-tuned.
     """
     extra = {key: value for key, value in config.extra.items() if key != "asked"}
+    # Without a mark nobody knows which measurements are of the trained weights, so all of them go.
     old = config.measured if before is None else before.measured
     return dataclasses.replace(
         config,

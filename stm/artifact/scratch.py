@@ -24,10 +24,10 @@ def scratch(label: str) -> Iterator[Path]:
     """
     import fcntl  # here, because the module is also imported on systems without it
 
-    place = Path(tempfile.gettempdir()) / label
-    atomic.clear_folders(place)
+    base = Path(tempfile.gettempdir()) / label
+    atomic.clear_folders(base)
     while True:
-        folder = atomic.draft_of(place)
+        folder = atomic.draft_of(base)
         folder.mkdir(mode=0o700)  # the folder for temporary files is everybody's, its content is ours
         # The lock says that this run lives. Between the two calls another run may have taken the folder for a dead
         # run's. Only that run can hold the lock, and only for as long as it removes the folder: waiting ends.

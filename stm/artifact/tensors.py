@@ -11,12 +11,12 @@ from stm.errors import StmError, UsageError, listed
 Shape = tuple[int, ...]
 
 
-def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: type[StmError]) -> None:
+def check_claims(config: Config, actual: Mapping[str, Shape], where: str, error: type[StmError]) -> None:
     """Refuse a config whose tensors are not those of the file, before memory is taken for the sizes that it claims.
 
     Args:
         config: of a file that is not trusted; its numbers may be any.
-        found: the file's tensors, name to shape.
+        actual: the file's tensors, name to shape.
         where: the file that holds them, for the message.
         error: what to raise.
 
@@ -25,9 +25,9 @@ def check_claims(config: Config, found: Mapping[str, Shape], where: str, error: 
     """
     depth = config.model.depth
     # Each block has tensors of its own. Without this check a depth of 10^9 would make as many names to compare.
-    if depth > len(found):
-        raise error(f"{where} does not hold the tensors that were expected: it has {len(found)} for {depth:,} blocks")
-    _refuse(_by_shape(dict(shapes(config)), found), where, error)
+    if depth > len(actual):
+        raise error(f"{where} does not hold the tensors that were expected: it has {len(actual)} for {depth:,} blocks")
+    _refuse(_by_shape(dict(shapes(config)), actual), where, error)
 
 
 def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
@@ -41,6 +41,7 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
     yield "norm_f.weight", (D,)
     yield "head.weight", (classes, D)
     yield "head.bias", (classes,)
+    # What each direction has for itself is stacked on an axis K. The two projections of a block serve both directions.
     for block in (f"layers.{number}" for number in range(model.depth)):
         yield f"{block}.norm.weight", (D,)
         yield f"{block}.mixer.in_proj.weight", (2 * E, D)
@@ -56,6 +57,7 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
     if protection is None:
         return
     for step in config.schedule.steps:
+        # Weights act on the tokens before the merge, the step scale on those after it.
         if protection.mode == "static":
             yield f"plan.{step.after}.weight", (tokens,)
         tokens -= len(step.absorb)
@@ -66,13 +68,13 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str, error: type[StmError]
+    expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], where: str, error: type[StmError]
 ) -> None:
     """Refuse tensors that are not exactly the expected ones.
 
     Args:
         expected: name to a tensor of the right shape and dtype; the meta device will do.
-        found: the tensors of the file.
+        actual: the tensors of the file.
         where: the file, for the message.
         error: what to raise.
 
@@ -81,25 +83,26 @@ def check_tensors(
             dtype. If there is none, it names the tensors that hold NaN or infinity.
     """
     differences = _by_shape(
-        *({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, found))
+        *({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (expected, actual))
     )
     differences["of another dtype"] = [
-        f"{name} {dtype_name(found[name])} instead of {dtype_name(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].dtype != expected[name].dtype
+        f"{name} {dtype_name(actual[name])} instead of {dtype_name(expected[name])}"
+        for name in sorted(expected.keys() & actual.keys())
+        if actual[name].dtype != expected[name].dtype
     ]
+    # Names and shapes first: a tensor that does not belong here need not be read.
     _refuse(differences, where, error)
-    check_finite(found, where, error)
+    check_finite(actual, where, error)
 
 
-def _by_shape(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> dict[str, list[str]]:
+def _by_shape(expected: Mapping[str, Shape], actual: Mapping[str, Shape]) -> dict[str, list[str]]:
     """Return the names of the tensors that differ, by kind of difference."""
-    both = sorted(expected.keys() & found.keys())
+    both = sorted(expected.keys() & actual.keys())  # sorted, so that one file always gets one sentence
     return {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - actual.keys()),
+        "unexpected": sorted(actual.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]
+            f"{name} {actual[name]} instead of {expected[name]}" for name in both if actual[name] != expected[name]
         ],
     }
 
@@ -111,6 +114,7 @@ def _refuse(differences: Mapping[str, list[str]], where: str, error: type[StmErr
 
 def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[StmError]) -> None:
     """Refuse NaN and infinity. The error names the tensors that hold them."""
+    # NaN would not fail a run: it would make every prediction the same class.
     bad = [name for name, tensor in sorted(tensors.items()) if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise error(f"{where} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors ({listed(bad)})")

@@ -204,7 +204,7 @@ def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
 
 
 def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
-    # os.system pickles under the module that implements it
+    # A pickle names os.system by the module that implements it, posix or nt, which few readers know.
     names = listed(
         f"{name} (os.{name.partition('.')[2]})" if name.startswith(("posix.", "nt.")) else name for name in wanted
     )

@@ -32,6 +32,7 @@ DIRECTED = (
 
 _OFFICIAL_SIZE = 224
 _RUNS = "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions"
+# Signs of other models, each with the model in words, so that the message says more than which tensors are missing.
 _REFUSED = (
     (r"blocks\.\d+\.attn\.", "a vision transformer (DeiT, ViT): its blocks hold attention"),
     (r"layers\.\d+\.mixer\.conv1d_weight", "the weights file of a folder that stm wrote: give the folder"),
@@ -42,6 +43,7 @@ _REFUSED = (
     (r"(layers\.\d+\.norm|norm_f)\.bias", "a ViM with LayerNorm"),
     (r"layers\.\d+\.mixer\.gamma", "a ViM with layer scale"),
 )
+# What every ViM that stm runs has. A missing group tells more than the names of its tensors.
 _NEEDED = (
     (r"layers\.\d+\.mixer\..*", "layers.*.mixer", "not a ViM"),
     (r"layers\.\d+\.mixer\.conv1d_b\..*", "layers.*.mixer.conv1d_b", "a ViM with bimamba v1 or with one direction"),
@@ -58,8 +60,8 @@ class Inferred(NamedTuple):
         notes: a sentence for everything that was assumed, or taken from elsewhere than the tensors.
         by_name: the options that a name decided; given to `read`, they make the same model of a renamed file.
         question: the question to answer before the model means anything, if the class token's place or the sum of the
-            directions is not told, or is told both ways. It is not raised here: a file that turns out to be damaged
-            is not worth an answer.
+            directions is unknown, or two sources contradict each other. It is not raised here: a file that turns out to
+            be damaged is not worth an answer.
     """
 
     model: ModelConfig
@@ -86,12 +88,13 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
 
     Raises:
         CheckpointError: stm does not run this variant; tensors are missing, unexpected or mis-shaped; or the image size
-            is stored and impossible, or not told at all.
+            is stored and impossible, or unknown.
         UsageError: an argument that no model takes, or that the tensors contradict.
     """
     if asked.class_token not in (None, *CLASS_TOKENS):
         raise UsageError(f"class_token is {asked.class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
-    # From the general to the exact, so that a file of another kind is named, not told of hundreds of missing tensors.
+    # From the general to the exact: a file of another kind is called by its kind, before hundreds of tensors are
+    # reported as missing.
     _refuse_variants(where, shapes)
     depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
     _refuse_names(where, shapes, depth)
@@ -99,23 +102,24 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
     size, stride, note = _geometry(where, config["patch"], grid, stored, asked.image_size)
     question: Question | None = None
     try:
-        token, divide, told = _reading(where, stored, asked)
+        token, divide, sources = _reading(where, stored, asked)
     except Question as open_question:
         # Any answer serves the checks that follow: the shapes do not depend on it.
-        question, token, divide, told = open_question, "middle", True, ()
+        question, token, divide, sources = open_question, "middle", True, ()
     try:
         model = ModelConfig(image_size=size, stride=stride, depth=depth, class_token=token, divide_out=divide, **config)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
     _refuse_shapes(where, shapes, official_shapes(model, classes))
     prep, remarks = preprocessing(where, model, stored, asked)
+    # A recipe records these options: without the name, the file would be read as another model.
     by_name: dict[str, Any] = {}
     for name, value, said in (("class_token", token, stored.class_token), ("divide_out", divide, stored.divide_out)):
         if said and said[0].by != OWN:
             by_name[name] = value
     if stored.size_by_name is not None and stored.input_size is None:
         by_name["image_size"] = size
-    return Inferred(model, classes, prep, (note, *told, *remarks), by_name, question)
+    return Inferred(model, classes, prep, (note, *sources, *remarks), by_name, question)
 
 
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
@@ -138,8 +142,8 @@ def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ..
 
 def _refuse_variants(where: str, names: Collection[str]) -> None:
     for pattern, what in _REFUSED:
-        if found := next((name for name in names if re.fullmatch(pattern + ".*", name)), None):
-            raise CheckpointError(f"{where} is {what} ({found})", _RUNS)
+        if sign := next((name for name in names if re.fullmatch(pattern + ".*", name)), None):
+            raise CheckpointError(f"{where} is {what} ({sign})", _RUNS)
     for pattern, needed, what in _NEEDED:
         if not any(re.fullmatch(pattern, name) for name in names):
             raise CheckpointError(f"{where} is {what}: it has no {needed}, but {listed(names)}", _RUNS)
@@ -176,10 +180,10 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     """
 
     def shape(pattern: str, rank: int) -> tuple[int, ...]:
-        found = {name: shape for name, shape in shapes.items() if re.fullmatch(pattern, name)}
-        fitting = Counter(shape for shape in found.values() if len(shape) == rank)
+        matching = {name: shape for name, shape in shapes.items() if re.fullmatch(pattern, name)}
+        fitting = Counter(shape for shape in matching.values() if len(shape) == rank)
         if not fitting:
-            name, wrong = next(iter(found.items()))
+            name, wrong = next(iter(matching.items()))
             raise CheckpointError(f"{where}: {name} is {wrong}, expected {rank} dimensions", _RUNS)
         return fitting.most_common(1)[0][0]
 
@@ -191,6 +195,7 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     _, L, _ = shape("pos_embed", 3)
     _, tokens, _ = shape("cls_token", 3)
     classes, _ = shape(r"head\.weight", 2)
+    # The checks that follow guard divisions and roots. `ModelConfig` and `_refuse_shapes` check everything else.
     grid = math.isqrt(max(L - 1, 0))
     if classes < 1:
         raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
@@ -252,13 +257,17 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
     return _OFFICIAL_SIZE, stride, f"image size {_OFFICIAL_SIZE} is assumed: at stride {stride} it gives {fits}"
 
 
-def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
-    """Return the stride that cuts an image of `size` pixels into `grid` patches per side; None if it cannot be told."""
+def _stride(size: int, patch: int, grid: int, stored: int | None) -> int | None:
+    """Return the stride that cuts an image of `size` pixels into `grid` patches per side; None if it is not certain.
+
+    Args:
+        stored: the stride that the settings give; None if they give none.
+    """
     if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
         return None
     fitting = [
         stride
-        for stride in (range(1, patch + 1) if told is None else (told,))
+        for stride in (range(1, patch + 1) if stored is None else (stored,))
         if stride and (size - patch) // stride + 1 == grid
     ]
     # Several may fit if some leave pixels over. Patches edge to edge come first, then a stride that leaves none.
@@ -271,11 +280,11 @@ def _stride(size: int, patch: int, grid: int, told: int | None) -> int | None:
 def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple[str, ...]]:
     """Return the class token's place, whether the directions are averaged, and sentences about the sources."""
     said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
-    found: dict[str, Any] = {}
-    told: dict[str, list[str]] = {}  # who, beside the file's settings, to what
+    values: dict[str, Any] = {}
+    by_name: dict[str, list[str]] = {}  # from a name in words to what it decided; settings get no note
     overruled = []
     for name, all_said in said.items():
-        wanted = found[name] = getattr(asked, name)
+        wanted = values[name] = getattr(asked, name)
         if not all_said:
             continue
         first, in_words = all_said[0], _IN_WORDS[name]
@@ -283,29 +292,30 @@ def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple
         if against is None:
             # An option that repeats what a name says gets the note of the name. A recipe passes as options what a name
             # had said, and must make the same bytes.
-            found[name] = first.value
+            values[name] = first.value
             if first.by != OWN:
-                told.setdefault(first.by, []).append(in_words(first.value))
+                by_name.setdefault(first.by, []).append(in_words(first.value))
         elif wanted is None:
+            # Two sources differ, and neither is more to be trusted: the user decides.
             message = f"{where}: by {first.by} {in_words(first.value)}, but by {against.by} {in_words(against.value)}"
             raise Question(message, _answers(asked))
         else:
             overruled.append(f"by {against.by} {in_words(against.value)}: overruled, as asked")
-    notes = [f"by {by} {' and '.join(values)}" for by, values in told.items()] + overruled
-    if found["class_token"] is None:
+    notes = [f"by {by} {' and '.join(decided)}" for by, decided in by_name.items()] + overruled
+    if values["class_token"] is None:
         raise Question(
             f"{where} has the tensors that a ViM and a VideoMamba share, and neither its settings nor its name tells"
             " which it is: where its class token is and whether its directions are averaged or added",
             _answers(asked),
         )
-    if found["divide_out"] is None and found["class_token"] == "middle":
-        found["divide_out"] = True
+    if values["divide_out"] is None and values["class_token"] == "middle":
+        values["divide_out"] = True
         notes.append(
             "the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle"
         )
-    if found["divide_out"] is None:
+    if values["divide_out"] is None:
         raise Question(f"{where}: nothing tells whether its two directions are averaged or added", _answers(asked))
-    return found["class_token"], found["divide_out"], tuple(notes)
+    return values["class_token"], values["divide_out"], tuple(notes)
 
 
 def _answers(asked: Asked) -> dict[str, list[str]]:

@@ -135,7 +135,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for ours, theirs in names.items():
         parts = [tensors[ours]] if len(theirs) == 1 else [part.clone() for part in tensors[ours]]
         if ours.endswith("conv1d_weight"):
-            parts = [part.unsqueeze(1) for part in parts]  # (E, 1, W)
+            parts = [part.unsqueeze(1) for part in parts]  # (E, 1, W), as torch's depthwise Conv1d has it
         state.update(zip(theirs, parts, strict=True))
     return state
 
@@ -163,6 +163,7 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
         raise CheckpointError(
             f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'"
         )
+    # Trainers put the weights under one of these keys; without any of them, the document is itself the state dict.
     held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
     key = next((key for key in (_AVERAGES if ema else _STATES) if key in held), None)
     if ema and key is None:
@@ -180,6 +181,7 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     if not state:
         raise CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
+    # A nested tensor has no shape to check.
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
             kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
@@ -190,6 +192,7 @@ def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor]
     ignored: tuple[str, ...] = ()
     if not ema and any(name in held for name in _AVERAGES):
         ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
+    # A bare state dict has no settings beside it: everything in it is a tensor of the model.
     settings = (
         {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held}
         if key
@@ -206,9 +209,9 @@ def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor
     tensors = {}
     for ours, theirs in _names(depth).items():
         parts = [_float32(where, name, state.pop(name)) for name in theirs]
-        tensor = (
-            parts[0].clone(memory_format=torch.contiguous_format) if len(parts) == 1 else torch.stack(parts)
-        )  # (K, ...)
+        # Copied in either case: a view would keep the mapped file alive, and change if the file does.
+        one = len(parts) == 1
+        tensor = parts[0].clone(memory_format=torch.contiguous_format) if one else torch.stack(parts)  # (K, ...)
         tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
     return tensors
 

@@ -9,10 +9,11 @@ from stm.errors import CheckpointError, UsageError
 RATIO = 0.875  # hustvl/Vim's, and timm's if a model has none of its own
 RATIOS = (0.1, 1.0)
 _SMALL = 32  # pixels: hustvl/Vim takes images of up to this size as they are
+# For each statistic: the usual value of colour images, the value that changes nothing, the limits.
 _COLOURS = {
     "mean": (IMAGENET_MEAN, 0.0, (0.0, 1.0)),
     "std": (IMAGENET_STD, 1.0, (1e-6, 1.0)),
-}  # usual, without colours, limits
+}
 
 
 def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
@@ -25,17 +26,18 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
         UsageError: a value that was asked for is out of range.
         CheckpointError: stm cannot follow the settings in the file.
     """
-    told, usual, notes = [], [], []
+    from_settings, usual, notes = [], [], []
     colours, imagenets, unknown = {}, [], []
     for name, (imagenet, neutral, _) in _COLOURS.items():
         value, from_file = _value(name, stored, asked)
         if value is not None:
             colours[name] = _per_channel(where, name, value, model.in_chans, from_file)
-            told += [f"{name} {_listed(colours[name])}"] if from_file else []
+            from_settings += [f"{name} {_listed(colours[name])}"] if from_file else []
         elif model.in_chans == len(imagenet):
             colours[name] = imagenet
             imagenets.append(name)
         else:
+            # ImageNet's values are of red, green and blue, and so fit no other number of channels.
             colours[name] = (neutral,) * model.in_chans
             unknown.append(("standard deviation" if name == "std" else name, f"{neutral:g}"))
     if imagenets:
@@ -51,18 +53,19 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
     if ratio is not None and not RATIOS[0] <= ratio <= RATIOS[1]:
         if not from_file:
             raise UsageError(f"crop_ratio is {ratio:g}, expected {RATIOS[0]:g} to {RATIOS[1]:g}")
+        # A trainer's file may hold any number, and its weights are not worse for it. An option is a mistake to report.
         notes.append(f"by {OWN} the crop ratio is {ratio:g}, which cannot be: {RATIO} is taken")
         ratio = RATIO
     elif ratio is None:
         ratio = RATIO
         usual.append(f"crop ratio {RATIO}")
     elif from_file:
-        told.append(f"crop ratio {ratio:g}")
+        from_settings.append(f"crop ratio {ratio:g}")
     # hustvl/Vim takes small images as they are. timm resizes images of any size, and so does whoever asks for a ratio.
     as_they_are = (
         model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
     )
-    resize = model.image_size if as_they_are else int(model.image_size / ratio)
+    resize = model.image_size if as_they_are else int(model.image_size / ratio)  # rounded down, as both do
 
     interpolation, from_file = _value("interpolation", stored, asked)
     if interpolation is None:
@@ -71,21 +74,22 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
     elif interpolation not in INTERPOLATIONS:
         if not from_file:
             raise UsageError(f"interpolation is {interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
+        # Not replaced by another one: that would change every pixel, and accuracy with it.
         raise CheckpointError(
             f"{where}: its own arguments say interpolation {interpolation!r}, and stm has {', '.join(INTERPOLATIONS)}",
             f"choose the nearest one: --interpolation {INTERPOLATIONS[0]}",
         )
     elif from_file:
-        told.append(interpolation)
+        from_settings.append(interpolation)
 
     if stored.crop_mode not in (None, "center"):
         notes.append(f"by {OWN} crop_mode is {stored.crop_mode}: stm crops the center")
     if not stored.fixed:  # DeiT's trainer has no other values than the usual ones
-        if told:
-            notes.append(f"preprocessing by {OWN}: {', '.join(told)}")
+        if from_settings:
+            notes.append(f"preprocessing by {OWN}: {', '.join(from_settings)}")
         if usual:
             notes.append(
-                f"no word on {'the rest of ' if told else ''}the preprocessing, hence as in hustvl/Vim:"
+                f"no word on {'the rest of ' if from_settings else ''}the preprocessing, hence as in hustvl/Vim:"
                 f" {', '.join(usual)}"
             )
     return Preprocess(resize=resize, crop=model.image_size, interpolation=interpolation, **colours), tuple(notes)

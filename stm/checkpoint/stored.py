@@ -19,15 +19,10 @@ T = TypeVar("T")
 Settings = Mapping[str, Any]
 
 OWN = "the file's own arguments"
-_HELD = (
-    "args",
-    "config",
-    "model_args",
-    "pretrained_cfg",
-    "default_cfg",
-)  # where trainers keep settings, the nearest first
+# Where trainers keep settings, the nearest first.
+_HELD = ("args", "config", "model_args", "pretrained_cfg", "default_cfg")
 _BUILDERS = ("model", "arch", "model_name", "architecture")
-_PIXELS = 10**5  # of a side, the most that is believed
+_PIXELS = 10**5  # per side: a larger number in settings or a name is no image size
 
 
 class Said(NamedTuple, Generic[T]):
@@ -100,8 +95,9 @@ class Stored:
         readings = [(_reading(name, builder=True), OWN) for name in builders]
         readings += [(_switches(each), OWN) for each in settings]
         readings += [(_reading(name), by) for by, name in names]
-        strides = [found[1] for name in builders if (found := re.search(r"stride(\d{1,4})(?!\d)", name.lower()))]
+        strides = [match[1] for name in builders if (match := re.search(r"stride(\d{1,4})(?!\d)", name.lower()))]
         sizes = [Said(size, by) for by, name in names if (size := _size_in(name)) is not None]
+        # DeiT's trainer and timm's name the ratio of the crop differently, which tells which of them wrote the file.
         deit = _first(settings, _number, "eval_crop_ratio")
         ratio = _first(settings, _number, "crop_pct")
         return cls(
@@ -122,6 +118,7 @@ class Stored:
 def _settings(document: Settings) -> Iterator[Settings]:
     """Yield every set of settings, then those one level down in them, then the top itself."""
     held = [settings for key in _HELD if (settings := _as_settings(document.get(key))) is not None]
+    # The top comes last: beside the weights it may hold anything, such as the counters of a trainer.
     yield from held
     yield from (inner for outer in held for key in _HELD if (inner := _as_settings(outer.get(key))) is not None)
     yield document
@@ -134,7 +131,8 @@ def _as_settings(value: Any) -> Settings | None:
 
 def _first(settings: list[Settings], of: Any, *keys: str) -> Any:
     """Return the first value of its kind under one of the keys; `of` returns None for a value of another kind."""
-    return next((found for each in settings for key in keys if (found := of(each.get(key))) is not None), None)
+    values = (of(each.get(key)) for each in settings for key in keys)
+    return next((value for value in values if value is not None), None)
 
 
 def _reading(name: str, *, builder: bool = False) -> Reading:
@@ -145,13 +143,13 @@ def _reading(name: str, *, builder: bool = False) -> Reading:
     hustvl/Vim do. A VideoMamba has its class token at the head and adds (OpenGVLab/VideoMamba
     image_sm/models/videomamba.py).
     """
-    text = re.sub(r"[^a-z0-9]+", "_", name.lower())
+    text = re.sub(r"[^a-z0-9]+", "_", name.lower())  # names separate words by dots, dashes and slashes too
     if re.match(r"hustvl_vim(_|$)", text):
         return Reading("middle", True)
     video = re.search(r"video_?mamba", text) is not None
     middle = re.search(r"mid(dle)?_?(cls|class)_?tok", text) is not None
     token = re.search(r"(?<!no)(?<!no_)(cls|class)_?tok", text) is not None
-    if not (video or token):
+    if not (video or token):  # without either, the other words may mean anything
         return Reading()
     if "div2" in text:
         divide: bool | None = True
@@ -198,6 +196,7 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
 def _side(value: Any) -> int | None:
     """Return the side of a square, given as N, (N, N), or timm's (channels, N, N)."""
     numbers = _numbers(value)
+    # timm's `input_size` begins with the channels, so the last two numbers count.
     if numbers is None or len(numbers) > 3 or len(set(numbers[-2:])) != 1:
         return None
     return int(numbers[-1]) if numbers[-1].is_integer() and abs(numbers[-1]) <= _PIXELS else None

@@ -21,10 +21,14 @@ def write(path: Path, state: Mapping[str, Tensor], *, force: bool = False) -> No
         UsageError: the file exists, and `force` is not given.
         CheckpointError: the disk is full, or the system refused the write. An existing file is unchanged.
     """
-    try:
-        with atomic.drafted(path, force=force) as draft:
-            torch.save({"model": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}}, draft)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError if the disk is full
-        raise CheckpointError(
-            f"{path} cannot be written: {str(error).splitlines()[0]}", "make room, or choose another place with --out"
-        ) from error
+    # The official evaluation reads the weights under `model`, and on machines without a GPU.
+    document = {"model": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}}
+    with (
+        atomic.refusing(path, "make room, or choose another place with --out", CheckpointError),
+        atomic.drafted(path, force=force) as draft,
+    ):
+        try:
+            torch.save(document, draft)
+        except RuntimeError as error:
+            # If the disk is full, torch's writer raises RuntimeError. Its further lines are of C++.
+            raise OSError(str(error).splitlines()[0]) from error

@@ -128,6 +128,7 @@ def _findings(
 
 
 def _write_page(path: Path, page: bytes, force: bool) -> None:
+<<<<<<< HEAD
     """Write the page whole, or nothing.
 
     Raises:
@@ -140,3 +141,11 @@ def _write_page(path: Path, page: bytes, force: bool) -> None:
         raise ArtifactError(
             f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out"
         ) from error
+=======
+    """Write the page whole or not at all."""
+    with (
+        atomic.refusing(path, "make room, or choose another place with --out", ArtifactError),
+        atomic.drafted(path, force=force) as draft,
+    ):
+        draft.write_bytes(page)
+>>>>>>> e1

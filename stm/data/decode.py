@@ -1,5 +1,7 @@
-"""Decoding many images, in this process or in others. No torch here: a process starts in a tenth of a second without
-it."""
+"""Decode many images, in this process or in others.
+
+This module does not import torch. Without torch a process starts in a tenth of a second.
+"""
 
 import multiprocessing
 import os
@@ -23,7 +25,10 @@ Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says wh
 
 
 def decode_all(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int = 0) -> Iterator[list[Decoded]]:
-    """The pixels of each chunk of samples, in order; `workers` processes do it, 0: this one.
+    """Yield the pixels of each chunk of samples, in order.
+
+    Args:
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
         DataError: a worker died.
@@ -32,6 +37,7 @@ def decode_all(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: in
 
 
 def decode(samples: Sequence[Sample], prep: Preprocess) -> list[Decoded]:
+    """Return the pixels of the samples, or a sentence for each that cannot be read."""
     return [_decode(sample, prep) for sample in samples]
 
 
@@ -39,19 +45,21 @@ def _decode(sample: Sample, prep: Preprocess) -> Decoded:
     assert isinstance(sample.source, Openable)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks are about metadata, not about pixels; but for this one:
+            # Pillow's remarks are about metadata, not about pixels. The exception is an image of so many pixels that
+            # decoding it could take all memory.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with sample.source.open() as image:
                 return fit(image, prep).tobytes()
-    except HubError:  # the line is at fault, not the image: the run stops, and goes on from its records
+    except HubError:  # the connection is at fault, not the image: the run stops, and goes on from its records
         raise
-    except (
-        Exception
-    ) as error:  # a broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more
+    # A broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more.
+    except Exception as error:
         return f"{sample.file}: {_reason(error)}"
 
 
 def _reason(error: Exception) -> str:
+    """Return the end of a sentence that begins with the image's name."""
     match error:
         case DataError():
             return error.message
@@ -68,17 +76,17 @@ def _reason(error: Exception) -> str:
 
 
 def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int) -> Iterator[list[Decoded]]:
-    """At most two chunks a worker are under way.
-
-    Spawned, not forked: a fork of a process whose OpenMP threads run can hang.
-    """
+    """Yield as `decode_all` does, from `workers` processes."""
+    # Spawned, not forked: a fork of a process whose OpenMP threads run can hang.
     with _own_modules():
         pool = ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn"), _begin_worker)
     under_way: deque[Future[list[Decoded]]] = deque()
     try:
         for chunk in chunks:
-            with _own_modules():  # a process starts when there is work for it
+            with _own_modules():  # here too: the pool starts a process only when there is work for it
                 under_way.append(pool.submit(decode, chunk, prep))
+            # Two chunks per worker: one that it decodes and one that waits, so that no worker idles. More would only
+            # fill memory with pixels that the model is not ready for.
             if len(under_way) > 2 * workers:
                 yield under_way.popleft().result()
         while under_way:
@@ -89,16 +97,16 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
             " '__main__':`"
         )
         raise DataError("a process that decodes images died", hint) from error
-    finally:
+    finally:  # also if the caller stops early, and lets the generator go
         pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def _own_modules() -> Iterator[None]:
-    """Processes started inside do not look for modules in the current folder, which may be the data's and hold a
-    `pickle.py`.
+    """Keep processes that are started in the block from importing modules out of the current folder.
 
-    The variable is what reaches them before their first import, and multiprocessing's tracker of resources too.
+    That folder may be the data's, and hold a `pickle.py`. An environment variable is the one way that reaches a process
+    before its first import, and multiprocessing's tracker of resources too.
     """
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
@@ -112,8 +120,10 @@ def _own_modules() -> Iterator[None]:
 
 
 def _begin_worker() -> None:
-    """Ctrl-C is for the main process, which ends its workers; where it was killed, they go by themselves."""
+    """Prepare a worker to end with the main process, and not before it."""
+    # Ctrl-C reaches every process of a terminal. The main process answers it, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # If the main process is killed, nobody ends the workers: each waits for its parent's end in a thread.
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -121,4 +131,4 @@ def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        os._exit(1)  # at once: `sys.exit` in a thread ends the thread alone

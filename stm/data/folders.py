@@ -21,11 +21,8 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
 TABLES = (LABELS, KAGGLE, GROUND_TRUTH, META)
 COMMON = (".jpg", ".png", ".webp", ".tif")  # of the suffixes, for a hint
-KIT = (
-    "",
-    "data",
-    "ILSVRC2012_devkit_t12/data",
-)  # where the development kit's files are, seen from the folder or a parent of it
+# Where the development kit's files may be, seen from the folder or a parent of it.
+KIT = ("", "data", "ILSVRC2012_devkit_t12/data")
 PARENTS = 4  # from ILSVRC/Data/CLS-LOC/val, where Kaggle's archive has the images, up to where it has their labels
 # Files that often lie beside images and are no part of a set. Reports do not list them, nor hidden files.
 LITTER = frozenset({"thumbs.db", "desktop.ini", "icon\r", "readme", "license", "licence"})
@@ -67,13 +64,13 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
         return _from_csv(folder, classes, label_names)
     files, folders, others = _contents(folder)
     if any(VALIDATION.fullmatch(file.name) for file in files):
-        strays = [
-            image for path in folders for image in _below(path, strict=False).images
-        ]  # the development kit may be among the rest
+        # Only the images in subfolders are reported: the other files there may be the development kit's.
+        strays = [image for path in folders for image in _below(path, strict=False).images]
         return Found(_validation_set(folder, files, classes), _names(folder, [*others, *strays]))
     below = {path.name: _below(path) for path in folders}
-    labelled = {name: found.images for name, found in below.items() if found.images}
-    skipped = _names(folder, [*others, *(path for found in below.values() for path in found.others)])
+    labelled = {name: files_of.images for name, files_of in below.items() if files_of.images}
+    skipped = _names(folder, [*others, *(path for files_of in below.values() for path in files_of.others)])
+    # Images beside folders of images fit two layouts. Either reading would leave some out without a word.
     if files and labelled:
         sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(labelled)}"
         raise _no_labels(folder, sentence)
@@ -166,7 +163,8 @@ def only(skipped: Sequence[str]) -> str:
 
 def _no_labels(folder: Path, sentence: str) -> DataError:
     return DataError(
-        sentence, f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder a class"
+        sentence,
+        f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder per class",
     )
 
 
@@ -181,6 +179,7 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
     lines: dict[str, int] = {}
     where: dict[str, str] = {}
     for line, (file, label) in rows.items():
+        # A table from elsewhere must not name files outside its folder.
         if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise DataError(f"{table} line {line}: {file!r} is not the name of a file in this folder")
         if file in lines:
@@ -205,9 +204,9 @@ def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
         check_file(table)
         with table.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
-            found = next(reader, [])
-            if found != header:
-                raise DataError(f"{table} begins with {','.join(found)!r}, expected the header {','.join(header)}")
+            first = next(reader, [])
+            if first != header:
+                raise DataError(f"{table} begins with {','.join(first)!r}, expected the header {','.join(header)}")
             for row in reader:
                 if row and len(row) != len(header):
                     raise DataError(
@@ -230,7 +229,7 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
     stray = next((file for file in files if not VALIDATION.fullmatch(file.name)), None)
     if stray is not None:
         raise _no_labels(folder, f"{stray} is not one of ImageNet's validation images, which are beside it")
-    table, kit = _above(folder, [KAGGLE]), _above(folder, [os.path.join(place, GROUND_TRUTH) for place in KIT])
+    table, kit = _above(folder, [KAGGLE]), _above(folder, [os.path.join(path, GROUND_TRUTH) for path in KIT])
     if table is not None:
         wnids = _from_kaggle(table)
     elif kit is not None:

@@ -66,21 +66,23 @@ def _from_archive(
     name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None
 ) -> SampleSet:
     file = ARCHIVES[name.alias or ""].file
-    found = fetch(
+    # Not checked yet: a hash over a gigabyte takes seconds, and is for nothing if the archive was unpacked before.
+    archive = fetch(
         name.repo, file, kind="dataset", revision=name.revision, token=token, check=False, on_progress=on_progress
     )
     with translate_errors(Request(name.repo)):
         from huggingface_hub import cached_assets_path
 
-        folder = Path(cached_assets_path("stm", namespace=name.repo)).parent / found.revision
+        folder = Path(cached_assets_path("stm", namespace=name.repo)).parent / archive.revision
     if not folder.is_dir():
-        check_hash(found)
-        unpack(found.path, folder, on_progress=on_progress)
+        check_hash(archive)
+        unpack(archive.path, folder, on_progress=on_progress)
+    # Archives wrap their content in a folder of their own, and some in several.
     root = folder
     while len(inside := [path for path in root.iterdir() if not path.name.startswith(".")]) == 1 and inside[0].is_dir():
         root = inside[0]
     images = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
-    return SampleSet(f"{name.alias}@{found.revision}", tuple(images.samples), tuple(images.skipped))
+    return SampleSet(f"{name.alias}@{archive.revision}", tuple(images.samples), tuple(images.skipped))
 
 
 def _from_parquet(
@@ -93,9 +95,9 @@ def _from_parquet(
     )
     revision, samples = name.revision, list[Sample]()
     for shard in shards:
-        found = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
-        revision = found.revision  # one commit for all
-        samples += parquet_samples(found.path, shard, config, need_labels)
+        file = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
+        revision = file.revision  # the first file's commit for all, although the branch may move meanwhile
+        samples += parquet_samples(file.path, shard, config, need_labels)
     if not samples:
         raise DataError(f"{asked}:{split} holds no images")
     return SampleSet(f"hf:{name.repo}@{revision}:{split}", tuple(samples))
@@ -122,6 +124,7 @@ def choose_shards(
         hint = f"the Hub converts many sets: try {bare}@refs/convert/parquet"
         raise DataError(f"{name} holds no parquet files, only {listed(files) or 'nothing'}", hint)
     names = sorted(splits)
+    # No default among several: the split decides what a number means.
     if split is None and len(names) > 1:
         raise UsageError(f"{name} has the splits {listed(names)}", f"name one: {name}:{names[-1]}")
     chosen = split or names[0]
@@ -132,7 +135,8 @@ def choose_shards(
         raise DataError(
             f"{name}:{chosen} is in several folders, {listed(folders)}: only sets of one configuration are read"
         )
-    numbers = {int(found[1]) for file in splits[chosen] if (found := re.search(r"-of-(\d{5})", file))}
+    # Offline, the cache may hold some of the files. A part of a split would be measured as if it were all of it.
+    numbers = {int(total[1]) for file in splits[chosen] if (total := re.search(r"-of-(\d{5})", file))}
     if numbers and numbers != {len(splits[chosen])}:
         raise DataError(
             f"{name}:{chosen} has {max(numbers)} files, and {len(splits[chosen])} of them are here",
@@ -149,6 +153,7 @@ def _split_of(file: str) -> str:
     *folders, base = file.removesuffix(".parquet").removesuffix(".tar").split("/")
     if numbered := re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?", base):
         return numbered[1]
+    # The nearest word wins: the whole name, then its parts, then the folders from the innermost.
     words = [base, *re.split(r"[^A-Za-z]+", base), *reversed(folders)]
     return next((word for word in words if word in _SPLITS), "train")
 
@@ -171,6 +176,7 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
                 rows = file.metadata.row_group(group).num_rows
                 values = [None] * rows if label is None else read_column(file, group, label).to_pylist()
                 labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
+                # The images stay in the file: a sample knows its row, and `ParquetImage.open` reads it.
                 for row, index in enumerate(labels):
                     samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
     except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
@@ -183,26 +189,29 @@ def _features(schema: Any) -> dict[str, Any]:
     """Return the `datasets` library's description of the columns, or {} if the file has none."""
     # {"label": {"_type": "ClassLabel", "names": [...]}, ...}
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}
-    return {name: kind for name, kind in found.items() if isinstance(kind, dict)} if isinstance(found, dict) else {}
+    if not isinstance(features, dict):
+        return {}
+    return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
 
 
 def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
     """Return the column of the encoded images: a struct of bytes and a path, or bytes alone."""
     from pyarrow import types
 
-    found = {}
+    columns = {}  # from a field's name to the column of its bytes
     for field in schema:
         if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            found[field.name] = f"{field.name}.bytes"
+            columns[field.name] = f"{field.name}.bytes"
         elif types.is_binary(field.type) or types.is_large_binary(field.type):
-            found[field.name] = field.name
-    images = [name for name in found if features.get(name, {}).get("_type") == "Image"] or list(found)
+            columns[field.name] = field.name
+    # Other bytes may stand beside the image, such as a mask's. If the file describes its columns, that decides.
+    images = [name for name in columns if features.get(name, {}).get("_type") == "Image"] or list(columns)
     if len(images) != 1:
         raise DataError(f"{shard} has {len(images)} columns of images among {listed(schema.names)}, expected one")
-    return found[images[0]]
+    return columns[images[0]]
 
 
 def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
@@ -211,12 +220,13 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
 
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     called = [name for name in schema.names if name in LABEL_NAMES]
-    found = classes if len(classes) == 1 else [name for name in called if name in classes] or called
-    if len(found) != 1:
+    candidates = classes if len(classes) == 1 else [name for name in called if name in classes] or called
+    if len(candidates) != 1:
         raise DataError(
-            f"{shard} has {len(found)} columns of labels among {listed(schema.names)}, expected one called label"
+            f"{shard} has {len(candidates)} columns of labels among {listed(schema.names)}, expected one called label"
         )
-    kind = schema.field(found[0]).type
+    label = candidates[0]
+    kind = schema.field(label).type
     values = kind.value_type if types.is_dictionary(kind) else kind
     single = (
         types.is_integer,
@@ -227,9 +237,9 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
         types.is_large_string,
     )
     if not any(fits(values) for fits in single):  # lists, mappings, dates
-        raise DataError(f"{shard}, {found[0]}: {kind}, {ONE_CLASS}")
-    names = features.get(found[0], {}).get("names")
-    return found[0], [str(name) for name in names] if isinstance(names, list) and names else None
+        raise DataError(f"{shard}, {label}: {kind}, {ONE_CLASS}")
+    names = features.get(label, {}).get("names")
+    return label, [str(name) for name in names] if isinstance(names, list) and names else None
 
 
 def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
@@ -237,6 +247,8 @@ def label_indices(values: Sequence[Any], names: list[str] | None, config: Config
     classes = config.num_classes
     if values and all(isinstance(value, str) for value in values):
         table: dict[Any, int] = dict(class_indices(dict.fromkeys(values, where), classes, config.label_names))
+    # A number is the index itself if nothing names the numbers, or if the names cannot be compared: a model without
+    # labels has none, and ImageNet's classes have one order but many names.
     elif names is None or (len(names) == classes and (config.label_names is None or classes == len(imagenet().labels))):
         table = {index: index for index in range(classes)}
     else:

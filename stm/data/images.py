@@ -35,6 +35,7 @@ class ImageFile:
     path: Path
 
     def open(self) -> Image.Image:
+        """Return the image. As in every source below, the caller closes it."""
         return open_image(self.path)
 
     def fingerprint(self) -> str:
@@ -84,6 +85,7 @@ class ParquetImage:
     row: int
 
     def open(self) -> Image.Image:
+        # The group, not the row, is what parquet can read at once: see `_row_group`.
         data = _row_group(self.path, self.column, self.group)[self.row].as_py()
         if data is None:
             raise DataError("the image is not in the parquet file: it was left out, or is only named there")

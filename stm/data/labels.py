@@ -1,4 +1,4 @@
-"""Classes by name: ImageNet's table of facts, and from what people call a class to its index."""
+"""Turn what people call a class into its index, and hold ImageNet's table of classes."""
 
 import re
 from collections import Counter
@@ -20,32 +20,33 @@ class ImageNet(NamedTuple):
 
 @cache
 def imagenet() -> ImageNet:
-    """The table that tools/imagenet_labels.py made."""
+    """Return the table that tools/imagenet_labels.py made."""
     lines = (FOLDER / "imagenet1k.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("#")]
     return ImageNet(tuple(wnid for _, wnid, _ in rows), tuple(label for _, _, label in rows))
 
 
 def class_indices(names: Mapping[str, str], classes: int, label_names: Collection[str] | None = None) -> dict[str, int]:
-    """The class index that each name stands for.
+    """Return the class index of each name.
 
-    All names are of one kind: labels of the model (case and underscores for spaces aside), indices, or the WordNet ids
-    of ImageNet-1k, which only a model of 1000 classes takes. They are tried in this order, so that a model whose labels
-    are numbers is read by its labels.
+    All names must be of one kind: labels of the model, indices, or the WordNet ids of ImageNet-1k, which only a model
+    of 1000 classes takes. Labels are compared without regard to case, and an underscore counts as a space.
 
     Args:
-        names: each name, and where it stands, as an error will say.
+        names: from each name to its source, such as a line of a table, for messages.
         classes: how many the model has.
-        label_names: its labels by index; ImageNet's where they are not known and there are 1000 classes.
+        label_names: its labels by index. If they are not known and there are 1000 classes, ImageNet's are taken.
 
     Raises:
-        DataError: a name that is none of these, an index out of range, or names of different kinds.
+        DataError: a name is of no kind, an index is out of range, or names are of different kinds.
     """
     kinds = _kinds(classes, label_names)
+    # One kind must read all names. Read one by one, a folder "7" among folders of words would count as an index.
     for read in kinds.values():
         indices = {name: index for name in names if (index := read(name)) is not None}
         if len(indices) == len(names):
             return indices
+    # No kind reads all. The most telling reason comes first: a name that nothing reads, then a mixture.
     kind_of = {name: next((kind for kind, read in kinds.items() if read(name) is not None), None) for name in names}
     for name, where in names.items():
         if kind_of[name] is None and re.fullmatch(r"[+-]?[0-9]+", name):
@@ -68,12 +69,14 @@ Reader = Callable[[str], int | None]
 
 
 def _kinds(classes: int, label_names: Collection[str] | None) -> dict[str, Reader]:
-    """The kinds of names, and for each the function that reads one."""
+    """Return the kinds of names, in the order in which they are tried, each with the function that reads a name."""
     if label_names is None and classes == len(imagenet().labels):
         label_names = imagenet().labels
+    # A label that two classes share names neither.
     times = Counter(map(_plain, label_names or ()))
     labels = {_plain(label): index for index, label in enumerate(label_names or ()) if times[_plain(label)] == 1}
     kinds: dict[str, Reader] = {}
+    # Labels before indices, so that a model whose labels are numbers is read by its labels.
     if labels:
         kinds["a label"] = lambda name: labels.get(_plain(name))
     kinds["a class index"] = lambda name: (
@@ -86,6 +89,7 @@ def _kinds(classes: int, label_names: Collection[str] | None) -> dict[str, Reade
 
 
 def _plain(label: str) -> str:
+    # `casefold`, not `lower`: it also makes the two spellings of a German sharp s equal.
     return label.replace("_", " ").strip().casefold()
 
 

@@ -52,6 +52,7 @@ def open_samples(
         HubError: the Hub does not give the set.
         UsageError: a limit below 1.
     """
+    # From the form that only one reader takes to the folder, which may have any name.
     if spec is None:
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
     from stm.data.streams import is_stream, open_stream
@@ -125,6 +126,7 @@ def as_samples(
     if data is None or isinstance(data, str | Path):
         return open_samples(data, config=config, limit=limit, seed=seed, need_labels=need_labels)
     samples = data if isinstance(data, SampleSet) else _from_pairs(data, config)
+    # A set may have been opened for another model, so its labels are checked against this one.
     for sample in samples.samples:
         if sample.label is not None and not 0 <= sample.label < config.num_classes:
             raise DataError(f"{sample.file}: class {sample.label}, expected 0 to {config.num_classes - 1}")

@@ -124,6 +124,7 @@ def workers_for(samples: SampleSet, world: World = ALONE) -> int:
         samples.samples[0].source, ImageFile | ParquetImage | TarImage
     ):
         return 0
+    # The processors that this process may use: a container or a batch system may grant fewer than the machine has.
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, max(1, processors // world.local_size))
 
@@ -148,6 +149,7 @@ def iterate(
         UsageError: a batch size below 1 or workers below 0.
         DataError: a worker died.
     """
+    # Checked here and not in the generator below, which would raise only when its first batch is asked for.
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if workers < 0:
@@ -158,8 +160,9 @@ def iterate(
 def _batches(
     samples: SampleSet, prep: Preprocess, starts: Sequence[int], batch_size: int, workers: int
 ) -> Iterator[Batch]:
+    # Cut at fixed positions, whatever can be read: a resumed run then makes the same batches.
     chunks = [samples.samples[first : first + batch_size] for first in starts]
-    if chunks and isinstance(chunks[0][0].source, Tensor):
+    if chunks and isinstance(chunks[0][0].source, Tensor):  # a set holds tensors only, or none
         for first, chunk in zip(starts, chunks, strict=True):
             ready = torch.stack([sample.source for sample in chunk if isinstance(sample.source, Tensor)])
             yield Batch(tuple(range(first, first + len(chunk))), ready, {})

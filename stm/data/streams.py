@@ -5,7 +5,7 @@ Nothing is unpacked, and nothing from the Hub is kept on disk.
     stream:hf:USER/SET[@REVISION][:SPLIT]      a set of the Hub
     set.parquet, "folder/val-*.tar"            files on this machine
 
-The shards are looked through once, for the place and the label of each image. In parquet that costs the column of
+Each shard is looked through once, for the position and the label of each image. In parquet that costs the column of
 labels. A tar file has no list of its content, so the whole file passes by. If several processes work, each looks
 through its share of the shards.
 
@@ -77,16 +77,16 @@ def open_stream(
         nonlocal looked_at
         try:
             if shard.name.endswith(".parquet"):
-                found = Found(parquet_samples(shard, _called(shard), config, need_labels), [])
+                content = Found(parquet_samples(shard, _called(shard), config, need_labels), [])
             else:
-                found = tar_samples(shard, _called(shard), config, need_labels)
+                content = tar_samples(shard, _called(shard), config, need_labels)
         except OSError as error:
             raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
-        # The others look at theirs meanwhile: this process tells of all, without asking them.
+        # The other processes look through their shares as fast, so this one reports for all without asking them.
         looked_at = min(looked_at + world.size, len(shards))
         if on_progress is not None:
             on_progress(Progress("look through", looked_at, len(shards), "files"))
-        return found
+        return content
 
     contents = world.map(look, shards)
     samples = [sample for content in contents for sample in content.samples]
@@ -135,7 +135,7 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
     ending = next((ending for ending in ENDINGS if any(file.endswith(ending) for file in sizes)), ENDINGS[0])
     split, files = choose_shards(asked, sorted(sizes), name.split, ending)
-    commit = str(info.sha)
+    commit = str(info.sha)  # every shard is read at this commit, although the branch may move meanwhile
     return f"hf:{name.repo}@{commit}:{split}", [
         HubFile(name.repo, commit, file, sizes[file] or 0, token) for file in files
     ]
@@ -150,10 +150,11 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
         DataError: the file is no tar file that can be read in place, a sample has two images or no label, or a label is
             no class of the model.
     """
-    places: dict[str, TarImage] = {}
-    names: dict[str, str] = {}
+    # By the name that the files of a sample share:
+    images: dict[str, TarImage] = {}
+    names: dict[str, str] = {}  # of the image's file
+    beside: dict[str, dict[str, bytes]] = defaultdict(dict)  # .cls and .json, by suffix
     skipped: list[str] = []
-    beside: dict[str, dict[str, bytes]] = defaultdict(dict)
     length = file.size if isinstance(file, HubFile) else file.stat().st_size
     try:
         with (
@@ -169,14 +170,14 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                 folder, slash, base = member.name.rpartition("/")
                 stem, dot, kind = base.partition(".")
                 key, kind = f"{folder}{slash}{stem}", kind.lower()
-                if member.isdir() or not base or (dot and not stem):
+                if member.isdir() or not base or (dot and not stem):  # a hidden file is no part of a set
                     continue
                 if not member.isreg() or member.issparse():  # a link, or bytes that lie in several places
                     skipped.append(f"{shard}/{member.name}")
                 elif f".{kind}" in SUFFIXES:
-                    if key in places:
-                        raise DataError(f"{shard}: {key} has two images, expected one a sample")
-                    places[key], names[key] = TarImage(file, member.offset_data, member.size), member.name
+                    if key in images:
+                        raise DataError(f"{shard}: {key} has two images, expected one per sample")
+                    images[key], names[key] = TarImage(file, member.offset_data, member.size), member.name
                 elif kind not in ("cls", "json"):
                     skipped.append(f"{shard}/{member.name}")
                 elif need_labels and (part := tar.extractfile(member)) is not None:
@@ -188,9 +189,10 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
                     beside[key][kind] = part.read()
     except (tarfile.TarError, ValueError, OverflowError) as error:  # a header may hold numbers that are no offsets
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
-    labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in places]
+    # Only now, because a sample's label may stand before its image or after it.
+    labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in images]
     indices = label_indices(labels, None, config, shard) if need_labels else labels
-    samples = [Sample(f"{shard}/{names[key]}", index, places[key]) for key, index in zip(places, indices, strict=True)]
+    samples = [Sample(f"{shard}/{names[key]}", index, images[key]) for key, index in zip(images, indices, strict=True)]
     return Found(samples, skipped)
 
 

@@ -9,13 +9,13 @@ class Alias:
     """An official checkpoint on the Hub.
 
     Args:
-        repo, file: where it is.
-        top1: its accuracy on ImageNet-1k's validation set by its authors, a fraction.
-        parameters: how many there are.
-        d_model: D, the residual width; all have 24 blocks and a state of 16.
+        repo, file: its address.
+        top1: its accuracy on ImageNet-1k's validation set as its authors report it, a fraction.
+        parameters: their number.
+        d_model: D, the residual width; all models have 24 blocks and a state of 16.
         image_size, patch, stride: of its input, in pixels.
         tokens: that enter the first block, class token included.
-        license: SPDX, by the header of the repo's card; the card's text may say more.
+        license: SPDX, from the header of the repo's card; the card's text may say more.
     """
 
     repo: str
@@ -30,6 +30,7 @@ class Alias:
     license: str = "apache-2.0"
 
 
+# Written down here, so that listing the models needs no network.
 ALIASES = {
     "vim-ti": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth", 0.761, 7_148_008, 192, 197, 16),
     "vim-ti-plus": Alias("hustvl/Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth", 0.783, 7_250_344, 192, 730, 8),
@@ -41,12 +42,12 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class HubArchive:
-    """A sample set on the Hub: one archive of a dataset's repo, with a folder a class.
+    """A sample set on the Hub: one archive of a dataset's repo, with one folder per class.
 
     Args:
-        repo, file: where it is.
-        split: what the archive is called among the set's.
-        license: SPDX, by the repo's card.
+        repo, file: its address.
+        split: the name of this archive among those of the set.
+        license: SPDX, from the repo's card.
     """
 
     repo: str
@@ -55,8 +56,8 @@ class HubArchive:
     license: str
 
 
-# Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019): 10,000 images, collected as ImageNet's were
-# but apart from them; the folders' names are class indices.
+# Recht et al., "Do ImageNet Classifiers Generalize to ImageNet?" (2019): 10,000 images, collected in the same way as
+# ImageNet's, but apart from them. The names of the folders are class indices.
 ARCHIVES = {
     "imagenet-v2": HubArchive("vaishaal/ImageNetV2", "imagenetv2-matched-frequency.tar.gz", "matched-frequency", "mit"),
 }
@@ -64,7 +65,7 @@ ARCHIVES = {
 
 @dataclass(frozen=True)
 class SetName:
-    """What the name of a sample set on the Hub says: its repo, and where it is an alias, which."""
+    """The parts of a sample set's name on the Hub. `alias` is None if the name is not an alias."""
 
     repo: str
     revision: str | None
@@ -73,14 +74,15 @@ class SetName:
 
 
 def is_set_name(name: str) -> bool:
-    """Whether a name claims to be that of a sample set on the Hub."""
+    """Return whether a name claims to be that of a sample set on the Hub. `read_set_name` may still refuse it."""
     return name.startswith("hf:") or name.partition("@")[0] in ARCHIVES
 
 
 def read_set_name(name: str) -> SetName | None:
-    """`hf:USER/SET[@REVISION][:SPLIT]` or `ALIAS[@REVISION]`; None for any other name."""
+    """Return the parts of `hf:USER/SET[@REVISION][:SPLIT]` or `ALIAS[@REVISION]`; None for any other name."""
     alias, _, revision = name.partition("@")
     if alias in ARCHIVES:
         return SetName(ARCHIVES[alias].repo, revision or None, ARCHIVES[alias].split, alias)
-    found = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([^:]+))?(?::([\w.-]+))?", name)
-    return SetName(found[1], found[2], found[3]) if found else None
+    # A revision may hold slashes, as `refs/convert/parquet` does, but no colon: git allows none in a name.
+    parts = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([^:]+))?(?::([\w.-]+))?", name)
+    return SetName(parts[1], parts[2], parts[3]) if parts else None

@@ -126,6 +126,7 @@ def _offline(error: Any, request: Request) -> Explained:
 
 
 def _status(error: Any, request: Request) -> Explained:
+    # Statuses that have an exception of their own (gated, not found) stand above this row.
     status = error.response.status_code
     verb = "write" if request.upload else "read"
     if status == 401:
@@ -167,13 +168,14 @@ def _system(error: Any, request: Request) -> Explained:
         return f"no space is left for {request} ({_cache()})", "free some, or set HF_HOME to a folder on another disk"
     if error.errno is None:  # huggingface_hub compares sizes, and raises this without a number
         return f"{request} did not come whole", "run it again"
-    path = error.filename or _cache()
+    path = error.filename or _cache()  # downloads write to the cache, also if the error names no file
     return (
         f"{request} cannot be kept: {os.strerror(error.errno)} ({path})",
         "set HF_HOME to a folder that can be written",
     )
 
 
+# The first row that fits wins: subclasses stand before their bases, and OSError, which many are, last.
 _TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
     ("GatedRepoError", _gated),
     ("RepositoryNotFoundError", _no_repo),

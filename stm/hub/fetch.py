@@ -75,6 +75,7 @@ def fetch(
         try:
             path = Path(hf_hub_download(repo, file, repo_type=kind, revision=revision, token=token, tqdm_class=bar))
         except RemoteEntryNotFoundError as error:
+            # A second request, only now that the name is known to be wrong: it buys a hint with the right one.
             names = list_files(repo, kind=kind, revision=revision, token=token)
             near = difflib.get_close_matches(file, names, 3, 0.4)
             hint = f"did you mean --file {' or '.join(near)}?" if near else f"it holds {listed(names) or 'nothing'}"
@@ -130,6 +131,7 @@ def list_files(repo: str, *, kind: str = "model", revision: str | None = None, t
         try:
             return sorted(HfApi(token=token).list_repo_files(repo, repo_type=kind, revision=revision))
         except OfflineModeIsEnabled:
+            # The cache may hold a part of the files. Whoever needs one of the others gets a sentence about the cache.
             folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))
             return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -147,6 +149,7 @@ def only_checkpoint(repo: str, names: list[str]) -> str:
             f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}",
             "check the name, or name a file: --file NAME",
         )
+    # Never a guess among several: official repositories hold a base model and a fine-tuned one.
     if len(checkpoints) > 1:
         raise HubError(
             f"{repo} holds {len(checkpoints)} checkpoints: {listed(checkpoints)}", f"name one: --file {checkpoints[0]}"
@@ -187,6 +190,7 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
 def cached(repo: str, file: str) -> Path | None:
     """Return a file of a repo's main branch from the cache, or None. The Hub is not asked."""
     with translate_errors(Request(repo, file)):
+        # It returns a marker, which is no text, for a file that the Hub is known not to have.
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(repo, file)
@@ -194,7 +198,7 @@ def cached(repo: str, file: str) -> Path | None:
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:
-    """A bar that huggingface_hub moves and that tells instead of drawing."""
+    """Return the class of a progress bar that huggingface_hub moves. It reports to `on_progress` instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
@@ -206,9 +210,9 @@ def _bar(on_progress: OnProgress, stage: str) -> Any:
             on_progress(Progress(stage, int(self.n), None if self.total is None else int(self.total), "B"))
 
         def update_transfer(self, n: float) -> None:
-            """Xet's bytes on the wire, which would be a second bar; those of the file are told by `update`."""
+            """Ignore Xet's bytes on the wire, which would be a second bar: `update` reports those of the file."""
 
         def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
-            """Xet's speed on the wire."""
+            """Ignore Xet's speed on the wire."""
 
     return Bar

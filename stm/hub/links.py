@@ -1,6 +1,7 @@
-"""Links to a model on the Hub: `hf://OWNER/NAME[@REVISION][/FILE]`, and the addresses of its web pages.
+"""Read links to a model on the Hub: `hf://OWNER/NAME[@REVISION][/FILE]`, and the addresses of its web pages.
 
-A link is read, not followed: what it names is fetched as any other file of a repo, so that no other host is ever asked.
+A link is read, not followed. The file that it names is then fetched as any other file of a repo, so no other host is
+ever asked.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from stm.hub.errors import endpoint
 
 @dataclass(frozen=True)
 class Link:
-    """What a link names: a repo, and where it says so a file in it and a branch, tag or commit."""
+    """The target of a link: a repo, a file in it, and a branch, tag or commit. None for a part that the link omits."""
 
     repo: str
     file: str | None
@@ -20,11 +21,11 @@ class Link:
 
 
 def read_link(text: str) -> Link:
-    """The repo and file that a link names.
+    """Return the target of a link.
 
     Raises:
-        UsageError: it leads to another host than the Hub (HF_ENDPOINT), or to nothing that can be a model. What a link
-            may carry beside a name, such as a password, is not repeated.
+        UsageError: the link leads to another host than the Hub (HF_ENDPOINT), or to something that is no model. The
+            message does not repeat what else a link may carry, such as a password.
     """
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
@@ -32,17 +33,19 @@ def read_link(text: str) -> Link:
     hint = f"links to a file are hf://OWNER/NAME/FILE and {endpoint()}/OWNER/NAME/resolve/main/FILE"
     given, hub = urlsplit(text), urlsplit(endpoint())
     if given.scheme != "hf":
+        # The whole network location: `huggingface.co@elsewhere.org` begins as the Hub's does, and leads elsewhere.
         if (given.scheme, given.netloc) != (hub.scheme, hub.netloc):
             raise UsageError(
                 f"the link leads to {given.scheme}://{given.hostname or ''}, expected the Hub's own host, {endpoint()}",
                 hint,
             )
+        # The download button of a file's page links to `?download=true`.
         if given.query not in ("", "download=true"):
             raise UsageError("the link carries a query, which only the Hub's web pages understand", hint)
     try:
-        found = parse_hf_uri(text, endpoint=endpoint())
+        target = parse_hf_uri(text, endpoint=endpoint())
     except HfUriError as error:
         raise UsageError(f"{text} names no repo on the Hub", hint) from error
-    if found.type != "model":
-        raise UsageError(f"{text} is a {found.type}, expected a model", hint)
-    return Link(found.id, found.path_in_repo or None, found.revision)
+    if target.type != "model":
+        raise UsageError(f"{text} is a {target.type}, expected a model", hint)
+    return Link(target.id, target.path_in_repo or None, target.revision)  # the path of a bare repo is ""

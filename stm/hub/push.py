@@ -111,6 +111,7 @@ def push(
         HubError: the repository exists although it may not, is public although a private one was asked for, may not be
             written, was changed by somebody meanwhile, or cannot be reached.
     """
+    # The folder before the login: a fault of the folder needs no network to be found.
     source = Path(folder)
     ours = _read_card(source)
     user = check(to)
@@ -139,6 +140,7 @@ def push(
                 on_files(tuple(files))
             with _progress(on_progress, files):
                 commit, pull_request = _upload(api, repo, remote, to, source, ours, files)
+    # The main branch's page is the repository's own.
     branch = to.revision if to.revision not in (None, "main") else None
     return Pushed(
         repo=repo,
@@ -175,6 +177,7 @@ def _read_card(folder: Path) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
+    # The Hub would refuse the commit for this, but only after the weights were uploaded.
     try:
         ModelCard(text, ignore_metadata_errors=False)
     except (YAMLError, ValueError) as error:
@@ -189,6 +192,7 @@ def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
     """Return the repository as it is; None if it does not exist, or if this login may not see it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    # Looked at once, before anything is written. `_upload` hands the commit back, and the Hub compares.
     has_branch = True
     try:
         try:
@@ -215,6 +219,7 @@ def _somebody_wrote(api: Any, repo: str, remote: _Remote, ours: str) -> bool:
 
     theirs = fetch(repo, artifact.CARD, revision=remote.commit, token=api.token, on_progress=lambda _: None)
     text = theirs.path.read_text(encoding="utf-8", errors="replace")
+    # A card of another version of stm may be replaced too: its seal shows that nobody has changed it.
     return text != ours and not is_untouched(text)
 
 

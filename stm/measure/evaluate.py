@@ -126,6 +126,7 @@ def assess_each(
     if reference is not None:
         _check_pair(model.config, reference.config)
     same_work(world, model, samples)
+    # Before the first batch: a run of an hour must not end at a file that cannot be written.
     file = None
     if records is not None and world.first:
         check_path(records)
@@ -235,7 +236,7 @@ def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) 
     """Return a batch's records in the set's order, and the model's time."""
     logits, dense_logits, seconds = None, None, 0.0
     if batch.indices:
-        files = [samples.samples[place].file for place in batch.indices]
+        files = [samples.samples[index].file for index in batch.indices]
         # The larger model runs first: the memory that it frees holds all that the smaller one needs.
         dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
         logits, seconds = logits_of(model, batch.images, files, "the model")
@@ -251,13 +252,14 @@ def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logi
     """
     chosen = samples.samples
     records = {
-        place: Record(file=chosen[place].file, label=chosen[place].label, error=error)
-        for place, error in batch.errors.items()
+        index: Record(file=chosen[index].file, label=chosen[index].label, error=error)
+        for index, error in batch.errors.items()
     }
     if logits is not None:
-        files, labels = zip(*((chosen[place].file, chosen[place].label) for place in batch.indices), strict=True)
+        files, labels = zip(*((chosen[index].file, chosen[index].label) for index in batch.indices), strict=True)
         records |= zip(batch.indices, records_of(files, labels, logits, dense_logits), strict=True)
-    return [records[place] for place in sorted(records)]
+    # Batches hold broken images apart from the others: put each record back in its position in the set.
+    return [records[index] for index in sorted(records)]
 
 
 def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
@@ -271,6 +273,7 @@ def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tup
     logits = forward(model, images).cpu()  # the copy waits for the device to finish
     seconds = perf_counter() - start
     if not (finite := logits.isfinite().all(-1)).all():
+        # Refused, not recorded: NaN compares as false, so such a model would look merely bad.
         file = files[int(finite.logical_not().nonzero()[0])]
         half = model.config.dtype != "float32"
         hint = (
@@ -285,6 +288,7 @@ def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tup
 @contextmanager
 def evaluating(*models: ViM | None) -> Iterator[None]:
     """Put models that are in training mode into evaluation mode, and back at the end."""
+    # Models in evaluation mode are left alone, so that the end of the block does not put them into training mode.
     training = [model for model in models if model is not None and model.training]
     for model in training:
         model.eval()
@@ -305,7 +309,7 @@ def _check_pair(config: Config, reference: Config) -> None:
     # Both models see the same batch, so they must take the same images and know the same classes.
     for what, this, dense in (
         ("classes", config.num_classes, reference.num_classes),
-        ("pixels a side", config.model.image_size, reference.model.image_size),
+        ("pixels per side", config.model.image_size, reference.model.image_size),
         ("channels", config.model.in_chans, reference.model.in_chans),
     ):
         if this != dense:

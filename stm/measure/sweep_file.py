@@ -17,6 +17,7 @@ from stm.findings import SweepRow
 from stm.measure.hold import Hold, check_free
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
+_ANOTHER = "give another folder: --out DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +54,15 @@ class CellFile:
 
     def __init__(self, folder: Path, identity: SweepIdentity, also: tuple[str, ...] = ()) -> None:
         self.path, beside = folder / CELLS, folder / IDENTITY
-        self._hint = "give another folder: --out DIR"
         check_folder(folder, also)
-        try:
+        with atomic.refusing(folder, _ANOTHER):
             folder.mkdir(parents=True, exist_ok=True)
             self._hold = Hold(self.path)
             try:
                 self._continue(identity, beside)
-            except BaseException:
+            except BaseException:  # an interrupt too must not leave the lock, or an empty file that was not there
                 self._hold.discard()
                 raise
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror or error}", self._hint) from error
 
     def close(self) -> None:
         """Let other runs have the folder."""
@@ -84,12 +82,9 @@ class CellFile:
     def append(self, key: str, row: SweepRow) -> None:
         """Hand a finished cell to the operating system: a kill after this does not lose it."""
         line = json.dumps({"key": key, "row": encode(row)}, sort_keys=True, allow_nan=False) + "\n"
-        try:
-            with self.path.open("ab") as stream:
-                stream.write(line.encode())
-        except OSError as error:
-            hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
-            raise DataError(f"{self.path} cannot be written: {error.strerror or error}", hint) from error
+        hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
+        with atomic.refusing(self.path, hint, DataError), self.path.open("ab") as stream:
+            stream.write(line.encode())
         self.done[key] = row
 
     def _parse(self, text: bytes) -> dict[str, SweepRow]:
@@ -99,37 +94,41 @@ class CellFile:
                 document = parse(line.decode())
                 done[document["key"]] = decode(SweepRow, document["row"], "row")
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path}: line {number} is not a cell: {error}", self._hint) from error
+                raise DataError(f"{self.path}: line {number} is not a cell: {error}", _ANOTHER) from error
         return done
 
     def _refuse_another(self, identity: SweepIdentity, beside: Path) -> None:
         try:
             there = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
         except ValueError as error:
-            raise DataError(f"{beside} does not say what the cells were measured on: {error}", self._hint) from error
+            raise DataError(f"{beside} does not say what the cells were measured on: {error}", _ANOTHER) from error
         here = encode(identity)
         if different := [key for key in here if there[key] != here[key]]:
-            raise DataError(
-                f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", self._hint
-            )
+            raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", _ANOTHER)
 
 
 def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
     """Refuse a folder that cannot hold a sweep, before any work is done.
 
     Raises:
-        UsageError: it is a file, or a folder with other files.
+        UsageError: it is a file, a folder with other files, or the system would not let us write there.
         DataError: another process is writing to it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, expected a folder for the sweep", "give another one: --out DIR")
-    if folder.exists():
-        ours = {CELLS, IDENTITY, *also}
-        if foreign := sorted(name for name in os.listdir(folder) if atomic.place_of(name) not in ours):
-            raise UsageError(
-                f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep", "give another one: --out DIR"
-            )
-        check_free(folder / CELLS)
+    with atomic.refusing(folder, _ANOTHER):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder} is a file, expected a folder for the sweep", "give another one: --out DIR")
+        if folder.exists():
+            ours = {CELLS, IDENTITY, *also}
+            # The draft of one of our files is what a killed run left, and no reason to refuse the folder.
+            if foreign := sorted(name for name in os.listdir(folder) if atomic.place_of(name) not in ours):
+                raise UsageError(
+                    f"{folder} holds {foreign[0]}, expected a new folder or one of a sweep",
+                    "give another one: --out DIR",
+                )
+            atomic.check_writable(folder / CELLS, _ANOTHER, append=True)
+            check_free(folder / CELLS)
+        # The name of a draft of ours: what a kill leaves of the probe does not make the folder a stranger's.
+        atomic.probe((folder / CELLS).absolute())
 
 
 def write_whole(path: Path, text: str) -> None:

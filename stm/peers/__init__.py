@@ -38,6 +38,7 @@ class Method(NamedTuple):
     make: Callable[[ModelConfig, Removals, int], Peer]
 
 
+# Options are bound here, so that a row reads as the method is published. A peer that draws takes the seed itself.
 def _method(title: str, kind: type[Peer], places: Callable[[int], tuple[int, ...]], **options: Any) -> Method:
     build: Callable[..., Peer] = partial(kind, **options)
     return Method(title, kind, places, lambda model, removals, seed: build(model, removals))
@@ -71,6 +72,7 @@ PEERS: dict[str, Method] = {
     "evit-similarity": _method("EViT, class similarity", EViT, _thirds, score="cls_similarity"),
     "evit-score-order": _method("EViT, in score order", EViT, _thirds, order="score"),
     "evit-fused": _method("EViT, fused token", EViT, _thirds, fuse=True),
+    # ToMe acts in every block, on all tokens; Famba-V's strategies are choices among the same blocks.
     "tome": _method("ToMe", ToMe, _all),
     "tome-decreasing": _method("ToMe, decreasing", DecreasingToMe, _all),
     "famba-v": _method("Famba-V, upper blocks", FambaV, lambda depth: tuple(range(depth // 2, depth - 1))),

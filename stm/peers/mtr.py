@@ -34,7 +34,7 @@ def matched(score: Tensor, feature: Tensor, sources: int, targets: int) -> tuple
     Returns:
         Positions, (B, sources) each.
     """
-    ranked = score.argsort(dim=1, stable=True)
+    ranked = score.argsort(dim=1, stable=True)  # rising: Source, then Target, then Keep
     source, target = ranked[:, :sources], ranked[:, sources : sources + targets]
     partner = cosine(take(feature, source), take(feature, target)).argmax(-1)  # (B, sources)
     return source, target.gather(1, partner)

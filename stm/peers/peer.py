@@ -27,6 +27,7 @@ class Peer(Plan):
     def __init__(self, model: ModelConfig, removals: Removals) -> None:
         super().__init__()
         self.model = model
+        # Without blocks that remove nothing, so that no tap is computed for them.
         self.removals = {block: count for block, count in sorted(removals.items()) if count}
 
     def reduce(self, block: int, state: State, taps: Taps, count: int) -> State:
@@ -113,4 +114,5 @@ def every(start: int, step: int, depth: int) -> tuple[int, ...]:
 
 def scaled(places: Sequence[int], depth: int) -> tuple[int, ...]:
     """Return blocks that were published for 24 blocks at the same share of another depth."""
-    return tuple(sorted({min(place * depth // 24, depth - 2) for place in places}))
+    # A set, because a shallow model may send two published blocks to one. Nothing acts after the last block.
+    return tuple(sorted({min(block * depth // 24, depth - 2) for block in places}))

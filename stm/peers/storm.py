@@ -63,13 +63,13 @@ def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
     return (row + 2 * at + 1).reshape(B, -1), (row + 2 * at).reshape(B, -1)
 
 
-def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Merge:
+def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, new_cls: int) -> Merge:
     """Return the merge of a square grid down to `side` x `side`.
 
     Args:
         x: (B, L, D), the residual.
         cls: (B,), the class token's position.
-        place: of the class token in the new sequence.
+        new_cls: the class token's place in the new sequence.
     """
     tokens = x.shape[1]
     at, old = patches(cls, tokens), isqrt(tokens - 1)
@@ -85,7 +85,7 @@ def grid_merge(x: Tensor, cls: Tensor, side: int, score: str, place: int) -> Mer
     both = composed(rows, absorbing(keep, src, into, old * side), old * old)
     # From numbers of patches to positions in the sequence.
     return absorbing(
-        with_cls(at.gather(1, both.keep), cls, place),
+        with_cls(at.gather(1, both.keep), cls, new_cls),
         at.gather(1, both.src),
         at.gather(1, both.keep.gather(1, both.dst)),
         tokens,

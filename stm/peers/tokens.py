@@ -38,14 +38,15 @@ def staying(gone: Tensor, tokens: int) -> Tensor:
     return stays.argsort(dim=1, descending=True, stable=True)[:, : tokens - gone.shape[1]]
 
 
-def with_cls(order: Tensor, cls: Tensor, place: int) -> Tensor:
-    """Return the patches in their new order (B, P') with the class token (B,) inserted at `place`: (B, P' + 1)."""
-    return torch.cat([order[:, :place], cls[:, None], order[:, place:]], 1)
+def with_cls(order: Tensor, cls: Tensor, new_cls: int) -> Tensor:
+    """Return the patches in their new order (B, P') with the class token cls (B,) inserted at `new_cls`:
+    (B, P' + 1)."""
+    return torch.cat([order[:, :new_cls], cls[:, None], order[:, new_cls:]], 1)
 
 
 def places(keep: Tensor, tokens: int) -> Tensor:
     """Return each position's place in the new sequence `keep` (B, L'), and 0 for positions that leave: (B, L)."""
-    new = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+    new = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)  # (B, L')
     return keep.new_zeros(keep.shape[0], tokens).scatter(1, keep, new)
 
 
@@ -62,6 +63,7 @@ def pruning(keep: Tensor) -> Merge:
 
 def holders(m: Merge, tokens: int) -> Tensor:
     """Return the place that holds each position after a merge, (B, L). Every position must stay or be absorbed."""
+    # Tokens that leave have no place of their own, and `places` gives them 0: overwrite it.
     return places(m.keep, tokens).scatter(1, m.src, m.dst)
 
 

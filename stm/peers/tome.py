@@ -30,21 +30,21 @@ from stm.peers.tokens import (
 )
 
 
-def halves(metric: Tensor, cls: Tensor, r: int, place: int) -> Merge:
+def halves(metric: Tensor, cls: Tensor, r: int, new_cls: int) -> Merge:
     """Return the merge of ToMe: the kept tokens of the even half, then the odd half, each in order.
 
     Args:
         metric: (B, L, D).
         cls: (B,), the class token's position.
         r: tokens that leave.
-        place: of the class token in the new order.
+        new_cls: the class token's place in the new order.
     """
     tokens = metric.shape[1]
     at = patches(cls, tokens)
     even, odd = bipartite(take(metric, at), r)  # (B, r) each, numbers of patches
     rest = staying(even, tokens - 1)  # (B, P - r), both halves still dealt by turns
     halved = rest.gather(1, (rest % 2).argsort(dim=1, stable=True))  # evens first; a stable sort keeps each in order
-    return absorbing(with_cls(at.gather(1, halved), cls, place), at.gather(1, even), at.gather(1, odd), tokens)
+    return absorbing(with_cls(at.gather(1, halved), cls, new_cls), at.gather(1, even), at.gather(1, odd), tokens)
 
 
 class ToMe(Peer):

@@ -33,8 +33,12 @@ RUNTIME = (
     *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
     *("hub.aliases", "model_names", "loading", "saving"),
 )
-LIBRARY = ("checkpoint", "merging", "bake", "findings", "distributed", "hub", "data", "peers", "measure")
-ORDER = (*RUNTIME, *LIBRARY, "bench", "plots", "explain", "page", "commands")
+LIBRARY = (
+    *("checkpoint", "merging", "findings", "distributed", "hub", "data", "peers"),
+    *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
+    *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
+)
+ORDER = (*RUNTIME, *LIBRARY, "bench", "goals", "compressing", "plots", "explain", "page", "commands")
 APART = {"model.initialize"}  # of the runtime's rooms, but not of the runtime
 
 

@@ -1,5 +1,6 @@
 """`stm export`: the official layout and back. The official file is hustvl/Vim's own, of the golden outputs."""
 
+import errno
 import json
 import shlex
 from pathlib import Path
@@ -85,7 +86,16 @@ def test_what_is_there_stays_without_force(stm: Stm, folder: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("PytorchStreamWriter failed writing file\nand more"), "PytorchStreamWriter failed writing file"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     from stm.checkpoint import write as checkpoint_write
     from stm.errors import CheckpointError
 
@@ -93,9 +103,9 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def full(state: object, path: Path) -> None:
         path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file\nand more")
+        raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"out.pth cannot be written: PytorchStreamWriter failed writing file$"):
+    with pytest.raises(CheckpointError, match=f"out.pth cannot be written: {reason}$"):
         checkpoint_write.write(tmp_path / "out.pth", {})
     assert [path.name for path in tmp_path.iterdir()] == ["out.pth"] and (tmp_path / "out.pth").read_text() == "mine"

@@ -212,6 +212,12 @@ def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> 
         swept(images, tmp_path / "other")
     with pytest.raises(UsageError, match="is a file"):
         check_folder(tmp_path / "other" / "notes.txt")
+    for folder, reason in ((Path("/proc/x"), ""), (tmp_path / ("x" * 300), "File name too long")):
+        with pytest.raises(UsageError, match=f"{folder} cannot be written: {reason}") as caught:
+            check_folder(folder)
+        assert caught.value.hint == "give another folder: --out DIR"
+    check_folder(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
