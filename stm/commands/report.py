@@ -128,24 +128,13 @@ def _findings(
 
 
 def _write_page(path: Path, page: bytes, force: bool) -> None:
-<<<<<<< HEAD
     """Write the page whole, or nothing.
 
     Raises:
         ArtifactError: the disk is full, or the path is not one that can be written.
     """
-    try:
-        with atomic.drafted(path, force=force) as draft:
-            draft.write_bytes(page)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} cannot be written: {error.strerror}", "make room, or choose another place with --out"
-        ) from error
-=======
-    """Write the page whole or not at all."""
     with (
         atomic.refusing(path, "make room, or choose another place with --out", ArtifactError),
         atomic.drafted(path, force=force) as draft,
     ):
         draft.write_bytes(page)
->>>>>>> e1
