@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark
 from stm.bake import CalibrationImages, bake
-from stm.data.fit_images import JUDGES, FitImages, as_set, pictures, whole
+from stm.data.fit_images import FitImages, as_set, pictures, whole
 from stm.errors import UsageError
 from stm.fitting import fit
 from stm.goals import Goal
@@ -118,5 +118,4 @@ def _images(model: ViM, fit_on: Any, goal: Goal, seed: int) -> FitImages:
             raise UsageError("max_drop was given without images, and it takes labelled ones to keep", "give fit_on")
         return pictures(model.config, seed=seed)
     samples = as_set(fit_on, model.config, labels=goal.max_drop is not None)
-    # A promise about accuracy is kept on as many images as there are: few of them can promise nothing.
-    return whole(samples, seed=seed, judges=JUDGES if goal.max_drop is None else len(samples))
+    return whole(samples, seed=seed, promise=goal.max_drop is not None)

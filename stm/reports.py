@@ -167,15 +167,22 @@ def figure_rows(
 # Kept apart from `Evaluation`: a comparison has one set and many evaluations, and names the files of its set once.
 @dataclass(frozen=True, kw_only=True)
 class OfSet:
-    """The files of an opened sample set that were not taken for images: how many, and the names of the first few."""
+    """What an opened sample set leaves out.
+
+    Args:
+        skipped, skipped_files: files that were not taken for images: how many, and the names of the first few.
+        fitted_on: images that decided the model's schedule, and so are in no number.
+    """
 
     skipped: int = 0
     skipped_files: tuple[str, ...] = ()
+    fitted_on: int = 0
 
     @property
     def skipped_notes(self) -> tuple[str, ...]:
-        """Return the sentence about these files, if there are any."""
-        return skipped_notes(self.skipped, self.skipped_files)
+        """Return a sentence about each kind that there is."""
+        fitted = (f"{self.fitted_on:,} more images decided the schedule, and are in no number",)
+        return skipped_notes(self.skipped, self.skipped_files) + (fitted if self.fitted_on else ())
 
 
 def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:

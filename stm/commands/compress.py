@@ -254,7 +254,9 @@ def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: O
     images = wish.images
     if wish.splits:  # the limit is for the images that are left to measure on
         images = dataclasses.replace(images, limit=None)
-    samples = open_chosen(images, config, need_labels=False, token=wish.source.token, on_progress=on_progress)
+    # A recipe's fit is over: what it used is left out, as it was then.
+    of = wish.recorded or config
+    samples = open_chosen(images, of, need_labels=False, token=wish.source.token, on_progress=on_progress)
     if max_drop is not None and not samples.labelled:
         raise UsageError(
             f"max drop needs labels, and {samples.name} has none",

@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from stm.config import DRAWN, Config
-from stm.data.fit_images import FEWEST, JUDGES, FitImages, pictures, whole
+from stm.data.fit_images import FEWEST, FitImages, pictures, whole
 from stm.data.fit_images import split as cut_in_two
 from stm.data.open import open_samples, photograph_crops
 from stm.data.sets import SampleSet
@@ -35,20 +35,19 @@ def fit_set(
         config: of the dense model.
         samples: what is measured on.
         split: whether a part of it is for the fit, if it is large enough and `fit` names no other images.
-        labels: whether the judges need labels; then as many of the set as possible judge.
+        labels: whether the judges keep a promise about accuracy, for which they need labels.
         limit: measure on so many images.
 
     Raises:
         UsageError: more images than there are.
         DataError, HubError: see `open_samples`.
     """
-    judges = JUDGES if not labels else 10**9
     if fit.fit_on is not None:
         own = open_samples(
             fit.fit_on, config=config, seed=seed, need_labels=labels, token=token, on_progress=on_progress
         )
-        return whole(own, n=fit.fit_images, seed=seed, judges=judges), samples
-    parts = None if samples is None or not split else cut_in_two(samples, n=fit.fit_images, seed=seed, judges=judges)
+        return whole(own, n=fit.fit_images, seed=seed, promise=labels), samples
+    parts = None if samples is None or not split else cut_in_two(samples, n=fit.fit_images, seed=seed, promise=labels)
     if parts is not None:
         return parts[0], parts[1].take(limit, seed)
     return pictures(config, n=fit.fit_images, seed=seed), samples
@@ -67,10 +66,7 @@ def fit_notes(
     if recipe is None or recipe.fit is None:
         return ()
     if images.data != DRAWN:
-        if given is None or given.name != images.data:
-            return ()
-        used = images.n + recipe.fit.judges
-        return (f"{used} of the {len(given)} images of {images.data} decided the schedule, and are in no number",)
+        return ()
     notes = []
     if given is not None:
         notes.append(

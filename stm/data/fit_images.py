@@ -86,33 +86,32 @@ def pictures_per_source(model: ModelConfig) -> int:
     return max(_FEW, min(_MANY, round(_WORK / work)))
 
 
-def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0, judges: int = JUDGES) -> FitImages:
+def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0, promise: bool = False) -> FitImages:
     """Return images of a set that is there to be fitted on.
 
     Args:
         n: the images that the costs come from; None: `COSTS`, or their share of a smaller set.
-        judges: the most images, of the others, that choose.
+        promise: whether the judges are to keep a promise about accuracy: then all others judge, as few images can
+            promise little.
 
     Raises:
         UsageError: `n` is below 1, or leaves no image to judge by.
     """
-    most = len(samples) * COSTS // (COSTS + JUDGES)
-    costs = min(COSTS, most) if n is None else n
+    costs = _for_costs(len(samples), promise) if n is None else n
     if not 1 <= costs < len(samples):
         raise UsageError(
             f"fit images is {costs}, expected 1 to {len(samples) - 1} of the {len(samples)} images of {samples.name}:"
             " the others judge the candidates"
         )
-    return _drawn_from(samples, costs, min(judges, len(samples) - costs), seed)
+    return _drawn_from(samples, costs, _for_judges(len(samples) - costs, promise), seed)
 
 
 def split(
-    samples: SampleSet, *, n: int | None = None, seed: int = 0, judges: int = JUDGES
+    samples: SampleSet, *, n: int | None = None, seed: int = 0, promise: bool = False
 ) -> tuple[FitImages, SampleSet] | None:
     """Return a part of a set for the fit, and the rest for measuring: at most half of the set is for the fit.
 
-    Args:
-        judges: the most images that choose.
+    Arguments are those of `whole`.
 
     Returns:
         None if the set has fewer than `FEWEST` images.
@@ -123,32 +122,52 @@ def split(
     half = len(samples) // 2
     if len(samples) < FEWEST:
         return None
-    costs = min(COSTS, half * COSTS // (COSTS + JUDGES)) if n is None else n
+    costs = _for_costs(half, promise) if n is None else n
     if not 1 <= costs < half:
         raise UsageError(
             f"fit images is {n}, expected 1 to {half - 1}: at most half of the {len(samples)} images of {samples.name}"
             " are for the fit",
             "name other images for it: --fit-on",
         )
-    chosen = min(judges, half - costs)
+    chosen = _for_judges(half - costs, promise)
     return _drawn_from(samples, costs, chosen, seed), rest(samples, costs + chosen, seed)
+
+
+def _for_costs(images: int, promise: bool) -> int:
+    return min(COSTS, images // 4 if promise else images * COSTS // (COSTS + JUDGES))
+
+
+def _for_judges(images: int, promise: bool) -> int:
+    return images if promise else min(JUDGES, images)
 
 
 def rest(samples: SampleSet, used: int, seed: int) -> SampleSet:
     """Return the images of a set, in its order, that are not among the first `used` of `shuffled(seed)`."""
     gone = {id(sample) for sample in samples.shuffled(seed).samples[:used]}
-    return replace(samples, samples=tuple(sample for sample in samples.samples if id(sample) not in gone))
+    left = tuple(sample for sample in samples.samples if id(sample) not in gone)
+    return replace(samples, samples=left, fitted_on=len(samples) - len(left))
 
 
-def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet | None:
-    """Return the images of a set that a fit did not use, or None if the fit used none of this set.
+def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet:
+    """Return the images of a set that a fit did not use.
 
-    The part is drawn again, and taken for the fit's if its images have the fit's hash.
+    If the name of the set is that of the fit's, the fit's part is drawn again, and known by the hash of its images.
+
+    Raises:
+        DataError: the fit used all of them.
     """
-    if fit.data != samples.name or fit.n + fit.judges >= len(samples):
-        return None
+    used = fit.n + fit.judges
+    if fit.data != samples.name or used > len(samples):
+        return samples
     again = _drawn_from(samples, fit.n, fit.judges, fit.seed)
-    return rest(samples, fit.n + fit.judges, fit.seed) if again.sha256(prep) == fit.sha256 else None
+    if again.sha256(prep) != fit.sha256:
+        return samples
+    if used == len(samples):
+        raise DataError(
+            f"the schedule was fitted on all {used} images of {samples.name}, which therefore measure nothing",
+            "measure on other images: --data DIR",
+        )
+    return rest(samples, used, fit.seed)
 
 
 def as_set(images: Any, config: Config, *, labels: bool = False) -> SampleSet:
@@ -177,6 +196,7 @@ def in_memory(name: str, images: Tensor) -> SampleSet:
 
 
 def _drawn_from(samples: SampleSet, costs: int, judges: int, seed: int) -> FitImages:
+    # Labels decide nothing here, so a later run that reads the set with other labels, or none, finds the same part.
     order = samples.shuffled(seed).samples
     return FitImages(
         samples.name,

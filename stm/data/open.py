@@ -92,22 +92,26 @@ def open_chosen(
 ) -> SampleSet:
     """Return the set that `images` names, cut to the images that its limit and seed choose.
 
-    Arguments and errors are those of `open_samples`.
+    Images that decided the schedule of the model are left out. Arguments and errors are those of `open_samples`.
 
     Args:
+        config: of the model that is measured.
         need_labels: if False, a folder of images side by side is welcome too; other sets must still have labels.
     """
     plain = not need_labels and images.data is not None and Path(images.data).is_dir()
-    return open_samples(
+    samples = open_samples(
         images.data,
         config=config,
-        limit=images.limit,
-        seed=images.draws_by,
         need_labels=not plain or has_labels(Path(str(images.data))),
         token=token,
         world=world,
         on_progress=on_progress,
     )
+    if config.recipe is not None and config.recipe.fit is not None:
+        from stm.data.fit_images import unseen  # below this module
+
+        samples = unseen(samples, config.recipe.fit, config.preprocessing)
+    return samples.take(images.limit, images.draws_by)
 
 
 def as_samples(

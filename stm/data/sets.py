@@ -31,11 +31,13 @@ class SampleSet:
         name: the name of the set in reports; never a path, because reports must not differ between machines.
         samples: at least one.
         skipped: the names of the set's files that were not taken for images.
+        fitted_on: how many images were left out because they decided the schedule of the model.
     """
 
     name: str
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = ()
+    fitted_on: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -48,7 +50,8 @@ class SampleSet:
     @property
     def of_set(self) -> dict[str, Any]:
         """Return the part of a report that is about the set: the fields of `stm.reports.OfSet`."""
-        return {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
+        skipped = {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
+        return skipped | {"fitted_on": self.fitted_on}
 
     @cached_property
     def fingerprint(self) -> str:
