@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError
 from stm.measure.evaluate import evaluating, forward
+from stm.measure.records import kl_divergence
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 
@@ -29,21 +29,11 @@ def divergences(dense: ViM, models: Sequence[ViM], samples: SampleSet, on_progre
         for batch in iterate(samples, dense.config.preprocessing, batch_size=_AT_ONCE):
             if batch.indices:
                 images = batch.images.to(dense.cls_token.device)
-                expected = _log_probabilities(dense, images)
-                given = [_log_probabilities(model, images) for model in models]
-                columns.append(torch.stack([_kl(expected, values) for values in given]))
+                expected = forward(dense, images).cpu()
+                columns.append(torch.stack([kl_divergence(expected, forward(model, images).cpu()) for model in models]))
             done += len(batch.indices) + len(batch.errors)
             if on_progress is not None:
                 on_progress(Progress("choose", done, len(samples), "images"))
     if not columns:
         raise DataError(f"{samples.name}: none of the {len(samples)} images could be read", "choose other images")
     return torch.cat(columns, dim=1)
-
-
-def _log_probabilities(model: ViM, images: Tensor) -> Tensor:
-    return forward(model, images).double().cpu().log_softmax(-1)  # (B, classes)
-
-
-def _kl(expected: Tensor, given: Tensor) -> Tensor:
-    """Return the divergence of each image (B,), from log probabilities (B, classes)."""
-    return F.kl_div(given, expected, log_target=True, reduction="none").sum(-1).clamp_min(0)

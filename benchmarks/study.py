@@ -1,0 +1,157 @@
+"""Measure how far each method moves a model, at equal honest saving, on images that nothing was chosen on.
+
+    python benchmarks/study.py --out study/ \\
+        --case digits vim-digits - digits-train/ --case proxy proxy/ proxy-val/ proxy-other/
+
+A case is NAME MODEL DATA FIT_ON: a dense model, the labelled images to measure on, and other images of its kind, whose
+labels are not used; "-" stands for the embedded set, or for none. Rows: the fitted schedule with and without images
+(one per seed), `staged`, the paper's form, and every peer of `stm compare`. study.csv has one line per row, study.json
+adds the environment, and kl.png and kl.svg draw KL over saving. docs/study.md tells what they said.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from stm.bake import bake
+from stm.codec import encode
+from stm.data.fit_images import pictures, whole
+from stm.data.open import open_samples
+from stm.fitting import Fitting, fit
+from stm.loading import open_model
+from stm.measure import flops
+from stm.measure.compare import Contender, run_all
+from stm.measure.environment import environment_of
+from stm.measure.equal_cost import solve_paper, solve_peer
+from stm.measure.stats import summarize
+from stm.model.vim import ViM
+from stm.options import MergeOptions
+from stm.peers import DEFAULT
+from stm.plots import style
+
+SAVINGS = (0.1, 0.22, 0.3, 0.4)
+
+
+def main() -> None:
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    environment = None
+    for name, model, data, fit_on in options.case:
+        dense = open_model(model)
+        environment = environment_of(dense)
+        fits = dict(fittings(dense, None if fit_on == "-" else fit_on, options.seeds))
+        samples = open_samples(None if data == "-" else data, config=dense.config, limit=options.limit)
+        for saving in options.savings:
+            entered = list(contenders(dense, fits, saving))
+            for contender, run in zip(entered, run_all(entered, samples).runs, strict=True):
+                figures = summarize(run.records, data=samples.name)
+                divergences = [record.kl for record in run.records if record.kl is not None]
+                error = stdev(divergences) / len(divergences) ** 0.5
+                known = {"model": name, "saving": saving, **contender.known}
+                rows.append(known | {"kl_error": error} | only(encode(figures)))
+                print(json.dumps(rows[-1]), flush=True)
+    write(options.out, rows, encode(environment))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure how far each method moves a model.")
+    parser.add_argument("--case", nargs=4, action="append", required=True, metavar=("NAME", "MODEL", "DATA", "FIT_ON"))
+    parser.add_argument("--savings", type=lambda text: [float(part) for part in text.split(",")], default=SAVINGS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def fittings(dense: ViM, fit_on: str | None, seeds: int) -> Iterator[tuple[str, Fitting]]:
+    """Yield the name and the fitting of each seed, without images and with those of the model's kind."""
+    for seed in range(seeds):
+        yield f"fitted, no images, seed {seed}", fit(dense, pictures(dense.config, seed=seed))
+    if fit_on is not None:
+        images = open_samples(fit_on, config=dense.config, need_labels=False)
+        for seed in range(seeds):
+            yield f"fitted, own images, seed {seed}", fit(dense, whole(images, seed=seed))
+
+
+def contenders(dense: ViM, fits: dict[str, Fitting], saving: float) -> Iterator[Contender]:
+    """Yield the dense model and every method at one saving: all by the honest saving of the first fitted schedule."""
+    yield contender(dense, "dense")
+    target = None
+    for name, fitting in fits.items():
+        small = bake(dense, MergeOptions(saving=saving), fitting=fitting)
+        target = flops.count(small.config).honest_saving if target is None else target
+        yield contender(small, name)
+    assert target is not None
+    yield contender(bake(dense, MergeOptions(saving=saving, method="staged")), "staged")
+    yield contender(solve_paper(dense, target)[0], "paper")
+    for name in DEFAULT:
+        solved = solve_peer(dense.config, name, target)
+        yield Contender(dense.with_plan(solved.plan), {"method": name, "honest_saving": solved.flops.honest_saving})
+
+
+def contender(model: ViM, name: str) -> Contender:
+    """Return one of our models, with what its row says beforehand."""
+    recipe = model.config.recipe
+    chosen = None if recipe is None or recipe.fit is None else recipe.fit.cut
+    saving = flops.count(model.config).honest_saving
+    scale = None if model.config.protection is None else model.config.protection.step_scale
+    return Contender(model, {"method": name, "honest_saving": saving, "cut": chosen, "step_scale": scale})
+
+
+def only(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a row's table."""
+    return {key: figures[key] for key in ("data", "n", "kl", "agreement", "top1", "drop", "drop_ci")}
+
+
+def write(out: Path, rows: list[dict[str, Any]], environment: Any) -> None:
+    """Write the table, the document and the figure."""
+    (out / "study.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with (out / "study.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, names)
+        table.writeheader()
+        table.writerows(rows)
+    draw(out, rows)
+
+
+def draw(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Draw KL over saving, one panel per model: ours in colour, the peers in grey."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    with style.style():
+        figure, axes = style.new(3.4, columns=len(models), width=4.0 * len(models))
+        for axis, model in zip(axes[0], models, strict=True):
+            for name, group in by_method([row for row in rows if row["model"] == model]).items():
+                colour, width = COLOURS.get(name, ("0.75", 1.0))
+                label = name if name in COLOURS else None
+                points = [(100 * saving, fmean(group[saving])) for saving in sorted(group)]
+                axis.plot(*zip(*points, strict=True), color=colour, lw=width, label=label)
+            axis.set(title=model, xlabel="token-layers saved, %", yscale="log")
+        axes[0][0].set_ylabel("KL(dense || this), nats; peers in grey")
+        axes[0][0].legend(frameon=False, fontsize=8)
+        style.save(figure, out, "kl")
+
+
+COLOURS = {
+    "fitted, own images": ("#0a7d4f", 2.2),
+    "fitted, no images": ("#2563eb", 2.2),
+    "staged": ("#d97706", 1.6),
+    "paper": ("#9333ea", 1.6),
+}
+
+
+def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[float, list[float]]]:
+    """Return the KL of every method by saving; the seeds of a method are one curve."""
+    out: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        if row["method"] != "dense":
+            out.setdefault(row["method"].partition(", seed")[0], {}).setdefault(row["saving"], []).append(row["kl"])
+    return out
+
+
+if __name__ == "__main__":
+    main()
