@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stm.config import DRAWN, Config, Fit, ModelConfig, Preprocess
+from stm.config import DRAWN, Config, ModelConfig, Preprocess
 from stm.data.images import Sample
 from stm.data.open import as_samples
 from stm.data.pictures import drawn
@@ -148,19 +148,22 @@ def rest(samples: SampleSet, used: int, seed: int) -> SampleSet:
     return replace(samples, samples=left, fitted_on=len(samples) - len(left))
 
 
-def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet:
-    """Return the images of a set that a fit did not use.
+def unseen(samples: SampleSet, config: Config) -> SampleSet:
+    """Return the images of a set that did not decide a model's schedule.
 
     If the name of the set is that of the fit's, the fit's part is drawn again, and known by the hash of its images.
 
     Raises:
         DataError: the fit used all of them.
     """
+    fit = None if config.recipe is None else config.recipe.fit
+    if fit is None:
+        return samples
     used = fit.n + fit.judges
     if fit.data != samples.name or used > len(samples):
         return samples
     again = _drawn_from(samples, fit.n, fit.judges, fit.seed)
-    if again.sha256(prep) != fit.sha256:
+    if again.sha256(config.preprocessing) != fit.sha256:
         return samples
     if used == len(samples):
         raise DataError(

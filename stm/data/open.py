@@ -107,11 +107,9 @@ def open_chosen(
         world=world,
         on_progress=on_progress,
     )
-    if config.recipe is not None and config.recipe.fit is not None:
-        from stm.data.fit_images import unseen  # below this module
+    from stm.data.fit_images import unseen  # below this module
 
-        samples = unseen(samples, config.recipe.fit, config.preprocessing)
-    return samples.take(images.limit, images.draws_by)
+    return unseen(samples, config).take(images.limit, images.draws_by)
 
 
 def as_samples(

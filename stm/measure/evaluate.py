@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stm.config import Config
+from stm.data.fit_images import unseen
 from stm.data.open import as_samples
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
@@ -63,7 +64,7 @@ def evaluate(
         model: a ViM, on the device and in the dtype to measure.
         data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs
             (image, label), or None for what comes with the package. Without labels there is no accuracy, but agreement
-            and KL to the dense model.
+            and KL to the dense model. Images that decided the model's schedule are left out.
         reference: the dense model.
         limit: the most images, drawn at random by `seed`; None: all.
         batch_size: images per batch.
@@ -83,7 +84,8 @@ def evaluate(
         >>> report.data, report.n
         ('digits-heldout', 8)
     """
-    samples = as_samples(data, model.config, limit=limit, seed=seed, need_labels=isinstance(data, str | Path))
+    samples = as_samples(data, model.config, need_labels=isinstance(data, str | Path))
+    samples = unseen(samples, model.config).take(limit, seed)
     images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
     figures = assess(model, samples, images, reference=reference, records=records, on_progress=on_progress)
     return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **vars(figures))
