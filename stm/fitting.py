@@ -7,6 +7,7 @@ taken.
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from stm.options import PRESETS
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
+_NEAR = 0.005  # half a point: a candidate that saves less by more is none
 
 
 class Choice(NamedTuple):
@@ -185,19 +187,17 @@ class Fitting:
             yield from self._orders(layers, sides)
 
     def _orders(self, layers: int, sides: str) -> Iterator[tuple[str, Schedule]]:
-        """Yield the schedules that look at no image, for the same saving, if they can reach it."""
+        """Yield the schedules that look at no image, if they save as much: one that saves less would win unfairly."""
         model, capacity = self.dense.config.model, self._capacity(sides)
         saving = layers / capacity.token_layers
-        try:
+        made = []
+        with suppress(UsageError):  # a side may not have the pairs
             blocks = nearest_stages(capacity, layers_to_save(capacity, saving))
-            yield "staged", bnnm.staged(model.tokens, model.cls, blocks, sides)
-        except UsageError:
-            pass  # a small model may not have the pairs
-        try:
+            made.append(("staged", bnnm.staged(model.tokens, model.cls, blocks, sides)))
+        with suppress(UsageError):
             r, steps = steps_for_saving(capacity, saving)
-            yield "border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)
-        except UsageError:
-            pass
+            made.append(("border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)))
+        yield from ((order, schedule) for order, schedule in made if schedule.saving(model.depth) >= saving - _NEAR)
 
     def _schedule(self, groups: list[Group]) -> Schedule:
         model = self.dense.config.model
