@@ -11,6 +11,7 @@ import stm
 from tests.hang import HANG
 from tests.pictures import labelled
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
@@ -43,6 +44,10 @@ def left():
 def clear():
     for name in left():
         shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+
+for job in JOBS.values():  # what a job imports and keeps is there before the first fork, not made by every child
+    job(True)
+    clear()
 
 def child(job):
     number = os.fork()
