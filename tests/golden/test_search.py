@@ -1,5 +1,5 @@
-"""The fitted schedule against an independent float64 reference (golden/search): costs, their isotonic fit, the cuts, the
-schedules pair by pair, and the logits of the merged models."""
+"""The fitted schedule against an independent float64 reference (golden/search): costs, their isotonic fit, the cuts,
+the schedules pair by pair, and the logits of the merged models."""
 
 import json
 from collections.abc import Callable, Iterator
