@@ -32,6 +32,7 @@ from stm.options import PRESETS
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
+_SHORT = 0.005  # of the saving asked for: as far as a candidate may fall short of it
 
 
 class Choice(NamedTuple):
@@ -129,9 +130,12 @@ class Fitting:
         if judges is None or not layers:
             return Choice(self._schedule(self.table(sides).fitted(layers)), protection, fit)
         scales = STEP_SCALES if other_scales else (protection.step_scale,)
+        # What saves less than was asked would win by that alone. The flat cut saves as much as the table can.
+        fewest = layers / self._capacity(sides).token_layers - _SHORT
         candidates = [
             _Candidate(cut, schedule, dataclasses.replace(protection, step_scale=scale))
             for cut, schedule in self._cuts(layers, sides, other_orders)
+            if cut == "flat" or schedule.saving(self.dense.config.model.depth) >= fewest
             for scale in (scales if cut in ("flat", "regrouped") else (protection.step_scale,))
         ]
         losses = self._losses(candidates, judges, on_progress).mean(1).tolist()
@@ -284,13 +288,15 @@ def _effects_of(dense: ViM, samples: SampleSet, seed: int) -> Iterator[Tensor]:
     size = images_at_once(dense.config.model)
     for batch in iterate(samples, dense.config.preprocessing, batch_size=size):
         # drawn for broken images too, so that no other image's probe depends on them
-        probes = torch.randn(len(batch.indices) + len(batch.errors), dense.config.num_classes, generator=g)
+        places = sorted([*batch.indices, *batch.errors])
+        probes = torch.randn(len(places), dense.config.num_classes, generator=g)
         if batch.indices:
-            yield from effects(dense, batch.images, probes[: len(batch.indices)])
+            yield from effects(dense, batch.images, probes[[places.index(index) for index in batch.indices]])
 
 
 def _level(cost: Tensor, cls: int) -> float:
     """Return the summed cost of the pairs before the first half of the blocks, by which kinds of pictures compare."""
-    pairs = cost[: (cost.shape[0] + 1) // 2 - 1, :-1, 2].clone()  # (blocks, L - 1)
+    blocks = max((cost.shape[0] + 1) // 2 - 1, 1)  # a model of two or three blocks has none before its half but one
+    pairs = cost[:blocks, :-1, 2].clone()  # (blocks, L - 1)
     pairs[:, max(cls - 1, 0) : cls + 1] = 0  # those of the class token
     return float(pairs.sum()) or 1.0
