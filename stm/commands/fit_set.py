@@ -51,7 +51,8 @@ def fit_set(
     parts = None if samples is None or not split else cut_in_two(samples, n=fit.fit_images, seed=seed, judges=judges)
     if parts is not None:
         return parts[0], parts[1].take(limit, seed)
-    return pictures(config, n=fit.fit_images, seed=seed), samples
+    left = None if samples is None else samples.take(limit, seed)
+    return pictures(config, n=fit.fit_images, seed=seed), left
 
 
 def fit_notes(

@@ -95,9 +95,16 @@ def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0, judges: in
 
     Raises:
         UsageError: `n` is below 1, or leaves no image to judge by.
+        DataError: fewer than two images.
     """
+    if len(samples) < 2:
+        raise DataError(
+            f"{samples.name} has {len(samples)} image{'' if len(samples) == 1 else 's'}, expected at least 2 to fit on:"
+            " some give the costs, the others judge the candidates",
+            f"name a larger set; {COSTS + JUDGES} images decide best",
+        )
     most = len(samples) * COSTS // (COSTS + JUDGES)
-    costs = min(COSTS, most) if n is None else n
+    costs = max(1, min(COSTS, most)) if n is None else n
     if not 1 <= costs < len(samples):
         raise UsageError(
             f"fit images is {costs}, expected 1 to {len(samples) - 1} of the {len(samples)} images of {samples.name}:"
@@ -144,11 +151,21 @@ def unseen(samples: SampleSet, fit: Fit, prep: Preprocess) -> SampleSet | None:
     """Return the images of a set that a fit did not use, or None if the fit used none of this set.
 
     The part is drawn again, and taken for the fit's if its images have the fit's hash.
+
+    Raises:
+        UsageError: the fit used all of them.
     """
-    if fit.data != samples.name or fit.n + fit.judges >= len(samples):
+    used = fit.n + fit.judges
+    if fit.data != samples.name or used > len(samples):
         return None
-    again = _drawn_from(samples, fit.n, fit.judges, fit.seed)
-    return rest(samples, fit.n + fit.judges, fit.seed) if again.sha256(prep) == fit.sha256 else None
+    if _drawn_from(samples, fit.n, fit.judges, fit.seed).sha256(prep) != fit.sha256:
+        return None
+    if used == len(samples):
+        raise UsageError(
+            f"all {used} images of {samples.name} decided the model's schedule, and none is left to measure on",
+            "measure on other images: --data DIR",
+        )
+    return rest(samples, used, fit.seed)
 
 
 def as_set(images: Any, config: Config, *, labels: bool = False) -> SampleSet:

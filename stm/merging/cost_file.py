@@ -49,13 +49,15 @@ def key(**decisive: object) -> str:
 
 def read(name: str) -> Effects | None:
     """Return what is kept under a name, or None. The embedded model's are part of the package."""
-    for place in (FOLDER / "costs", folder()):
+    for place in (lambda: FOLDER / "costs", folder):
         with suppress(OSError, RuntimeError, SafetensorError, KeyError):
-            path = place / f"{name}.safetensors"
+            path = place() / f"{name}.safetensors"
             tensors = load_file(path)
-            if place == folder():
-                os.utime(path)  # used now: the last to go
-            return Effects(tensors["cost"].double(), tensors["probes"])
+            found = Effects(tensors["cost"].double(), tensors["probes"])
+            if place is folder:
+                with suppress(OSError):  # others may own the cache
+                    os.utime(path)  # used now: the last to go
+            return found
     return None
 
 
