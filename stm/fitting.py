@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import Fit, Protection, Tried
+from stm.config import Fit, ModelConfig, Protection, Tried
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
 from stm.errors import StmError, UsageError
@@ -69,23 +69,6 @@ class Fitting:
         """Return this fitting with nothing to choose by: its schedules are flat cuts."""
         return dataclasses.replace(self, images=dataclasses.replace(self.images, judges=None))
 
-    def layers(self, rate: float | None, saving: float | None, sides: str = "both") -> int:
-        """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
-
-        Raises:
-            UsageError: a budget out of reach; the message names the largest.
-        """
-        capacity = self._capacity(sides)
-        largest = self.table(sides).most()
-        if rate is None:
-            assert saving is not None
-            return layers_within(capacity, saving, largest)
-        layers = paper_saving(capacity, rate)
-        if layers > largest:
-            share = 100 * largest // capacity.token_layers / 100
-            raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
-        return layers
-
     def table(self, sides: str = "both") -> CostTable:
         """Return the costs of the sides of the class token that take part.
 
@@ -93,7 +76,7 @@ class Fitting:
             UsageError: there is no token on them.
         """
         self._capacity(sides)
-        return CostTable(never_dearer(self.effects.cost), self._parts(sides))
+        return CostTable(never_dearer(self.effects.cost), _parts(self.dense.config.model, sides))
 
     def choose(
         self,
@@ -207,15 +190,37 @@ class Fitting:
         model = self.dense.config.model
         return as_schedule(groups, model.tokens, model.cls)
 
-    def _parts(self, sides: str) -> list[range]:
-        """Return the positions of each side that takes part, ascending."""
-        model = self.dense.config.model
-        parts = bnnm.parts_of(model.tokens, model.cls, sides)
-        return [part if part.step > 0 else part[::-1] for part in parts]
-
     def _capacity(self, sides: str) -> Capacity:
         model = self.dense.config.model
         return bnnm.capacity_of(model, sides)
+
+
+def layers_of(model: ModelConfig, rate: float | None, saving: float | None, sides: str = "both") -> int:
+    """Return the token-layers that a budget saves under a fitted schedule; it needs no costs.
+
+    Args:
+        rate: saves what the paper's schedule saves at it; None: `saving` is the share of the token-layers.
+
+    Raises:
+        UsageError: a budget out of reach; the message names the largest.
+    """
+    capacity = bnnm.capacity_of(model, sides)
+    nothing = torch.zeros(max(model.depth - 1, 0), model.tokens, LARGEST_GROUP + 1)
+    largest = CostTable(nothing, _parts(model, sides)).most() if model.depth > 1 else 0
+    if rate is None:
+        assert saving is not None
+        return layers_within(capacity, saving, largest)
+    layers = paper_saving(capacity, rate)
+    if layers > largest:
+        share = 100 * largest // capacity.token_layers / 100
+        raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
+    return layers
+
+
+def _parts(model: ModelConfig, sides: str) -> list[range]:
+    """Return the positions of each side that takes part, ascending."""
+    parts = bnnm.parts_of(model.tokens, model.cls, sides)
+    return [part if part.step > 0 else part[::-1] for part in parts]
 
 
 def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProgress | None = None) -> Fitting:

@@ -5,8 +5,10 @@ computed, and a later run can find the same part again, by its hash.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -139,6 +141,27 @@ def split(
         )
     chosen = min(judges, half - costs)
     return _drawn_from(samples, costs, chosen, seed), rest(samples, costs + chosen, seed)
+
+
+def check_apart(images: FitImages, samples: SampleSet) -> None:
+    """Raise UsageError if an image of a fit is among those to measure on, under whatever name of its folder."""
+    measured = set(map(_place, samples.samples))
+    fitted = [sample for part in (*images.sources.values(), images.judges) if part for sample in part.samples]
+    both = [sample.file for sample in fitted if _place(sample) in measured]
+    if both:
+        raise UsageError(
+            f"{len(both)} of the images of {images.data} to fit on are among those of {samples.name} to measure on,"
+            f" such as {both[0]}: the accuracy would be of images that the model was tuned on",
+            "leave --fit-on out: a part of the set is then fitted on, and in no number",
+        )
+
+
+def _place(sample: Sample) -> object:
+    """Return where an image lies, the same for every path that leads to it."""
+    source = sample.source
+    if isinstance(source, Tensor):
+        return id(source)
+    return tuple(os.path.realpath(value) if isinstance(value, Path) else value for value in vars(source).values())
 
 
 def rest(samples: SampleSet, used: int, seed: int) -> SampleSet:

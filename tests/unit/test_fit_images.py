@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm.config import Fit
-from stm.data.fit_images import COSTS, FEWEST, JUDGES, FitImages, as_set, in_memory, rest, split, unseen, whole
+from stm.data.fit_images import (
+    COSTS,
+    FEWEST,
+    JUDGES,
+    FitImages,
+    as_set,
+    check_apart,
+    in_memory,
+    rest,
+    split,
+    unseen,
+    whole,
+)
 from stm.data.sets import SampleSet
 from stm.errors import DataError, UsageError
 from tests.pictures import PREP, make_config, picture
@@ -150,6 +162,24 @@ def test_broken_images_are_left_out_of_the_hash_and_all_broken_is_said(tmp_path:
         path.write_text("no image")
     with pytest.raises(DataError, match="mine: none of the images for the fit could be read"):
         whole(as_set(folder, make_config())).sha256(PREP)
+
+
+def test_an_image_is_known_by_every_path_that_leads_to_it(tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / "all" / "some" / f"{number}.png", number)
+    picture(tmp_path / "all" / "others" / "0.png", 9)
+    picture(tmp_path / "apart" / "0.png", 10)
+    (tmp_path / "link").symlink_to(tmp_path / "all" / "some")
+    images = whole(as_set(tmp_path / "all" / "some", make_config()))
+    check_apart(images, as_set(tmp_path / "apart", make_config()))
+    check_apart(images, as_set(tmp_path / "all" / "others", make_config()))
+    for place in ("all", "all/some", "link"):
+        with pytest.raises(UsageError, match="4 of the images of some to fit on are among those of"):
+            check_apart(images, as_set(tmp_path / place, make_config()))
+    tensors = set_of(4)
+    with pytest.raises(UsageError, match="4 of the images of mine"):
+        check_apart(whole(tensors), tensors)
+    check_apart(whole(tensors), set_of(4))
 
 
 def test_labels_are_not_needed_unless_asked_for(tmp_path: Path) -> None:
