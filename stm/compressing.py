@@ -78,7 +78,7 @@ def compress(
         >>> small = stm.compress(dense, rate=0.4)
         >>> depth = dense.config.model.depth
         >>> f"{small.config.schedule.saving(depth):.2f}"
-        '0.22'
+        '0.23'
         >>> paper = stm.compress(dense, rate=0.4, method="paper")
         >>> paper.config.schedule.tokens_per_block(depth)[::6]
         (197, 173, 149, 125)
