@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark
-from stm.bake import CalibrationImages, bake
+from stm.bake import CalibrationImages, bake, fitted_budget
 from stm.data.fit_images import FitImages, as_set, pictures, whole
 from stm.errors import UsageError
 from stm.fitting import fit
@@ -78,7 +78,7 @@ def compress(
         >>> small = stm.compress(dense, rate=0.4)
         >>> depth = dense.config.model.depth
         >>> f"{small.config.schedule.saving(depth):.2f}"
-        '0.22'
+        '0.23'
         >>> paper = stm.compress(dense, rate=0.4, method="paper")
         >>> paper.config.schedule.tokens_per_block(depth)[::6]
         (197, 173, 149, 125)
@@ -106,6 +106,8 @@ def compress(
     fitting = None
     if fit_on is not None or goal.given:
         options.check_fitted("fit_on" if fit_on is not None else goal.name)
+        if not goal.given:
+            fitted_budget(model.config.model, options)  # refused before the costs are computed
         fitting = fit(model, _images(model, fit_on, goal, seed), on_progress=on_progress)
         options = goal.met(fitting, options, on_progress=on_progress)
     small = bake(model, options, fitting=fitting, calibration=calibration, seed=seed, on_progress=on_progress)

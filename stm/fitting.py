@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import Fit, Protection, Tried
+from stm.config import Fit, ModelConfig, Protection, Tried
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
 from stm.errors import StmError, UsageError
@@ -33,7 +33,7 @@ from stm.options import PRESETS
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
-_NEAR = 0.005  # half a point: a candidate that saves less by more is none
+_NEAR = 0.005  # half a point, by which a candidate may save less than was asked
 
 
 class Choice(NamedTuple):
@@ -70,23 +70,6 @@ class Fitting:
         """Return this fitting with nothing to choose by: its schedules are flat cuts."""
         return dataclasses.replace(self, images=dataclasses.replace(self.images, judges=None))
 
-    def layers(self, rate: float | None, saving: float | None, sides: str = "both") -> int:
-        """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
-
-        Raises:
-            UsageError: a budget out of reach; the message names the largest.
-        """
-        capacity = self._capacity(sides)
-        largest = self.table(sides).most()
-        if rate is None:
-            assert saving is not None
-            return layers_within(capacity, saving, largest)
-        layers = paper_saving(capacity, rate)
-        if layers > largest:
-            share = 100 * largest // capacity.token_layers / 100
-            raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
-        return layers
-
     def table(self, sides: str = "both") -> CostTable:
         """Return the costs of the sides of the class token that take part.
 
@@ -94,7 +77,7 @@ class Fitting:
             UsageError: there is no token on them.
         """
         self._capacity(sides)
-        return CostTable(never_dearer(self.effects.cost), self._parts(sides))
+        return CostTable(never_dearer(self.effects.cost), _parts(self.dense.config.model, sides))
 
     def choose(
         self,
@@ -161,7 +144,7 @@ class Fitting:
             _Candidate(preset, schedule, PRESETS[preset].protection)
             for order, schedule in self._orders(saved, config.recipe.sides)
             for preset in ("staged", "paper")
-            if PRESETS[preset].schedule == order
+            if PRESETS[preset].schedule == order and self._saves(schedule, saved)
         ]
         losses = self._losses(candidates, samples, on_progress).tolist()
         return [(candidate.cut, values) for candidate, values in zip(candidates, losses, strict=True)]
@@ -180,14 +163,16 @@ class Fitting:
     def _cuts(self, layers: int, sides: str, other_orders: bool) -> Iterator[tuple[str, Schedule]]:
         """Yield the name and the schedule of each candidate."""
         table = self.table(sides)
-        yield "flat", self._schedule(table.fitted(layers))
+        yield "flat", self._schedule(table.fitted(layers))  # it saves as much as the table can
+        others = []
         if len(self.effects.probes):
-            yield "regrouped", self._schedule(Regrouping(table, self.effects.probes).fitted(layers))
+            others.append(("regrouped", self._schedule(Regrouping(table, self.effects.probes).fitted(layers))))
         if other_orders:
-            yield from self._orders(layers, sides)
+            others += self._orders(layers, sides)
+        yield from ((cut, schedule) for cut, schedule in others if self._saves(schedule, layers))
 
-    def _orders(self, layers: int, sides: str) -> Iterator[tuple[str, Schedule]]:
-        """Yield the schedules that look at no image, if they save as much: one that saves less would win unfairly."""
+    def _orders(self, layers: int, sides: str) -> list[tuple[str, Schedule]]:
+        """Return the schedules nearest to a saving that look at no image."""
         model, capacity = self.dense.config.model, self._capacity(sides)
         saving = layers / capacity.token_layers
         made = []
@@ -197,21 +182,48 @@ class Fitting:
         with suppress(UsageError):
             r, steps = steps_for_saving(capacity, saving)
             made.append(("border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)))
-        yield from ((order, schedule) for order, schedule in made if schedule.saving(model.depth) >= saving - _NEAR)
+        return made
+
+    def _saves(self, schedule: Schedule, layers: int) -> bool:
+        """Return whether a schedule saves as much as was asked: one that saves less would win by that alone."""
+        model = self.dense.config.model
+        return schedule.saving(model.depth) >= layers / (model.tokens * model.depth) - _NEAR
 
     def _schedule(self, groups: list[Group]) -> Schedule:
         model = self.dense.config.model
         return as_schedule(groups, model.tokens, model.cls)
 
-    def _parts(self, sides: str) -> list[range]:
-        """Return the positions of each side that takes part, ascending."""
-        model = self.dense.config.model
-        parts = bnnm.parts_of(model.tokens, model.cls, sides)
-        return [part if part.step > 0 else part[::-1] for part in parts]
-
     def _capacity(self, sides: str) -> Capacity:
         model = self.dense.config.model
         return bnnm.capacity_of(model, sides)
+
+
+def layers_of(model: ModelConfig, rate: float | None, saving: float | None, sides: str = "both") -> int:
+    """Return the token-layers that a budget saves under a fitted schedule; it needs no costs.
+
+    Args:
+        rate: saves what the paper's schedule saves at it; None: `saving` is the share of the token-layers.
+
+    Raises:
+        UsageError: a budget out of reach; the message names the largest.
+    """
+    capacity = bnnm.capacity_of(model, sides)
+    nothing = torch.zeros(max(model.depth - 1, 0), model.tokens, LARGEST_GROUP + 1)
+    largest = CostTable(nothing, _parts(model, sides)).most() if model.depth > 1 else 0
+    if rate is None:
+        assert saving is not None
+        return layers_within(capacity, saving, largest)
+    layers = paper_saving(capacity, rate)
+    if layers > largest:
+        share = 100 * largest // capacity.token_layers / 100
+        raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
+    return layers
+
+
+def _parts(model: ModelConfig, sides: str) -> list[range]:
+    """Return the positions of each side that takes part, ascending."""
+    parts = bnnm.parts_of(model.tokens, model.cls, sides)
+    return [part if part.step > 0 else part[::-1] for part in parts]
 
 
 def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProgress | None = None) -> Fitting:
@@ -284,13 +296,15 @@ def _effects_of(dense: ViM, samples: SampleSet, seed: int) -> Iterator[Tensor]:
     size = images_at_once(dense.config.model)
     for batch in iterate(samples, dense.config.preprocessing, batch_size=size):
         # drawn for broken images too, so that no other image's probe depends on them
-        probes = torch.randn(len(batch.indices) + len(batch.errors), dense.config.num_classes, generator=g)
+        places = sorted([*batch.indices, *batch.errors])
+        probes = torch.randn(len(places), dense.config.num_classes, generator=g)
         if batch.indices:
-            yield from effects(dense, batch.images, probes[: len(batch.indices)])
+            yield from effects(dense, batch.images, probes[[places.index(index) for index in batch.indices]])
 
 
 def _level(cost: Tensor, cls: int) -> float:
     """Return the summed cost of the pairs before the first half of the blocks, by which kinds of pictures compare."""
-    pairs = cost[: (cost.shape[0] + 1) // 2 - 1, :-1, 2].clone()  # (blocks, L - 1)
+    blocks = max((cost.shape[0] + 1) // 2 - 1, 1)  # a model of two or three blocks has none before its half but one
+    pairs = cost[:blocks, :-1, 2].clone()  # (blocks, L - 1)
     pairs[:, max(cls - 1, 0) : cls + 1] = 0  # those of the class token
     return float(pairs.sum()) or 1.0

@@ -144,10 +144,20 @@ def _saving_for_speed(
 
 
 def _most(fitting: Fitting, merge: MergeOptions) -> int:
-    """Return the largest saving in whole percents."""
+    """Return the largest saving in whole percents.
+
+    Raises:
+        UsageError: it is below 1%.
+    """
     sides = merge.sides or merge.preset.sides or "both"
     shape = fitting.dense.config.model
-    return 100 * fitting.table(sides).most() // (shape.tokens * shape.depth)
+    most = 100 * fitting.table(sides).most() // (shape.tokens * shape.depth)
+    if not most:
+        raise UsageError(
+            f"no saving of 1% or more is possible with {shape.tokens} tokens and {shape.depth} blocks",
+            "choose a model of more tokens or blocks",
+        )
+    return most
 
 
 def _last(holds: Callable[[int], bool], most: int, stage: str, on_progress: OnProgress | None) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from stm.artifact import folder as artifact
-from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
+from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again, fitted_budget
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
@@ -138,6 +138,8 @@ def compress(
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
     fitting = None
     if wish.fits:
+        if not goal.given:
+            fitted_budget(dense.config.model, wish.merge)  # refused before the costs are computed
         fit_images, samples = fit_set(
             fit,
             dense.config,

@@ -3,10 +3,11 @@
 from statistics import fmean
 
 from stm.config import DRAWN, Config
-from stm.data.fit_images import FEWEST, FitImages, pictures, whole
+from stm.data.fit_images import FEWEST, FitImages, check_apart, pictures, whole
 from stm.data.fit_images import split as cut_in_two
 from stm.data.open import open_samples, photograph_crops
 from stm.data.sets import SampleSet
+from stm.errors import UsageError
 from stm.fitting import Fitting
 from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
@@ -39,18 +40,28 @@ def fit_set(
         limit: measure on so many images.
 
     Raises:
-        UsageError: more images than there are.
+        UsageError: more images than there are, images that would be measured on too, or too few for a promise.
         DataError, HubError: see `open_samples`.
     """
     if fit.fit_on is not None:
         own = open_samples(
             fit.fit_on, config=config, seed=seed, need_labels=labels, token=token, on_progress=on_progress
         )
-        return whole(own, n=fit.fit_images, seed=seed, promise=labels), samples
+        images = whole(own, n=fit.fit_images, seed=seed, promise=labels)
+        if samples is not None:
+            check_apart(images, samples)
+        return images, samples
     parts = None if samples is None or not split else cut_in_two(samples, n=fit.fit_images, seed=seed, promise=labels)
     if parts is not None:
         return parts[0], parts[1].take(limit, seed)
-    return pictures(config, n=fit.fit_images, seed=seed), samples
+    if labels and samples is not None and split:
+        raise UsageError(
+            f"{samples.name} has {len(samples)} images, expected at least {FEWEST}: one part chooses the saving, the"
+            " rest says what is true",
+            "give more labelled images, or a --rate or --saving",
+        )
+    left = None if samples is None else samples.take(limit, seed)
+    return pictures(config, n=fit.fit_images, seed=seed), left
 
 
 def fit_notes(

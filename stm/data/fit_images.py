@@ -5,8 +5,10 @@ computed, and a later run can find the same part again, by its hash.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -96,8 +98,15 @@ def whole(samples: SampleSet, *, n: int | None = None, seed: int = 0, promise: b
 
     Raises:
         UsageError: `n` is below 1, or leaves no image to judge by.
+        DataError: fewer than two images.
     """
-    costs = _for_costs(len(samples), promise) if n is None else n
+    if len(samples) < 2:
+        raise DataError(
+            f"{samples.name} has {len(samples)} image{'' if len(samples) == 1 else 's'}, expected at least 2 to fit on:"
+            " some give the costs, the others judge the candidates",
+            f"name a larger set; {COSTS + JUDGES} images decide best",
+        )
+    costs = max(1, _for_costs(len(samples), promise)) if n is None else n
     if not 1 <= costs < len(samples):
         raise UsageError(
             f"fit images is {costs}, expected 1 to {len(samples) - 1} of the {len(samples)} images of {samples.name}:"
@@ -139,6 +148,27 @@ def _for_costs(images: int, promise: bool) -> int:
 
 def _for_judges(images: int, promise: bool) -> int:
     return images if promise else min(JUDGES, images)
+
+
+def check_apart(images: FitImages, samples: SampleSet) -> None:
+    """Raise UsageError if an image of a fit is among those to measure on, under whatever name of its folder."""
+    measured = set(map(_place, samples.samples))
+    fitted = [sample for part in (*images.sources.values(), images.judges) if part for sample in part.samples]
+    both = [sample.file for sample in fitted if _place(sample) in measured]
+    if both:
+        raise UsageError(
+            f"{len(both)} of the images of {images.data} to fit on are among those of {samples.name} to measure on,"
+            f" such as {both[0]}: the accuracy would be of images that the model was tuned on",
+            "leave --fit-on out: a part of the set is then fitted on, and in no number",
+        )
+
+
+def _place(sample: Sample) -> object:
+    """Return where an image lies, the same for every path that leads to it."""
+    source = sample.source
+    if isinstance(source, Tensor):
+        return id(source)
+    return tuple(os.path.realpath(value) if isinstance(value, Path) else value for value in vars(source).values())
 
 
 def rest(samples: SampleSet, used: int, seed: int) -> SampleSet:

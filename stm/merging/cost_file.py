@@ -49,13 +49,24 @@ def key(**decisive: object) -> str:
 
 def read(name: str) -> Effects | None:
     """Return what is kept under a name, or None. The embedded model's are part of the package."""
-    for place in (FOLDER / "costs", folder()):
-        with suppress(OSError, RuntimeError, SafetensorError, KeyError):
-            path = place / f"{name}.safetensors"
-            tensors = load_file(path)
-            if place == folder():
-                os.utime(path)  # used now: the last to go
-            return Effects(tensors["cost"].double(), tensors["probes"])
+    return _read(FOLDER / "costs" / f"{name}.safetensors") or _kept(f"{name}.safetensors")
+
+
+def _kept(file: str) -> Effects | None:
+    """Return what the user's cache holds."""
+    with suppress(RuntimeError):  # nobody knows the user's home
+        path = folder() / file
+        found = _read(path)
+        with suppress(OSError):  # others may own the cache
+            os.utime(path)  # used now: the last to go
+        return found
+    return None
+
+
+def _read(path: Path) -> Effects | None:
+    with suppress(OSError, SafetensorError, KeyError):
+        tensors = load_file(path)
+        return Effects(tensors["cost"].double(), tensors["probes"])
     return None
 
 

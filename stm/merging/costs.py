@@ -90,22 +90,29 @@ class _Watch(Plan):
 
 
 def _frozen(model: ViM) -> ViM:
-    """Return a copy that shares the memory of all weights, and whose backward pass computes no gradient of them."""
-    shared: dict[int, object] = {
-        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()
-    }
-    return copy.deepcopy(model.with_plan(None), shared)
+    """Return a copy that shares the memory of the weights, and whose backward pass computes no gradient of them."""
+    shared = dict[int, object]()
+    with torch.inference_mode(False):
+        for parameter in model.parameters():
+            # What was made in inference mode has no place in a graph, and only a copy of it has.
+            data = parameter.clone() if parameter.is_inference() else parameter
+            shared[id(parameter)] = nn.Parameter(data.detach(), requires_grad=False)
+        return copy.deepcopy(model.with_plan(None), shared)
 
 
 def _effects(model: ViM, images: Tensor, probes: Tensor) -> Tensor:
     """Return the effects (B, depth - 1, L, LARGEST_GROUP + 1) of one portion."""
     watch = _Watch()
-    with torch.inference_mode(False), torch.enable_grad():
+    # The numbers are kept for later runs, so they must not depend on the caller's modes.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(images.device.type, enabled=False),
+    ):
         logits = model.with_plan(watch, model.config)(images)
-        gradients = torch.autograd.grad((logits * probes).sum(), watch.streams)
-    return torch.stack(
-        [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)], dim=1
-    )
+        gradients = torch.autograd.grad((logits * probes.clone()).sum(), watch.streams)
+        found = [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)]
+    return torch.stack(found, dim=1)
 
 
 def _of_groups(g: Tensor, x: Tensor) -> Tensor:

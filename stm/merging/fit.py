@@ -17,7 +17,9 @@ from torch import Tensor
 from stm.merging.schedule import Schedule, Step
 
 _BISECTIONS = 60
-_LOWEST, _HIGHEST = 1e-14, 1e4  # prices per token-layer, in units of the largest cost
+# Prices per token-layer, in units of the largest cost. Between the first and the last blocks of some models lie twenty
+# orders of magnitude.
+_LOWEST, _HIGHEST = 1e-30, 1e4
 
 
 @dataclass(frozen=True, order=True)
@@ -123,24 +125,43 @@ class CostTable:
         """Return groups with a saving nearer to `layers`, by small changes.
 
         Each change is the one that costs least per token-layer gained, or that relieves most per token-layer given up.
-        Groups that hold others, and those that are held, stay as they are.
+        Groups that hold others, and those that are held, stay as they are. A new pair merges only if no change of the
+        groups helps, because the price has had its say about every pair.
         """
         groups = set(groups)
         held = {one for one in groups for other in groups if one != other and set(one.positions) & set(other.positions)}
-        while gap := layers - self.saved(groups):
-            changes = [
-                (change.cost / abs(change.gained), change.old, change.new or change.old, change)
-                for change in self._changes(groups - held, held)
-                # a change that ends as far away as it began, or farther, is no help
-                if (change.gained > 0) == (gap > 0) and abs(gap - change.gained) < abs(gap)
-            ]
-            if not changes:
+        gap = layers - self.saved(groups)
+        while gap:
+            change = self._best(self._changes(groups - held, held), gap) or self._best(self._new_pairs(groups), gap)
+            if change is None:
                 break
-            change = min(changes, key=lambda each: each[:3])[3]
-            groups.remove(change.old)
-            if change.new is not None:
-                groups.add(change.new)
+            groups -= {change.old}
+            groups |= {change.new} if change.new.size > 1 else set()
+            gap -= change.gained
         return sorted(groups)
+
+    @staticmethod
+    def _best(changes: Iterable["_Change"], gap: int) -> "_Change | None":
+        """Return the cheapest change, per token-layer, of those that end nearer to a saving than they began."""
+        useful = [
+            (change.cost / abs(change.gained), change.old, change.new, change)
+            for change in changes
+            if (change.gained > 0) == (gap > 0) and abs(gap - change.gained) < abs(gap)
+        ]
+        return min(useful)[3] if useful else None
+
+    def _new_pairs(self, groups: set[Group]) -> Iterator["_Change"]:
+        """Yield the pairs that could merge before the last block."""
+        taken = {position for group in groups for position in group.positions}
+        for part in self.parts:
+            for start in part[:-1]:
+                if start not in taken and start + 1 not in taken:
+                    alone, pair = (Group(start, size, self.depth - 1) for size in (1, 2))
+                    yield _Change(alone, pair, self.cost(pair), self._gain(pair))
+
+    def _gain(self, group: Group) -> int:
+        """Return the token-layers that a group saves if it holds no other."""
+        return (group.size - 1) * (self.depth - group.before)
 
     def _changes(self, groups: set[Group], held: set[Group]) -> Iterator["_Change"]:
         """Yield what can happen to one of the groups: one block or one position more or less, or none of it."""
@@ -153,16 +174,16 @@ class CostTable:
             others += [Group(start - 1, size + 1, before)] if start - 1 in part and start - 1 not in taken else []
             others += [Group(start, size + 1, before)] if start + size in part and start + size not in taken else []
             for new in others:
-                gained = self.saved([new]) - self.saved([old])
+                gained = self._gain(new) - self._gain(old)
                 if gained and 1 <= new.before < self.depth and new.size <= self.largest_group:
-                    yield _Change(old, new if new.size > 1 else None, self.cost(new) - self.cost(old), gained)
+                    yield _Change(old, new, self.cost(new) - self.cost(old), gained)
 
 
 class _Change(NamedTuple):
-    """A group that becomes another, or single tokens again: the cost that this adds, the token-layers that it gains."""
+    """A group that becomes another: the cost that this adds, the token-layers that it gains. Of size 1, it is none."""
 
     old: Group
-    new: Group | None
+    new: Group
     cost: float
     gained: int
 
