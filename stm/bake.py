@@ -11,8 +11,8 @@ from stm.artifact.provenance import own_source
 from stm.config import Calibration, Config, Fit, Protection, Recipe
 from stm.data.fit_images import pictures
 from stm.errors import UsageError
-from stm.fitting import Fitting, fit
-from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, check_options, plan_schedule
+from stm.fitting import Fitting, budget_of, fit
+from stm.merging.bnnm import PlannedSchedule, plan_schedule
 from stm.merging.constants import static_plan
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
@@ -141,15 +141,13 @@ def _fitted(
     seed: int,
     on_progress: OnProgress | None,
 ) -> tuple[PlannedSchedule, Protection, Fit | None]:
-    """Return the fitted schedule of a budget, how its tokens are treated, and what decided both; no fit of a rate 0."""
-    check_options("fitted", options.rate, options.saving, options.stages, sides, options.tokens_per_side)
-    rate = DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
+    """Return the fitted schedule of a budget, how its tokens are treated, and what decided both; no fit of nothing."""
     shape = model.config.model
-    if not (options.saving if rate is None else rate):
+    rate, layers = budget_of(shape, options)  # an impossible one is refused before the fit, which takes long
+    if not layers:
         return PlannedSchedule(Schedule(shape.tokens, shape.cls), rate), protection, None
     if fitting is None:
         fitting = fit(model, pictures(model.config, seed=seed), on_progress=on_progress)
-    layers = fitting.layers(rate, options.saving, sides)
     choice = fitting.choose(
         layers,
         protection,

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import Fit, Protection, Tried
+from stm.config import Fit, ModelConfig, Protection, Tried
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
 from stm.errors import StmError, UsageError
 from stm.measure.judge import divergences
 from stm.measure.records import fingerprint
 from stm.merging import bnnm, cost_file
-from stm.merging.budget import Capacity, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
+from stm.merging.budget import layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
 from stm.merging.constants import static_plan
 from stm.merging.cost_file import Effects
 from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
@@ -28,7 +28,7 @@ from stm.merging.fit import CostTable, Group, as_schedule
 from stm.merging.regroup import PROBES, Regrouping
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
-from stm.options import PRESETS
+from stm.options import PRESETS, MergeOptions
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
@@ -69,21 +69,8 @@ class Fitting:
         return dataclasses.replace(self, images=dataclasses.replace(self.images, judges=None))
 
     def layers(self, rate: float | None, saving: float | None, sides: str = "both") -> int:
-        """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
-
-        Raises:
-            UsageError: a budget out of reach; the message names the largest.
-        """
-        capacity = self._capacity(sides)
-        largest = self.table(sides).most()
-        if rate is None:
-            assert saving is not None
-            return layers_within(capacity, saving, largest)
-        layers = paper_saving(capacity, rate)
-        if layers > largest:
-            share = 100 * largest // capacity.token_layers / 100
-            raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
-        return layers
+        """Return the token-layers that a budget saves; see `layers_of`."""
+        return layers_of(self.dense.config.model, rate, saving, sides)
 
     def table(self, sides: str = "both") -> CostTable:
         """Return the costs of the sides of the class token that take part.
@@ -91,8 +78,9 @@ class Fitting:
         Raises:
             UsageError: there is no token on them.
         """
-        self._capacity(sides)
-        return CostTable(never_dearer(self.effects.cost), self._parts(sides))
+        shape = self.dense.config.model
+        bnnm.capacity_of(shape, sides)
+        return CostTable(never_dearer(self.effects.cost), _parts(shape, sides))
 
     def choose(
         self,
@@ -186,7 +174,8 @@ class Fitting:
 
     def _orders(self, layers: int, sides: str) -> Iterator[tuple[str, Schedule]]:
         """Yield the schedules that look at no image, for the same saving, if they can reach it."""
-        model, capacity = self.dense.config.model, self._capacity(sides)
+        model = self.dense.config.model
+        capacity = bnnm.capacity_of(model, sides)
         saving = layers / capacity.token_layers
         try:
             blocks = nearest_stages(capacity, layers_to_save(capacity, saving))
@@ -203,15 +192,42 @@ class Fitting:
         model = self.dense.config.model
         return as_schedule(groups, model.tokens, model.cls)
 
-    def _parts(self, sides: str) -> list[range]:
-        """Return the positions of each side that takes part, ascending."""
-        model = self.dense.config.model
-        parts = bnnm.parts_of(model.tokens, model.cls, sides)
-        return [part if part.step > 0 else part[::-1] for part in parts]
 
-    def _capacity(self, sides: str) -> Capacity:
-        model = self.dense.config.model
-        return bnnm.capacity_of(model, sides)
+def layers_of(model: ModelConfig, rate: float | None, saving: float | None, sides: str = "both") -> int:
+    """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
+
+    This needs no fit, so a budget can be refused before one.
+
+    Raises:
+        UsageError: a model without a block or a token to merge before; or a budget out of reach, and the message names
+            the largest.
+    """
+    _check_depth(model)
+    capacity = bnnm.capacity_of(model, sides)
+    # What a cut can save depends on no cost.
+    free = torch.zeros(model.depth - 1, model.tokens, LARGEST_GROUP + 1, dtype=torch.float64)
+    largest = CostTable(free, _parts(model, sides)).most()
+    if rate is None:
+        assert saving is not None
+        return layers_within(capacity, saving, largest)
+    layers = paper_saving(capacity, rate)
+    if layers > largest:
+        share = 100 * largest // capacity.token_layers / 100
+        raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
+    return layers
+
+
+def budget_of(model: ModelConfig, options: MergeOptions) -> tuple[float | None, int]:
+    """Return the rate of a fitted schedule's budget, None if it is a saving, and the token-layers that it saves.
+
+    Raises:
+        UsageError: options that exclude each other, or what `layers_of` raises.
+    """
+    sides = options.sides or options.preset.sides or "both"
+    bnnm.check_options("fitted", options.rate, options.saving, options.stages, sides, options.tokens_per_side)
+    rate = bnnm.DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
+    # nothing at all is a budget too: the dense model
+    return rate, layers_of(model, rate, options.saving, sides) if (options.saving if rate is None else rate) else 0
 
 
 def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProgress | None = None) -> Fitting:
@@ -226,8 +242,7 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         DataError: none of the images can be read.
         StmError: the gradients are not finite.
     """
-    if dense.config.model.depth < 2:
-        raise UsageError("the model has one block, and no merge before it would save anything")
+    _check_depth(dense.config.model)
     sha256 = images.sha256(dense.config.preprocessing)
     name = key_of(dense, images, sha256)
     known = cost_file.read(name) if keep else None
@@ -236,6 +251,17 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         if keep:
             cost_file.write(name, known)
     return Fitting(dense, images, sha256, known)
+
+
+def _check_depth(model: ModelConfig) -> None:
+    if model.depth < 2:
+        raise UsageError("the model has one block, and no merge before it would save anything")
+
+
+def _parts(model: ModelConfig, sides: str) -> list[range]:
+    """Return the positions of each side that takes part, ascending."""
+    parts = bnnm.parts_of(model.tokens, model.cls, sides)
+    return [part if part.step > 0 else part[::-1] for part in parts]
 
 
 def key_of(dense: ViM, images: FitImages, sha256: str) -> str:

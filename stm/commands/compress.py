@@ -18,7 +18,7 @@ from stm.config_file import to_json
 from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
-from stm.fitting import Fitting
+from stm.fitting import Fitting, budget_of
 from stm.fitting import fit as fitted
 from stm.goals import Goal
 from stm.hub import push as hub_push
@@ -132,6 +132,8 @@ def compress(
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
+    if wish.fits and not goal.given:
+        budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
