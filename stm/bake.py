@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from stm.artifact.provenance import own_source
-from stm.config import Calibration, Config, Fit, ModelConfig, Protection, Recipe
+from stm.config import Calibration, Config, Fit, Protection, Recipe
 from stm.data.fit_images import pictures
 from stm.errors import UsageError
-from stm.fitting import Fitting, fit, layers_of
-from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, check_options, plan_schedule
+from stm.fitting import Fitting, budget_of, fit
+from stm.merging.bnnm import PlannedSchedule, plan_schedule
 from stm.merging.constants import static_plan
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
@@ -132,19 +132,6 @@ def _under(
     return model.with_plan(static_plan(model, schedule, protection, averaged, on_progress), config)
 
 
-def fitted_budget(model: ModelConfig, options: MergeOptions) -> tuple[float | None, int]:
-    """Return the rate of a fitted schedule, None beside a saving, and the token-layers to save. It needs no costs.
-
-    Raises:
-        UsageError: options that exclude each other, or a budget out of reach.
-    """
-    sides = options.sides or options.preset.sides
-    assert sides is not None  # a preset says it
-    check_options("fitted", options.rate, options.saving, options.stages, sides, options.tokens_per_side)
-    rate = DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
-    return rate, layers_of(model, rate, options.saving, sides)
-
-
 def _fitted(
     model: ViM,
     options: MergeOptions,
@@ -154,10 +141,10 @@ def _fitted(
     seed: int,
     on_progress: OnProgress | None,
 ) -> tuple[PlannedSchedule, Protection, Fit | None]:
-    """Return the fitted schedule of a budget, how its tokens are treated, and what decided both; no fit of a rate 0."""
+    """Return the fitted schedule of a budget, how its tokens are treated, and what decided both; no fit of nothing."""
     shape = model.config.model
-    rate, layers = fitted_budget(shape, options)
-    if not (options.saving if rate is None else rate):
+    rate, layers = budget_of(shape, options)  # an impossible one is refused before the fit, which takes long
+    if not layers:
         return PlannedSchedule(Schedule(shape.tokens, shape.cls), rate), protection, None
     if fitting is None:
         fitting = fit(model, pictures(model.config, seed=seed), on_progress=on_progress)

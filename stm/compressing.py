@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark
-from stm.bake import CalibrationImages, bake, fitted_budget
+from stm.bake import CalibrationImages, bake
 from stm.data.fit_images import FitImages, as_set, pictures, whole
 from stm.errors import UsageError
-from stm.fitting import fit
+from stm.fitting import budget_of, fit
 from stm.goals import Goal
 from stm.model.vim import ViM
 from stm.options import MergeOptions
@@ -107,7 +107,7 @@ def compress(
     if fit_on is not None or goal.given:
         options.check_fitted("fit_on" if fit_on is not None else goal.name)
         if not goal.given:
-            fitted_budget(model.config.model, options)  # refused before the costs are computed
+            budget_of(model.config.model, options)  # refused before the costs are computed
         fitting = fit(model, _images(model, fit_on, goal, seed), on_progress=on_progress)
         options = goal.met(fitting, options, on_progress=on_progress)
     small = bake(model, options, fitting=fitting, calibration=calibration, seed=seed, on_progress=on_progress)

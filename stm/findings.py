@@ -5,6 +5,7 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 
 from dataclasses import dataclass, field
 
+from stm import config
 from stm.reports import Assessment, Evaluation, Flops, OfSet, Report
 
 
@@ -146,6 +147,7 @@ class CompareReport(OfSet, Report):
 
     Args:
         target: the share of the dense model's honest count that every method is made to save.
+        fit: what decided the schedule of the method stm. None of its images is among the n.
         output: the folder that holds the table and its figure, if one was asked for.
     """
 
@@ -158,6 +160,7 @@ class CompareReport(OfSet, Report):
     saving: float | None
     at: str
     target: float
+    fit: config.Fit | None
     rows: tuple[CompareRow, ...]
     output: str | None = None
     files: tuple[str, ...] = ()
@@ -167,9 +170,11 @@ class CompareReport(OfSet, Report):
 class SweepRow(Evaluation):
     """One cell of a sweep: a preset, a peer, the dense model or a sibling.
 
-    A preset has a value on every axis. A peer has `method`, and the `rate` of ours whose saving it matches.
+    A preset of the grid has a value on every axis. A peer, which may be another preset, has `method` and the `rate` of
+    ours whose saving it matches.
 
     Args:
+        cut: of a fitted schedule, the candidate that was taken; see `stm.config.Fit`.
         conv: plain or span.
         static: whether the same tokens leave in every image.
         sibling: whether this is another dense model.
@@ -185,6 +190,7 @@ class SweepRow(Evaluation):
     conv: str | None = None
     tokens_per_side: int | None = None
     # What the cell is
+    cut: str | None = None
     tokens_per_block: tuple[int, ...]
     tokens_left: int
     static: bool
@@ -199,6 +205,8 @@ class SweepReport(OfSet, Report):
     Args:
         refused: the cells that no schedule can fill, and why.
         resumed: the number of cells that an earlier run had finished.
+        fit: the images that decided all fitted schedules, None if there is no such schedule. No image of it is among
+            the n. Which candidate a cell took is its `cut`.
     """
 
     data: str
@@ -208,6 +216,7 @@ class SweepReport(OfSet, Report):
     rows: tuple[SweepRow, ...]
     refused: dict[str, str]
     resumed: int
+    fit: config.Fit | None
     output: str
     files: tuple[str, ...]
 

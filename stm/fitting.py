@@ -21,7 +21,7 @@ from stm.errors import StmError, UsageError
 from stm.measure.judge import divergences
 from stm.measure.records import fingerprint
 from stm.merging import bnnm, cost_file
-from stm.merging.budget import Capacity, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
+from stm.merging.budget import layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
 from stm.merging.constants import static_plan
 from stm.merging.cost_file import Effects
 from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
@@ -29,7 +29,7 @@ from stm.merging.fit import CostTable, Group, as_schedule
 from stm.merging.regroup import PROBES, Regrouping
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
-from stm.options import PRESETS
+from stm.options import PRESETS, MergeOptions
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
@@ -76,8 +76,9 @@ class Fitting:
         Raises:
             UsageError: there is no token on them.
         """
-        self._capacity(sides)
-        return CostTable(never_dearer(self.effects.cost), _parts(self.dense.config.model, sides))
+        shape = self.dense.config.model
+        bnnm.capacity_of(shape, sides)
+        return CostTable(never_dearer(self.effects.cost), _parts(shape, sides))
 
     def choose(
         self,
@@ -173,7 +174,7 @@ class Fitting:
 
     def _orders(self, layers: int, sides: str) -> list[tuple[str, Schedule]]:
         """Return the schedules nearest to a saving that look at no image."""
-        model, capacity = self.dense.config.model, self._capacity(sides)
+        model, capacity = self.dense.config.model, bnnm.capacity_of(self.dense.config.model, sides)
         saving = layers / capacity.token_layers
         made = []
         with suppress(UsageError):  # a side may not have the pairs
@@ -193,23 +194,21 @@ class Fitting:
         model = self.dense.config.model
         return as_schedule(groups, model.tokens, model.cls)
 
-    def _capacity(self, sides: str) -> Capacity:
-        model = self.dense.config.model
-        return bnnm.capacity_of(model, sides)
-
 
 def layers_of(model: ModelConfig, rate: float | None, saving: float | None, sides: str = "both") -> int:
-    """Return the token-layers that a budget saves under a fitted schedule; it needs no costs.
+    """Return the token-layers that a budget saves: a saving, or what the paper's schedule saves at a rate.
 
-    Args:
-        rate: saves what the paper's schedule saves at it; None: `saving` is the share of the token-layers.
+    This needs no fit, so a budget can be refused before one.
 
     Raises:
-        UsageError: a budget out of reach; the message names the largest.
+        UsageError: a model without a block or a token to merge before; or a budget out of reach, and the message names
+            the largest.
     """
+    _check_depth(model)
     capacity = bnnm.capacity_of(model, sides)
-    nothing = torch.zeros(max(model.depth - 1, 0), model.tokens, LARGEST_GROUP + 1)
-    largest = CostTable(nothing, _parts(model, sides)).most() if model.depth > 1 else 0
+    # What a cut can save depends on no cost.
+    free = torch.zeros(model.depth - 1, model.tokens, LARGEST_GROUP + 1, dtype=torch.float64)
+    largest = CostTable(free, _parts(model, sides)).most()
     if rate is None:
         assert saving is not None
         return layers_within(capacity, saving, largest)
@@ -218,6 +217,19 @@ def layers_of(model: ModelConfig, rate: float | None, saving: float | None, side
         share = 100 * largest // capacity.token_layers / 100
         raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
     return layers
+
+
+def budget_of(model: ModelConfig, options: MergeOptions) -> tuple[float | None, int]:
+    """Return the rate of a fitted schedule's budget, None if it is a saving, and the token-layers that it saves.
+
+    Raises:
+        UsageError: options that exclude each other, or what `layers_of` raises.
+    """
+    sides = options.sides or options.preset.sides or "both"
+    bnnm.check_options("fitted", options.rate, options.saving, options.stages, sides, options.tokens_per_side)
+    rate = bnnm.DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
+    # nothing at all is a budget too: the dense model
+    return rate, layers_of(model, rate, options.saving, sides) if (options.saving if rate is None else rate) else 0
 
 
 def _parts(model: ModelConfig, sides: str) -> list[range]:
@@ -238,8 +250,7 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         DataError: none of the images can be read.
         StmError: the gradients are not finite.
     """
-    if dense.config.model.depth < 2:
-        raise UsageError("the model has one block, and no merge before it would save anything")
+    _check_depth(dense.config.model)
     sha256 = images.sha256(dense.config.preprocessing)
     name = key_of(dense, images, sha256)
     known = cost_file.read(name) if keep else None
@@ -248,6 +259,11 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         if keep:
             cost_file.write(name, known)
     return Fitting(dense, images, sha256, known)
+
+
+def _check_depth(model: ModelConfig) -> None:
+    if model.depth < 2:
+        raise UsageError("the model has one block, and no merge before it would save anything")
 
 
 def key_of(dense: ViM, images: FitImages, sha256: str) -> str:

@@ -7,13 +7,14 @@ from stm.findings import CompareReport, CompareRow
 from stm.units import operations, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import environment_text
+from stm_cli._format import environment_text, fit_rows
 from stm_cli._output import Output
 
 EXAMPLES = (
     "stm compare vim-digits",
     "stm compare vim-digits --saving 0.15 --at both --out table/",
     "stm compare vim-s --data imagenet/val --also vim-ti --limit 5000",
+    "stm compare vim-s --data imagenet/val --fit-on pictures/",
     "stm compare vim-ti --data imagenet/val --rate 0.2 --methods paper,hsa,rmeeto",
 )
 
@@ -27,6 +28,7 @@ def run(
     methods: o.Methods = None,
     at: o.At = "published",
     also: o.Also = None,
+    fitted: g.Fitted,
     data: o.Data = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
@@ -38,7 +40,7 @@ def run(
     workers: o.Workers = None,
     display: g.Display,
 ) -> None:
-    """Set both presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
+    """Set our presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
     from stm.commands.compare import compare
     from stm.distributed import joined
     from stm.options import EvalOptions
@@ -50,6 +52,7 @@ def run(
             model,
             g.model_options(source, machine),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            fitted.options(),
             saving=saving,
             rate=rate,
             methods=methods,
@@ -93,6 +96,7 @@ def screen(report: CompareReport) -> RenderableType:
             f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)}"
             " of the honest operations"
         ),
+        *(f"stm: {name} {value}" for name, value in fit_rows(report.fit)),
         (
             "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is"
             " computed. drop: points from dense. p: McNemar's test against stm."

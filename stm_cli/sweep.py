@@ -11,12 +11,12 @@ from stm.findings import SweepReport, SweepRow
 from stm.units import operations, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import environment_text
+from stm_cli._format import environment_text, fit_rows
 from stm_cli._output import Output
 
 EXAMPLES = (
     "stm sweep vim-digits",
-    "stm sweep vim-digits --schedules staged,sweep,border --sides both --peers random,rmeeto",
+    "stm sweep vim-digits --schedules fitted,staged,border --sides both --peers random,rmeeto",
     "stm sweep vim-s --data imagenet/val --also vim-ti --limit 5000 --out sweep/",
     "stm sweep vim-ti --data imagenet/val --method paper --no-peers",
 )
@@ -40,6 +40,7 @@ def run(
     peers: o.Peers = None,
     no_peers: o.NoPeers = False,
     also: o.Also = None,
+    fitted: g.Fitted,
     data: o.Data = None,
     limit: o.SweepLimit = 100,
     batch_size: o.BatchSize = 32,
@@ -76,6 +77,7 @@ def run(
             g.model_options(source, machine),
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
             grid,
+            fitted.options(),
             also=also or (),
             out=out,
             world=world,
@@ -118,6 +120,7 @@ def screen(report: SweepReport) -> RenderableType:
         " saving."
     )
     parts.append(f"{report.model} on {report.n:,} images of {report.data}")
+    parts += [f"{name} {value}" for name, value in fit_rows(report.fit)]
     parts.append(f"measured on {environment_text(report.environment)}")
     return Group(*parts)
 

@@ -1,5 +1,6 @@
 """`stm bench`: a dense model against a compressed one by the clock."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from stm.bake import bake
@@ -37,7 +38,8 @@ def bench(
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`. A compressed model is timed against its own dense
             model.
-        merge: how to compress a dense model.
+        merge: how to compress a dense model. If neither a method nor a schedule is named, random weights take the
+            preset staged: a fit to them would mean nothing.
         batch_sizes: images per forward, one or several.
         threads: of torch on the processor; None: torch's choice.
         rounds: None: as many as fit into ten seconds per batch size.
@@ -51,9 +53,10 @@ def bench(
     """
     if against is not None:
         check_choice("against", against, AGAINST)
+    merge, notes = _for_random(merge) if random_weights else (merge, ())
     with on_threads(threads):
         vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
-        dense, small = _pair(vim, merge, model)
+        dense, small = _pair(vim, merge, model, on_progress)
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
         if against is not None:
@@ -88,19 +91,28 @@ def bench(
         flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
         wall_clock_gain=None if ours is None else ours.gain,
         gemm_ms=theirs.gemm_ms,
-        notes=vim.config.extra_texts("notes"),
+        notes=(*vim.config.extra_texts("notes"), *notes),
         reasons=_reasons(ours is None, any(row.peak_bytes is None for row in rows)),
     )
 
 
-def _pair(vim: ViM, merge: MergeOptions, model: str) -> tuple[ViM, ViM | None]:
+def _for_random(merge: MergeOptions) -> tuple[MergeOptions, tuple[str, ...]]:
+    """Return what to merge of random weights, and the note that says so."""
+    if merge.method is not None or merge.schedule is not None:
+        return merge, ()
+    return dataclasses.replace(merge, method="staged"), (
+        "there is nothing to fit in random weights: the preset staged is timed, --method or --schedule names another",
+    )
+
+
+def _pair(vim: ViM, merge: MergeOptions, model: str, on_progress: OnProgress | None) -> tuple[ViM, ViM | None]:
     """Return the dense model, and the compressed one if anything is merged."""
     if vim.plan is not None:
         if merge != MergeOptions():
             raise UsageError(f"{model} is already compressed", "leave out what says how to, or name its dense source")
         return vim.with_plan(None), vim
     # A budget that is too small for a single merge leaves one model: the dense one would be timed against itself.
-    small = bake(vim, merge)
+    small = bake(vim, merge, on_progress=on_progress)
     return vim, small if small.plan is not None else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stm.artifact import atomic
+from stm.commands.fit_set import fit_once
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
@@ -14,7 +15,7 @@ from stm.measure.compare import contenders, rows, run_all
 from stm.measure.environment import environment_of
 from stm.measure.table import as_csv
 from stm.model.vim import ViM
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, ModelOptions
 from stm.plots import compare as plots_compare
 from stm.plots import style as plots
 from stm.progress import OnProgress
@@ -26,6 +27,7 @@ def compare(
     model: str,
     source: ModelOptions = ModelOptions(),
     images: EvalOptions = EvalOptions(),
+    fit: FitOptions = FitOptions(),
     *,
     methods: Sequence[str] | None = None,
     saving: float | None = None,
@@ -41,7 +43,9 @@ def compare(
 
     Args:
         model, source: a dense MODEL, and how to open it; see `stm.load`.
-        images: the sample set. Its seed also draws the tokens that random pruning removes.
+        images: the sample set. Its seed also draws the tokens that random pruning removes, and the images of the fit.
+        fit: the images that the method stm is fitted on. By default they are pictures that need no data: every method
+            is measured on all images of the set. Images of the set that `fit` names are left out for every method.
         methods, saving, rate, at: see `stm.measure.compare.contenders`.
         also: other dense MODELs: smaller siblings, which a compressed model should beat.
         world: the processes that share the images and return the same report; the first one writes.
@@ -57,7 +61,7 @@ def compare(
         plots.require()
         atomic.check(out, COMPARED, force=force)
     seed = images.draws_by
-    # Every method is solved for the saving before images are read: an impossible budget fails within seconds.
+    # An impossible budget is refused before the fit, and every method is solved before the set is read.
     dense = open_model(model, source, on_progress)
     entered = contenders(
         dense,
@@ -67,8 +71,12 @@ def compare(
         at=at,
         also=open_siblings(also, source, on_progress),
         seed=seed,
+        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        world=world,
+        on_progress=on_progress,
     )
-    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
+    ours = next(entrant.model.config for entrant in entered if entrant.method == "stm")
+    samples = open_chosen(images, ours, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs
@@ -86,6 +94,7 @@ def compare(
         at=at,
         # The peers were solved for what ours saves. Tokens are whole, so that is seldom exactly what was asked for.
         target=next(row for row in table if row.method == "stm").flops.honest_saving,
+        fit=None if ours.recipe is None else ours.recipe.fit,
         rows=table,
         output=None if out is None else str(out),
         files=() if out is None else COMPARED,

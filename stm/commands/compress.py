@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from stm.artifact import folder as artifact
-from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again, fitted_budget
+from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
@@ -18,7 +18,7 @@ from stm.config_file import to_json
 from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
-from stm.fitting import Fitting
+from stm.fitting import Fitting, budget_of
 from stm.fitting import fit as fitted
 from stm.goals import Goal
 from stm.hub import push as hub_push
@@ -132,6 +132,8 @@ def compress(
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
+    if wish.fits and not goal.given:
+        budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
@@ -139,7 +141,7 @@ def compress(
     fitting = None
     if wish.fits:
         if not goal.given:
-            fitted_budget(dense.config.model, wish.merge)  # refused before the costs are computed
+            budget_of(dense.config.model, wish.merge)  # refused before the costs are computed
         fit_images, samples = fit_set(
             fit,
             dense.config,

@@ -1,5 +1,7 @@
 """Which images a command fits a schedule on, and what it says about the outcome."""
 
+from collections.abc import Callable
+from functools import cache
 from statistics import fmean
 
 from stm.config import DRAWN, Config
@@ -9,6 +11,7 @@ from stm.data.open import open_samples, photograph_crops
 from stm.data.sets import SampleSet
 from stm.errors import UsageError
 from stm.fitting import Fitting
+from stm.fitting import fit as fitted
 from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
 from stm.options import FitOptions
@@ -62,6 +65,22 @@ def fit_set(
         )
     left = None if samples is None else samples.take(limit, seed)
     return pictures(config, n=fit.fit_images, seed=seed), left
+
+
+def fit_once(
+    fit: FitOptions, dense: ViM, *, seed: int = 0, token: str | None = None, on_progress: OnProgress | None = None
+) -> Callable[[], Fitting]:
+    """Return what fits a model at the first call, and gives the same fit at every later one.
+
+    This is for a table of methods: all of them are measured on all images of a set, so no part of it is for the fit.
+    """
+
+    @cache
+    def fitting() -> Fitting:
+        images, _ = fit_set(fit, dense.config, seed=seed, token=token, on_progress=on_progress)
+        return fitted(dense, images, keep=not fit.no_cache, on_progress=on_progress)
+
+    return fitting
 
 
 def fit_notes(

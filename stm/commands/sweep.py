@@ -1,22 +1,24 @@
 """`stm sweep`: measure a grid of schedules, and draw the curve of accuracy over cost."""
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 
 from stm.codec import encode
 from stm.commands.compare import open_siblings
+from stm.commands.fit_set import fit_once
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
 from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
-from stm.measure.sweep import Grid, measure_cells, planned
+from stm.measure.sweep import Grid, deciding, measure_cells, planned
 from stm.measure.sweep_file import CellFile, SweepIdentity, check_folder, write_whole
 from stm.measure.table import as_csv
 from stm.model_names import name_of
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, ModelOptions
 from stm.plots import pareto as plots_pareto
 from stm.plots import style as plots
 from stm.progress import OnProgress
@@ -29,6 +31,7 @@ def sweep(
     source: ModelOptions = ModelOptions(),
     images: EvalOptions = EvalOptions(limit=100),
     grid: Grid = Grid(),
+    fit: FitOptions = FitOptions(),
     *,
     also: Sequence[str] = (),
     world: World = ALONE,
@@ -40,13 +43,13 @@ def sweep(
     Every finished cell is stored at once. The same command continues a killed run.
 
     Args:
-        model, source, images, also, world: as for `compare`.
+        model, source, images, fit, also, world: as for `compare`. One fit is for all fitted schedules of the grid.
         grid: the cells.
         out: the folder of the cells, the table and the figure, named after the model by default.
 
     Raises:
         UsageError: a grid without any cell, or a folder that cannot be written.
-        DataError: the folder holds the cells of another run.
+        DataError: the folder holds the cells of another run: of another fit, too.
         StmError: what reading and measuring raise; matplotlib is not installed.
     """
     plots.require()  # before hours of measuring, and not when the figure is drawn
@@ -55,10 +58,22 @@ def sweep(
         check_folder(output, SWEPT)
     seed = images.draws_by
     dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
-    # Plans need no images, so a grid that no schedule can fill is refused before a set is opened.
-    plan = list(planned(dense, grid, siblings, seed))
-    samples = open_chosen(images, dense.config, token=source.token, world=world, on_progress=on_progress)
+    # A grid that no schedule can fill is refused before the fit, and before a set is opened.
+    plan = planned(
+        dense,
+        grid,
+        siblings,
+        seed,
+        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        world=world,
+        on_progress=on_progress,
+    )
+    decided = deciding(plan)
+    samples = open_chosen(images, decided, token=source.token, world=world, on_progress=on_progress)
     environment = environment_of(dense, world)
+    # Each cell has its own cut; what decided them is the same.
+    decided_by = None if decided.recipe is None else decided.recipe.fit
+    about = None if decided_by is None else dataclasses.replace(decided_by, cut="flat", tried=())
     # All that a cell's numbers depend on, machine and batch size included: the cells of a folder must be comparable, so
     # another run may not continue it.
     identity = SweepIdentity(
@@ -69,6 +84,7 @@ def sweep(
         seed=seed,
         batch_size=images.batch_size,
         environment=encode(environment),
+        fit=about,
     )
     file = CellFile(output, identity, SWEPT) if world.first else None
     # The first process alone holds the file; the others measure and write nothing.
@@ -96,6 +112,7 @@ def sweep(
             rows=table,
             refused={str(entry.cell): entry.refused for entry in plan if entry.refused is not None},
             resumed=resumed,
+            fit=about,
             output=str(output),
             files=SWEPT,
             **samples.of_set,

@@ -5,30 +5,36 @@ once, and what slows the machine down for a while slows all of them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stm.bake import bake
+from stm.bake import bake, bake_again
+from stm.config import PRESET_NAMES
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
 from stm.errors import UsageError, check_choice
 from stm.findings import CompareRow
+from stm.fitting import Fitting, budget_of
 from stm.measure import flops
-from stm.measure.equal_cost import solve_paper, solve_peer
+from stm.measure.equal_cost import NEAR, solve_peer, solve_preset
 from stm.measure.evaluate import Run, Timing, evaluating, logits_of, recorded, same_work, timed
 from stm.measure.records import Record
 from stm.measure.stats import compared, summarize
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
-from stm.options import MergeOptions
+from stm.options import PRESETS, MergeOptions
 from stm.peers import DEFAULT, PEERS
+from stm.peers.peer import Peer
 from stm.progress import OnProgress, Progress
 from stm.reports import Flops
 
-OWN_METHODS = ("stm", "paper")
+# What the presets are called in a table, ours first: the rows that all others are solved for.
+TITLES = {"stm": "STM, fitted (ours)", "staged": "STM, staged", "paper": "STM, the paper's form"}
+OWN_METHODS = PRESET_NAMES
+assert tuple(TITLES) == OWN_METHODS
 DEFAULT_SAVING = 0.2
 AT = ("published", "stm", "both")
 
@@ -62,20 +68,25 @@ def contenders(
     at: str = "published",
     also: Mapping[str, ViM] | None = None,
     seed: int = 0,
+    fitting: Callable[[], Fitting] | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
 ) -> list[Contender]:
-    """Return the dense model, both presets, the peers, and other dense models, in the order of the table.
+    """Return the dense model, our presets, the peers, and other dense models, in the order of the table.
 
     Args:
         dense: what all of them are made of.
-        methods: names of `OWN_METHODS` and `PEERS`; by default both presets and the peers of `DEFAULT`. Ours and random
-            pruning are always rows.
+        methods: names of `OWN_METHODS` and `PEERS`; by default all of ours and the peers of `DEFAULT`. The method stm
+            and random pruning are always rows.
         saving: the share of the token-layers that ours saves. The honest saving that this reaches is what all others
             are solved for. `DEFAULT_SAVING` if no rate is given.
-        rate: instead of a saving, the paper's rate, for both presets; peers are solved for the honest saving that ours
+        rate: instead of a saving, the paper's rate, for all presets; peers are solved for the honest saving that ours
             reaches.
         at: where peers act: "published", "stm" (after the blocks after which ours merges), or "both": one row each.
         also: other dense models, by name.
-        seed: draws what random pruning removes.
+        seed: draws what random pruning removes, and the pictures that ours is fitted on.
+        fitting: makes the fit of ours, once all else is checked; None: on pictures that need no data.
+        world: the processes that make the same contenders; the first one fits.
 
     Raises:
         UsageError: an unknown name, a budget out of reach, or another model that takes other images.
@@ -85,26 +96,43 @@ def contenders(
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
     check_dense(dense)
+    for name, other in (also or {}).items():
+        check_sibling(dense, name, other)
     budget = MergeOptions(rate=rate, saving=DEFAULT_SAVING if rate is None and saving is None else saving)
-    ours = bake(dense, budget)
+    if budget_of(dense.config.model, budget)[1] == 0:
+        raise UsageError("a saving of 0 leaves nothing to compare", "give a saving above 0")
+    (ours,) = baked_alike(
+        dense,
+        lambda: [bake(dense, budget, fitting=fitting() if fitting else None, seed=seed, on_progress=on_progress)],
+        world,
+    )
     target = flops.count(ours.config).honest_saving
+    places = [step.after for step in ours.schedule.steps]
     out = [_contender("dense", "dense", dense, Plan(), flops.count(dense.config))]
     for name in names:
         if name == "stm":
-            out.append(_of_preset("stm", ours))
-        elif name == "paper":
-            paper, near = (
-                (bake(dense, dataclasses.replace(budget, method="paper")), True)
-                if rate is not None
-                else solve_paper(dense, target)
-            )
-            out.append(_of_preset("paper", paper, () if near else (_far(flops.count(paper.config), target),)))
+            out.append(_of_preset("stm", ours, target))
+        elif name in OWN_METHODS:
+            if rate is None:
+                out.append(_of_preset(name, solve_preset(dense, name, target)[0], target))
+            else:
+                out.append(_of_preset(name, bake(dense, dataclasses.replace(budget, method=name)), target, rate))
         else:
             for where in ("published", "stm") if at == "both" else (at,):
-                out.append(_of_peer(dense, name, where, target, [step.after for step in ours.schedule.steps], seed))
+                out.append(_of_peer(dense, name, where, target, places, seed))
     for name, other in (also or {}).items():
         out.append(_sibling(dense, name, other))
     return out
+
+
+def baked_alike(dense: ViM, make: Callable[[], list[ViM]], world: World) -> list[ViM]:
+    """Return what the first process makes of the dense model, in every process.
+
+    Another machine may round the costs of a fit otherwise, and then merge other tokens.
+    """
+    made = make() if world.first else []
+    configs = world.broadcast([small.config for small in made])
+    return made if world.first else [bake_again(dense, config) for config in configs]
 
 
 class _Runner:
@@ -230,22 +258,21 @@ def _contender(method: str, title: str, model: ViM, plan: Plan, counted: Flops, 
     return Contender(model, facts | {"static": True} | known)
 
 
-def _of_preset(name: str, model: ViM, notes: tuple[str, ...] = ()) -> Contender:
-    config = model.config
+def _of_preset(name: str, model: ViM, target: float, rate: float | None = None) -> Contender:
+    config, counted = model.config, flops.count(model.config)
     protection = config.protection
-    if model.plan is None or protection is None:
-        raise UsageError("a saving of 0 leaves nothing to compare", "give a saving above 0")
+    assert model.plan is not None and protection is not None  # it merges
     return _contender(
         name,
-        {"stm": "STM (ours)", "paper": "STM, the paper's form"}[name],
+        TITLES[name],
         model,
         model.plan,
-        flops.count(config),
+        counted,
         static=protection.mode == "static",
-        schedule="staged" if name == "stm" else "border",
+        schedule=PRESETS[name].order,
         weights=protection.weights,
         acts_after=tuple(step.after for step in config.schedule.steps),
-        notes=notes,
+        notes=_far(counted, target, rate),
     )
 
 
@@ -261,12 +288,27 @@ def _of_peer(dense: ViM, name: str, where: str, target: float, stm_places: Seque
         static=plan.static,
         schedule=where,
         acts_after=tuple(plan.removals),
-        notes=() if solved.near else (_far(solved.flops, target),),
+        notes=_far(solved.flops, target) + _few(solved.plan, stm_places if where == "stm" else ()),
     )
 
 
-def _far(reached: Flops, target: float) -> str:
-    return f"saves {reached.honest_saving:.1%}, the nearest to {target:.1%} that it can have"
+def _far(reached: Flops, target: float, rate: float | None = None) -> tuple[str, ...]:
+    """Say of a method that it saves another share than ours, if it does.
+
+    Args:
+        rate: what it was made for, if not for the share.
+    """
+    if abs(reached.honest_saving - target) <= NEAR:
+        return ()
+    if rate is not None:
+        return (f"saves {reached.honest_saving:.1%} at rate {rate:g}, where stm saves {target:.1%}",)
+    return (f"saves {reached.honest_saving:.1%}, the nearest to {target:.1%} that it can have",)
+
+
+def _few(plan: Peer, places: Sequence[int]) -> tuple[str, ...]:
+    """Say of a peer that it has nothing to remove in some of the given places, if it has not."""
+    acts, given = len(plan.removals), len(places)
+    return (f"removes tokens in {acts} of these {given} places: more would save too much",) if acts < given else ()
 
 
 def check_dense(model: ViM) -> None:
@@ -288,6 +330,5 @@ def check_sibling(dense: ViM, name: str, other: ViM) -> None:
 
 def _sibling(dense: ViM, name: str, other: ViM) -> Contender:
     """Another dense model, its savings against the one that is compressed."""
-    check_sibling(dense, name, other)
     counted = flops.against(flops.count(other.config), flops.count(dense.config))
     return _contender(name, f"{name}, dense", other, Plan(), counted, sibling=True)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 from stm.config import Config
 from stm.errors import UsageError
 from stm.measure import flops
-from stm.merging.bnnm import uneven
-from stm.merging.budget import Capacity
+from stm.merging.bnnm import capacity_of, staged, uneven
+from stm.merging.budget import Capacity, all_stages
 from stm.merging.plan import StaticPlan
+from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
 from stm.options import PRESETS
 from stm.peers import PEERS
@@ -66,33 +67,50 @@ def nearest(config: Config, plans: Iterable[Peer], saving: float) -> Solved | No
     return Solved(plan, best, abs(best.honest_saving - saving) <= NEAR)
 
 
-def solve_paper(dense: ViM, saving: float) -> tuple[ViM, bool]:
-    """Return the preset `paper` with the honest saving nearest to `saving`, and whether that is within half a point.
+def solve_preset(dense: ViM, preset: str, saving: float) -> tuple[ViM, bool]:
+    """Return a preset of ours with the honest saving nearest to `saving`, and whether that is within half a point.
 
-    r is the smallest number of tokens per side that reaches it; the first m of its K steps take one more.
+    Args:
+        preset: "staged", whose stages are those of some budget; or "paper", for which r is the smallest number of
+            tokens per side that reaches the saving, and the first m of its K steps take one more.
+
+    Raises:
+        UsageError: there is nothing that it could merge.
     """
-    reached = [(abs(flops.count(config).honest_saving - saving), config) for config in _papers(dense.config, saving)]
+    schedules = _staged(dense.config) if preset == "staged" else _papers(dense.config, saving)
+    made = (_under(dense.config, preset, schedule) for schedule in schedules)
+    reached = [(abs(flops.count(config).honest_saving - saving), config) for config in made]
     if not reached:
-        raise UsageError("the paper's schedule finds nothing to merge in this model", "leave it out: --methods stm,...")
+        raise UsageError(f"the preset {preset} finds nothing to merge in this model", "leave it out: --methods stm,...")
     distance, config = min(reached, key=lambda pair: pair[0])
     assert config.protection is not None
     plan = StaticPlan(config.schedule, config.protection, config.model).to(dense.cls_token.device)
     return dense.with_plan(plan, config), distance <= NEAR
 
 
-def _papers(config: Config, saving: float) -> Iterator[Config]:
-    """What the paper's schedule can be around a saving."""
-    preset, model = PRESETS["paper"], config.model
-    order, protection = preset.schedule or "border", preset.protection
+def _under(config: Config, preset: str, schedule: Schedule) -> Config:
+    """Return the config of a model that a preset compresses by a schedule."""
+    return dataclasses.replace(config, schedule=schedule, protection=PRESETS[preset].protection, measured=(), files={})
+
+
+def _staged(config: Config) -> Iterator[Schedule]:
+    """Yield every schedule that the preset staged makes of a budget."""
+    model = config.model
+    for stages in all_stages(capacity_of(model, "both")):
+        yield staged(model.tokens, model.cls, stages)
+
+
+def _papers(config: Config, saving: float) -> Iterator[Schedule]:
+    """Yield what the paper's schedule can be around a saving."""
+    model, order = config.model, PRESETS["paper"].order
     sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
     capacity = Capacity(model.tokens, model.depth, sides)
 
-    def made(counts: Sequence[int]) -> Config:
-        schedule = uneven(model.tokens, model.cls, order, counts)
-        return dataclasses.replace(config, schedule=schedule, protection=protection, measured=(), files={})
+    def made(counts: Sequence[int]) -> Schedule:
+        return uneven(model.tokens, model.cls, order, counts)
 
     def saved(r: int, steps: int) -> float:
-        return flops.count(made([r] * steps)).honest_saving if steps else 0.0
+        return flops.count(_under(config, "paper", made([r] * steps))).honest_saving if steps else 0.0
 
     most = [(r, capacity.most_steps(r)) for r in range(1, min(sides, default=0) // 2 + 1) if capacity.most_steps(r)]
     if not most:

@@ -1,24 +1,26 @@
 """A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
 
 A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for
-gradual orders, r; what an axis leaves open is the preset's. Peers, and the paper's form among them, are solved, rate by
-rate, for the honest saving of the first cell of that rate.
+gradual orders, r; what an axis leaves open is the preset's. All fitted schedules come from one fit. Peers, and other
+presets among them, are solved, rate by rate, for the honest saving of the first cell of that rate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from stm.bake import bake
-from stm.config import PRESET_NAMES
+from stm.config import PRESET_NAMES, Config
+from stm.data.fit_images import pictures
 from stm.data.sets import SampleSet
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.findings import SweepRow
+from stm.fitting import Fitting, budget_of, fit
 from stm.measure import flops
-from stm.measure.compare import Contender, check_dense, check_sibling, run_all
-from stm.measure.equal_cost import solve_paper, solve_peer
+from stm.measure.compare import Contender, baked_alike, check_dense, check_sibling, run_all
+from stm.measure.equal_cost import solve_peer, solve_preset
 from stm.measure.records import fingerprint
 from stm.measure.stats import summarize
 from stm.measure.sweep_file import CellFile
@@ -30,8 +32,9 @@ from stm.progress import OnProgress, Progress
 from stm.reports import Flops
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
-CURVES = ("paper", "random", "hsa", "rmeeto", "mtr", "storm")
+CURVES = ("staged", "paper", "random", "hsa", "rmeeto", "mtr", "storm")
 CONVS = ("plain", "span")
+SOLVED = ("staged", "paper")  # the presets that need no fit, which may stand beside the grid as peers do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class Grid:
         for name, given, known in (
             ("method", (self.method,), PRESET_NAMES),
             ("conv", self.convs, CONVS),
-            ("peer", self.peers, ("paper", *PEERS)),
+            ("peer", self.peers, (*SOLVED, *PEERS)),
         ):
             if unknown := [value for value in given if value not in known]:
                 raise UsageError(f"unknown {name} {unknown[0]!r}, expected some of {', '.join(known)}")
@@ -105,26 +108,23 @@ def cells(grid: Grid) -> list[Cell]:
                 weights=weights,
                 step_scale=float(scale),
                 conv=convolution,
-                tokens_per_side=None if order == "staged" else r,
+                tokens_per_side=None if order in ("fitted", "staged") else r,
             )
         )
     return list(dict.fromkeys(out))
 
 
-def baked(dense: ViM, cell: Cell) -> ViM:
-    """The compressed model of a cell of a preset."""
-    return bake(
-        dense,
-        MergeOptions(
-            rate=cell.rate,
-            method=cell.method,
-            schedule=cell.schedule,
-            sides=cell.sides,
-            tokens_per_side=cell.tokens_per_side,
-            weights=cell.weights,
-            step_scale=cell.step_scale,
-            span_conv=cell.conv == "span",
-        ),
+def options_of(cell: Cell) -> MergeOptions:
+    """The options of a cell of a preset."""
+    return MergeOptions(
+        rate=cell.rate,
+        method=cell.method,
+        schedule=cell.schedule,
+        sides=cell.sides,
+        tokens_per_side=cell.tokens_per_side,
+        weights=cell.weights,
+        step_scale=cell.step_scale,
+        span_conv=cell.conv == "span",
     )
 
 
@@ -146,51 +146,108 @@ class Planned:
         return f"{self.cell} {self.known['tokens_per_block']}" if self.model is not None else str(self.cell)
 
 
-def planned(dense: ViM, grid: Grid, siblings: Mapping[str, ViM], seed: int = 0) -> Iterator[Planned]:
+def planned(
+    dense: ViM,
+    grid: Grid,
+    siblings: Mapping[str, ViM],
+    seed: int = 0,
+    *,
+    fitting: Callable[[], Fitting] | None = None,
+    world: World = ALONE,
+    on_progress: OnProgress | None = None,
+) -> list[Planned]:
     """Every cell, the dense model first, then the siblings, the grid, and the peers.
 
     Args:
         siblings: other dense models, by name.
-        seed: draws what random pruning removes.
+        seed: draws what random pruning removes, and the pictures of the fit.
+        fitting: makes the fit of all fitted cells, if there are any whose budget is possible; None: on pictures that
+            need no data.
+        world: the processes that plan the same; the first one fits.
 
     Raises:
         UsageError: every cell of the grid is refused, so that there is nothing to sweep.
     """
     check_dense(dense)
     own = flops.count(dense.config)
-    yield _planned(Cell(method="dense"), dense, Plan(), own, static=True)
+    out = [_planned(Cell(method="dense"), dense, Plan(), own, static=True)]
     for name, model in siblings.items():
         check_sibling(dense, name, model)
-        yield _planned(
-            Cell(method=name), model, Plan(), flops.against(flops.count(model.config), own), static=True, sibling=True
-        )
+        counted = flops.against(flops.count(model.config), own)
+        out.append(_planned(Cell(method=name), model, Plan(), counted, static=True, sibling=True))
     targets: dict[float, float] = {}
-    refused: UsageError | None = None
-    for cell in cells(grid):
-        try:
-            small = baked(dense, cell)
-        except UsageError as error:
-            refused = error
-            yield Planned(cell, None, {}, error.message)
+    for cell, small, refused in _of_grid(dense, grid, seed, fitting, world, on_progress):
+        if small is None:
+            out.append(Planned(cell, None, {}, refused))
             continue
-        counted = flops.count(small.config)
+        out.append(_of_preset(cell, small))
         assert cell.rate is not None
-        targets.setdefault(cell.rate, counted.honest_saving)
-        protection = small.config.protection
-        yield _planned(
-            cell, small, small.plan or Plan(), counted, static=protection is None or protection.mode == "static"
-        )
-    if refused is not None and not targets:
-        raise UsageError(f"no cell of the grid can be measured; the last one: {refused.message}", refused.hint)
+        targets.setdefault(cell.rate, out[-1].known["flops"].honest_saving)
     for name, (rate, target) in product(grid.peers, targets.items()):
         cell = Cell(method=name, rate=rate)
-        if name == "paper":
-            small, _ = solve_paper(dense, target)
-            yield _planned(cell, small, small.plan or Plan(), flops.count(small.config), static=False)
+        if name in SOLVED:
+            out.append(_of_preset(cell, solve_preset(dense, name, target)[0]))
         else:
             solved = solve_peer(dense.config, name, target, seed=seed)
             plan = solved.plan.to(dense.cls_token.device)
-            yield _planned(cell, dense.with_plan(plan), plan, solved.flops, static=plan.static)
+            out.append(_planned(cell, dense.with_plan(plan), plan, solved.flops, static=plan.static))
+    return out
+
+
+def _of_grid(
+    dense: ViM,
+    grid: Grid,
+    seed: int,
+    fitting: Callable[[], Fitting] | None,
+    world: World,
+    on_progress: OnProgress | None,
+) -> list[tuple[Cell, ViM | None, str | None]]:
+    """Return every cell of the grid with its model, or with the reason why it is refused."""
+    made: dict[Cell, ViM] = {}
+    refused: dict[Cell, UsageError] = {}
+    todo = cells(grid)
+    for cell in todo:
+        options = options_of(cell)
+        try:
+            if options.order == "fitted":  # refused before the fit, which takes long
+                _, _ = options.protection, budget_of(dense.config.model, options)
+            else:
+                made[cell] = bake(dense, options)
+        except UsageError as error:
+            refused[cell] = error
+    fitted = [cell for cell in todo if cell not in made and cell not in refused]
+    if not made and not fitted:
+        last = refused[todo[-1]]
+        raise UsageError(f"no cell of the grid can be measured; the last one: {last.message}", last.hint)
+
+    def bake_fitted() -> list[ViM]:
+        if not fitted:
+            return []
+        images = pictures(dense.config, seed=seed)
+        once = fit(dense, images, on_progress=on_progress) if fitting is None else fitting()
+        return [bake(dense, options_of(cell), fitting=once, seed=seed) for cell in fitted]
+
+    made |= zip(fitted, baked_alike(dense, bake_fitted, world), strict=True)
+    return [(cell, made.get(cell), refused[cell].message if cell in refused else None) for cell in todo]
+
+
+def deciding(plan: Sequence[Planned]) -> Config:
+    """The config of the first fitted cell, whose images decided all others too; the dense model's if there is none."""
+    found = next((each for each in plan if each.known.get("cut") is not None), plan[0])
+    assert found.model is not None
+    return found.model.config
+
+
+def _of_preset(cell: Cell, small: ViM) -> Planned:
+    protection, recipe = small.config.protection, small.config.recipe
+    return _planned(
+        cell,
+        small,
+        small.plan or Plan(),
+        flops.count(small.config),
+        static=protection is None or protection.mode == "static",
+        cut=None if recipe is None or recipe.fit is None else recipe.fit.cut,
+    )
 
 
 def _planned(cell: Cell, model: ViM, plan: Plan, counted: Flops, **known: Any) -> Planned:

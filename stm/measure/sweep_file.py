@@ -11,7 +11,7 @@ from typing import Any
 
 from stm.artifact import atomic
 from stm.codec import decode, encode, parse
-from stm.config import Preprocess
+from stm.config import Fit, Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepRow
 from stm.measure.hold import Hold, check_free
@@ -22,12 +22,13 @@ _ANOTHER = "give another folder: --out DIR"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepIdentity:
-    """What cells were measured on. Two runs may share a folder where all of it is equal; their grids may differ.
+    """What cells were measured on. Two runs may share a folder if all of it is equal; their grids may differ.
 
     Args:
         model: `stm.measure.records.fingerprint` of the dense model.
         data: the sample set's fingerprint.
         environment: what computed them, as the report says it.
+        fit: what decided the fitted schedules; None if there is none yet, and a later run may bring the first.
     """
 
     model: str
@@ -37,6 +38,7 @@ class SweepIdentity:
     seed: int
     batch_size: int
     environment: dict[str, Any]
+    fit: Fit | None = None
 
 
 class CellFile:
@@ -72,7 +74,7 @@ class CellFile:
         if beside.exists():
             self._refuse_another(identity, beside)
         else:
-            write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
+            self._identify(identity, beside)
         whole = self.path.read_bytes()
         whole = whole[: whole.rfind(b"\n") + 1]  # a killed run may have torn the last line off
         self.done = self._parse(whole)
@@ -103,8 +105,14 @@ class CellFile:
         except ValueError as error:
             raise DataError(f"{beside} does not say what the cells were measured on: {error}", _ANOTHER) from error
         here = encode(identity)
-        if different := [key for key in here if there[key] != here[key]]:
+        open_ = ("fit",) if None in (there["fit"], here["fit"]) else ()
+        if different := [key for key in here if there[key] != here[key] and key not in open_]:
             raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", _ANOTHER)
+        if there["fit"] is None and here["fit"] is not None:
+            self._identify(identity, beside)
+
+    def _identify(self, identity: SweepIdentity, beside: Path) -> None:
+        write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
 
 
 def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:

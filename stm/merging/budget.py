@@ -157,6 +157,13 @@ def nearest_stages(capacity: Capacity, layers: int) -> tuple[int, ...]:
     return next((stages for stages in choices if 5 * stages[0] >= 2 * capacity.depth), choices[-1])
 
 
+def all_stages(capacity: Capacity) -> list[tuple[int, ...]]:
+    """Return every answer of `nearest_stages`, the smallest saving first; none if no side has a pair."""
+    placed = {stages for choice in _stage_choices(capacity) for stages in choice}
+    answers = {nearest_stages(capacity, capacity.staged_saving(stages)) for stages in placed}
+    return sorted(answers, key=capacity.staged_saving)
+
+
 def checked_stages(capacity: Capacity, stages: Sequence[int]) -> tuple[int, ...]:
     """Return the given stages as a tuple, checked.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from stm.codec import decode
-from stm.config import Config
+from stm.config import PRESET_NAMES, Config
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
@@ -203,7 +203,10 @@ def points(rows: Sequence[dict[str, Any]], figure: str) -> tuple[list[Point], li
         if row.get("method") == "dense" or not isinstance(value, float | int):
             continue
         low, high = row.get(f"{figure}_ci") or (value, value)
-        curve = ", ".join(str(name) for name in (row.get("title") or row.get("method"), row.get("schedule")) if name)
+        title, method = row.get("title"), row.get("method")
+        # The title of a preset says its schedule already; a peer's title does not say after which blocks it acts.
+        schedule = None if title and method in PRESET_NAMES else row.get("schedule")
+        curve = ", ".join(str(name) for name in (title or method, schedule) if name)
         by_flops.append(Point(curve, row["flops"]["paper"] / 1e9, value, low, high))
         if speed:
             by_time.append(Point(curve, 1000 / speed, value, low, high))

@@ -8,8 +8,8 @@ output alike. Merged tokens are added, not averaged. On a ViM the class token le
 of the scan.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Container, Iterator, Sequence
+from itertools import combinations
 from math import isqrt
 
 import torch
@@ -25,6 +25,7 @@ from stm.peers.tokens import absorbing, cls_of, composed, middle, patches, sizes
 
 SCORES = ("cosine", "l1")
 WINDOW = 5  # pairs
+PLACES = 4  # after how many blocks it acts as published
 
 
 def quotas(pairs: int, count: int) -> list[int]:
@@ -36,6 +37,17 @@ def quotas(pairs: int, count: int) -> list[int]:
     for i in by_remainder[: count - sum(whole)]:
         whole[i] += 1
     return whole
+
+
+def _choices(places: int) -> Iterator[Container[int]]:
+    """Yield the sets of places, by number, that take one more than the others."""
+    if places <= PLACES:
+        for count in range(places + 1):
+            yield from combinations(range(places), count)
+    else:
+        yield ()
+        for first in range(places):
+            yield from (range(first, end + 1) for end in range(first, places))
 
 
 def columns_merged(x: Tensor, count: int, score: str) -> tuple[Tensor, Tensor]:
@@ -119,8 +131,16 @@ class STORM(Peer):
 
     @classmethod
     def budgets(cls, model: ModelConfig, places: Sequence[int]) -> Iterator[Removals]:
-        """Yield square grids whose sides shrink by d or d + 1 after each block of `places`, by half at most."""
-        drops_of_all = {d for least in range(model.grid) for d in product((least, least + 1), repeat=len(places))}
+        """Yield square grids whose sides shrink by d or d + 1 after each block of `places`, by half at most.
+
+        Any of the places may take the one more, up to as many places as STORM has itself. Of more places, those that do
+        are neighbours: their number would double with each place.
+        """
+        drops_of_all = {
+            tuple(least + (number in more) for number in range(len(places)))
+            for more in _choices(len(places))
+            for least in range(model.grid)
+        }
         for drops in sorted(drops_of_all):
             side, removals = model.grid, {}
             for block, drop in zip(places, drops, strict=True):

@@ -7,6 +7,7 @@ left of a smaller dense model is worse than that model.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from stm.config import PRESET_NAMES
 from stm.findings import CompareRow
 from stm.plots import style as plots
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUALITIES = {"top1": "top-1 (%), 95% intervals", "agreement": "images that keep the dense model's top-1 (%)"}
-OURS = ("stm", "paper")
 
 
 def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
@@ -56,7 +56,7 @@ def compared(rows: Sequence[CompareRow], title: str) -> "Figure":
 
 def _look(row: CompareRow) -> dict[str, Any]:
     """Return how a row's mark looks, and how far it is shifted off its line so that two marks do not overlap."""
-    ours, moved = row.method in OURS, row.schedule == "stm"
+    ours, moved = row.method in PRESET_NAMES, row.schedule == "stm"
     colour = plots.BLUE if ours else plots.ORANGE
     mark = {
         "color": colour,
@@ -75,7 +75,10 @@ def _legend(axis: Any, shown: Sequence[CompareRow]) -> tuple[list[Any], list[str
 
     handles, labels = axis.get_legend_handles_labels()
     # Marks have one look per kind, not per row: draw one of each kind that is shown.
-    kinds = {"ours": lambda row: row.method in OURS, "peers, as published": lambda row: row.schedule == "published"}
+    kinds = {
+        "ours": lambda row: row.method in PRESET_NAMES,
+        "peers, as published": lambda row: row.schedule == "published",
+    }
     kinds["peers, at our places"] = lambda row: row.schedule == "stm"
     for label, belongs in kinds.items():
         if (row := next(filter(belongs, shown), None)) is not None:

@@ -12,13 +12,15 @@ import stm_cli.compare
 from stm.commands import compare as compare_command
 from tests.cli.conftest import arrived_by
 
-QUICK = ("--methods", "paper", "--image-size", "64")
+QUICK = ("--methods", "paper", "--fit-images", "3", "--image-size", "64")
 CHANGES: dict[str, tuple[str, ...]] = {
     "saving": ("--saving", "0.3"),
     "rate": ("--rate", "0.4"),
     "methods": ("--methods", "hsa"),
     "at": ("--at", "stm"),
     "also": ("--also", "SIBLING"),
+    "fit_on": ("--fit-on", "OTHER"),
+    "fit_images": ("--fit-images", "9"),
     "data": ("--data", "OTHER"),
     "limit": ("--limit", "5"),
     "seed": ("--seed", "3"),
@@ -34,7 +36,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "dtype": ("--dtype", "bfloat16"),
     "backend": ("--backend", "reference"),
 }
-ARRIVE = {"batch_size", "workers", "token", "file", "revision"}
+ARRIVE = {"no_cache", "batch_size", "workers", "token", "file", "revision"}
 ELSEWHERE = {"model", "out", "force", "json", "quiet"}
 
 
@@ -84,7 +86,7 @@ def test_each_option_changes_the_result(
         names = {"OTHER": str(other), "SIBLING": str(mini.with_name("vim_mini.pth"))}
         words = [names.get(word, word) for word in args]
         data = () if "--data" in words else ("--data", labelled)
-        quick = QUICK[:2] if "--image-size" in words else QUICK
+        quick = QUICK[:-2] if "--image-size" in words else QUICK
         return found(here("compare", bare, "--json", *data, *quick, *words))
 
     if not bases:
@@ -111,6 +113,7 @@ def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPa
         "--out",
         "o",
         "--force",
+        "--no-cache",
     )
     assert here("compare", "someone/vim", *options).err == "Error: enough\n"
     expected = {
@@ -121,18 +124,29 @@ def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPa
         "revision": "r",
         "out": Path("o"),
         "force": True,
+        "no_cache": True,
     }
     assert {name: arrived[name] for name in expected} == expected
 
 
 def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
-    run = here("compare", mini, "--data", labelled, "--methods", "paper,rmeeto,storm", "--at", "both")
+    few = ("--fit-images", "3")
+    run = here("compare", mini, "--data", labelled, *few, "--methods", "paper,rmeeto,storm", "--at", "both")
     assert run.code == 0, run.err
     assert max(map(len, run.out.splitlines())) <= 80
+    assert "stm: fitted on 3 drawn pictures, seed 0" in run.out
     for word in ("dense", "stm", "paper", "random at stm's places", "rmeeto", "looks at data", "static"):
         assert word in run.out
-    report = json.loads(here("compare", mini, "--data", labelled, "--methods", "paper", "--json").out)
+    report = json.loads(here("compare", mini, "--data", labelled, *few, "--methods", "staged", "--json").out)
     assert {"command", "data", "environment", "rows", "target"} <= report.keys() and report["command"] == "compare"
+    assert (report["fit"]["data"], report["fit"]["n"], report["fit"]["judges"]) == ("drawn pictures", 3, 0)
+    assert len(report["fit"]["sha256"]) == 64
+    assert [(row["method"], row["schedule"]) for row in report["rows"]] == [
+        ("dense", None),
+        ("stm", "fitted"),
+        ("staged", "staged"),
+        ("random", "published"),
+    ]
     row = report["rows"][1]
     assert {
         "method",
@@ -150,3 +164,7 @@ def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
     bad = here("compare", mini, "--methods", "rmeto")
     assert bad.code == 2 and "unknown method 'rmeto'" in bad.err and bad.out == ""
     assert here("compare", mini, "--methods", "a,,b").code == 2
+    lost = here("compare", mini, "--fit-on", "nowhere")
+    assert lost.code == 1 and "nowhere does not exist" in lost.err and lost.out == ""
+    much = here("compare", mini, "--saving", "0.99", "--fit-on", "nowhere")  # refused before the fit
+    assert much.code == 2 and "the largest possible saving is" in much.err

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import stm
+from stm import bake
 from stm.bench import rate_table
 from stm.commands import bench as bench_command
 from stm.commands import plan as plan_command
 from stm.commands.draw_model import draw_model
+from stm.data.fit_images import pictures
 from stm.data.sets import from_files
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow, PlanReport, PlanRow
@@ -39,6 +42,8 @@ def test_bench(here, mini: Path) -> None:
         "--against",
         "vit",
         "--optimize",
+        "--schedule",
+        "staged",
         "--stages",
         "3",
         "--json",
@@ -61,13 +66,37 @@ def test_bench(here, mini: Path) -> None:
 
 
 def test_bench_of_a_folder_is_against_the_dense_model_in_it(here, mini: Path) -> None:
-    here("compress", mini, "--stages", "2", "--no-eval", "--quiet", "--out", "small")
+    here("compress", mini, "--method", "staged", "--stages", "2", "--no-eval", "--quiet", "--out", "small")
     run = here("bench", "small", "--rounds", "1", "--json")
     report = json.loads(run.out)
     assert [row["variant"] for row in report["rows"]] == ["dense", "compressed"]
     assert report["tokens_per_block"] == [50, 50, 26, 26, 26, 26]
     refused = here("bench", "small", "--rate", "0.2")
     assert refused.code == 2 and "small is already compressed" in refused.err
+
+
+def test_bench_of_random_weights_fits_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[int] = []
+
+    def few(config, *, seed: int = 0):
+        fits.append(seed)
+        return pictures(config, n=3, seed=seed)
+
+    monkeypatch.setattr(bake, "pictures", few)
+    source = ModelOptions(device="cpu", image_size=64)
+
+    def benched(**merge):
+        return bench_command.bench("vim-ti", source, MergeOptions(**merge), rounds=1, random_weights=True)
+
+    dense = draw_model("vim-ti", source)
+    report = benched()
+    expected = stm.compress(dense, method="staged").schedule.tokens_per_block(24)
+    assert report.tokens_per_block == expected and not fits
+    assert "the preset staged is timed" in report.notes[-1]
+    for merge in ({"method": "paper"}, {"schedule": "border"}):
+        assert len(benched(**merge).notes) == 1 and not fits  # that the weights are random
+    named = benched(method="stm")
+    assert len(fits) == 1 and len(named.notes) == 1 and named.tokens_per_block != expected
 
 
 def test_bench_of_a_rate_of_nothing_has_no_gain(here, mini: Path) -> None:

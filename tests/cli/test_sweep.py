@@ -31,6 +31,9 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "tokens_per_side": (("--tokens-per-side", "1,2"), (1, 2)),
     "peers": (("--peers", "hsa,mtr"), ("hsa", "mtr")),
     "also": (("--also", "vim-ti"), ("vim-ti",)),
+    "fit_on": (("--fit-on", "f"), "f"),
+    "fit_images": (("--fit-images", "9"), 9),
+    "no_cache": (("--no-cache",), True),
     "data": (("--data", "d"), "d"),
     "limit": (("--limit", "7"), 7),
     "batch_size": (("--batch-size", "8"), 8),
@@ -52,7 +55,20 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "backend": (("--backend", "reference"), "reference"),
     "workers": (("--workers", "2"), 2),
 }
-QUICK = ("--image-size", "64", "--rates", "0.2,0.4", "--sides", "both,left", "--peers", "rmeeto", "--device", "cpu")
+QUICK = (
+    "--image-size",
+    "64",
+    "--rates",
+    "0.2,0.4",
+    "--sides",
+    "both,left",
+    "--peers",
+    "rmeeto",
+    "--device",
+    "cpu",
+    "--fit-images",
+    "3",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +135,13 @@ def test_screen_and_errors(here, mini: Path, labelled: Path) -> None:
     run = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--weights", "size,mean")
     assert run.code == 0, run.err
     assert max(map(len, run.out.splitlines())) <= 80
-    for word in ("staged order, size weights", "staged order, mean weights", "both", "left", "rmeeto", "dense:"):
+    for word in ("fitted order, size weights", "fitted order, mean weights", "both", "left", "rmeeto", "dense:"):
         assert word in run.out
     again = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--weights", "size,mean")
     assert "cells were in out already" in again.err and again.out == run.out
+    assert "fitted on 3 drawn pictures, seed 0" in run.out
+    other = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--fit-images", "9")
+    assert other.code == 1 and "out holds the cells of another run: fit differ" in other.err
     bad = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--convs", "wide")
     assert bad.code == 2 and "unknown conv 'wide'" in bad.err and bad.out == ""
     assert here("sweep", mini, "--rates", "a,b").code == 2

@@ -295,3 +295,12 @@ def test_reports_of_other_commands(tmp_path: Path) -> None:
     bench = {"command": "bench", "model": "m", "environment": encode(HERE), "rows": [row]}
     (tmp_path / "bench.json").write_text(json.dumps(bench))
     assert facts.read_rows(tmp_path / "bench.json", "bench") == ((row,), f"stm bench m; {machine}")
+
+
+def test_a_curve_of_a_comparison_has_the_title_of_its_method() -> None:
+    common = {"flops": {"paper": 10**9}, "top1": 0.9}
+    ours = {"method": "stm", "title": "STM, fitted (ours)", "schedule": "fitted"}
+    peer = {"method": "hsa", "title": "Hidden State Alignment", "schedule": "published"}
+    cell = {"method": "stm", "schedule": "fitted"}  # a sweep's rows have no titles
+    names = [facts.points([row | common], "top1")[0][0].curve for row in (ours, peer, cell)]
+    assert names == ["STM, fitted (ours)", "Hidden State Alignment, published", "stm, fitted"]

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 
 import stm
+from stm.bake import bake
 from stm.commands import sweep
 from stm.config import Preprocess
+from stm.data.fit_images import pictures
 from stm.errors import DataError, UsageError
 from stm.findings import SweepReport, SweepRow
+from stm.fitting import Fitting, fit
 from stm.measure import sweep as module
-from stm.measure.sweep import CURVES, Cell, Grid, cells, planned
+from stm.measure.sweep import CURVES, Cell, Grid, cells, deciding, planned
 from stm.measure.sweep_file import CELLS, IDENTITY, CellFile, SweepIdentity, check_folder
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -48,11 +51,12 @@ def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def swept(images: Path, out: Path, **options: Any) -> SweepReport:
     """Options of the grid and the images by name; `image_size`, `also` and `on_progress` as `sweep` calls them."""
-    chosen = {"data": images, "workers": 0, "batch_size": 2, "limit": 100} | GRID | options
+    chosen = {"data": images, "workers": 0, "batch_size": 2, "limit": 100, "fit_images": 3} | GRID | options
     source = ModelOptions(image_size=chosen.pop("image_size", 64), device="cpu")
     grid = Grid(**{name: chosen.pop(name) for name in Grid.__dataclass_fields__ if name in chosen})
+    fit = FitOptions(**{name: chosen.pop(name) for name in FitOptions.__dataclass_fields__ if name in chosen})
     shown = EvalOptions(**{name: chosen.pop(name) for name in EvalOptions.__dataclass_fields__ if name in chosen})
-    return sweep.sweep(str(MINI), source, shown, grid, out=out, **chosen)
+    return sweep.sweep(str(MINI), source, shown, grid, fit, out=out, **chosen)
 
 
 def rows_of(report: SweepReport) -> list[dict[str, Any]]:
@@ -67,7 +71,7 @@ def test_the_default_grid_is_the_papers_table_3() -> None:
         (r, s) for r in (0.15, 0.2, 0.3, 0.4) for s in ("both", "left", "right")
     }
     assert {(cell.schedule, cell.weights, cell.step_scale, cell.conv) for cell in found} == {
-        ("staged", "size", 0.5, "span")
+        ("fitted", "size", 0.5, "span")
     }
     assert {(c.schedule, c.weights, c.step_scale, c.conv) for c in cells(Grid(method="paper"))} == {
         ("border", "hsp", 0.0, "plain")
@@ -78,12 +82,12 @@ def test_every_axis_is_crossed_and_r_is_for_gradual_orders_alone() -> None:
     axes: dict[str, Any] = {
         "rates": (0.2,),
         "sides": ("both",),
-        "schedules": ("staged", "sweep"),
+        "schedules": ("fitted", "staged", "sweep"),
         "weights": ("size", "mean"),
     }
     found = cells(Grid(**axes, step_scales=(0, 0.5), convs=("plain", "span"), tokens_per_side=(1, 2)))
-    assert len(found) == 2 * 2 * 2 * (1 + 2)
-    assert {cell.tokens_per_side for cell in found if cell.schedule == "staged"} == {None}
+    assert len(found) == 2 * 2 * 2 * (1 + 1 + 2)
+    assert {cell.tokens_per_side for cell in found if cell.schedule in ("fitted", "staged")} == {None}
     assert {cell.tokens_per_side for cell in found if cell.schedule == "sweep"} == {1, 2}
 
 
@@ -97,19 +101,47 @@ def test_what_is_not_known_is_refused(dense: stm.ViM) -> None:
         with pytest.raises(UsageError, match=message):
             Grid(**axes)
     with pytest.raises(UsageError, match="already compressed"):
-        list(planned(stm.compress(dense, saving=0.2), Grid(), {}))
+        planned(stm.compress(dense, method="staged", saving=0.2), Grid(), {})
 
 
-def test_a_cell_that_cannot_be_had_is_said_and_left_out(dense: stm.ViM) -> None:
+@pytest.fixture(scope="module")
+def fitting(dense: stm.ViM) -> Fitting:
+    return fit(dense, pictures(dense.config, n=3), keep=False)
+
+
+def test_one_fit_is_for_the_whole_grid_and_none_for_a_grid_without(dense: stm.ViM, fitting: Fitting) -> None:
+    made: list[Fitting] = []
+
+    def once() -> Fitting:
+        made.append(fitting)
+        return fitting
+
+    grid = Grid(rates=(0.2, 0.4), schedules=("fitted", "staged", "border"), step_scales=(0.5, 1), peers=())
+    found = planned(dense, grid, {}, fitting=once)
+    assert len(made) == 1 and len(found) == 1 + 2 * 3 * 2 * 3
+    for each in found[1:]:
+        assert each.model is not None and each.model.config.protection.step_scale == each.cell.step_scale
+        assert (each.known["cut"] == "flat") == (each.cell.schedule == "fitted")
+    assert deciding(found).recipe.fit.n == 3
+    others = planned(dense, Grid(rates=(0.2,), schedules=("staged", "border"), peers=("paper",)), {}, fitting=once)
+    assert len(made) == 1 and deciding(others) == dense.config
+    with pytest.raises(UsageError, match="no cell of the grid can be measured; the last one: rate is 40"):
+        planned(dense, Grid(rates=(40,)), {}, fitting=once)
+    with pytest.raises(UsageError, match="no cell of the grid can be measured; the last one: step_scale is 9"):
+        planned(dense, Grid(step_scales=(9,)), {}, fitting=once)
+    assert len(made) == 1, "what can be refused is refused before the fit"
+
+
+def test_a_cell_that_cannot_be_had_is_said_and_left_out(dense: stm.ViM, fitting: Fitting) -> None:
     grid = Grid(rates=(0.2, 1.5), sides=("both",), peers=CURVES)
-    found = list(planned(dense, grid, {}))
+    found = planned(dense, grid, {}, fitting=lambda: fitting)
     refused = [each for each in found if each.refused is not None]
     assert len(refused) == 1 and refused[0].cell.rate == 1.5 and "rate is 1.5" in (refused[0].refused or "")
     assert [each.cell.method for each in found if each.cell.rate == 0.2] == ["stm", *CURVES]
 
 
-def test_peers_save_what_the_first_cell_of_a_rate_does(dense: stm.ViM) -> None:
-    found = {str(each.cell): each.known for each in planned(dense, Grid(**GRID), {})}
+def test_peers_save_what_the_first_cell_of_a_rate_does(dense: stm.ViM, fitting: Fitting) -> None:
+    found = {str(each.cell): each.known for each in planned(dense, Grid(**GRID), {}, fitting=lambda: fitting)}
     ours = found[str(cells(Grid(**GRID))[0])]["flops"].honest_saving
     peer = found[str(Cell(method="rmeeto", rate=0.2))]["flops"].honest_saving
     assert abs(ours - peer) < 0.02  # 50 tokens: half a point is less than a token
@@ -128,14 +160,18 @@ def test_the_folder_holds_table_figure_and_cells(images: Path, tmp_path: Path) -
     assert report.n == 3 and report.resumed == 0 and report.rows[1].sibling
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == json.loads(report.to_json())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "sweep.csv").read_text())))
-    assert len(lines) == len(report.rows) and lines[2]["schedule"] == "staged" and lines[-1]["flops_paper"]
+    assert (
+        len(lines) == len(report.rows)
+        and (lines[2]["schedule"], lines[2]["cut"]) == ("fitted", "flat")
+        and lines[-1]["flops_paper"]
+    )
 
 
 @pytest.mark.usefixtures("no_figure")
-def test_a_row_is_what_compress_and_eval_find(images: Path, tmp_path: Path, dense: stm.ViM) -> None:
+def test_a_row_is_what_compress_and_eval_find(images: Path, tmp_path: Path, dense: stm.ViM, fitting: Fitting) -> None:
     report = swept(images, tmp_path / "out")
     row = next(row for row in report.rows if (row.method, row.rate, row.sides) == ("stm", 0.4, "left"))
-    small = stm.compress(dense, rate=0.4, sides="left")
+    small = bake(dense, MergeOptions(rate=0.4, sides="left"), fitting=fitting)
     alone = stm.evaluate(small, images, reference=dense, batch_size=2)
     for name in ("n", "top1", "top5", "agreement", "kl", "drop", "drop_ci", "mcnemar_p"):
         assert getattr(row, name) == getattr(alone, name)
@@ -196,11 +232,27 @@ def test_a_larger_grid_uses_what_is_there(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figure")
+def test_the_cells_of_a_folder_have_one_fit(images: Path, tmp_path: Path) -> None:
+    """A folder without fitted cells takes the first fit that comes, and other cells may join them at any time."""
+    out = tmp_path / "out"
+    staged = swept(images, out, schedules=("staged",))
+    assert staged.fit is None
+    both = swept(images, out, schedules=("staged", "fitted"))
+    assert both.fit is not None and (both.fit.n, both.fit.judges, both.fitted_on) == (3, 0, 0)
+    assert both.resumed == len(staged.rows)
+    for other in ({"fit_images": 6}, {"fit_on": images, "fit_images": 2, "data": None}):
+        with pytest.raises(DataError, match=r"cells of another run: .*fit differ"):
+            swept(images, out, **other)
+    assert swept(images, out, schedules=("staged",), fit_images=6).resumed == len(staged.rows)
+    assert swept(images, out, schedules=("staged", "fitted")).resumed == len(both.rows)
+
+
+@pytest.mark.usefixtures("no_figure")
 def test_a_folder_of_something_else_is_refused(images: Path, tmp_path: Path) -> None:
     swept(images, tmp_path / "out")
     with pytest.raises(DataError, match="cells of another run: data, limit differ"):
         swept(images, tmp_path / "out", limit=2)
-    with pytest.raises(DataError, match="cells of another run: seed differ"):
+    with pytest.raises(DataError, match="cells of another run: seed, fit differ"):
         swept(images, tmp_path / "out", seed=1)
     with (tmp_path / "out" / CELLS).open("ab") as stream:
         stream.write(b"{}\n")
@@ -226,6 +278,7 @@ def test_without_labels_the_curve_is_agreement(tmp_path: Path) -> None:
         ModelOptions(image_size=64, device="cpu"),
         EvalOptions(limit=2),
         Grid(**GRID | {"sides": ("both",)}),
+        FitOptions(fit_images=3),
         out=tmp_path / "out",
     )
     assert all(row.top1 is None and row.agreement is not None for row in report.rows)
