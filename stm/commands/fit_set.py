@@ -1,5 +1,7 @@
 """Which images a command fits a schedule on, and what it says about the outcome."""
 
+import os
+from pathlib import Path
 from statistics import fmean
 
 from stm.config import DRAWN, Config
@@ -7,6 +9,7 @@ from stm.data.fit_images import FEWEST, JUDGES, FitImages, pictures, whole
 from stm.data.fit_images import split as cut_in_two
 from stm.data.open import open_samples, photograph_crops
 from stm.data.sets import SampleSet
+from stm.errors import UsageError
 from stm.fitting import Fitting
 from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
@@ -51,7 +54,45 @@ def fit_set(
     parts = None if samples is None or not split else cut_in_two(samples, n=fit.fit_images, seed=seed, judges=judges)
     if parts is not None:
         return parts[0], parts[1].take(limit, seed)
-    return pictures(config, n=fit.fit_images, seed=seed), samples
+    return pictures(config, n=fit.fit_images, seed=seed), None if samples is None else samples.take(limit, seed)
+
+
+def check_apart(data: str | Path | None, other: str | Path | None, purpose: str, hint: str | None = None) -> None:
+    """Raise UsageError if the images to measure on are also named for something that decides the model.
+
+    Args:
+        purpose: completes the sentence "DATA cannot both ... and measure".
+    """
+    if data is not None and other is not None and os.path.realpath(other) == os.path.realpath(data):
+        raise UsageError(
+            f"{data} cannot both {purpose} and measure: the accuracy would be of images that the model was tuned on",
+            hint,
+        )
+
+
+def check_fit_on(data: str | Path | None, fit: FitOptions) -> None:
+    """Raise UsageError if the images to fit on are those to measure on."""
+    hint = "leave --fit-on out: a part of the set is then fitted on, and in no number"
+    check_apart(data, fit.fit_on, "be fitted on", hint)
+
+
+def set_notes(images: FitImages, given: SampleSet | None) -> tuple[str, ...]:
+    """Return what a reader should know of the images of a fit.
+
+    Args:
+        given: the set of the user's that the command was to measure on, before a part of it was taken for the fit.
+    """
+    if given is None:
+        return ()
+    if images.data == DRAWN:
+        return (
+            f"{given.name} has {len(given)} images, fewer than {FEWEST}: all of them measure, and the schedule was"
+            f" fitted on {DRAWN}",
+        )
+    if given.name != images.data:
+        return ()
+    used = images.n + (0 if images.judges is None else len(images.judges))
+    return (f"{used} of the {len(given)} images of {images.data} decided the schedule, and are in no number",)
 
 
 def fit_notes(
@@ -66,17 +107,9 @@ def fit_notes(
     recipe, images = small.config.recipe, fitting.images
     if recipe is None or recipe.fit is None:
         return ()
+    notes = list(set_notes(images, given))
     if images.data != DRAWN:
-        if given is None or given.name != images.data:
-            return ()
-        used = images.n + recipe.fit.judges
-        return (f"{used} of the {len(given)} images of {images.data} decided the schedule, and are in no number",)
-    notes = []
-    if given is not None:
-        notes.append(
-            f"{given.name} has {len(given)} images, fewer than {FEWEST}: all of them measure, and the schedule was"
-            f" fitted on {DRAWN}"
-        )
+        return tuple(notes)
     saving = small.schedule.saving(small.config.model.depth)
     if saving > UNSURE_ABOVE:
         notes.append(f"above {UNSURE_ABOVE:.0%} saved, a fit without images depends on the pictures drawn; {_OWN}")
