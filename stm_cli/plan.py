@@ -72,6 +72,12 @@ def run(
     for row in report.rows:
         if row.reason is not None:
             output.note(f"saving {row.asked_saving:g}: {row.reason}")
+    best = report.recommended
+    if best is not None and best.gain <= 1:
+        output.note(
+            f"the recommended saving runs at {best.gain:.2f}x the dense model's speed here; a larger --batch-size may"
+            " gain more"
+        )
 
 
 def screen(report: PlanReport) -> RenderableType:

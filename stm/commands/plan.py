@@ -14,7 +14,7 @@ from stm.commands.fit_set import check_fit_on, fit_set, set_notes
 from stm.data.open import open_chosen
 from stm.data.sets import SampleSet
 from stm.errors import UsageError
-from stm.findings import PlanReport, Recommended
+from stm.findings import PlanReport
 from stm.fitting import Fitting
 from stm.fitting import fit as fitted
 from stm.loading import open_model
@@ -126,7 +126,7 @@ def plan(
         notes=(
             *vim.config.extra_texts("notes"),
             *taken.notes,
-            *_notes(merge, taken, advice.recommended, random_weights),
+            *_notes(merge, taken, random_weights),
         ),
         reasons=_reasons(samples, advice),
         **({} if samples is None else samples.of_set),
@@ -211,19 +211,12 @@ def _without_fit(merge: MergeOptions) -> MergeOptions:
     return dataclasses.replace(merge, schedule="staged") if merge.order == "fitted" else merge
 
 
-def _notes(merge: MergeOptions, taken: _Images, best: Recommended | None, random_weights: bool) -> tuple[str, ...]:
-    """Return what a reader of the rows and of the recommendation should know."""
+def _notes(merge: MergeOptions, taken: _Images, random_weights: bool) -> tuple[str, ...]:
+    """Return what a reader of the rows should know."""
     if random_weights:
         return (_NOTHING_TO_FIT,) if merge.order == "fitted" else ()
-    notes = list(taken.notes)
-    if best is not None and best.gain <= 1:
-        notes.append(
-            f"the recommended saving runs at {best.gain:.2f}x the dense model's speed here; a larger --batch-size may"
-            " gain more"
-        )
-    if taken.fitting is not None and taken.fitting.images.judges is not None:
-        notes.append(_CHOOSES)
-    return tuple(notes)
+    chooses = taken.fitting is not None and taken.fitting.images.judges is not None
+    return (*taken.notes, *([_CHOOSES] if chooses else []))
 
 
 def _reasons(samples: SampleSet | None, advice: Advice) -> dict[str, str]:
