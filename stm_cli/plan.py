@@ -115,7 +115,7 @@ def screen(report: PlanReport) -> RenderableType:
 def line(best: Recommended) -> str:
     """Return a recommendation in one line: what it saves and gains, and the loss that its images show."""
     if best.drop is not None and best.drop_ci is not None:
-        kept = f"loses {100 * best.drop:.1f} points ({interval(best.drop_ci)})"
+        kept = f"loses {100 * best.drop:z.1f} points ({interval(best.drop_ci)})"
     elif best.by == "agreement" and best.agreement is not None and best.agreement_ci is not None:
         kept = f"keeps {percent(best.agreement)} of the top-1 answers ({interval(best.agreement_ci)})"
     else:
@@ -139,7 +139,7 @@ def _cells(row: PlanRow, labelled: bool) -> tuple[str, ...]:
     ]
     if labelled:
         # The dense model's own interval is shown: no model can have a narrower one on these images.
-        cells.append(_over(row.drop, row.drop_ci, lambda drop: f"{100 * drop:.1f}"))
+        cells.append(_over(row.drop, row.drop_ci, lambda drop: f"{100 * drop:z.1f}"))
     return tuple(cells)
 
 
