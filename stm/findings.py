@@ -60,43 +60,82 @@ class BenchReport(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """One rate; 0 is the dense model. If no schedule reaches the rate, `reason` says why and the rest is null.
+    """One saving; 0 is the dense model. If no schedule reaches the saving, `reason` says why and the rest is null.
+
+    All intervals (`_ci`) are at 95%.
 
     Args:
+        asked_saving: what `--saving` asks for.
         saving: the share of the token-layers that the schedule saves.
-        gain: how many times as fast as the dense model: the median over the rounds.
-        agreement, kl: with the dense model, on the report's images; each has its 95% interval beside it.
+        rate: null, because the rows are by saving.
+        gain: how many times as fast as the dense model, both as they were loaded: the median over the rounds. Its
+            interval is null below six rounds.
+        agreement, kl: with the dense model, on the report's images.
+        top1, drop: null without labels. The dense model's `drop_ci` is that of a model that loses nothing: no narrower
+            interval is possible on these images.
         compress: the command line that makes this model.
     """
 
-    rate: float
+    asked_saving: float
     # What follows from the schedule
     saving: float | None = None
+    rate: float | None = None
     tokens_per_block: tuple[int, ...] | None = None
     flops: Flops | None = None
     # What was timed
     ms_per_image: float | None = None
     ms_iqr: float | None = None
     gain: float | None = None
-    # What was measured on images; there are no labels, so none of it is accuracy
+    gain_ci: tuple[float, float] | None = None
+    # What was measured on images
     agreement: float | None = None
     agreement_ci: tuple[float, float] | None = None
     kl: float | None = None
     kl_ci: tuple[float, float] | None = None
+    top1: float | None = None
+    drop: float | None = None
+    drop_ci: tuple[float, float] | None = None
     rounds: int | None = None
     compress: str | None = None
     reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(OfSet, Report):
-    """`stm plan`: for each rate, its cost and the agreement that it keeps.
+class Recommended:
+    """The saving that `stm plan` recommends; `stm.bench.recommend` has the rule.
 
     Args:
-        data, n: the set and the number of its images on which the agreement was measured; None and 0 if it was not
-            measured.
+        saving: what `--saving` asks for. The other figures are those of its row.
+        by: the figure that decided: drop, agreement or kl.
+        command: the command line that makes this model.
+        why: the rule as it was applied.
+    """
+
+    saving: float
+    gain: float
+    gain_ci: tuple[float, float] | None
+    drop: float | None
+    drop_ci: tuple[float, float] | None
+    agreement: float | None
+    agreement_ci: tuple[float, float] | None
+    kl: float | None
+    kl_ci: tuple[float, float] | None
+    by: str
+    command: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport(OfSet, Report):
+    """`stm plan`: for each saving, its cost and what it keeps, and the saving to take.
+
+    Args:
+        data, n: the set and the number of its images on which the rows were measured; None and 0 if none were.
         of: the images that the set could have given; `n` is smaller if the time ran out.
         seconds: the time limit for the images; None if their number was the limit.
+        recommended: None if no saving can be recommended; `reasons` then says why.
+        fit: what decided the schedules of the rows, if they are fitted. No image of it is in any figure.
+        output: the folder that holds the table and its figure, if one was asked for.
     """
 
     random_weights: bool
@@ -106,6 +145,10 @@ class PlanReport(OfSet, Report):
     seconds: float | None
     batch_size: int
     rows: tuple[PlanRow, ...]
+    recommended: Recommended | None = None
+    fit: config.Fit | None = None
+    output: str | None = None
+    files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -11,7 +11,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 def interval(low_high: tuple[float, float], digits: int = 1) -> str:
     """Return an interval of shares in percent, without the sign."""
-    return f"{100 * low_high[0]:.{digits}f} to {100 * low_high[1]:.{digits}f}"
+    # `z`: an end that rounds to nothing is 0.0, never -0.0.
+    return f"{100 * low_high[0]:z.{digits}f} to {100 * low_high[1]:z.{digits}f}"
 
 
 def operations(count: int) -> str:

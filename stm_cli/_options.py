@@ -225,7 +225,7 @@ ServedBatch = Annotated[
     int,
     _option("--served-batch", CHECK, "Images per forward that is timed. Default: 1.", "N", parser=_whole(1)),
 ]
-# For the commands that measure accuracy. `stm plan` needs no labels, and has `Pictures`.
+# For the commands that measure accuracy. `stm plan` can do without labels, and has `Pictures`.
 _DATA = (
     "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
     " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
@@ -261,7 +261,7 @@ MaxDrop = Annotated[
 ]
 NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
 Pictures = Annotated[
-    Path | None, _option("--data", CHECK, "A folder of images, labelled or not. Default: embedded.", "DIR")
+    Path | None, _option("--data", CHECK, "A folder of images; labels add the drop. Default: embedded.", "DIR")
 ]
 Few = Annotated[
     int | None,

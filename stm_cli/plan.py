@@ -1,4 +1,4 @@
-"""`stm plan`: help a user to choose a rate."""
+"""`stm plan`: help a user to choose a saving."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from stm.findings import PlanReport
-from stm.units import operations, percent
+from stm.findings import PlanReport, PlanRow, Recommended
+from stm.units import interval, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import environment_text, fields
+from stm_cli._format import environment_text, fields, fit_rows
 from stm_cli._output import Output
 
-EXAMPLES = ("stm plan vim-digits", "stm plan vim-ti --data my_images/", "stm plan vim-s --random-weights --threads 1")
+EXAMPLES = (
+    "stm plan vim-digits",
+    "stm plan my_vim.pth --data my_images/ --out plan/",
+    "stm plan vim-ti --fit-on pictures/ --data test_set/ --seconds 120",
+    "stm plan vim-s --random-weights --threads 1",
+)
 
 
 @g.grouped
@@ -22,6 +27,7 @@ def run(
     *,
     method: o.Method = None,
     schedule: o.Schedule = None,
+    fitted: g.Fitted,
     data: o.Pictures = None,
     limit: o.Few = None,
     seconds: o.Seconds = None,
@@ -30,11 +36,13 @@ def run(
     threads: o.Threads = None,
     rounds: o.Rounds = None,
     random_weights: o.RandomWeights = False,
+    out: o.TableOut = None,
+    force: o.Force = False,
     source: g.Source,
     machine: g.Machine,
     display: g.Display,
 ) -> None:
-    """Show what rates of 10% to 60% cost and keep, measured on this machine."""
+    """Show what savings of 10% to 45% cost and keep, measured on this machine, and recommend one."""
     from stm.commands.plan import plan
     from stm.options import MergeOptions
 
@@ -44,6 +52,7 @@ def run(
             model,
             g.model_options(source, machine),
             MergeOptions(method=method, schedule=schedule),
+            fitted.options(),
             data=data,
             limit=limit,
             seconds=seconds,
@@ -52,61 +61,99 @@ def run(
             threads=threads,
             rounds=rounds,
             random_weights=random_weights,
+            out=out,
+            force=force,
             on_progress=on_progress,
         )
     output.report(report, screen, value)
     for note in (*report.environment.fallbacks, *report.notes, *report.skipped_notes):
         output.note(note)
-    # A rate out of reach is no failure of the others, so it is a note beside the table.
+    # A saving out of reach is no failure of the others, so it is a note beside the table.
     for row in report.rows:
         if row.reason is not None:
-            output.note(f"rate {row.rate:g}: {row.reason}")
+            output.note(f"saving {row.asked_saving:g}: {row.reason}")
+    best = report.recommended
+    if best is not None and best.gain <= 1:
+        output.note(
+            f"the recommended saving runs at {best.gain:.2f}x the dense model's speed here; a larger --batch-size may"
+            " gain more"
+        )
 
 
 def screen(report: PlanReport) -> RenderableType:
-    """Draw one line per rate, the meaning of the columns, and the command that makes each model."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("rate", "tokens", "FLOPs", "ms/image", "gain", "agreement", "KL"):
+    """Draw one line per saving, the meaning of the columns, the recommendation, and the command that makes it."""
+    labelled = report.rows[0].drop is not None
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in ("saves", "tokens", "ms/image", "gain", "agreement", "KL", *(["drop"] if labelled else [])):
         table.add_column(Text(name), justify="right", no_wrap=True)
-    # A rate that no schedule reaches has no numbers; a note gives its reason.
+    # A saving that no schedule reaches has no numbers; a note gives its reason.
     rows = [row for row in report.rows if row.reason is None]
     for row in rows:
-        assert (
-            row.tokens_per_block is not None
-            and row.flops is not None
-            and row.ms_per_image is not None
-            and row.gain is not None
-        )
-        # Intervals, because the images are few: a plan is made in half a minute.
-        kept = (_over(row.agreement, row.agreement_ci, percent), _over(row.kl, row.kl_ci, "{:.4f}".format))
-        cells = (
-            f"{row.tokens_per_block[0]} to {row.tokens_per_block[-1]}",
-            operations(row.flops.honest),
-            f"{row.ms_per_image:.2f}",
-        )
-        table.add_row(*map(Text, (percent(row.rate, 0) if row.rate else "dense", *cells, f"{row.gain:.2f}x", *kept)))
-    below = [("on", environment_text(report.environment))]
-    below.append(("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"))
+        table.add_row(*map(Text, _cells(row, labelled)))
+    below = [("on", environment_text(report.environment)), *fit_rows(report.fit)]
+    below.append(
+        ("saves", "share of the token-layers; tokens: in the last block; gain: both as loaded, without optimize()")
+    )
     if report.data is not None:
         # Said at the number itself: agreement is easily read as accuracy.
-        below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; this is not accuracy"))
-        below.append(("intervals", "95%, below agreement and KL"))
+        about = "drop: points of top-1 lost" if labelled else "this is not accuracy"
+        below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; {about}"))
+        below.append(("intervals", "95%, below each figure"))
+    if report.output is not None:
+        below.append(("written", report.output))
     # Each command stays on one line at any width of the terminal, so that it can be pasted.
-    commands = [Text(row.compress, no_wrap=True, overflow="ignore") for row in rows if row.compress is not None]
-    return Group(report.model, table, fields(below), *commands)
+    if report.recommended is not None:
+        below += [("recommended", line(report.recommended)), ("why", report.recommended.why)]
+        commands = [report.recommended.command]
+    else:
+        below.append(("recommended", f"nothing: {report.reasons['recommended']}"))
+        commands = [row.compress for row in rows if row.compress is not None]
+    pasted = [Text(command, no_wrap=True, overflow="ignore") for command in commands]
+    return Group(report.model, table, fields(below), *pasted)
 
 
-def _over(figure: float | None, interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+def line(best: Recommended) -> str:
+    """Return a recommendation in one line: what it saves and gains, and the loss that its images show."""
+    if best.drop is not None and best.drop_ci is not None:
+        kept = f"loses {100 * best.drop:z.1f} points ({interval(best.drop_ci)})"
+    elif best.by == "agreement" and best.agreement is not None and best.agreement_ci is not None:
+        kept = f"keeps {percent(best.agreement)} of the top-1 answers ({interval(best.agreement_ci)})"
+    else:
+        assert best.kl is not None and best.kl_ci is not None  # the rule took one of the three
+        kept = f"KL {best.kl:.4f} ({best.kl_ci[0]:.4f} to {best.kl_ci[1]:.4f})"
+    return f"saves {percent(best.saving, 0)}, {best.gain:.2f}x here, {kept}"
+
+
+def _cells(row: PlanRow, labelled: bool) -> tuple[str, ...]:
+    """Return the cells of a saving, a figure over its interval in each that was measured."""
+    assert row.saving is not None and row.tokens_per_block is not None and row.ms_per_image is not None
+    is_dense = row.asked_saving == 0
+    cells = [
+        "dense" if is_dense else percent(row.saving, 0),
+        str(row.tokens_per_block[-1]),
+        f"{row.ms_per_image:.2f}",
+        # Beside itself the dense model is exactly as fast, and there is no interval to show.
+        _over(row.gain, None if is_dense else row.gain_ci, "{:.2f}".format, "x"),
+        _over(row.agreement, None if is_dense else row.agreement_ci, lambda share: percent(share)[:-1], "%"),
+        _over(row.kl, None if is_dense else row.kl_ci, "{:.4f}".format),
+    ]
+    if labelled:
+        # The dense model's own interval is shown: no model can have a narrower one on these images.
+        cells.append(_over(row.drop, row.drop_ci, lambda drop: f"{100 * drop:z.1f}"))
+    return tuple(cells)
+
+
+def _over(figure: float | None, ends: tuple[float, float] | None, shown: Callable[[float], str], unit: str = "") -> str:
     """Return a cell of two lines: a figure over its interval."""
     if figure is None:
         return "-"
-    return shown(figure) + ("" if interval is None else f"\n{shown(interval[0])} to {shown(interval[1])}")
+    return shown(figure) + unit + ("" if ends is None else f"\n{shown(ends[0])} to {shown(ends[1])}")
 
 
 def _images(report: PlanReport) -> str:
     """Return the number of images and their set, and the time limit if that is why there are no more."""
     if report.seconds is None or report.n == report.of:
-        return f"{report.n:,} images of {report.data}"
+        return f"{report.n:,} {'images' if report.n > 1 else 'image'} of {report.data}"
     return (
         f"{report.n:,} of the {report.of:,} images of {report.data}: those that {report.seconds:g} s allowed, drawn at"
         " random"
@@ -114,5 +161,5 @@ def _images(report: PlanReport) -> str:
 
 
 def value(report: PlanReport) -> str:
-    """Return one line per rate: the rate, a tab, the gain."""
-    return "\n".join(f"{row.rate:g}\t{row.gain:.4f}" for row in report.rows if row.gain is not None)
+    """Return one line per saving that was asked for: the saving, a tab, the gain."""
+    return "\n".join(f"{row.asked_saving:g}\t{row.gain:.4f}" for row in report.rows if row.gain is not None)

@@ -15,7 +15,7 @@ import torch
 from stm.errors import UsageError
 
 SECONDS = 10.0  # of all rounds together
-FEWEST, MOST = 5, 50  # rounds: quartiles need a few, and calls of microseconds need a limit
+FEWEST, MOST = 6, 50  # rounds: the interval of a median needs six, and calls of microseconds need a limit
 
 
 def interleave(
@@ -79,7 +79,12 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 def ratio(these: list[float], those: list[float]) -> float:
     """Return the median over the rounds of one call's seconds divided by another's."""
     # The median of ratios, not the ratio of medians: each ratio is of two calls that ran at nearly the same time.
-    return statistics.median(a / b for a, b in zip(these, those, strict=True))
+    return statistics.median(ratios(these, those))
+
+
+def ratios(these: list[float], those: list[float]) -> list[float]:
+    """Return one call's seconds divided by another's, round by round."""
+    return [a / b for a, b in zip(these, those, strict=True)]
 
 
 def waiting(call: Callable[[], Any], device: torch.device) -> Callable[[], Any]:

@@ -1,7 +1,6 @@
 """`stm compress`: read a dense model, merge its tokens by a fixed schedule, compare the two, and write a folder."""
 
 import dataclasses
-import os
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 from stm.artifact import folder as artifact
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
-from stm.commands.fit_set import fit_notes, fit_set
+from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config, Protection, Recipe
 from stm.config_file import to_json
@@ -244,14 +243,8 @@ def _recalled(
 
 
 def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
-    data = wish.images.data
-    for other, purpose, hint in (
-        (calibration, "calibrate", None),
-        (wish.fit.fit_on, "be fitted on", "leave --fit-on out: a part of the set is then fitted on, and in no number"),
-    ):
-        if other is not None and data is not None and os.path.realpath(other) == os.path.realpath(data):
-            problem = f"{data} cannot both {purpose} and measure"
-            raise UsageError(f"{problem}: the accuracy would be of images that the model was tuned on", hint)
+    check_different(wish.images.data, calibration, "calibrate")
+    check_fit_on(wish.images.data, wish.fit)
 
 
 def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:

@@ -1,7 +1,9 @@
 """Which images a command fits a schedule on, and what it says about the outcome."""
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 
 from stm.config import DRAWN, Config
@@ -83,6 +85,39 @@ def fit_once(
     return fitting
 
 
+def check_different(data: str | Path | None, other: str | Path | None, purpose: str, hint: str | None = None) -> None:
+    """Raise UsageError if the images to measure on are also named for something that decides the model.
+
+    Args:
+        purpose: completes the sentence "DATA cannot both ... and measure".
+    """
+    if data is not None and other is not None and os.path.realpath(other) == os.path.realpath(data):
+        raise UsageError(
+            f"{data} cannot both {purpose} and measure: the accuracy would be of images that the model was tuned on",
+            hint,
+        )
+
+
+def check_fit_on(data: str | Path | None, fit: FitOptions) -> None:
+    """Raise UsageError if the images to fit on are those to measure on."""
+    hint = "leave --fit-on out: a part of the set is then fitted on, and in no number"
+    check_different(data, fit.fit_on, "be fitted on", hint)
+
+
+def set_notes(images: FitImages, given: SampleSet | None) -> tuple[str, ...]:
+    """Return what a reader should know of the images of a fit.
+
+    Args:
+        given: the set of the user's that the command was to measure on, before a part of it was taken for the fit.
+    """
+    if given is None or images.data != DRAWN:
+        return ()
+    return (
+        f"{given.name} has {len(given)} images, fewer than {FEWEST}: all of them measure, and the schedule was fitted"
+        f" on {DRAWN}",
+    )
+
+
 def fit_notes(
     fitting: Fitting, small: ViM, given: SampleSet | None = None, on_progress: OnProgress | None = None
 ) -> tuple[str, ...]:
@@ -95,14 +130,9 @@ def fit_notes(
     recipe, images = small.config.recipe, fitting.images
     if recipe is None or recipe.fit is None:
         return ()
+    notes = list(set_notes(images, given))
     if images.data != DRAWN:
-        return ()
-    notes = []
-    if given is not None:
-        notes.append(
-            f"{given.name} has {len(given)} images, fewer than {FEWEST}: all of them measure, and the schedule was"
-            f" fitted on {DRAWN}"
-        )
+        return tuple(notes)
     saving = small.schedule.saving(small.config.model.depth)
     if saving > UNSURE_ABOVE:
         notes.append(f"above {UNSURE_ABOVE:.0%} saved, a fit without images depends on the pictures drawn; {_OWN}")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binom, binomtest, ttest_rel
 from scipy.stats import t as student
 
 from stm.config import Measured
@@ -42,6 +42,18 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
     half = error * float(student.ppf(0.975, len(values) - 1))
     return max(mean - half, 0.0), mean + half
+
+
+def median_interval(values: Sequence[float]) -> Interval | None:
+    """Return the interval of the median that the sign test gives: two of the values, whatever their distribution.
+
+    It covers the median with at least 95%. None for fewer than six values: their whole range covers less.
+    """
+    low = int(binom.ppf(0.025, len(values), 0.5))  # as many values lie outside on each side
+    if low < 1:
+        return None
+    ordered = sorted(values)
+    return ordered[low - 1], ordered[len(values) - low]
 
 
 def clearly_below(values: Sequence[float], others: Sequence[float]) -> bool:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from stm.codec import encode
+from stm.findings import PlanRow
 from stm.reports import Evaluation
 
 
-def as_csv(table: Iterable[Evaluation]) -> str:
+def as_csv(table: Iterable[Evaluation | PlanRow]) -> str:
     """Return rows as CSV: nested values in columns of their own, lists as words."""
     # Rows of different kinds have different keys. The header has each key once, in the order of first appearance.
     flat = [_flat(encode(row)) for row in table]

@@ -80,9 +80,7 @@ def test_printed_commands_are_about_the_same_model(
     assert found or verb[0] == "bench", run.err
     for args in found:
         assert model_of(here, ("info", *reading_words(args))) == expected, args
-    after = (
-        here(*found[0][1:], *(("--no-eval", "--out", "made") if found[0][1] == "compress" else ())) if found else run
-    )
+    after = here(*found[0][1:], *(("--out", "made") if found[0][1] == "compress" else ())) if found else run
     assert after.code == 0, after.err
 
 

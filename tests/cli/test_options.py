@@ -78,6 +78,8 @@ BENCH = {
     **{name: COMPRESS[name] for name in SOURCES},
 }
 PLAN = {
+    "fit_on": Case(("--fit-on", "OTHER")),
+    "fit_images": Case(("--fit-images", "6")),
     "data": Case(("--data", "OTHER")),
     "limit": Case(("--limit", "5")),
     "seed": Case(("--seed", "1"), ("--limit", "2")),
@@ -90,7 +92,7 @@ PLAN = {
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
 # test.
-EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
+EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache"}
 
 
 def test_every_option_is_here() -> None:
@@ -196,7 +198,7 @@ def test_each_option_of_eval_changes_the_result(
     assert evaluate(*case.base, *case.args) != base
 
 
-CLOCK = {"ms_per_image", "ms_iqr", "images_per_second", "gain", "gemm_ms", "gemm_ratio", "wall_clock_gain"}
+CLOCK = {"ms_per_image", "ms_iqr", "images_per_second", "gain", "gain_ci", "gemm_ms", "gemm_ratio", "wall_clock_gain"}
 
 
 def timeless(value: Any) -> Any:

@@ -17,6 +17,7 @@ from stm.measure.stats import (
     PAIRED_FIGURES,
     mcnemar,
     mean_interval,
+    median_interval,
     paired_difference,
     summarize,
     wilson,
@@ -167,3 +168,12 @@ def test_order_does_not_matter(good: list[Record], bad: list[Record], random: Ra
     random.shuffle(shuffled)
     assert summarize(shuffled, data="set") == summarize(good + bad, data="set")
     assert summarize(good, data="set") == replace(summarize(good + bad, data="set"), failed=0)
+
+
+def test_the_interval_of_a_median_by_hand() -> None:
+    """Six values lie all on one side of the median with a chance of 2 / 64; seventeen: the fifth from each end."""
+    assert median_interval([1.0] * 5) is None
+    assert median_interval([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == (1.0, 6.0)
+    assert median_interval([float(value) for value in range(17)]) == (4.0, 12.0)
+    outside = sum(math.comb(17, k) for k in range(5)) / 2**17
+    assert outside < 0.025 < outside + math.comb(17, 5) / 2**17

@@ -8,6 +8,7 @@ from stm.units import interval, operations, percent, size
 def test_shares() -> None:
     assert (percent(0.98333), percent(0.98333, 2), percent(1.0, 0)) == ("98.3%", "98.33%", "100%")
     assert (interval((0.844, 0.897)), interval((-0.01, 0.0254), 2)) == ("84.4 to 89.7", "-1.00 to 2.54")
+    assert interval((-0.0004, 0.0239)) == "0.0 to 2.4", "not -0.0"
 
 
 @pytest.mark.parametrize(
