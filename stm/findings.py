@@ -5,7 +5,7 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 
 from dataclasses import dataclass, field
 
-from stm.reports import Assessment, Evaluation, Flops, OfSet, Report
+from stm.reports import Assessment, Evaluation, Flops, OfSet, Report, Warned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class ExplainReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageReport(Report):
+class PageReport(Warned):
     """`stm report`: the page that was written, and its findings.
 
     `missing` tells, for each empty section, which command would fill it.
