@@ -233,6 +233,7 @@ class ExplainReport(Report):
         losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and
             sides.
         plan_change: the change that the whole plan makes in each block, a mean over both walks.
+        costs_from: the images that the costs of merging come from, in words.
         files: the names of the files in `output`.
     """
 
@@ -244,6 +245,7 @@ class ExplainReport(Report):
     fading: dict[str, Fit | None]  # null: too few changes to fit a curve
     losses: dict[str, float]
     plan_change: tuple[float, ...]
+    costs_from: str = ""
     files: tuple[str, ...]
 
 
