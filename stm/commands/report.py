@@ -6,7 +6,9 @@ from stm.artifact import atomic
 from stm.data.open import open_chosen
 from stm.data.sets import SampleSet
 from stm.errors import ArtifactError, UsageError
+from stm.explain.costs import CostMap, shown_costs
 from stm.findings import PageReport
+from stm.hub.card import warned
 from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess_each
@@ -71,7 +73,8 @@ def report(
     evaluation, measured = assess_each(
         model, samples, images, reference=model.with_plan(None), records=records, on_progress=on_progress
     )
-    findings = _findings(name, model, samples, evaluation, measured, given)
+    costs = shown_costs(model, facts.per_block(model.config), on_progress)
+    findings = _findings(name, model, samples, evaluation, measured, given, costs)
     page = render(model.config, findings).encode()  # whole in memory, so that a template's fault leaves no file
     _write_page(output, page, force)
     return PageReport(
@@ -83,6 +86,8 @@ def report(
         eval=evaluation,
         changed=tuple(image.file for image in findings.changed),
         missing=findings.missing,
+        warnings=findings.warnings,
+        milder=findings.milder,
     )
 
 
@@ -112,6 +117,7 @@ def _findings(
     evaluation: Assessment,
     measured: list[Record],
     given: dict[str, Rows],
+    costs: CostMap,
 ) -> Findings:
     """Return what the page shows of the evaluation, of its records, and of the other commands' reports."""
     return Findings(
@@ -124,6 +130,8 @@ def _findings(
         sweep=given.get("sweep"),
         missing={command: why for command, why in _MISSING.items() if command not in given},
         notes=model.config.extra_texts("notes"),
+        costs=costs,
+        **warned(evaluation, model.config),
     )
 
 

@@ -3,14 +3,13 @@
 They are apart from stm/explain/figures.py because they show a plan and the dense model, while those show states.
 """
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from stm.explain.costs import CostMap
 from stm.explain.figures import bare, outlined
-from stm.merging.groups import Groups, patches
+from stm.merging.groups import Groups, patches, runs
 from stm.plots import style as plots
 
 if TYPE_CHECKING:
@@ -84,9 +83,3 @@ def schedule(
     whole = len(patches(per_block[-1], found.cls))
     figure.suptitle(f"{title}\n{file}: {found.tokens - 1} patches become {whole} tokens", fontsize=8)
     return figure
-
-
-def runs(group: tuple[int, ...]) -> list[list[int]]:
-    """Return the positions of a group, ascending, as runs of neighbours."""
-    numbered = groupby(enumerate(group), key=lambda pair: pair[1] - pair[0])
-    return [[position for _, position in run] for _, run in numbered]

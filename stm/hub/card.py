@@ -97,7 +97,7 @@ def card(
                 for result in config.measured
             ],
             milder=milder_command(config),
-            fit=_fit(config),
+            fit=fit_sentences(config),
             command=recipe_command(config),
             tuned=tuned(config),
             after="after merging" in (tuned(config) or ""),
@@ -258,7 +258,7 @@ def _dtype(config: Config) -> str | None:
     return None if config.dtype == "float32" else config.dtype
 
 
-def _fit(config: Config) -> list[str]:
+def fit_sentences(config: Config) -> list[str]:
     """Return what a reader should know of the images that decided a fitted schedule, sentence by sentence."""
     fit = None if config.recipe is None else config.recipe.fit
     if fit is None:

@@ -5,7 +5,7 @@ the state (`State.last_merge`), whether its indices are constants of a schedule 
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 Groups = tuple[tuple[int, ...], ...]  # per token, the original positions merged into it; pruned positions are in none
@@ -81,6 +81,12 @@ def patches(groups: Groups, cls: int) -> list[tuple[int, ...]]:
     """
     held = (tuple(position - (position > cls) for position in group if position != cls) for group in groups)
     return [group for group in held if group]
+
+
+def runs(group: Sequence[int]) -> list[list[int]]:
+    """Return the positions of a group, ascending, as runs of neighbours."""
+    numbered = groupby(enumerate(group), key=lambda pair: pair[1] - pair[0])
+    return [[position for _, position in run] for _, run in numbered]
 
 
 def pruned(groups: Groups, tokens: int, cls: int) -> tuple[int, ...]:

@@ -17,13 +17,12 @@ from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.data.fit_images import pictures
 from stm.errors import StmError
 from stm.explain import folder as explanation
-from stm.explain.cost_figures import runs
 from stm.explain.costs import CostMap, cost_map, rows_of
 from stm.explain.figures import Maps
 from stm.explain.folder import Explanation, file_names, measure
 from stm.explain.measurements import Loss
 from stm.fitting import fit
-from stm.merging.groups import Formed, formed
+from stm.merging.groups import Formed, formed, runs
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
 from stm.plots import style as plots
