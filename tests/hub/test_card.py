@@ -22,7 +22,7 @@ from stm.config import (
     Tried,
 )
 from stm.errors import ArtifactError
-from stm.hub.card import _python, _text, _yaml, eval_results
+from stm.hub.card import _python, _text, _yaml, eval_results, warned
 from stm.reports import ServedSpeed
 from tests.hub.cards import DENSE, HERE, LABEL_FREE, LABELLED, SMALL, written
 from tools.embedded_card import embedded_card
@@ -154,6 +154,16 @@ def test_a_loss_beyond_chance_is_a_warning_with_a_command() -> None:
     text = written(dataclasses.replace(SMALL, measured=(lost,)))
     assert "--method stm.\n" in text and "--revision c0ffee --saving 0.4\n```" in text
     assert "WARNING" not in written(dataclasses.replace(SMALL, measured=(LABELLED,))), "its interval holds 0"
+
+
+def test_a_report_has_the_warning_and_the_command_of_the_card() -> None:
+    lost = dataclasses.replace(LABELLED, drop=0.052, drop_ci=(0.031, 0.073))
+    found = warned(lost, SMALL)
+    assert found["milder"] == "stm compress someone/their-vim --file vim.pth --revision c0ffee --saving 0.4"
+    assert len(found["warnings"]) == 1 and found["warnings"][0].startswith("top-1 drops by 5.20 points")
+    assert warned(LABELLED, SMALL) == {}, "its interval holds 0"
+    no_name = dataclasses.replace(SMALL, source=Source())
+    assert warned(lost, no_name)["milder"] is None, "nobody knows what to compress again"
 
 
 def test_what_the_schedule_was_fitted_on() -> None:

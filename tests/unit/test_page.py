@@ -343,5 +343,7 @@ def test_the_page_has_the_costs_the_fit_and_the_warning() -> None:
     assert ("p", {"class": "warn"}) in page.tags
     pictures = [attributes["href"] for tag, attributes in page.tags if tag == "image"]
     assert len(pictures) == 2 and all(str(each).startswith("data:image/") for each in pictures)
+    without = findings(missing={"bench": "", "sweep": "", "costs": "What merging costs is not here: no numbers."})
+    assert "not here: no numbers." in Parsed(render(CONFIG, without)).text
     plain = Parsed(render(CONFIG, findings())).text
     assert "What merging costs" not in plain and "Warning" not in plain and "fitted on" not in plain
