@@ -6,7 +6,7 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 from dataclasses import dataclass, field
 
 from stm import config
-from stm.reports import Assessment, Evaluation, Flops, OfSet, Report
+from stm.reports import Assessment, Evaluation, Flops, OfSet, Report, Warned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +285,7 @@ class ExplainReport(Report):
         losses: by rule, the change in the block after one token is removed or merged, a mean over blocks, places and
             sides.
         plan_change: the change that the whole plan makes in each block, a mean over both walks.
+        costs_from: the images that the costs of merging come from, in words.
         files: the names of the files in `output`.
     """
 
@@ -296,11 +297,12 @@ class ExplainReport(Report):
     fading: dict[str, Fit | None]  # null: too few changes to fit a curve
     losses: dict[str, float]
     plan_change: tuple[float, ...]
+    costs_from: str = ""
     files: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageReport(Report):
+class PageReport(Warned):
     """`stm report`: the page that was written, and its findings.
 
     `missing` tells, for each empty section, which command would fill it.

@@ -266,6 +266,17 @@ def _check_depth(model: ModelConfig) -> None:
         raise UsageError("the model has one block, and no merge before it would save anything")
 
 
+def kept(dense: ViM, images: FitImages) -> Fitting | None:
+    """Return the fitting of a model on images if an earlier run has kept it, else None.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    sha256 = images.sha256(dense.config.preprocessing)
+    known = cost_file.read(key_of(dense, images, sha256))
+    return None if known is None else Fitting(dense, images, sha256, known)
+
+
 def key_of(dense: ViM, images: FitImages, sha256: str) -> str:
     """Return the name under which the costs of a model on images are kept.
 

@@ -199,7 +199,15 @@ class Assessment(OfSet, Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalReport(Report, Assessment):
+class Warned(Report):
+    """A report that may warn of a loss beyond chance. `milder` is then a command line that loses less, if known."""
+
+    warnings: tuple[str, ...] = ()
+    milder: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalReport(Warned, Assessment):
     """`stm eval`."""
 
 
@@ -265,7 +273,7 @@ class PushReport(Report, Pushed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressReport(Report):
+class CompressReport(Warned):
     """`stm compress`. Savings are shares of the token-layers: the sum over blocks of the tokens that enter each.
 
     Args:

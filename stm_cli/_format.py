@@ -1,5 +1,6 @@
 """Format numbers and blocks of text that several screens share. All functions are pure functions of a report."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stm.config import DRAWN, Fit, Measured, Source, Tried
-from stm.reports import Assessment, Environment, Figure, Flops, figures
+from stm.config import Fit, Measured, Source
+from stm.reports import Assessment, Environment, Figure, Flops, Warned, figures
 from stm.units import interval, operations, percent
+from stm.verdicts import chosen, fitted_on
 from stm_cli._visible import visible
 
 Row = tuple[str, str]
@@ -84,21 +86,13 @@ def fit_rows(fit: Fit | None) -> list[Row]:
     """Return what decided a fitted schedule, and which candidates it beat."""
     if fit is None:
         return []
-    rows = [("fitted on", f"{fit.n:,} {'' if fit.data == DRAWN else 'images of '}{fit.data}, seed {fit.seed}")]
-    if fit.tried:
-        best, *others = fit.tried
-        rows.append(
-            (
-                "chosen",
-                f"{_candidate(best)} on {fit.judges:,} other images, before {', '.join(map(_candidate, others[:3]))}"
-                + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
-            )
-        )
-    return rows
+    rows = [("fitted on", fitted_on(fit))]
+    return [*rows, ("chosen", beaten)] if (beaten := chosen(fit)) else rows
 
 
-def _candidate(tried: Tried) -> str:
-    return f"{tried.cut} p={tried.step_scale:g} (KL {tried.kl:.4f})"
+def milder(report: Warned) -> list[tuple[str, ...]]:
+    """Return the words of the command that loses less, if a report has one, as `Output.next` takes it."""
+    return [] if report.milder is None else [tuple(shlex.split(report.milder))]
 
 
 def flops_rows(flops: Flops, *, exact: bool = False) -> list[Row]:

@@ -89,6 +89,11 @@ class Output:
         if not self.quiet:
             _labelled("Note: ", "bold", text)
 
+    def warn(self, text: str) -> None:
+        """Write something that a person should not miss."""
+        if not self.quiet:
+            _labelled("Warning: ", "bold yellow", text)
+
     def next(self, *commands: tuple[str, ...]) -> None:
         """Write the commands that a person may want now, with the real names, ready to be pasted."""
         # Not with --json: a program reads that, and pastes nothing.

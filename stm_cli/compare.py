@@ -2,9 +2,11 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from stm.findings import CompareReport, CompareRow
 from stm.units import operations, percent
+from stm.verdicts import proven_loss, warning
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fit_rows
@@ -70,6 +72,10 @@ def run(
         *(f"{_name(row)} {note}" for row in report.rows for note in row.notes),
     ):
         output.note(note)
+    for row in report.rows:
+        # Of ours alone: the others are there to be compared with, and their losses are marked in the table.
+        if row.method == "stm" and (text := warning(row, None)):
+            output.warn(f"{_name(row)}: {text}")
 
 
 def screen(report: CompareReport) -> RenderableType:
@@ -99,22 +105,24 @@ def screen(report: CompareReport) -> RenderableType:
         *(f"stm: {name} {value}" for name, value in fit_rows(report.fit)),
         (
             "FLOPs: multiply-accumulates in the paper's convention, with a method's own scoring; honest: all that is"
-            " computed. drop: points from dense. p: McNemar's test against stm."
+            " computed. drop: points from dense, with ! if more than chance explains. p: McNemar's test against stm."
         ),
         f"measured on {environment_text(report.environment)}",
     )
     return Group(table, "", *about)
 
 
-def _cells(row: CompareRow) -> tuple[str, ...]:
+def _cells(row: CompareRow) -> tuple[str | Text, ...]:
     """Return the cells of one method, an upper and a lower value in each."""
     flops = row.flops
     # Whether a method decides per image is what a reader compares first: only constants cost nothing at run time.
     kind = "dense" if row.method == "dense" or row.sibling else "static" if row.static else "looks at data"
-    drop = (
+    lost = proven_loss(row)
+    drop = Text(
         ""
         if row.drop is None or row.drop_ci is None
-        else f"{100 * row.drop:.2f}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}"
+        else f"{100 * row.drop:.2f}{'!' if lost else ''}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}",
+        style="yellow" if lost else "",
     )
     # Of ours against this method, on the same images: intervals alone do not tell two close methods apart.
     p = "-" if row.stm_p is None else f"{row.stm_p:.2g}"

@@ -17,6 +17,7 @@ from stm_cli._format import (
     image_notes,
     measured_rows,
     merging_row,
+    milder,
     source_text,
     speed_row,
     staircase,
@@ -92,6 +93,8 @@ def run(
     pushed = report.push.notes if report.push is not None else ()
     for note in (*report.environment.fallbacks, *report.notes, *broken, *pushed):
         output.note(note)
+    for warning in report.warnings:
+        output.warn(warning)
     if report.gate is not None and failed:
         raise GateError(
             f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing"
@@ -104,7 +107,9 @@ def run(
     else:
         images = () if data is None else ("--data", str(data))
         output.next(
-            ("stm", "eval", report.output, *images), ("stm", "info", report.push.repo if report.push else report.output)
+            *milder(report),
+            ("stm", "eval", report.output, *images),
+            ("stm", "info", report.push.repo if report.push else report.output),
         )
 
 

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from stm.reports import EvalReport
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, image_notes, measured_rows, shown_name, speed_row
+from stm_cli._format import fields, image_notes, measured_rows, milder, shown_name, speed_row
 from stm_cli._output import Output
 
 EXAMPLES = (
@@ -61,12 +61,14 @@ def run(
     )
     for note in (*named, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)
+    for warning in report.warnings:
+        output.warn(warning)
     if report.top1 is None:
         # With the options of this run, so that the command reads the same model.
         again = shlex.join(("stm", "eval", report.model, *options.words(), "--data", "DIR"))
         output.note(f"accuracy was not measured, as {report.data} has no labels; measure it: {again}")
     # `stm info` runs nothing, so it takes no device, dtype or backend.
-    output.next(("stm", "info", report.model, *g.model_options(source).words()))
+    output.next(*milder(report), ("stm", "info", report.model, *g.model_options(source).words()))
 
 
 def screen(report: EvalReport) -> RenderableType:

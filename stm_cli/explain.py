@@ -25,6 +25,7 @@ def run(
     images: o.SomeImages = None,
     *,
     budget: g.Budget,
+    fitted: g.Fitted,
     peer: o.Peer = None,
     block: o.Block = None,
     places: o.Places = 98,
@@ -35,7 +36,7 @@ def run(
     machine: g.Machine,
     display: g.Display,
 ) -> None:
-    """Draw states, attention, distance fading, losses and merged patches, with the data of every figure."""
+    """Draw states, attention, fading, losses, merged patches and what merging costs, with the data of every figure."""
     from stm.commands.explain import explain
 
     output = Output(**vars(display))
@@ -45,6 +46,7 @@ def run(
             images or (),
             g.model_options(source, machine),
             budget.options(),
+            fit=fitted.options(),
             peer=peer,
             block=block,
             places=places,
@@ -68,6 +70,7 @@ def screen(report: ExplainReport) -> RenderableType:
         *((f"fading, {side}", _fading(fit, report.block)) for side, fit in report.fading.items()),
         ("one token", ", ".join(f"{_RULES[rule]} {percent(change, 2)}" for rule, change in report.losses.items())),
         ("all merges", f"{percent(max(changed))} in the worst block" if changed else "none"),
+        ("costs", f"from {report.costs_from}"),
         # Only the pictures are named: the other files are their data and the same drawings as SVG.
         ("files", f"{len(report.files)}: {', '.join(name for name in report.files if name.endswith('.png'))}, ..."),
     ]

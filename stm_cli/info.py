@@ -4,10 +4,22 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from stm.codec import decode
+from stm.config import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, flops_rows, measured_rows, merging_row, shown_name, source_text, staircase, tokens
+from stm_cli._format import (
+    fields,
+    fit_rows,
+    flops_rows,
+    measured_rows,
+    merging_row,
+    shown_name,
+    source_text,
+    staircase,
+    tokens,
+)
 from stm_cli._output import Output
 
 EXAMPLES = ("stm info vim-digits-stm40", "stm info vim-s", "stm info someone/their-vim --file weights.pth --json")
@@ -48,6 +60,7 @@ def screen(report: InfoReport) -> RenderableType:
         ("model", _shape(config)),
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         *((merging_row(config["recipe"], config["protection"]),) if config["schedule"]["steps"] else ()),
+        *fit_rows(_fit(config)),
         *flops_rows(report.flops, exact=True),  # to the unit, so that they can be held against a paper's table
         ("parameters", f"{report.parameters:,}"),
         ("source", source_text(report.source)),
@@ -55,6 +68,11 @@ def screen(report: InfoReport) -> RenderableType:
     for measured in report.measured:  # as the folder records it: nothing is measured here
         rows += measured_rows(measured)
     return Group(shown_name(report.model), fields(rows))
+
+
+def _fit(config: dict[str, Any]) -> Fit | None:
+    """Return what decided the schedule, from the document of the folder."""
+    return decode(Fit | None, (config["recipe"] or {}).get("fit"), "recipe.fit")
 
 
 def _shape(config: dict[str, Any]) -> str:

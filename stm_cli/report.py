@@ -6,7 +6,7 @@ from stm.findings import PageReport
 from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
-from stm_cli._format import fields, measured_rows, speed_row
+from stm_cli._format import fields, measured_rows, milder, speed_row
 from stm_cli._output import Output
 
 EXAMPLES = (
@@ -56,6 +56,9 @@ def run(
     output.report(page, screen, lambda shown: shown.output)
     for note in (*page.environment.fallbacks, *page.eval.skipped_notes):
         output.note(note)
+    for warning in page.warnings:
+        output.warn(warning)
+    output.next(*milder(page))
 
 
 def screen(report: PageReport) -> RenderableType:

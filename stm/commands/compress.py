@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,7 @@ from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
 from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
 from stm.saving import save
+from stm.verdicts import milder, warning
 
 
 class _Wish(NamedTuple):
@@ -168,7 +169,18 @@ def compress(
     if fitting is not None and small.plan is not None:
         notes += fit_notes(fitting, small, given if wish.splits else None, on_progress)
     report = _report(small, model, output, dry_run, outcome, wish.recorded)
-    return dataclasses.replace(report, notes=report.notes + notes, push=pushed)
+    return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
+
+
+def _warned(small: ViM, model: str, wish: _Wish, outcome: _Outcome) -> dict[str, Any]:
+    """Return the warning of a loss beyond chance, and the command that loses less, with the names that were given."""
+    text = None if outcome.figures is None else warning(outcome.figures, small.config.recipe)
+    if text is None:
+        return {}
+    merge = milder(small.config.recipe, small.schedule.saving(small.config.model.depth))
+    groups = () if merge is None else (wish.source, merge, wish.fit, wish.images)
+    words = [word for group in groups for word in group.words()]
+    return {"warnings": (text,), "milder": shlex.join(["stm", "compress", model, *words]) if words else None}
 
 
 def _goal(

@@ -10,6 +10,7 @@ from stm.assets import EMBEDDED_MODEL
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
+from stm.hub.card import warned
 from stm.loading import open_model, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
@@ -61,7 +62,15 @@ def evaluate(
         world=world,
         on_progress=on_progress,
     )
-    return EvalReport(command="eval", model=named, environment=environment_of(vim, world), **vars(figures))
+    # What a dtype costs is no fault of the recipe: another budget would not mend it.
+    config = own.config if own.config.dtype == vim.config.dtype else dataclasses.replace(own.config, recipe=None)
+    return EvalReport(
+        command="eval",
+        model=named,
+        environment=environment_of(vim, world),
+        **vars(figures),
+        **warned(figures, config),
+    )
 
 
 def find_default() -> str:

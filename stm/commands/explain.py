@@ -1,18 +1,23 @@
 """`stm explain`: the changes that merging makes in a model, as figures with their data."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from stm.artifact import atomic
 from stm.bake import bake
-from stm.config import Config
+from stm.commands.fit_set import fit_set
+from stm.config import DRAWN, Config
 from stm.data.images import enlarged
 from stm.data.open import is_embedded, open_samples, photographs
 from stm.data.sets import SampleSet, from_files, iterate
 from stm.errors import DataError, UsageError
 from stm.explain import folder as explanation
+from stm.explain.costs import cost_map
 from stm.explain.measurements import RULES
 from stm.findings import ExplainReport
+from stm.fitting import Fitting
+from stm.fitting import fit as fit_costs
 from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
@@ -20,7 +25,7 @@ from stm.measure.equal_cost import solve_peer
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.model_names import name_of
-from stm.options import MergeOptions, ModelOptions
+from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm.peers import PEERS
 from stm.plots import style as plots
 from stm.progress import OnProgress
@@ -37,6 +42,7 @@ def explain(
     merge: MergeOptions = MergeOptions(),
     *,
     peer: str | None = None,
+    fit: FitOptions = FitOptions(),
     block: int | None = None,
     places: int = PLACES,
     out: str | Path | None = None,
@@ -51,6 +57,7 @@ def explain(
         images: files. Without any, some embedded images are taken.
         merge: how to compress a dense model.
         peer: a method of `stm.peers.PEERS` to explain instead. It saves the operations that merging would save.
+        fit: the images that the costs come from, and a fitted schedule with them.
         block: the block whose maps are shown and before which single tokens are merged. Default: the first block after
             a merge.
         places: the most distances per side that are measured.
@@ -73,7 +80,9 @@ def explain(
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in PEERS:
         raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(PEERS)}")
-    small = _compressed(open_model(model, source, on_progress), model, merge, seed)
+    opened = open_model(model, source, on_progress)
+    fitting = _fitting(opened, fit, seed, source.token, on_progress)
+    small = _compressed(opened, model, merge, fitting, seed)
     title = _title(small)
     if peer is not None:
         small, title = _as_peer(small, peer, seed)
@@ -93,9 +102,11 @@ def explain(
         (sample.file, enlarged(sample, small.config.preprocessing, PICTURE_PIXELS)) for sample in samples.samples
     ]
     measured = explanation.measure(small, batch.images, pictures, block=block, places=places, on_progress=on_progress)
+    # The merges of a schedule are those of every image; a peer's are those of the first one.
+    costs = cost_map(fitting, measured.images[0].groups)
     with atomic.replacing(output, explanation.file_names(), force=force) as folder:
         with plots.style():
-            files = explanation.write(folder, measured, small, title)
+            files = explanation.write(folder, measured, small, costs, title)
         report = ExplainReport(
             command="explain",
             model=model,
@@ -108,16 +119,28 @@ def explain(
             fading=measured.fits,
             losses={rule: _mean([row.cls for row in measured.losses if row.rule == rule]) for rule in RULES},
             plan_change=tuple(_mean(changes) for changes in measured.plan),
+            costs_from=costs.images,
             files=(*files, explanation.SUMMARY),
         )
         (folder / explanation.SUMMARY).write_text(report.to_json() + "\n", encoding="utf-8")
     return report
 
 
-def _compressed(model: ViM, name: str, merge: MergeOptions, seed: int) -> ViM:
+def _fitting(model: ViM, options: FitOptions, seed: int, token: str | None, on_progress: OnProgress | None) -> Fitting:
+    """Return the costs of the dense model, whose every parameter a compressed one holds."""
+    dense, recipe = model.with_plan(None), model.config.recipe
+    about = None if recipe is None else recipe.fit
+    if not (options.given("fit_on") or options.given("fit_images")) and about is not None and about.data == DRAWN:
+        # Those of its own fit, which are kept.
+        options, seed = dataclasses.replace(options, fit_images=about.n), about.seed
+    images, _ = fit_set(options, dense.config, seed=seed, token=token, on_progress=on_progress)
+    return fit_costs(dense, images, keep=not options.no_cache, on_progress=on_progress)
+
+
+def _compressed(model: ViM, name: str, merge: MergeOptions, fitting: Fitting, seed: int) -> ViM:
     """Return the model itself if it is compressed, else the model compressed as `merge` says."""
     if model.plan is None:
-        return bake(model, merge, seed=seed)
+        return bake(model, merge, fitting=fitting if merge.order == "fitted" else None, seed=seed)
     merge.refuse(f", but {name} is already compressed", "explain its dense source instead, or leave it out")
     return model
 

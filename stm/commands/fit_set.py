@@ -18,9 +18,7 @@ from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
 from stm.options import FitOptions
 from stm.progress import OnProgress
-
-UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures (docs/study.md)
-_OWN = "unlabelled images of the model's kind decide better: --fit-on DIR"
+from stm.verdicts import OWN_IMAGES, unsure
 
 
 def fit_set(
@@ -133,14 +131,13 @@ def fit_notes(
     notes = list(set_notes(images, given))
     if images.data != DRAWN:
         return tuple(notes)
-    saving = small.schedule.saving(small.config.model.depth)
-    if saving > UNSURE_ABOVE:
-        notes.append(f"above {UNSURE_ABOVE:.0%} saved, a fit without images depends on the pictures drawn; {_OWN}")
+    if doubt := unsure(recipe.fit, small.schedule.saving(small.config.model.depth)):
+        notes.append(doubt)
     ours, *others = fitting.beside_presets(small, photograph_crops(), on_progress)
     for name, kl in others:
         if not clearly_below(ours[1], kl):
             notes.append(
                 f"on crops of the photographs the fitted schedule is not clearly nearer to the dense model than {name}:"
-                f" KL {fmean(ours[1]):.4f} against {fmean(kl):.4f}; {_OWN}"
+                f" KL {fmean(ours[1]):.4f} against {fmean(kl):.4f}; {OWN_IMAGES}"
             )
     return tuple(notes)

@@ -5,8 +5,10 @@ from pathlib import Path
 from stm.artifact import atomic
 from stm.data.open import open_chosen
 from stm.data.sets import SampleSet
-from stm.errors import ArtifactError, UsageError
+from stm.errors import ArtifactError, StmError, UsageError
+from stm.explain.costs import CostMap, shown_costs
 from stm.findings import PageReport
+from stm.hub.card import warned
 from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess_each
@@ -71,7 +73,11 @@ def report(
     evaluation, measured = assess_each(
         model, samples, images, reference=model.with_plan(None), records=records, on_progress=on_progress
     )
-    findings = _findings(name, model, samples, evaluation, measured, given)
+    try:
+        costs, missing = shown_costs(model, facts.per_block(model.config), on_progress), dict[str, str]()
+    except StmError as error:  # gradients that are no numbers, such as in float16: the rest of the page still stands
+        costs, missing = None, {"costs": f"What merging costs is not here: {error.message}."}
+    findings = _findings(name, model, samples, evaluation, measured, given, costs, missing)
     page = render(model.config, findings).encode()  # whole in memory, so that a template's fault leaves no file
     _write_page(output, page, force)
     return PageReport(
@@ -83,6 +89,8 @@ def report(
         eval=evaluation,
         changed=tuple(image.file for image in findings.changed),
         missing=findings.missing,
+        warnings=findings.warnings,
+        milder=findings.milder,
     )
 
 
@@ -112,6 +120,8 @@ def _findings(
     evaluation: Assessment,
     measured: list[Record],
     given: dict[str, Rows],
+    costs: CostMap | None,
+    missing: dict[str, str],
 ) -> Findings:
     """Return what the page shows of the evaluation, of its records, and of the other commands' reports."""
     return Findings(
@@ -122,8 +132,10 @@ def _findings(
         changed=facts.changed(measured, samples, model.config),
         bench=given.get("bench"),
         sweep=given.get("sweep"),
-        missing={command: why for command, why in _MISSING.items() if command not in given},
+        missing={command: why for command, why in _MISSING.items() if command not in given} | missing,
         notes=model.config.extra_texts("notes"),
+        costs=costs,
+        **warned(evaluation, model.config),
     )
 
 

@@ -70,10 +70,10 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
         columns[3].append([_log10(line) for line in row.attention])
     for number, (row, line) in enumerate(zip(rows, axes, strict=True)):
         for axis, title in zip(line, titles, strict=True):
-            _bare(axis)
+            bare(axis)
             axis.set_title(title if number == 0 else "")
         line[0].set_ylabel(f"{row.name}\n{len(row.groups)} tokens in block {block}")
-        _outlined(line[0], image, row.groups, tokens, cls, grid)
+        outlined(line[0], image, row.groups, tokens, cls, grid)
     for column, pictures in enumerate(columns, start=1):
         values = [value for picture in pictures for line in picture for value in line if math.isfinite(value)]
         high = max(values)
@@ -208,8 +208,8 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, n
     cells = list(axes.flat)
     grid = math.isqrt(tokens - 1)
     for axis, stage in zip(cells, shown, strict=False):
-        _bare(axis)
-        _outlined(axis, image, stage.groups, tokens, cls, grid)
+        bare(axis)
+        outlined(axis, image, stage.groups, tokens, cls, grid)
         axis.set_title(f"{stage.blocks}: {len(stage.groups)} tokens")
     for axis in cells[len(shown) :]:
         axis.set_axis_off()
@@ -222,7 +222,7 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, n
     return figure
 
 
-def _outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: int, grid: int) -> None:
+def outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: int, grid: int) -> None:
     """Draw the image with the outline of each group's patches."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
@@ -289,7 +289,7 @@ def _square(values: Sequence[float], grid: int) -> list[list[float]]:
     return [list(values[row * grid : (row + 1) * grid]) for row in range(grid)]
 
 
-def _bare(axis: "Axes") -> None:
+def bare(axis: "Axes") -> None:
     """Remove ticks, grid and frame from an axis that holds a picture."""
     axis.grid(False)
     axis.set_xticks([])

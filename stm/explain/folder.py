@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stm.explain import figures
+from stm.explain import cost_figures, figures
 from stm.explain import measurements as explain
+from stm.explain.costs import CostMap, rows_of
 from stm.explain.figures import Maps
 from stm.explain.measurements import Faded, Influence, Loss
 from stm.explain.states import attention, state_norms
@@ -28,7 +29,7 @@ from stm.progress import OnProgress, Progress
 
 MOST_IMAGES = 16  # each image has figures of its own
 PLACES_OF_LOSSES = 12  # per side: losses run every block and rule, and are a mean over places that few suffice for
-SHARED = ("fading", "losses", "ldsd")
+SHARED = ("fading", "losses", "ldsd", "costs", "schedule")
 OF_IMAGE = ("maps", "groups")
 SUMMARY = "explain.json"
 
@@ -160,26 +161,30 @@ def _maps(name: str, trace: explain.BlockTrace, groups: Groups) -> Maps:
     return Maps(name, state_norms(trace.scan)[:, 0].tolist(), both.tolist(), int(trace.entered.cls), groups)
 
 
-def write(folder: Path, explanation: Explanation, small: ViM, title: str) -> tuple[str, ...]:
+def write(folder: Path, explanation: Explanation, small: ViM, costs: CostMap, title: str) -> tuple[str, ...]:
     """Draw the figures, write them and their data into a folder, and return the names of the files.
 
     Args:
+        costs: of the dense model, with the merges of the first image.
         title: the compressed model's name in the figures.
     """
+    first, grid = explanation.images[0], small.config.model.grid
     tokens, cls, n = small.config.model.tokens, small.config.model.cls, len(explanation.images)
     drawn = {
         "fading": figures.fading(explanation.fading, explanation.fits, explanation.block, n),
         "losses": figures.losses(explanation.losses, explanation.plan, title, n),
         "ldsd": figures.influence(explanation.influence, n),
+        "costs": cost_figures.costs(costs, title),
+        "schedule": cost_figures.schedule(first.picture, costs, first.groups, title, grid, first.file),
     }
     for number, image in enumerate(explanation.images):
         drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, explanation.block, tokens, cls)
         drawn[_name(number, "groups")] = figures.groups(image.picture, stages(image.groups), tokens, cls, title)
     files = [name for stem, figure in drawn.items() for name in plots.save(figure, folder, stem)]
-    return (*files, *_write_data(folder, explanation, tokens, cls))
+    return (*files, *_write_data(folder, explanation, costs, tokens, cls))
 
 
-def _write_data(folder: Path, explanation: Explanation, tokens: int, cls: int) -> list[str]:
+def _write_data(folder: Path, explanation: Explanation, costs: CostMap, tokens: int, cls: int) -> list[str]:
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {
         "fading.csv": (
             ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(explanation))),
@@ -194,6 +199,11 @@ def _write_data(folder: Path, explanation: Explanation, tokens: int, cls: int) -
             ((r.side, r.distance, *r.blocks) for r in explanation.influence),
         ),
         "plan.csv": (("block", "forward", "backward"), ((b, *changes) for b, changes in enumerate(explanation.plan))),
+        "costs.csv": (("before_block", "position", "patch", "cost_per_token_layer"), rows_of(costs)),
+        "schedule.csv": (
+            ("before_block", "positions"),
+            ((made.before, " ".join(map(str, made.group))) for made in costs.merges),
+        ),
     }
     for number, image in enumerate(explanation.images):
         map_file, attention_file, groups_file = _data_names(number)

@@ -15,13 +15,14 @@ from typing import Any
 
 from stm import __version__
 from stm.artifact.provenance import tuned
-from stm.config import Config
+from stm.config import Config, Measured
 from stm.errors import ArtifactError
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.options import CHECKPOINT_OPTIONS, words
 from stm.reports import Environment, Flops, ServedSpeed, figure_rows
 from stm.units import operations, percent
+from stm.verdicts import chosen, fitted_on, milder, unsure, warning
 
 TEMPLATE, USE = (Path(__file__).with_name(name) for name in ("card.md.j2", "card_use.md.j2"))
 _BEGIN, _END = "<!-- use -->", "<!-- end of use -->"
@@ -91,9 +92,12 @@ def card(
                     "of": result,
                     "rows": figure_rows(result, _LABELS),
                     "reasons": list(dict.fromkeys(result.reasons.values())),
+                    "warning": warning(result, config.recipe),
                 }
                 for result in config.measured
             ],
+            milder=milder_command(config),
+            fit=fit_sentences(config),
             command=recipe_command(config),
             tuned=tuned(config),
             after="after merging" in (tuned(config) or ""),
@@ -190,18 +194,13 @@ def recipe_command(config: Config) -> list[str] | None:
     None if there is no such command: for a dense model, a fine-tuned model, a source without a name, or weights that
     were averaged over images, whose folder is not known.
     """
-    recipe, protection, source = config.recipe, config.protection, config.source
-    named = source.repo or source.file
+    recipe, protection = config.recipe, config.protection
+    named = config.source.repo or config.source.file
     if recipe is None or protection is None or recipe.calibration is not None or named is None or tuned(config):
         return None
-    # `extra` is free JSON that anybody may have edited: values of another type are passed over.
-    asked = config.extra.get("asked")
-    asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
-    flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
+    source, flags = _source_options(config)
     options: dict[str, Any] = {
-        "file": config.extra.get("path", source.file) if source.repo else None,
-        "revision": source.revision if source.repo else None,
-        **asked,
+        **source,
         "method": recipe.method,
         "stages": recipe.stages,
         "rate": recipe.rate,
@@ -213,12 +212,64 @@ def recipe_command(config: Config) -> list[str] | None:
         "hsp": protection.mode if protection.weights == "hsp" else None,
         "step_scale": protection.step_scale,
         "seed": recipe.seed,
-        "dtype": None if config.dtype == "float32" else config.dtype,
+        "dtype": _dtype(config),
         "span_conv": protection.span_conv,
         "normalize": protection.normalized,
         **flags,
     }
     return ["stm", "compress", named, *words(options)]
+
+
+def milder_command(config: Config) -> list[str] | None:
+    """Return the words of a command that makes a model that loses less than this one; see `stm.verdicts.milder`.
+
+    None if there is no such command: nothing less can be saved, or the source has no name.
+    """
+    merge = milder(config.recipe, config.schedule.saving(config.model.depth))
+    named = config.source.repo or config.source.file
+    if merge is None or named is None or tuned(config):
+        return None
+    source, flags = _source_options(config)
+    return ["stm", "compress", named, *words(source), *merge.words(), *words({"dtype": _dtype(config), **flags})]
+
+
+def warned(measured: Measured, config: Config) -> dict[str, Any]:
+    """Return the fields of `stm.reports.Warned` for a model and what was measured of it."""
+    text = warning(measured, config.recipe)
+    if text is None:
+        return {}
+    command = milder_command(config)
+    return {"warnings": (text,), "milder": None if command is None else shlex.join(command)}
+
+
+def _source_options(config: Config) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Return the options by which the source of a model is read: those with a value, and those without."""
+    source = config.source
+    # `extra` is free JSON that anybody may have edited: values of another type are passed over.
+    asked = config.extra.get("asked")
+    asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
+    flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
+    file = config.extra.get("path", source.file) if source.repo else None
+    return {"file": file, "revision": source.revision if source.repo else None, **asked}, flags
+
+
+def _dtype(config: Config) -> str | None:
+    """Return the dtype as an option, or None for the default."""
+    return None if config.dtype == "float32" else config.dtype
+
+
+def fit_sentences(config: Config) -> list[str]:
+    """Return what a reader should know of the images that decided a fitted schedule, sentence by sentence."""
+    fit = None if config.recipe is None else config.recipe.fit
+    if fit is None:
+        return []
+    saving = config.schedule.saving(config.model.depth)
+    best, doubt = chosen(fit), unsure(fit, saving)
+    return [
+        f"The schedule was fitted on {fitted_on(fit)}.",
+        *([f"Taken: {best}."] if best else []),
+        *([f"{doubt[0].upper()}{doubt[1:]}."] if doubt else []),
+    ]
 
 
 def _steps(config: Config) -> list[dict[str, int]]:

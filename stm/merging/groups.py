@@ -5,6 +5,7 @@ the state (`State.last_merge`), whether its indices are constants of a schedule 
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 Groups = tuple[tuple[int, ...], ...]  # per token, the original positions merged into it; pruned positions are in none
@@ -26,6 +27,32 @@ class Stage(NamedTuple):
     def blocks(self) -> str:
         """The blocks in words, for a title."""
         return f"block {self.first}" if self.first == self.last else f"blocks {self.first} to {self.last}"
+
+
+class Formed(NamedTuple):
+    """A token that was made of several.
+
+    Args:
+        before: the first block that sees it.
+        group: the original positions that it holds, ascending.
+    """
+
+    before: int
+    group: tuple[int, ...]
+
+
+def formed(per_block: Sequence[Groups]) -> list[Formed]:
+    """Return the tokens that merging makes before each block, in the order of the blocks.
+
+    Args:
+        per_block: the groups that enter each block.
+    """
+    return [
+        Formed(block, group)
+        for block, (was, now) in enumerate(pairwise(per_block), start=1)
+        for group in now
+        if len(group) > 1 and group not in set(was)
+    ]
 
 
 def follow(groups: Groups, keep: Iterable[int], src: Iterable[int], dst: Iterable[int]) -> Groups:
@@ -54,6 +81,12 @@ def patches(groups: Groups, cls: int) -> list[tuple[int, ...]]:
     """
     held = (tuple(position - (position > cls) for position in group if position != cls) for group in groups)
     return [group for group in held if group]
+
+
+def runs(group: Sequence[int]) -> list[list[int]]:
+    """Return the positions of a group, ascending, as runs of neighbours."""
+    numbered = groupby(enumerate(group), key=lambda pair: pair[1] - pair[0])
+    return [[position for _, position in run] for _, run in numbered]
 
 
 def pruned(groups: Groups, tokens: int, cls: int) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.explain.costs import CostMap
 from stm.measure.records import Record
 from stm.measure.stats import wilson
 from stm.merging.groups import Groups, stages
@@ -72,6 +73,8 @@ class Findings:
         bench, sweep: from the reports of these commands, or None.
         missing: for each of those two that is None, the command that would give it.
         notes: the assumptions under which the source was read.
+        costs: of merging in the dense model, with the merges of this one; None if they were not computed.
+        warnings, milder: as in `stm.reports.Warned`.
     """
 
     name: str
@@ -83,6 +86,9 @@ class Findings:
     sweep: Rows | None = None
     missing: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    costs: CostMap | None = None
+    warnings: tuple[str, ...] = ()
+    milder: str | None = None
 
 
 def changed(records: Sequence[Record], samples: SampleSet, config: Config) -> tuple[Changed, ...]:
@@ -120,17 +126,28 @@ def dense_interval(records: Sequence[Record]) -> Interval:
     return wilson(sum(record.dense_pred == record.label for record in scored), len(scored))
 
 
+def per_block(config: Config) -> list[Groups]:
+    """Return the groups that enter each block."""
+    schedule = config.schedule
+    return [schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)]
+
+
+def as_picture(pixels: Sequence[Sequence[tuple[int, int, int]]]) -> str:
+    """Return rows of colours as a data URI, one pixel each."""
+    image = Image.new("RGB", (len(pixels[0]), len(pixels)))
+    image.putdata([pixel for row in pixels for pixel in row])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def merged_patches(config: Config) -> list[tuple[str, Groups]]:
     """Return the stages of the schedule after the dense one, each as a caption and its groups.
 
     There are at most `MOST_STAGES`.
     """
     # Neighbouring blocks with the same groups are one stage. The first stage is dense: each patch is its own group.
-    schedule = config.schedule
-    per_block = [
-        schedule.groups[sum(step.after < block for step in schedule.steps)] for block in range(config.model.depth)
-    ]
-    merged = stages(per_block)[1:]
+    merged = stages(per_block(config))[1:]
     if len(merged) > MOST_STAGES:  # evenly spread, with the first and the last
         merged = [merged[round(n * (len(merged) - 1) / (MOST_STAGES - 1))] for n in range(MOST_STAGES)]
     return [(f"{stage.blocks}: {len(stage.groups)} tokens", stage.groups) for stage in merged]

@@ -12,7 +12,7 @@ from stm import __version__
 from stm.artifact.provenance import tuned
 from stm.config import Config, Recipe
 from stm.errors import ArtifactError
-from stm.hub.card import recipe_command
+from stm.hub.card import fit_sentences, recipe_command
 from stm.install import install_command
 from stm.measure import flops
 from stm.page import charts
@@ -64,6 +64,8 @@ def render(config: Config, findings: Findings) -> str:
     figure = "agreement" if evaluation.top1 is None else "top1"
     ours, dense = _ends(evaluation, figure, cost.paper, cost.paper_saving)
     by_flops, by_time = facts.points(findings.sweep.rows if findings.sweep else (), figure)
+    drawn = None if findings.costs is None else charts.costs(findings.costs)
+    last = schedule.groups[-1]
     return templates.get_template("page.html.j2").render(
         version=__version__,
         install=install_command(),
@@ -86,6 +88,10 @@ def render(config: Config, findings: Findings) -> str:
             {"caption": caption} | charts.outlines(held, schedule.cls, shape.grid)
             for caption, held in facts.merged_patches(config)
         ],
+        costs=drawn,
+        costs_picture=None if drawn is None else facts.as_picture(drawn["pixels"]),
+        placed=None if findings.costs is None else charts.first_merges(findings.costs, last, shape.grid),
+        fit=fit_sentences(config),
         spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
         accuracy=figure_rows(evaluation, LABELS, findings.dense_ci),
         # One sentence may explain several figures. The speed has a section of its own, with its own sentence.

@@ -29,6 +29,8 @@ EXPLAIN = {
     "stages": ("--stages", "2,4"),
     "method": ("--method", "paper"),
     "schedule": ("--schedule", "sweep"),
+    "fit_on": ("--fit-on", "LABELLED", "--fit-images", "2"),
+    "fit_images": ("--fit-images", "9"),
     "peer": ("--peer", "rmeeto"),
     "block": ("--block", "1"),
     "places": ("--places", "3"),
@@ -65,6 +67,7 @@ ELSEWHERE = {
     "ema",
     "seed",
     "batch_size",
+    "no_cache",
     "workers",
     "json",
     "quiet",
@@ -103,13 +106,16 @@ def test_each_option_of_explain_changes_the_result(
     here, mini: Path, image: Path, labelled: Path, tmp_path: Path, undrawn: None, base: dict[str, Any], option: str
 ) -> None:
     def explain(*args: str | Path) -> Any:
-        words = [labelled / "image 3.png" if word == "OTHER" else word for word in args]
+        there = {"OTHER": labelled / "image 3.png", "LABELLED": labelled}
+        words = [there.get(str(word), word) for word in args]
         run = here(
             "explain",
             mini,
             *([] if "OTHER" in args else [image]),
             "--places",
             "2",
+            "--fit-images",
+            "6",
             "--out",
             "out",
             "--force",

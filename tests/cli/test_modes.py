@@ -43,6 +43,7 @@ def test_quiet_is_one_value_and_nothing_else(capsys) -> None:
     output = Output(json=False, quiet=True)
     output.report(COMPRESSED, no_screen, lambda shown: shown.output)
     output.note("a note")
+    output.warn("a warning")
     output.next(("stm", "eval", "x"))
     with output.progress() as on_progress:
         on_progress(Progress("evaluating", 1, 2, "images"))
@@ -75,6 +76,19 @@ def test_progress_on_a_terminal_honours_the_hub_s_switch(monkeypatch, disabled: 
         on_progress(Progress("evaluating", 1, None, "images"))
         on_progress(Progress("evaluating", 1500, 2000, "images"))
     assert ("1,500/2,000 images" in terminal.getvalue()) == seen
+
+
+def test_a_warning_is_yellow_and_on_stderr(monkeypatch, capsys) -> None:
+    """33 is yellow among the codes of ANSI."""
+    terminal = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", terminal)
+        patched.setenv("TERM", "xterm")
+        patched.setenv("NO_COLOR", "")
+        Output(json=False, quiet=False).warn("mind this")
+    assert "33m" in terminal.getvalue()
+    Output(json=True, quiet=False).warn("mind this")
+    assert capsys.readouterr() == ("", "Warning: mind this\n")
 
 
 def test_no_color(monkeypatch) -> None:

@@ -258,6 +258,7 @@ def test_explain(capsys, monkeypatch) -> None:
         fading={"left": Fit(amplitude=0.0141, rate=0.0151, r2=0.597), "right": None},
         losses={"prune": 0.0233, "mean": 0.0219, "hsp": 0.0228},
         plan_change=(0.0, 0.1304, 0.68),
+        costs_from="576 drawn pictures, seed 0",
         files=("fading.png", "fading.svg", "fading.csv"),
     )
     assert shown(capsys, monkeypatch, explain, found) == [
@@ -269,6 +270,7 @@ def test_explain(capsys, monkeypatch) -> None:
         "fading, right  no change that could be fitted",
         "one token      removed 2.33%, mean 2.19%, hidden-state protection 2.28%",
         "all merges     68.0% in the worst block",
+        "costs          from 576 drawn pictures, seed 0",
         "files          3: fading.png, ...",
     ]
 

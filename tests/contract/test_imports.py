@@ -29,6 +29,7 @@ RUNTIME = (
         "config_file",
         "options",
         "reports",
+        "verdicts",
     ),
     *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
     *("hub.aliases", "model_names", "loading", "saving"),

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from stm.assets import FOLDER
 from stm.config import (
+    DRAWN,
+    Fit,
     Protection,
     Source,
+    Tried,
 )
 from stm.errors import ArtifactError
-from stm.hub.card import _python, _text, _yaml, eval_results
+from stm.hub.card import _python, _text, _yaml, eval_results, warned
 from stm.reports import ServedSpeed
 from tests.hub.cards import DENSE, HERE, LABEL_FREE, LABELLED, SMALL, written
 from tools.embedded_card import embedded_card
@@ -136,6 +139,48 @@ def test_the_speed_beside_the_dense_model() -> None:
         paper, served=speed, images_per_second=10, environment=HERE
     )
     assert "`--hsp static` bakes them" in text and "--hsp static" not in written(SMALL, served=speed, environment=HERE)
+
+
+def test_a_loss_beyond_chance_is_a_warning_with_a_command() -> None:
+    """SMALL saves 40%: of a fitted schedule half of it loses less, and of another one the fitted schedule does."""
+    lost = dataclasses.replace(LABELLED, drop=0.052, drop_ci=(0.031, 0.073))
+    fitted = dataclasses.replace(SMALL.recipe, schedule="fitted", fit=Fit(data=DRAWN, n=576, sha256="5eed" * 16))
+    text = written(dataclasses.replace(SMALL, recipe=fitted, measured=(lost,)))
+    assert (
+        "> [!WARNING]\n> Top-1 drops by 5.20 points (95%: 3.10 to 7.30), more than chance explains; try a smaller"
+        " --saving, or fit on images of your own: --fit-on DIR.\n\nThis loses less:\n\n```sh\n"
+        "stm compress someone/their-vim --file vim.pth --revision c0ffee --saving 0.2\n```\n\n## Use\n"
+    ) in text
+    text = written(dataclasses.replace(SMALL, measured=(lost,)))
+    assert "--method stm.\n" in text and "--revision c0ffee --saving 0.4\n```" in text
+    assert "WARNING" not in written(dataclasses.replace(SMALL, measured=(LABELLED,))), "its interval holds 0"
+
+
+def test_a_report_has_the_warning_and_the_command_of_the_card() -> None:
+    lost = dataclasses.replace(LABELLED, drop=0.052, drop_ci=(0.031, 0.073))
+    found = warned(lost, SMALL)
+    assert found["milder"] == "stm compress someone/their-vim --file vim.pth --revision c0ffee --saving 0.4"
+    assert len(found["warnings"]) == 1 and found["warnings"][0].startswith("top-1 drops by 5.20 points")
+    assert warned(LABELLED, SMALL) == {}, "its interval holds 0"
+    no_name = dataclasses.replace(SMALL, source=Source())
+    assert warned(lost, no_name)["milder"] is None, "nobody knows what to compress again"
+
+
+def test_what_the_schedule_was_fitted_on() -> None:
+    on_drawn = Fit(data=DRAWN, n=576, sha256="5eed" * 16)
+    recipe = dataclasses.replace(SMALL.recipe, schedule="fitted", fit=on_drawn)
+    text = written(dataclasses.replace(SMALL, recipe=recipe))
+    assert (
+        "\nThe schedule was fitted on 576 drawn pictures, seed 0, sha256 5eed5eed5eed; no data was needed.\nAbove 30%"
+        " saved without images the choice is less certain; unlabelled images of the model's kind decide better:"
+        " --fit-on DIR.\n"
+    ) in text, "SMALL saves 40%"
+    tried = tuple(Tried(cut=cut, step_scale=0.5, kl=kl) for cut, kl in (("flat", 0.001), ("staged", 0.02)))
+    on_own = dataclasses.replace(on_drawn, data="a*set*", n=200, judges=75, tried=tried)
+    text = written(dataclasses.replace(SMALL, recipe=dataclasses.replace(recipe, fit=on_own)))
+    assert "fitted on 200 images of a\\*set\\*, seed 0, sha256 5eed5eed5eed.\n" in text
+    assert "Taken: flat p=0.5 (KL 0.0010) on 75 other images, before staged p=0.5 (KL 0.0200).\n" in text
+    assert "less certain" not in text and "fitted on" not in written(SMALL)
 
 
 def test_the_schedule() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 from stm.codec import encode
-from stm.config import Config, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config import DRAWN, Config, Fit, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
 from stm.data.images import Pixels, Sample
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.explain.costs import CostMap
 from stm.measure.records import Record
+from stm.merging.groups import Formed
 from stm.merging.schedule import Schedule, Step
 from stm.page import charts
 from stm.page import content as facts
@@ -304,3 +307,52 @@ def test_a_curve_of_a_comparison_has_the_title_of_its_method() -> None:
     cell = {"method": "stm", "schedule": "fitted"}  # a sweep's rows have no titles
     names = [facts.points([row | common], "top1")[0][0].curve for row in (ours, peer, cell)]
     assert names == ["STM, fitted (ours)", "Hidden State Alignment, published", "stm, fitted"]
+
+
+COSTS = CostMap(
+    tuple(((1e-4, 1e-4, math.nan, 1e-2, 1e-2),) * 11),
+    2,
+    "24 drawn pictures, seed 0",
+    (Formed(1, (0, 1)), Formed(1, (3, 4)), Formed(10, (0, 1, 3, 4))),
+)
+
+
+def test_what_merging_costs_is_drawn_over_the_blocks() -> None:
+    """Five positions between 34 and 356, so 64.4 units each; eleven blocks of 8 units from 18 on."""
+    drawn = charts.costs(COSTS)
+    assert drawn["pixels"][0] == [(68, 1, 84), (68, 1, 84), (128, 128, 128), (253, 231, 37), (253, 231, 37)]
+    assert [(bar["x"], bar["to"], bar["y"]) for bar in drawn["bars"][:2]] == [
+        (40.44, 156.36, 22.0),  # 34 + 0.1 * 64.4 to 34 + 1.9 * 64.4
+        (233.64, 349.56, 22.0),
+    ]
+    assert [bar["y"] for bar in drawn["bars"]] == [22.0, 22.0, 94.0, 94.0], "a token that lies apart has two bars"
+    assert (drawn["low"], drawn["high"], drawn["cls"]) == (-4.0, -2.0, 195.0)
+    placed = charts.first_merges(COSTS, CONFIG.schedule.groups[-1], 2)
+    assert [each["block"] for each in placed["fills"]] == [1] and placed["fills"][0]["fill"] == "#440154"
+    assert placed["fills"][0]["path"].count("M") == 4, "all four patches merged at once, and later again"
+    flat = charts.costs(dataclasses.replace(COSTS, cost=((math.nan,) * 5,) * 11))
+    assert set(flat["pixels"][0]) == {(128, 128, 128)}, "nothing costs anything"
+
+
+def test_the_page_has_the_costs_the_fit_and_the_warning() -> None:
+    fit = Fit(data=DRAWN, n=576, sha256="5eed" * 16)
+    recipe = Recipe(method="stm", rate=0.4, removed_share=0.75, schedule="fitted", fit=fit)
+    warned = {"warnings": ("top-1 drops",), "milder": "stm compress <x> --saving 0.2"}
+    page = Parsed(render(dataclasses.replace(CONFIG, recipe=recipe), findings(costs=COSTS, **warned)))
+    text = " ".join(page.text.split())
+    for said in (
+        "The costs come from 24 drawn pictures, seed 0.",
+        "The schedule was fitted on 576 drawn pictures, seed 0, sha256 5eed5eed5eed; no data was needed.",
+        "Above 30% saved without images the choice is less certain",
+        "Warning: Top-1 drops.",
+        "stm compress <x> --saving 0.2",
+        "before block 1",
+    ):
+        assert said in text, said
+    assert ("p", {"class": "warn"}) in page.tags
+    pictures = [attributes["href"] for tag, attributes in page.tags if tag == "image"]
+    assert len(pictures) == 2 and all(str(each).startswith("data:image/") for each in pictures)
+    without = findings(missing={"bench": "", "sweep": "", "costs": "What merging costs is not here: no numbers."})
+    assert "not here: no numbers." in Parsed(render(CONFIG, without)).text
+    plain = Parsed(render(CONFIG, findings())).text
+    assert "What merging costs" not in plain and "Warning" not in plain and "fitted on" not in plain

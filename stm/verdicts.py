@@ -1,0 +1,90 @@
+"""Decide what a reader must know of a compressed model, and say it in words: whether its loss is beyond chance, what to
+try then, and which images decided its schedule.
+
+Screens, cards and pages all ask here, so that they never disagree.
+"""
+
+from stm.config import DRAWN, Fit, Measured, Recipe, Tried
+from stm.options import MergeOptions
+from stm.units import interval
+
+UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures that were drawn
+OWN_IMAGES = "unlabelled images of the model's kind decide better: --fit-on DIR"
+
+
+def proven_loss(measured: Measured) -> bool:
+    """Return whether top-1 is lost beyond chance: the 95% interval of the drop lies above 0."""
+    return measured.drop_ci is not None and measured.drop_ci[0] > 0
+
+
+def warning(measured: Measured, recipe: Recipe | None) -> str | None:
+    """Return the sentence about a loss beyond chance and what to try, or None if there is none.
+
+    Args:
+        recipe: of the compressed model; None if it is not known.
+    """
+    if not proven_loss(measured) or measured.drop is None or measured.drop_ci is None:
+        return None
+    drop = f"{100 * measured.drop:.2f} points (95%: {interval(measured.drop_ci, 2)})"
+    remedy = "" if recipe is None else f"; {_remedy(recipe)}"
+    return f"top-1 drops by {drop}, more than chance explains{remedy}"
+
+
+def milder(recipe: Recipe | None, saving: float) -> MergeOptions | None:
+    """Return the options of a model that loses less: half of the saving, or the fitted schedule if that was not tried.
+
+    Args:
+        recipe: of the model that loses.
+        saving: that it reached, a share of the token-layers.
+
+    Returns:
+        None if the recipe is not known, or nothing is left to save.
+    """
+    # Tolerance: 0.22 of the token-layers may be 0.21999 in floats.
+    percents = int(100 * saving + 1e-6)
+    if recipe is not None and recipe.schedule == "fitted":
+        percents //= 2
+    if recipe is None or not percents:
+        return None
+    return MergeOptions(saving=percents / 100, sides=None if recipe.sides == "both" else recipe.sides)
+
+
+def fitted_on(fit: Fit) -> str:
+    """Return the images that decided a schedule: how many of which set, the seed that drew them, and their hash."""
+    hashed = f"seed {fit.seed}, sha256 {fit.sha256[:12]}"
+    if fit.data == DRAWN:
+        return f"{fit.n:,} {DRAWN}, {hashed}; no data was needed"
+    return f"{fit.n:,} images of {fit.data}, {hashed}"
+
+
+def chosen(fit: Fit) -> str | None:
+    """Return the candidate that was taken and those that it beat, or None if there was nothing to choose."""
+    if not fit.tried:
+        return None
+    best, *others = map(_candidate, fit.tried)
+    beaten = f", before {', '.join(others[:3])}" if others else ""
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return f"{best} on {fit.judges:,} other images{beaten}{more}"
+
+
+def unsure(fit: Fit | None, saving: float) -> str | None:
+    """Return why the choice of a schedule is less certain than others, or None.
+
+    Args:
+        saving: that the schedule reached, a share of the token-layers.
+    """
+    if fit is None or fit.data != DRAWN or saving <= UNSURE_ABOVE:
+        return None
+    return f"above {UNSURE_ABOVE:.0%} saved without images the choice is less certain; {OWN_IMAGES}"
+
+
+def _remedy(recipe: Recipe) -> str:
+    if recipe.schedule != "fitted":
+        return "try the schedule that is fitted to the model: --method stm"
+    if recipe.fit is not None and recipe.fit.data == DRAWN:
+        return "try a smaller --saving, or fit on images of your own: --fit-on DIR"
+    return "try a smaller --saving"
+
+
+def _candidate(tried: Tried) -> str:
+    return f"{tried.cut} p={tried.step_scale:g} (KL {tried.kl:.4f})"
