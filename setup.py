@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_conv", "_norm", "_product")]
+SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_scan_backward", "_conv", "_norm", "_product")]
 LEVELS = {"": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
@@ -37,7 +37,7 @@ setup(
         Extension(
             f"stm.backends.libstm{level}",
             SOURCES,
-            depends=["stm/backends/native.h"],
+            depends=["stm/backends/native.h", "stm/backends/native_scan.h"],
             extra_compile_args=FLAGS + OPENMP + flags,
             extra_link_args=OPENMP,
             optional=True,

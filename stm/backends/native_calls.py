@@ -132,7 +132,7 @@ def scan_args(
     *,
     out: Tensor | None = None,
 ) -> Words:
-    """Return `scan_args` of native_scan.c, checked. Backward passes have no `out`.
+    """Return `scan_args` of native_scan.h, checked. Backward passes have no `out`.
 
     Raises:
         UsageError: another shape or dtype.

@@ -291,7 +291,7 @@ def test_add_norm_and_its_gradients(D: int, pending: bool, factor: float) -> Non
     [
         ("native_norm.c", "norm_args", native_calls.NORM),
         ("native_conv.c", "conv_args", native_calls.CONV),
-        ("native_scan.c", "scan_args", native_calls.SCAN),
+        ("native_scan.h", "scan_args", native_calls.SCAN),
     ],
 )
 def test_the_layouts_are_those_of_the_c_structures(source: str, structure: str, layout: native_calls.Layout) -> None:

@@ -15,10 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("stm", "stm_cli", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+@pytest.fixture
+def wheel(tmp_path: Path) -> zipfile.ZipFile:
     pytest.importorskip("setuptools", reason="the wheel is built with the setuptools of extra dev")
-    copy = tmp_path_factory.mktemp("sources")
+    copy = tmp_path / "sources"
+    copy.mkdir()
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -44,6 +45,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 @pytest.mark.slow
 def test_it_holds_what_is_needed_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    """One test, because processes that share the tests would each build a wheel: its C takes most of a minute."""
+    holds_the_sources(wheel)
+    keeps_the_assets_small(wheel)
+    has_its_metadata(wheel)
+
+
+def holds_the_sources(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for folder in ("stm", "stm_cli"):
         there = {
@@ -62,13 +70,11 @@ def test_it_holds_what_is_needed_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.mark.slow
-def test_the_assets_stay_small(wheel: zipfile.ZipFile) -> None:
+def keeps_the_assets_small(wheel: zipfile.ZipFile) -> None:
     assert sum(each.compress_size for each in wheel.infolist() if each.filename.startswith("stm/assets/")) < 2_000_000
 
 
-@pytest.mark.slow
-def test_its_metadata(wheel: zipfile.ZipFile) -> None:
+def has_its_metadata(wheel: zipfile.ZipFile) -> None:
     read = {Path(name).name: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
     assert re.search(r"^Name: stm-vim$", read["METADATA"], re.M)
     assert re.search(r"^Requires-Python: >=3.11$", read["METADATA"], re.M)

@@ -44,6 +44,10 @@ def clear():
     for name in left():
         shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
 
+for job in JOBS.values():  # what a job imports and keeps is there before the first fork, not made by every child
+    job(True)
+    clear()
+
 def child(job):
     number = os.fork()
     if number:
