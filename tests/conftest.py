@@ -24,9 +24,25 @@ PARITY = "error against a golden output"  # the key of what `tell` of tests/gold
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: of several processes none is then left alone with one."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the long tests to all processes, and put them first, so that no process is left alone with one.
+
+    With `--dist worksteal` each process begins with one stretch of the list, all stretches of one length. A process
+    that has finished its stretch takes the end of another's. So long tests at the head of the whole list would all be
+    one process's, and nobody would take them from it. The other tests stay in their order: modules stay together.
+    """
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    left, dealt = len(items), []
+    for number in range(processes):
+        stretch = left // (processes - number)  # as xdist cuts the list
+        left -= stretch
+        first = long[number::processes]
+        rest = max(0, stretch - len(first))
+        dealt += first + short[:rest]
+        short = short[rest:]
+    items[:] = dealt + short
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

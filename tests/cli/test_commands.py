@@ -23,6 +23,7 @@ def error_of(run) -> str:
     return first
 
 
+@pytest.mark.slow
 def test_the_whole_job_in_processes_of_their_own(stm, mini: Path, labelled: Path, tmp_path: Path) -> None:
     made = stm("compress", mini, "--rate", "0.4", "--data", labelled, "--json")
     assert made.code == 0, made.err

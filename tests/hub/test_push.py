@@ -316,6 +316,7 @@ def test_a_push_that_is_killed_and_run_again(hub: Hub, small: Path, stm: Stm, ho
     assert len(uploads(hub)) - before == (1 if path == "/lfs/" else 0), "what had come whole is not sent again"
 
 
+@pytest.mark.slow
 def test_a_model_whose_push_is_killed_leaves_nothing_after_the_next(hub: Hub, folder: Path, home: Path) -> None:
     """`push_to_hub` has to write the model somewhere: where it does, the next run clears, and spares living runs'."""
     temporary = home / "temporary"

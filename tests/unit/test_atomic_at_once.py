@@ -11,6 +11,7 @@ import stm
 from tests.hang import HANG
 from tests.pictures import labelled
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
