@@ -260,6 +260,9 @@ def test_version_1_knew_no_fit_and_called_staged_stm() -> None:
         assert recipe is not None
         assert (recipe.method, recipe.fit) == (now, None)
         assert dataclasses.replace(recipe, method="stm") == CONFIG.recipe
+    old["recipe"]["fit"] = None  # a folder of the days between both keeps what it says
+    old["recipe"]["method"] = "stm"
+    assert from_json(old) == CONFIG
     old["recipe"] = None
     assert from_json(old) == dataclasses.replace(CONFIG, recipe=None)
 
