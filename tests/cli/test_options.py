@@ -46,7 +46,10 @@ COMPRESS = {
     "calibration": Case(("--calibration", "OTHER"), (*HSP, "--hsp", "static")),
     "data": Case(("--data", "OTHER")),
     "limit": Case(("--limit", "5")),
-    "max_drop": Case(("--max-drop", "100")),
+    "max_drop": Case(("--max-drop", "100"), ("--rate", "0.4")),
+    "speedup": Case(("--speedup", "1000")),  # out of reach, and refused
+    "fit_on": Case(("--fit-on", "OTHER")),
+    "fit_images": Case(("--fit-images", "6")),
     "no_eval": Case(("--no-eval",)),
     "image_size": Case(("--image-size", "112")),
     "class_token": Case(("--class-token", "head")),
@@ -90,7 +93,7 @@ PLAN = {
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
 # test.
-EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet"}
+EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache"}
 
 
 def test_every_option_is_here() -> None:
