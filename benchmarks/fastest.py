@@ -82,7 +82,7 @@ def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Cand
         reference = [forward(dense, batch) for batch in batches]
         for family in schedules(dense.config.model.depth):
             for stages in family:
-                small = bake(dense, MergeOptions(stages=stages))
+                small = bake(dense, MergeOptions(method="staged", stages=stages))
                 saving = flops.count(small.config).honest_saving
                 if saving < least:
                     continue

@@ -63,8 +63,8 @@ def bake(
             "calibration images were given, but only static hsp weights are calibrated",
             "add --weights hsp --hsp static",
         )
-    order, sides = options.schedule or preset.schedule, options.sides or preset.sides
-    assert preset.method is not None and order is not None and sides is not None  # a preset leaves none of them open
+    order, sides = options.order, options.sides or preset.sides
+    assert preset.method is not None and sides is not None  # a preset leaves none of them open
     about = None
     if order == "fitted":
         chosen, protection, about = _fitted(model, options, protection, sides, fitting, seed, on_progress)

@@ -55,7 +55,8 @@ def compress(
         method: the preset: "stm" (fitted, size, step scale 0.5, span conv), "staged" (the same with the order staged)
             or "paper" (border, hsp). What is given below replaces that part of it.
         schedule: the order of the merges: fitted, staged, border, sweep, even or outward.
-        stages: instead of a rate, the blocks before which the stages of `staged` act.
+        stages: instead of a rate, the blocks before which the stages of `staged` act. They make it the schedule if
+            "stm" is the method.
         sides: of the class token: both, left or right.
         tokens_per_side: r, the tokens that a gradual schedule merges per side and step.
         weights: prune, sum, mean, size or hsp.

@@ -16,7 +16,7 @@ from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FORMAT = "stm"
 ARCHITECTURE = "vim"
 
@@ -113,7 +113,7 @@ def from_json(document: Any, where: str = "config.json") -> Config:
 def _migrate(document: Any, where: str) -> dict[str, Any]:
     """Return the document as the current version writes it, without its version.
 
-    Older versions, of which there are none yet, pass through one pure function each, in order.
+    Older versions pass through one pure function each, in order.
     """
     if not isinstance(document, dict):
         raise ArtifactError(f"{where}: expected an object, got {brief_json(document)}")
@@ -123,7 +123,22 @@ def _migrate(document: Any, where: str) -> dict[str, Any]:
             f"{where}: schema_version is {brief_json(version)}, this stm reads 1 to {SCHEMA_VERSION}",
             f"a newer version of stm may read it: {install_command()}",
         )
-    return {key: value for key, value in document.items() if key != "schema_version"}
+    document = {key: value for key, value in document.items() if key != "schema_version"}
+    for migrate in (_from_1,)[version - 1 :]:
+        document = migrate(document)
+    return document
+
+
+def _from_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of version 1 as version 2 writes it.
+
+    Version 1 knew no fit, and the preset that is now called `staged` was its `stm`.
+    """
+    recipe = document.get("recipe")
+    if not isinstance(recipe, dict) or "fit" in recipe:
+        return document
+    renamed = {"method": "staged"} if recipe.get("method") == "stm" else {}
+    return document | {"recipe": recipe | renamed | {"fit": None}}
 
 
 def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:

@@ -143,10 +143,13 @@ class MergeOptions(_Group):
 
     @property
     def order(self) -> str:
-        """The order of the merges: what was asked for, else what the preset says."""
+        """The order of the merges: what was asked for, else what the preset says.
+
+        Stages alone ask for `staged`: no other order has them, and there is nothing left to fit.
+        """
         order = self.schedule or self.preset.schedule
         assert order is not None  # a preset says it
-        return order
+        return "staged" if self.stages is not None and self.schedule is None and order == "fitted" else order
 
     @property
     def protection(self) -> Protection:

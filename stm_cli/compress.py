@@ -151,7 +151,7 @@ def screen(report: CompressReport) -> RenderableType:
 
 
 def _asked(report: CompressReport) -> str:
-    """Say what was asked, in its own unit: under staged a rate is a saving, elsewhere the share of the patch tokens."""
+    """Say what was asked: under fitted and staged a rate stands for a saving, elsewhere for a share of the patches."""
     recipe = report.recipe
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"

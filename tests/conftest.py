@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest errors against the golden outputs, of at most 1e-4")
         for file, (error, where) in sorted(largest.items()):
             terminalreporter.write_line(f"{error:.2e}  {file} ({where})")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def costs_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache is never written, and costs are computed once per run: all processes share one folder."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

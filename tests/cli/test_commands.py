@@ -64,12 +64,12 @@ def test_quiet_prints_the_folder(here, mini: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing_and_says_how_to_go_on(here, mini: Path, tmp_path: Path) -> None:
-    run = here("compress", mini, "--dry-run", "--saving", "0.3")
+    run = here("compress", mini, "--dry-run", "--method", "staged", "--saving", "0.3")
     assert run.code == 0
     assert os.listdir(tmp_path) == []
     assert "24 after block 2, 12 after block 3" in run.out
     assert "model.safetensors 442.7 kB, config.json, README.md" in run.out
-    assert run.err.splitlines()[-1] == f"Next: stm compress {mini} --saving 0.3"
+    assert run.err.splitlines()[-1] == f"Next: stm compress {mini} --method staged --saving 0.3"
 
 
 def test_a_dry_run_never_repeats_a_token(here, mini: Path) -> None:
@@ -317,7 +317,7 @@ def test_bad_folders_name_the_file(here, mini: Path, tmp_path: Path) -> None:
         assert run.code == 1
         return error_of(run)
 
-    assert "schema_version is 99" in damage("config.json", b'"schema_version": 1', b'"schema_version": 99')
+    assert "schema_version is 99" in damage("config.json", b'"schema_version": 2', b'"schema_version": 99')
     assert "unknown key" in damage("config.json", b'"dtype"', b'"surprise": 1, "dtype"')
     assert "model.safetensors" in damage("model.safetensors", b"cls_token", b"cls_tokem")
     (tmp_path / "good" / "model.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes()[:-1])

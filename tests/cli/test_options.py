@@ -46,7 +46,10 @@ COMPRESS = {
     "calibration": Case(("--calibration", "OTHER"), (*HSP, "--hsp", "static")),
     "data": Case(("--data", "OTHER")),
     "limit": Case(("--limit", "5")),
-    "max_drop": Case(("--max-drop", "100")),
+    "max_drop": Case(("--max-drop", "100"), ("--rate", "0.4")),
+    "speedup": Case(("--speedup", "1000")),  # out of reach, and refused
+    "fit_on": Case(("--fit-on", "OTHER")),
+    "fit_images": Case(("--fit-images", "6")),
     "no_eval": Case(("--no-eval",)),
     "image_size": Case(("--image-size", "112")),
     "class_token": Case(("--class-token", "head")),

@@ -36,7 +36,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
-    """In two processes that order sets differently, into folders of one name. One process writes both models."""
+    """In two processes that order sets differently, into folders of one name. One process writes both models.
+
+    Each process has a cache of its own, so that both fit.
+    """
     models = (("bfloat16", "stm"), ("float32", "static"))
     for hash_seed in ("1", "2"):
         folders = [tmp_path / hash_seed / dtype / "out" for dtype, _ in models]
@@ -46,6 +49,7 @@ def test_two_runs_write_the_same_bytes(tmp_path: Path) -> None:
             "for first in range(1, len(sys.argv), 3): make(*sys.argv[first : first + 3])"
         )
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
+        environment |= {"XDG_CACHE_HOME": str(tmp_path / hash_seed / "cache")}
         subprocess.run([sys.executable, "-c", code, *words], check=True, env=environment, timeout=HANG)
     for dtype, _ in models:
         first, second = (contents(tmp_path / hash_seed / dtype / "out") for hash_seed in ("1", "2"))

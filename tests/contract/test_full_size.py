@@ -13,7 +13,7 @@ from torch import Tensor
 
 import stm
 from stm.commands import compress
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, MergeOptions, ModelOptions
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"
 
@@ -51,14 +51,16 @@ def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: P
     report = compress.compress(
         str(checkpoint),
         ModelOptions(device="cpu"),
-        images=EvalOptions(data=shared("data/imagenet-val-300"), limit=8, workers=0),
+        MergeOptions(method="staged"),
+        EvalOptions(data=shared("data/imagenet-val-300"), limit=8, workers=0),
         out=out,
     )
     assert report.eval is not None
     assert (report.eval.n, report.eval.failed) == (8, 0)
 
     images: Tensor = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    small, loaded = stm.compress(stm.load_checkpoint(checkpoint, device="cpu"), rate=0.4), stm.load(out, device="cpu")
+    small = stm.compress(stm.load_checkpoint(checkpoint, device="cpu"), rate=0.4, method="staged")
+    loaded = stm.load(out, device="cpu")
     with torch.inference_mode():
         assert torch.equal(loaded(images), small(images))
     assert loaded.schedule.tokens_per_block(24) == (197,) * 13 + (99,) * 11

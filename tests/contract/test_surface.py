@@ -34,8 +34,8 @@ SIGNATURES = {
     "load": "model, *, file, revision, token, image_size, class_token, divide_out, ema, mean, std, crop_ratio, "
     "interpolation, device, dtype, backend",
     "compress": (
-        "model, *, rate, saving, method, schedule, stages, sides, tokens_per_side, weights, hsp, step_scale, span_conv,"
-        " normalize, calibration, seed, on_progress"
+        "model, *, rate, saving, max_drop, speedup, fit_on, method, schedule, stages, sides, tokens_per_side, weights,"
+        " hsp, step_scale, span_conv, normalize, calibration, seed, on_progress"
     ),
 }
 

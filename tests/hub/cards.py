@@ -23,7 +23,7 @@ SMALL = dataclasses.replace(
     DENSE,
     schedule=Schedule(5, 2, (Step(0, ((0, 1), (4, 3))), Step(9, ((2, 0),)))),
     protection=Protection(),
-    recipe=Recipe(method="stm", rate=0.4, removed_share=0.75, schedule="staged"),
+    recipe=Recipe(method="staged", rate=0.4, removed_share=0.75, schedule="staged"),
     source=Source(repo="someone/their-vim", file="vim.pth", revision="c0ffee", sha256="5eed", license="apache-2.0"),
 )
 LABELLED = Measured(

@@ -123,5 +123,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import stm as library
 
     path = tmp_path_factory.mktemp("made") / "mini-stm40"
-    library.compress(library.load_checkpoint(MINI, device="cpu"), rate=0.4).save_pretrained(path)
+    library.compress(library.load_checkpoint(MINI, device="cpu"), rate=0.4, method="staged").save_pretrained(path)
     return path

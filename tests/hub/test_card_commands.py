@@ -33,8 +33,8 @@ def options_of_the_command_line() -> set[str]:
 def test_the_command_has_every_option_and_only_real_ones() -> None:
     assert (
         shlex.join(recipe_command(SMALL) or [])
-        == "stm compress someone/their-vim --file vim.pth --revision c0ffee --method stm --rate 0.4 --schedule staged"
-        " --sides both --weights size --step-scale 0.5 --seed 0 --span-conv"
+        == "stm compress someone/their-vim --file vim.pth --revision c0ffee --method staged --rate 0.4 --schedule"
+        " staged --sides both --weights size --step-scale 0.5 --seed 0 --span-conv"
     )
     paper = dataclasses.replace(
         SMALL,

@@ -25,15 +25,16 @@ from stm.artifact import atomic
 from stm.artifact import folder as artifact
 from stm.commands import compress, eval, export, report
 from stm.errors import StmError
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, MergeOptions, ModelOptions
 
 torch.set_num_threads(1)
 MINI = {"model": "mini.pth", "source": ModelOptions(image_size=64, device="cpu"), "out": "out"}
+STAGED = MergeOptions(method="staged")
 CPU, IMAGES = ModelOptions(device="cpu"), EvalOptions(data="images", workers=0, batch_size=1)
 JOBS = {
     "export": lambda force: export.export(**MINI, force=force),
     "folder": lambda force: export.export(**MINI, format="folder", force=force),
-    "compress": lambda force: compress.compress(**MINI, eval=False, force=force),
+    "compress": lambda force: compress.compress(**MINI, merge=STAGED, eval=False, force=force),
     "report": lambda force: report.report("small", CPU, IMAGES, out="out", force=force),
 }
 INPUTS = {"tmp", "mini.pth", "images", "small"}
@@ -85,7 +86,9 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "mini.pth").symlink_to(MINI)
     labelled(tmp_path / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
-    stm.compress(stm.load_checkpoint(MINI, image_size=64, device="cpu"), rate=0.4).save_pretrained(tmp_path / "small")
+    stm.compress(stm.load_checkpoint(MINI, image_size=64, device="cpu"), rate=0.4, method="staged").save_pretrained(
+        tmp_path / "small"
+    )
     return tmp_path
 
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import stm
-from stm.bake import CalibrationImages, rule_weights
+from stm.bake import CalibrationImages
 from stm.errors import UsageError
+from stm.merging.constants import rule_weights
 from stm.merging.plan import MergeStep
 from stm.merging.schedule import Step
 
@@ -49,7 +50,7 @@ def test_rules(rule: str, expected: list[float]) -> None:
 
 def test_the_dense_model_is_untouched_and_shares_nothing(dense: stm.ViM, images: Tensor) -> None:
     before = {name: value.clone() for name, value in dense.state_dict().items()}
-    small = stm.compress(dense, rate=0.3)
+    small = stm.compress(dense, rate=0.3, method="staged")
     assert dense.plan is None
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     assert not {p.data_ptr() for p in dense.parameters()} & {p.data_ptr() for p in small.parameters()}
@@ -111,7 +112,7 @@ def test_without_its_plan_a_compressed_model_is_the_dense_one(dense: stm.ViM, im
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("wish", [{}, {"method": "paper"}, {"method": "paper", "hsp": "static"}])
+@pytest.mark.parametrize("wish", [{"method": "staged"}, {"method": "paper"}, {"method": "paper", "hsp": "static"}])
 def test_half_precision_runs(dtype: str, wish: dict[str, str], images: Tensor) -> None:
     model = stm.load_checkpoint(MINI, device="cpu", dtype=dtype)
     calibration = images if "hsp" in wish else None
@@ -122,6 +123,16 @@ def test_half_precision_runs(dtype: str, wish: dict[str, str], images: Tensor) -
         )
     assert logits.dtype == torch.float32
     assert (logits - reference).abs().max() < 0.1 * reference.abs().max()
+
+
+@pytest.mark.parametrize("method", ["stm", "staged"])
+def test_stages_alone_ask_for_the_order_that_has_them(dense: stm.ViM, method: str) -> None:
+    """By hand: every pair of the 24 patches on the left and of the 25 on the right merges before block 3."""
+    small = stm.compress(dense, method=method, stages=[3])
+    assert small.schedule.tokens_per_block(6) == (50, 50, 50, 26, 26, 26)
+    recipe = small.config.recipe
+    assert recipe is not None
+    assert (recipe.method, recipe.schedule, recipe.stages, recipe.fit) == (method, "staged", (3,), None)
 
 
 def test_features_give_each_patch_those_of_its_token(dense: stm.ViM, images: Tensor) -> None:
@@ -139,9 +150,12 @@ def test_features_give_each_patch_those_of_its_token(dense: stm.ViM, images: Ten
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
+        ({"schedule": "fitted", "stages": [3]}, "stages need the schedule staged, not fitted"),
+        ({"method": "paper", "stages": [3]}, "stages need the schedule staged, not border"),
+        ({"stages": [3], "fit_on": torch.zeros(3, 3, 64, 64)}, "fit_on was given, but the schedule staged looks at no"),
         ({"hsp": "static"}, "hsp needs the weights hsp"),
         ({"normalize": True}, "normalize needs the weights hsp"),
-        ({"method": "magic"}, "expected one of stm, paper"),
+        ({"method": "magic"}, "expected one of stm, staged, paper"),
         ({"step_scale": float("nan")}, "step_scale is nan"),
         ({"weights": "best"}, "expected one of prune"),
         ({"calibration": torch.zeros(1, 3, 64, 64)}, "only static hsp weights are calibrated"),
@@ -154,4 +168,4 @@ def test_what_excludes_itself_is_refused(dense: stm.ViM, wish: dict[str, object]
 
 def test_a_compressed_model_is_not_compressed_again(dense: stm.ViM) -> None:
     with pytest.raises(UsageError, match="already compressed"):
-        stm.compress(stm.compress(dense))
+        stm.compress(stm.compress(dense, method="staged"))

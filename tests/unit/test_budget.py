@@ -376,7 +376,7 @@ def test_a_stage_that_finds_no_pair_is_refused() -> None:
         ({"order": "staged", "tokens_per_side": 2}, "tokens per side were given with the schedule staged"),
         ({"order": "staged", "tokens_per_side": 2, "rate": 0.0}, "tokens per side were given with the schedule staged"),
         ({"order": "border", "tokens_per_side": 0}, "tokens per side is 0, expected at least 1"),
-        ({"order": "spiral"}, "schedule is 'spiral', expected one of staged, border, sweep, even, outward"),
+        ({"order": "spiral"}, "schedule is 'spiral', expected one of fitted, staged, border, sweep, even, outward"),
         ({"order": "border", "sides": "up"}, "sides is 'up', expected one of both, left, right"),
     ],
 )

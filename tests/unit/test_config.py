@@ -5,6 +5,7 @@ The keys are those of docs/design.md section 3, written out here by hand.
 """
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stm.codec import encode
 from stm.config import (
     Calibration,
     Config,
     FileInfo,
+    Fit,
     Measured,
     ModelConfig,
     Preprocess,
@@ -40,7 +43,7 @@ KEYS = {
     "preprocessing": "resize crop interpolation mean std",
     "schedule": "tokens class_token steps tokens_per_block class_token_per_block",
     "protection": "weights mode normalized step_scale span_conv initial_state",
-    "recipe": "method rate saving removed_share schedule stages sides tokens_per_side calibration seed",
+    "recipe": "method rate saving removed_share schedule stages sides tokens_per_side calibration fit seed",
     "source": "repo file revision sha256 license",
     "pretrained_cfg": "input_size interpolation crop_pct mean std num_classes",
 }
@@ -99,6 +102,7 @@ def test_a_dense_config_needs_no_protection() -> None:
 
 
 REMOVE = object()
+FIT = encode(Fit(data="x", n=2, sha256="00"))
 
 
 def edited(path: str, value: Any) -> dict[str, Any]:
@@ -120,9 +124,9 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("format", "pt", "format is not 'stm': this is not a folder that stm wrote"),
         ("format", REMOVE, "format is not 'stm'"),
         ("architecture", "vit", "architecture is not 'vim'"),
-        ("schema_version", 2, "schema_version is 2, this stm reads 1 to 1"),
+        ("schema_version", 3, "schema_version is 3, this stm reads 1 to 2"),
         ("schema_version", 0, "schema_version is 0"),
-        ("schema_version", "1", 'schema_version is "1"'),
+        ("schema_version", "2", 'schema_version is "2"'),
         ("schema_version", True, "schema_version is true"),
         ("schema_version", REMOVE, "schema_version is null"),
         ("color", "red", "unknown key color"),
@@ -195,6 +199,18 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("recipe.tokens_per_side", 2, "tokens_per_side is 2, expected null: the schedule is staged"),
         ("recipe.seed", -1, "seed is -1, expected at least 0"),
         ("recipe.calibration.n", 0, "n is 0, expected at least 1"),
+        ("recipe.fit", FIT, "recipe: fit is given, expected null: the schedule is staged"),
+        ("recipe.fit", REMOVE, "missing key recipe.fit"),
+        ("recipe.fit", FIT | {"cut": "round"}, "recipe.fit: cut is 'round', expected one of flat, regrouped"),
+        ("recipe.fit", FIT | {"n": 0}, "recipe.fit: n is 0, expected at least 1"),
+        ("recipe.fit", FIT | {"judges": -1}, "recipe.fit: judges is -1, expected at least 0"),
+        ("recipe.fit", FIT | {"max_drop": 50}, "recipe.fit: max_drop is 50.0, expected 0 to 1"),
+        ("recipe.fit", FIT | {"path": "/home"}, "unknown key recipe.fit.path"),
+        (
+            "recipe.fit",
+            FIT | {"tried": [{"cut": "flat", "step_scale": 1, "kl": -1}]},
+            r"recipe.fit.tried\[0\]: kl is -1.0, expected at least 0",
+        ),
         ("source.file", "../vim.pth", "file is '../vim.pth', expected a name without a folder"),
         ("measured.0.n", 0, "n is 0, expected at least 1"),
         ("measured.0.top1", 50, "top1 is 50.0, expected 0 to 1"),
@@ -232,6 +248,29 @@ def test_what_is_refused(path: str, value: Any, says: str) -> None:
 def test_what_is_not_json(text: str, says: str) -> None:
     with pytest.raises(ArtifactError, match=says):
         loads(text)
+
+
+def test_version_1_knew_no_fit_and_called_staged_stm() -> None:
+    """Its preset `stm` is today's `staged`. The others kept their names."""
+    old = edited("schema_version", 1)
+    del old["recipe"]["fit"]
+    for then, now in (("stm", "staged"), ("paper", "paper")):
+        old["recipe"]["method"] = then
+        recipe = from_json(old).recipe
+        assert recipe is not None
+        assert (recipe.method, recipe.fit) == (now, None)
+        assert dataclasses.replace(recipe, method="stm") == CONFIG.recipe
+    old["recipe"]["fit"] = None  # a folder of the days between both keeps what it says
+    old["recipe"]["method"] = "stm"
+    assert from_json(old) == CONFIG
+    old["recipe"] = None
+    assert from_json(old) == dataclasses.replace(CONFIG, recipe=None)
+
+
+def test_a_recipe_that_is_no_object_is_refused_in_version_1_too() -> None:
+    old = edited("recipe", "stm")
+    with pytest.raises(ArtifactError, match='recipe is "stm", expected an object'):
+        from_json(old | {"schema_version": 1})
 
 
 def test_a_newer_version_says_what_to_do() -> None:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from stm.config import (
     CLASS_TOKENS,
+    CUTS,
     DTYPES,
     MODES,
     ORDERS,
@@ -14,12 +15,14 @@ from stm.config import (
     Calibration,
     Config,
     FileInfo,
+    Fit,
     Measured,
     ModelConfig,
     Preprocess,
     Protection,
     Recipe,
     Source,
+    Tried,
 )
 from stm.config_file import dumps, loads
 from stm.merging.schedule import Schedule, Step
@@ -97,6 +100,22 @@ protections = st.builds(
 )
 
 
+fits = st.builds(
+    Fit,
+    data=words,
+    n=counts,
+    judges=st.integers(0, 9),
+    seed=st.integers(0, 2**64),
+    sha256=words,
+    cut=st.sampled_from(CUTS),
+    tried=st.lists(
+        st.builds(Tried, cut=st.sampled_from(CUTS), step_scale=st.floats(0, 4), kl=st.floats(0, 99)), max_size=2
+    ).map(tuple),
+    max_drop=st.none() | shares,
+    speedup=st.none() | st.floats(1, 9),
+)
+
+
 @st.composite
 def recipes(draw: st.DrawFn, removed_share: float) -> Recipe:
     order = draw(st.sampled_from(ORDERS))
@@ -108,8 +127,9 @@ def recipes(draw: st.DrawFn, removed_share: float) -> Recipe:
         removed_share=removed_share,
         schedule=order,
         sides=draw(st.sampled_from(SIDES)),
-        tokens_per_side=None if order == "staged" else draw(st.none() | counts),
+        tokens_per_side=None if order in ("fitted", "staged") else draw(st.none() | counts),
         calibration=draw(st.none() | st.builds(Calibration, data=words, n=counts, sha256=words)),
+        fit=draw(st.none() | fits) if order == "fitted" else None,
         seed=draw(st.integers(0, 2**64)),
     )
 

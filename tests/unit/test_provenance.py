@@ -15,7 +15,7 @@ from stm.commands import compress, eval, info, report
 from stm.config import Measured
 from stm.errors import ArtifactError, UsageError
 from stm.hub.card import eval_results
-from stm.options import EvalOptions, ModelOptions
+from stm.options import EvalOptions, MergeOptions, ModelOptions
 from tests.pictures import labelled
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -32,7 +32,7 @@ def dense() -> stm.ViM:
 @pytest.fixture
 def folder(dense: stm.ViM, tmp_path: Path) -> Path:
     """A compressed folder that was measured."""
-    small = stm.compress(dense, rate=0.4)
+    small = stm.compress(dense, rate=0.4, method="staged")
     small.config = dataclasses.replace(small.config, measured=(MEASURED,))
     small.save_pretrained(tmp_path / "small")
     return tmp_path / "small"
@@ -120,7 +120,7 @@ def test_copies_remember(folder: Path, tmp_path: Path, make: Callable[[stm.ViM],
 
 
 def test_a_model_that_was_compressed_saved_and_then_trained(dense: stm.ViM, tmp_path: Path) -> None:
-    small = stm.compress(dense, rate=0.4)
+    small = stm.compress(dense, rate=0.4, method="staged")
     small.config = dataclasses.replace(small.config, measured=(MEASURED,))
     small.save_pretrained(tmp_path / "small")
     assert extra_texts(tmp_path / "small")[0]["measured"] and extra_texts(tmp_path / "small")[0]["recipe"]
@@ -146,7 +146,7 @@ def test_a_dense_model_that_was_trained_is_the_source_of_its_own(dense: stm.ViM,
     saved file."""
     old = str(dense.config.source.sha256)
     by_data(dense)
-    stm.compress(dense, rate=0.4).save_pretrained(tmp_path / "direct")
+    stm.compress(dense, rate=0.4, method="staged").save_pretrained(tmp_path / "direct")
     config, card = extra_texts(tmp_path / "direct")
     assert (
         config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and config["recipe"] is not None
@@ -159,7 +159,9 @@ def test_a_dense_model_that_was_trained_is_the_source_of_its_own(dense: stm.ViM,
     dense.save_pretrained(tmp_path / "dense")
     config, card = extra_texts(tmp_path / "dense")
     assert config["extra"]["fine_tuned"] == "dense" and config["source"]["sha256"] is None and old not in card
-    made = compress.compress(str(tmp_path / "dense"), ON_CPU, out=tmp_path / "small", eval=False)
+    made = compress.compress(
+        str(tmp_path / "dense"), ON_CPU, MergeOptions(method="staged"), out=tmp_path / "small", eval=False
+    )
     assert made.source.sha256 == config["files"]["model.safetensors"]["sha256"]
     assert "fine-tuned before merging" in extra_texts(tmp_path / "small")[1].lower()
     compress.compress(str(tmp_path / "dense"), ON_CPU, recipe=tmp_path / "small", out=tmp_path / "again")

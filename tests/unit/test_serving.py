@@ -144,7 +144,7 @@ class FakeGraph:
 
 def test_a_recorded_forward_replays_on_what_is_copied_in(dense: stm.ViM, images: Tensor) -> None:
     """The order of what CUDA graphs ask for, and that a small portion is filled up: all but the device itself."""
-    model = stm.compress(dense, rate=0.4)
+    model = stm.compress(dense, rate=0.4, method="staged")
     with torch.inference_mode():
         expected = model(images)
     cuda = FakeGraph(model)
@@ -158,7 +158,7 @@ def test_a_recorded_forward_replays_on_what_is_copied_in(dense: stm.ViM, images:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_graph_gives_the_model_s_logits(images: Tensor) -> None:
-    model = stm.compress(stm.load_checkpoint(MINI, device="cuda"), rate=0.4)
+    model = stm.compress(stm.load_checkpoint(MINI, device="cuda"), rate=0.4, method="staged")
     with torch.inference_mode():
         expected = model(images.cuda())
     torch.testing.assert_close(model.optimize(batch_size=4)(images.cuda()), expected, rtol=1e-4, atol=1e-4)
@@ -210,7 +210,7 @@ def test_autocast_changes_nothing_in_a_served_model(images: Tensor, method: str 
     "again", [copy.deepcopy, copy.copy, lambda served: pickle.loads(pickle.dumps(served)), "torch.save"]
 )
 def test_a_copy_or_a_pickle_is_served_anew(dense: stm.ViM, images: Tensor, again: Any) -> None:
-    served = stm.compress(dense, rate=0.4).optimize(batch_size=3)
+    served = stm.compress(dense, rate=0.4, method="staged").optimize(batch_size=3)
     if again == "torch.save":
         file = io.BytesIO()
         torch.save(served, file)
@@ -242,7 +242,7 @@ WRONG = {
 @pytest.mark.parametrize("problem", WRONG)
 def test_images_that_no_model_takes(dense: stm.ViM, problem: str) -> None:
     wrong, said = WRONG[problem]
-    model: Any = stm.compress(dense, rate=0.4)
+    model: Any = stm.compress(dense, rate=0.4, method="staged")
     for take in (model, model.features, dense, model.optimize(batch_size=2)):
         with pytest.raises(UsageError, match=said) as caught:
             take(wrong)
