@@ -95,7 +95,7 @@ PLAN = {
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
 # test.
-EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache"}
+EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache", "served_batch"}
 
 
 def test_every_option_is_here() -> None:
