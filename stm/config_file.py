@@ -16,7 +16,7 @@ from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 FORMAT = "stm"
 ARCHITECTURE = "vim"
 
@@ -124,15 +124,14 @@ def _migrate(document: Any, where: str) -> dict[str, Any]:
             f"a newer version of stm may read it: {install_command()}",
         )
     document = {key: value for key, value in document.items() if key != "schema_version"}
-    for migrate in (_from_1,)[version - 1 :]:
-        document = migrate(document)
-    return document
+    return _with_fit(document)
 
 
-def _from_1(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document of version 1 as version 2 writes it.
+def _with_fit(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document from before the fitted schedule as it is written now.
 
-    Version 1 knew no fit, and the preset that is now called `staged` was its `stm`.
+    Then a recipe had no fit, and the preset that is now called `staged` was called `stm`. The version stays 1 until the
+    first release freezes it.
     """
     recipe = document.get("recipe")
     if not isinstance(recipe, dict) or "fit" in recipe:

@@ -317,7 +317,7 @@ def test_bad_folders_name_the_file(here, mini: Path, tmp_path: Path) -> None:
         assert run.code == 1
         return error_of(run)
 
-    assert "schema_version is 99" in damage("config.json", b'"schema_version": 2', b'"schema_version": 99')
+    assert "schema_version is 99" in damage("config.json", b'"schema_version": 1', b'"schema_version": 99')
     assert "unknown key" in damage("config.json", b'"dtype"', b'"surprise": 1, "dtype"')
     assert "model.safetensors" in damage("model.safetensors", b"cls_token", b"cls_tokem")
     (tmp_path / "good" / "model.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes()[:-1])

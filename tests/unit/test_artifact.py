@@ -210,8 +210,8 @@ def other_files(*names: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), "config.json cannot be read: .*utf-8"),
         (lambda folder: (folder / "config.json").write_text(""), "config.json is not valid JSON"),
         (
-            break_config('"schema_version": 2', '"schema_version": 3'),
-            "config.json: schema_version is 3, this stm reads 1 to 2",
+            break_config('"schema_version": 1', '"schema_version": 2'),
+            "config.json: schema_version is 2, this stm reads 1 to 1",
         ),
         (break_config('"num_classes": 3', '"num_klasses": 3'), "config.json: unknown key num_klasses"),
         (break_weights(lambda data: data[:-1]), r"model.safetensors has \d+ bytes, expected the \d+ that were written"),

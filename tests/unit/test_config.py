@@ -124,7 +124,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("format", "pt", "format is not 'stm': this is not a folder that stm wrote"),
         ("format", REMOVE, "format is not 'stm'"),
         ("architecture", "vit", "architecture is not 'vim'"),
-        ("schema_version", 3, "schema_version is 3, this stm reads 1 to 2"),
+        ("schema_version", 2, "schema_version is 2, this stm reads 1 to 1"),
         ("schema_version", 0, "schema_version is 0"),
         ("schema_version", "2", 'schema_version is "2"'),
         ("schema_version", True, "schema_version is true"),
@@ -250,9 +250,9 @@ def test_what_is_not_json(text: str, says: str) -> None:
         loads(text)
 
 
-def test_version_1_knew_no_fit_and_called_staged_stm() -> None:
+def test_a_folder_from_before_the_fit_knows_none_and_called_staged_stm() -> None:
     """Its preset `stm` is today's `staged`. The others kept their names."""
-    old = edited("schema_version", 1)
+    old: Any = to_json(CONFIG)
     del old["recipe"]["fit"]
     for then, now in (("stm", "staged"), ("paper", "paper")):
         old["recipe"]["method"] = then
@@ -267,10 +267,10 @@ def test_version_1_knew_no_fit_and_called_staged_stm() -> None:
     assert from_json(old) == dataclasses.replace(CONFIG, recipe=None)
 
 
-def test_a_recipe_that_is_no_object_is_refused_in_version_1_too() -> None:
+def test_a_recipe_that_is_no_object_is_refused() -> None:
     old = edited("recipe", "stm")
     with pytest.raises(ArtifactError, match='recipe is "stm", expected an object'):
-        from_json(old | {"schema_version": 1})
+        from_json(old)
 
 
 def test_a_newer_version_says_what_to_do() -> None:
