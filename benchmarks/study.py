@@ -6,7 +6,7 @@
 A case is NAME MODEL DATA FIT_ON: a dense model, the labelled images to measure on, and other images of its kind, whose
 labels are not used; "-" stands for the embedded set, or for none. Rows: the fitted schedule with and without images
 (one per seed), `staged`, the paper's form, and every peer of `stm compare`. study.csv has one line per row, study.json
-adds the environment, and kl.png and kl.svg draw KL over saving. docs/study.md tells what they said.
+adds the environment, table.md is the table of the document, and kl.png and kl.svg draw KL over saving. docs/study.md tells what they said.
 """
 
 import argparse
@@ -116,7 +116,29 @@ def write(out: Path, rows: list[dict[str, Any]], environment: Any) -> None:
         table = csv.DictWriter(file, names)
         table.writeheader()
         table.writerows(rows)
+    (out / "table.md").write_text("\n".join(markdown(rows)) + "\n")
     draw(out, rows)
+
+
+def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the document's table: KL, and the points of top-1 lost; seeds are averaged."""
+    yield "| | saved | best peer | paper's form | staged | fitted, no images | fitted, own images |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for model, saving in dict.fromkeys((row["model"], row["saving"]) for row in rows):
+        here = [row for row in rows if (row["model"], row["saving"]) == (model, saving)]
+        cells = []
+        for name in ("", "paper", "staged", "fitted, no images", "fitted, own images"):
+            of = [row for row in here if row["method"].startswith(name)] if name else [best_peer(here)]
+            losses = [row["kl"] for row in of]
+            spread = f" ({min(losses):.5f} to {max(losses):.5f})" if len(of) > 1 else ""
+            title = "" if name else f" ({of[0]['method']})"
+            cells.append(f"{fmean(losses):.5f}{spread}; {100 * fmean(row['drop'] for row in of):.1f}{title}")
+        yield f"| {model} | {saving:.0%} | " + " | ".join(cells) + " |"
+
+
+def best_peer(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the peer with the smallest KL."""
+    return min((row for row in rows if row["method"] in DEFAULT), key=lambda row: row["kl"])
 
 
 def draw(out: Path, rows: list[dict[str, Any]]) -> None:
