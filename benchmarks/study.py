@@ -6,7 +6,7 @@
 A case is NAME MODEL DATA FIT_ON: a dense model, the labelled images to measure on, and other images of its kind, whose
 labels are not used; "-" stands for the embedded set, or for none. Rows: the fitted schedule with and without images
 (one per seed), `staged`, the paper's form, and every peer of `stm compare`. study.csv has one line per row, study.json
-adds the environment, table.md is the table of the document, and kl.png and kl.svg draw KL over saving. docs/study.md tells what they said.
+adds the environment, table.md is the table of docs/study.md, and kl.png and kl.svg draw KL over saving.
 """
 
 import argparse

@@ -139,17 +139,6 @@ def test_the_data_are_the_numbers(written: tuple[Path, Explanation, tuple[str, .
     assert document["stages"][1]["patches"] == [[0, 1], [2, 3], [4], [5, 6], [7, 8]]
 
 
-@pytest.mark.slow
-def test_the_same_explanation_is_the_same_bytes(
-    written: tuple[Path, Explanation, tuple[str, ...]], tmp_path: Path
-) -> None:
-    small = compressed()
-    with plots.style():
-        found = explained(small, 2)
-        files = explanation.write(tmp_path, found, small, costs_of(small, found), "stm")
-    assert [file for file in files if (tmp_path / file).read_bytes() != (written[0] / file).read_bytes()] == []
-
-
 def test_a_class_token_at_the_head_has_one_side(tmp_path: Path) -> None:
     small = compressed("head")
     found = explained(small)
