@@ -26,7 +26,7 @@ from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.compare import Contender, run_all
 from stm.measure.environment import environment_of
-from stm.measure.equal_cost import solve_paper, solve_peer
+from stm.measure.equal_cost import solve_peer, solve_preset
 from stm.measure.stats import summarize
 from stm.model.vim import ViM
 from stm.options import MergeOptions
@@ -87,8 +87,8 @@ def contenders(dense: ViM, fits: dict[str, Fitting], saving: float) -> Iterator[
         target = flops.count(small.config).honest_saving if target is None else target
         yield contender(small, name)
     assert target is not None
-    yield contender(bake(dense, MergeOptions(saving=saving, method="staged")), "staged")
-    yield contender(solve_paper(dense, target)[0], "paper")
+    yield contender(solve_preset(dense, "staged", target)[0], "staged")
+    yield contender(solve_preset(dense, "paper", target)[0], "paper")
     for name in DEFAULT:
         solved = solve_peer(dense.config, name, target)
         yield Contender(dense.with_plan(solved.plan), {"method": name, "honest_saving": solved.flops.honest_saving})
