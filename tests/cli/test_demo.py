@@ -30,5 +30,5 @@ def test_the_demo_writes_the_folder_and_one_screen(tmp_path: Path) -> None:
     assert len(lines) <= 20 and max(map(len, lines)) <= 80
     assert [line.split("  ")[0] for line in lines[1:4]] == ["dense", "--method stm", "--method paper"]
     assert "…" not in run.stdout, "a column is cut off"
-    assert "easy on merging" in run.stdout.replace("\n", " ").replace("  ", " ")
+    assert "digits are not photographs" in run.stdout.replace("\n", " ").replace("  ", " ")
     assert all(" vim-digits" in line for line in lines[-3:])

@@ -77,7 +77,9 @@ def test_a_recipe_whose_free_part_is_of_the_wrong_kind(
     assert os.listdir(tmp_path) == ["small"]
 
 
-def test_a_recipe_that_does_not_make_what_its_folder_holds(here, mini: Path, small: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_does_not_make_what_its_folder_holds(here, mini: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    assert here("compress", mini, "--method", "staged", "--no-eval", "--out", "small").code == 0
     steps = json.loads((small / "config.json").read_text())["schedule"]["steps"]
     assert steps[0]["absorb"][0] == [0, 1]
     edit(small, "schedule", "steps", 0, "absorb", 0, value=[0, 3])

@@ -42,7 +42,7 @@ COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
         ("compress m --rate", "Option '--rate' requires an argument"),
         ("compress m --saving 1/3", "'1/3' is not a number"),
         ("compress m --stages ten", "'ten' is not a list of block numbers"),
-        ("compress m --method ours", "'ours' is not one of stm, paper"),
+        ("compress m --method ours", "'ours' is not one of stm, staged, paper"),
         ("compress m --schedule random", "'random' is not one of fitted, staged, border, sweep, even, outward"),
         ("compress m --weights max", "'max' is not one of prune, sum, mean, size, hsp"),
         ("compress m --max-drop -1", "'-1' is not a number of percentage points"),

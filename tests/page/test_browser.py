@@ -111,8 +111,8 @@ def test_its_pictures_are_there(tab: Browser, page: Path) -> None:
     tab.show(page)
     assert tab.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)") == [True] * 10
     boxes = "[...document.querySelectorAll('svg.chart, .photos svg')].map(s => s.getBoundingClientRect())"
-    assert tab.evaluate(f"{boxes}.filter(r => r.width > 100 && r.height > 60).length") == 1 + 3 + 1 + 2, (
-        "staircase, three stages, intervals, two curves"
+    assert tab.evaluate(f"{boxes}.filter(r => r.width > 100 && r.height > 60).length") == 1 + 5 + 1 + 1 + 2, (
+        "staircase, five stages, costs, intervals, two curves"
     )
     photograph = "document.querySelector('#photograph').getAttribute('href')"
     assert tab.evaluate(f"fetch({photograph}).then(() => true, () => false)") is False, (

@@ -234,7 +234,8 @@ def test_an_image_that_decided_is_in_no_row(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(fit_images, "JUDGES", 2)
     report = compare.compare(str(MINI), **options)
     assert report.fit is not None and (report.fit.data, report.fit.n, report.fit.judges) == ("images", 4, 2)
-    assert len(report.fit.tried) == 8 and report.fit.tried[0].cut == report.fit.cut
+    # `staged` saves too little on six blocks to be a candidate
+    assert len(report.fit.tried) == 7 and report.fit.tried[0].cut == report.fit.cut
     assert (report.n, report.fitted_on) == (3, 6) and {row.n for row in report.rows} == {3}
     assert report.skipped_notes == ("6 more images decided the schedule, and are in no number",)
     other = labelled(tmp_path / "other", ["a.png,1", "b.png,2", "c.png,3"])

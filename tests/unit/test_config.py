@@ -200,7 +200,6 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("recipe.seed", -1, "seed is -1, expected at least 0"),
         ("recipe.calibration.n", 0, "n is 0, expected at least 1"),
         ("recipe.fit", FIT, "recipe: fit is given, expected null: the schedule is staged"),
-        ("recipe.fit", REMOVE, "missing key recipe.fit"),
         ("recipe.fit", FIT | {"cut": "round"}, "recipe.fit: cut is 'round', expected one of flat, regrouped"),
         ("recipe.fit", FIT | {"n": 0}, "recipe.fit: n is 0, expected at least 1"),
         ("recipe.fit", FIT | {"judges": -1}, "recipe.fit: judges is -1, expected at least 0"),

@@ -1,5 +1,6 @@
 """Which images a fit takes, and which are left to measure on: never more than half, never twice, always the same."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.config import Fit
+from stm.config import Config, Fit, Recipe
 from stm.data.fit_images import (
     COSTS,
     FEWEST,
@@ -38,9 +39,13 @@ def used(images: FitImages) -> list[str]:
     return files(*images.sources.values(), images.judges)
 
 
-def fit_of(images: FitImages) -> Fit:
+def fitted_on(images: FitImages, seed: int | None = None) -> Config:
+    """Return the config of a model whose schedule these images decided, or others of another seed."""
     judges = 0 if images.judges is None else len(images.judges)
-    return Fit(data=images.data, n=images.n, judges=judges, seed=images.seed, sha256=images.sha256(PREP))
+    seed = images.seed if seed is None else seed
+    fit = Fit(data=images.data, n=images.n, judges=judges, seed=seed, sha256=images.sha256(PREP))
+    recipe = Recipe(method="stm", rate=0.4, removed_share=0.4, schedule="fitted", fit=fit)
+    return dataclasses.replace(make_config(), preprocessing=PREP, recipe=recipe)
 
 
 @given(st.integers(FEWEST, 1500), st.integers(0, 50))
@@ -88,11 +93,11 @@ def test_as_many_as_asked_for_within_a_half() -> None:
 
 
 def test_a_promise_is_judged_by_the_rest_of_the_half() -> None:
-    parts = split(set_of(1000), judges=10**9)
+    parts = split(set_of(1000), promise=True)
     assert parts is not None
     images, left = parts
     assert images.judges is not None
-    assert (images.n, len(images.judges), len(left)) == (256, 244, 500)
+    assert (images.n, len(images.judges), len(left)) == (125, 375, 500)  # a quarter of the half gives the costs
 
 
 def test_a_set_that_is_there_to_be_fitted_on_is_taken_whole() -> None:
@@ -122,25 +127,23 @@ def test_a_later_run_finds_the_same_part_and_only_it(seed: int) -> None:
     parts = split(samples, seed=seed)
     assert parts is not None
     images, left = parts
-    fit = fit_of(images)
-    found = unseen(samples, fit, PREP)
-    assert found is not None and files(found) == files(left)
+    config = fitted_on(images)
+    again = unseen(samples, config)
+    assert files(again) == files(left) and again.fitted_on == left.fitted_on == 60
     # of the same name: other images, fewer or more of them; of the same images: another name
-    assert unseen(set_of(120, seed=1), fit, PREP) is None
-    assert unseen(set_of(121), fit, PREP) is None
-    assert unseen(set_of(30), fit, PREP) is None
-    assert unseen(set_of(120, name="other"), fit, PREP) is None
-    assert unseen(samples, Fit(**{**vars(fit), "seed": seed + 1}), PREP) is None
+    others = [set_of(120, seed=1), set_of(121), set_of(30), set_of(120, name="other")]
+    assert [unseen(other, config) for other in others] == others
+    assert unseen(samples, fitted_on(images, seed=seed + 1)) == samples
 
 
 def test_a_set_that_was_fitted_on_whole_measures_nothing() -> None:
     samples = set_of(20)
-    with pytest.raises(UsageError, match="all 20 images of mine decided the model's schedule, and none is left"):
-        unseen(samples, fit_of(whole(samples)), PREP)
-    assert unseen(set_of(20, seed=1), fit_of(whole(samples)), PREP) is None
+    with pytest.raises(DataError, match="the schedule was fitted on all 20 images of mine, which therefore measure"):
+        unseen(samples, fitted_on(whole(samples)))
+    other = set_of(20, seed=1)
+    assert unseen(other, fitted_on(whole(samples))) == other
     large = set_of(400)
-    left = unseen(large, fit_of(whole(large)), PREP)
-    assert left is not None and len(left) == 48
+    assert len(unseen(large, fitted_on(whole(large)))) == 48
 
 
 def test_the_rest_is_told_by_the_place_and_not_by_the_name() -> None:

@@ -44,7 +44,7 @@ def samples(dense: stm.ViM) -> SampleSet:
 
 @pytest.fixture(scope="module")
 def fitting(dense: stm.ViM, samples: SampleSet) -> Fitting:
-    return fit(dense, whole(samples, n=6, judges=len(samples)), keep=False)
+    return fit(dense, whole(samples, n=6, promise=True), keep=False)
 
 
 @pytest.fixture(scope="module")
