@@ -24,7 +24,7 @@ from stm.model.vim import ViM
 LARGEST_GROUP = 16  # neighbours that may become one token
 # What autograd keeps per token and block, in floats per channel of the mixer: measured on ViM-Ti and ViM-S.
 _FLOATS_KEPT = 14
-_BYTES_AT_ONCE = 128 * 2**20  # several images at once are a tenth faster and take several times the memory
+_BYTES_AT_ONCE = 160 * 2**20  # several images at once are a tenth faster and take several times the memory
 _IMAGES_AT_ONCE = 8  # more are no faster on a processor, because their activations leave its caches
 
 
