@@ -113,7 +113,7 @@ def reference_over_dense(bench: Bench) -> Iterator[Figure]:
 def gain(bench: Bench) -> Iterator[Figure]:
     for name in ("vim-ti", "vim-s"):
         for batch in (1, 8):
-            dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
+            dense, small, x = bench.model(name), bench.small(name, rate=0.4, method="staged"), images(batch)
             served, small_served = dense.optimize(batch_size=batch), small.optimize(batch_size=batch)
             calls = {"dense": dense, "small": small, "served": served, "small_served": small_served}
             times = bench.time(**{key: partial(model, x) for key, model in calls.items()})
@@ -191,7 +191,7 @@ def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
     """Time the merge itself, and in every later block the extra work of the span convolution over the plain one."""
     for name in ("vim-ti", "vim-s"):
         for batch in (1, 8):
-            small = bench.small(name, rate=0.4)
+            small = bench.small(name, rate=0.4, method="staged")
             depth, step = small.config.model.depth, small.schedule.steps[0].after
             assert small.plan is not None
             with torch.inference_mode():
@@ -221,7 +221,7 @@ def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
 def against_deit(bench: Bench) -> Iterator[Figure]:
     for name in ("vim-ti", "vim-s"):
         for batch in (1, 8):
-            dense, small, x = bench.model(name), bench.small(name, rate=0.4), images(batch)
+            dense, small, x = bench.model(name), bench.small(name, rate=0.4, method="staged"), images(batch)
             served, rival = small.optimize(batch_size=batch), vit.ViT(dense.config.model, 1000)
             times = bench.time(small=partial(small, x), served=partial(served, x), rival=partial(rival, x))
             called, goal = vit.name_of(dense.config.model), "<= 1" if name == "vim-s" else ""

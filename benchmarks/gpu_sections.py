@@ -130,7 +130,7 @@ def whole_models(
         for size, d_model in sizes.items():
             models = {f"dense, {name}": vim(d_model, dtype, name, device) for name in names}
             first = models[f"dense, {names[0]}"]
-            models = {f"compressed, {names[0]}": stm.compress(first, rate=RATE)} | models
+            models = {f"compressed, {names[0]}": stm.compress(first, rate=RATE, method="staged")} | models
             for batch in batches:
                 if clock.left < RESERVED:
                     missing.append(f"{size}, batch {batch}, {dtype}: out of time")
@@ -293,7 +293,7 @@ def profile(clock: Clock, backend: str, d_model: int, batch: int) -> dict[str, d
     shares: dict[str, dict[str, float]] = {}
     dense = vim(d_model, "bfloat16", backend, clock.device)
     images = torch.randn(batch, 3, 224, 224, device=clock.device)
-    for variant, model in (("dense", dense), ("compressed", stm.compress(dense, rate=RATE))):
+    for variant, model in (("dense", dense), ("compressed", stm.compress(dense, rate=RATE, method="staged"))):
         model(images)
         with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as recorded:
             for _ in range(3):

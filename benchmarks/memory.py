@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace) -> list[int]:
 
     import stm.commands.compress
     import stm.hub.card
-    from stm.options import EvalOptions, ModelOptions
+    from stm.options import EvalOptions, FitOptions, ModelOptions
 
     torch.set_num_threads(1)
     bare = status("VmHWM")
@@ -79,6 +79,8 @@ def measure(options: argparse.Namespace) -> list[int]:
             options.checkpoint,
             ModelOptions(device="cpu"),
             images=EvalOptions(data=options.data, limit=options.limit, batch_size=options.batch, workers=0),
+            # Few pictures: the fit takes them one after the other, so more need more time and no more memory.
+            fit=FitOptions(fit_images=6, no_cache=True),
             out=Path(folder) / "out",
         )
     return [status("VmHWM")]
