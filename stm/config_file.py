@@ -111,10 +111,7 @@ def from_json(document: Any, where: str = "config.json") -> Config:
 
 
 def _migrate(document: Any, where: str) -> dict[str, Any]:
-    """Return the document as the current version writes it, without its version.
-
-    Older versions pass through one pure function each, in order.
-    """
+    """Return the document as the current version writes it, without its version."""
     if not isinstance(document, dict):
         raise ArtifactError(f"{where}: expected an object, got {brief_json(document)}")
     version = document.get("schema_version")

@@ -21,7 +21,7 @@ from stm.errors import StmError, UsageError
 from stm.measure.judge import divergences
 from stm.measure.records import fingerprint
 from stm.merging import bnnm, cost_file
-from stm.merging.budget import layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
+from stm.merging.budget import NEAR, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
 from stm.merging.constants import static_plan
 from stm.merging.cost_file import Effects
 from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
@@ -33,7 +33,6 @@ from stm.options import PRESETS, MergeOptions
 from stm.progress import OnProgress, Progress
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
-_NEAR = 0.005  # half a point, by which a candidate may save less than was asked
 
 
 class Choice(NamedTuple):
@@ -188,7 +187,7 @@ class Fitting:
     def _saves(self, schedule: Schedule, layers: int) -> bool:
         """Return whether a schedule saves as much as was asked: one that saves less would win by that alone."""
         model = self.dense.config.model
-        return schedule.saving(model.depth) >= layers / (model.tokens * model.depth) - _NEAR
+        return schedule.saving(model.depth) >= layers / (model.tokens * model.depth) - NEAR
 
     def _schedule(self, groups: list[Group]) -> Schedule:
         model = self.dense.config.model
@@ -204,11 +203,7 @@ def layers_of(model: ModelConfig, rate: float | None, saving: float | None, side
         UsageError: a model without a block or a token to merge before; or a budget out of reach, and the message names
             the largest.
     """
-    _check_depth(model)
-    capacity = bnnm.capacity_of(model, sides)
-    # What a cut can save depends on no cost.
-    free = torch.zeros(model.depth - 1, model.tokens, LARGEST_GROUP + 1, dtype=torch.float64)
-    largest = CostTable(free, _parts(model, sides)).most()
+    capacity, largest = bnnm.capacity_of(model, sides), most_layers(model, sides)
     if rate is None:
         assert saving is not None
         return layers_within(capacity, saving, largest)
@@ -217,6 +212,18 @@ def layers_of(model: ModelConfig, rate: float | None, saving: float | None, side
         share = 100 * largest // capacity.token_layers / 100
         raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
     return layers
+
+
+def most_layers(model: ModelConfig, sides: str = "both") -> int:
+    """Return the most token-layers that a fitted schedule can save, which depends on no cost.
+
+    Raises:
+        UsageError: a model without a block or a token to merge before.
+    """
+    _check_depth(model)
+    bnnm.capacity_of(model, sides)
+    free = torch.zeros(model.depth - 1, model.tokens, LARGEST_GROUP + 1, dtype=torch.float64)
+    return CostTable(free, _parts(model, sides)).most()
 
 
 def budget_of(model: ModelConfig, options: MergeOptions) -> tuple[float | None, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from stm.bake import bake
 from stm.bench.bench import served_speed
 from stm.errors import GateError, StmError, UsageError
-from stm.fitting import Fitting
+from stm.fitting import Fitting, most_layers
 from stm.measure.evaluate import assess
 from stm.model.vim import ViM
 from stm.options import EvalOptions, MergeOptions
@@ -151,7 +151,7 @@ def _most(fitting: Fitting, merge: MergeOptions) -> int:
     """
     sides = merge.sides or merge.preset.sides or "both"
     shape = fitting.dense.config.model
-    most = 100 * fitting.table(sides).most() // (shape.tokens * shape.depth)
+    most = 100 * most_layers(shape, sides) // (shape.tokens * shape.depth)
     if not most:
         raise UsageError(
             f"no saving of 1% or more is possible with {shape.tokens} tokens and {shape.depth} blocks",

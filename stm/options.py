@@ -222,6 +222,11 @@ class FitOptions(_Group):
     fit_images: int | None = None
     no_cache: bool = False
 
+    @property
+    def images_given(self) -> tuple[str, ...]:
+        """The names of the options that were given about the images, which only a fitted schedule has."""
+        return tuple(name for name in ("fit_on", "fit_images") if self.given(name))
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(_Group):

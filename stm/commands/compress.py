@@ -140,8 +140,6 @@ def compress(
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
     fitting = None
     if wish.fits:
-        if not goal.given:
-            budget_of(dense.config.model, wish.merge)  # refused before the costs are computed
         fit_images, samples = fit_set(
             fit,
             dense.config,
@@ -246,11 +244,10 @@ def _recalled(
             "data, limit and max drop belong to the comparison with the dense model, which is switched off"
         )
     wish = _Wish(source, merge, fit, goal, images, config, eval)
-    for name in ("fit_on", "fit_images"):
-        if fit.given(name) and config is not None:
+    for name in fit.images_given:
+        if config is not None:
             raise UsageError(f"{name} was given beside a recipe, whose folder holds the merges", "leave it out")
-        if fit.given(name):
-            merge.check_fitted(name)
+        merge.check_fitted(name)
     return wish
 
 

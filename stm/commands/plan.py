@@ -142,7 +142,7 @@ def plan(
 
 
 class _Images(NamedTuple):
-    """The images to measure on, in random order, the fit and what is said of its images; none of random weights."""
+    """The images to measure on, in random order, the fit, and notes about its images. Random weights have none."""
 
     samples: SampleSet | None = None
     fitting: Fitting | None = None
@@ -165,9 +165,8 @@ def _check(
     seconds = given["seconds"]
     if isinstance(seconds, int | float) and not seconds > 0:
         raise UsageError(f"seconds is {seconds:g}, expected more than 0")
-    for name in ("fit_on", "fit_images"):
-        if fit.given(name):
-            merge.check_fitted(name)
+    for name in fit.images_given:
+        merge.check_fitted(name)
     data = given["data"]
     check_fit_on(data if isinstance(data, str | Path) else None, fit)
 

@@ -19,10 +19,11 @@ from stm.errors import UsageError, check_choice
 from stm.findings import CompareRow
 from stm.fitting import Fitting, budget_of
 from stm.measure import flops
-from stm.measure.equal_cost import NEAR, solve_peer, solve_preset
+from stm.measure.equal_cost import solve_peer, solve_preset
 from stm.measure.evaluate import Run, Timing, evaluating, logits_of, recorded, same_work, timed
 from stm.measure.records import Record
 from stm.measure.stats import compared, summarize
+from stm.merging.budget import NEAR
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions

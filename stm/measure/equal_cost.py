@@ -13,7 +13,7 @@ from stm.config import Config
 from stm.errors import UsageError
 from stm.measure import flops
 from stm.merging.bnnm import capacity_of, staged, uneven
-from stm.merging.budget import Capacity, all_stages
+from stm.merging.budget import NEAR, Capacity, all_stages
 from stm.merging.plan import StaticPlan
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
@@ -21,8 +21,6 @@ from stm.options import PRESETS
 from stm.peers import PEERS
 from stm.peers.peer import Peer
 from stm.reports import Flops
-
-NEAR = 0.005  # half a point
 
 
 class Solved(NamedTuple):

@@ -22,9 +22,9 @@ from stm.distributed import World
 from stm.errors import DataError, UsageError
 from stm.fitting import Fitting, fit
 from stm.measure.compare import Contender, baked_alike, contenders, rows, run_all
-from stm.measure.equal_cost import NEAR
 from stm.measure.evaluate import run
 from stm.measure.stats import compared, mcnemar
+from stm.merging.budget import NEAR
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.peers import DEFAULT
 from tests.pictures import labelled

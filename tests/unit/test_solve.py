@@ -8,7 +8,8 @@ from stm.bake import bake
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.measure import flops
-from stm.measure.equal_cost import NEAR, solve_peer, solve_preset
+from stm.measure.equal_cost import solve_peer, solve_preset
+from stm.merging.budget import NEAR
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
 from stm.options import MergeOptions

@@ -1,4 +1,4 @@
-"""What is said of a loss and of a fit. Every expected sentence is written by hand from the values beside it."""
+"""The sentences about a loss and about a fit. Every expected sentence is written by hand from the values beside it."""
 
 import dataclasses
 
