@@ -224,7 +224,7 @@ def as_set(images: Any, config: Config, *, labels: bool = False) -> SampleSet:
 
 
 def in_memory(name: str, images: Tensor) -> SampleSet:
-    """Return normalised images (n, C, H, W) as a set without labels."""
+    """Return images as a set without labels: (n, C, H, W) float32, normalised, or (n, 3, H, W) uint8."""
     return SampleSet(name, tuple(Sample(f"{name}-{number}", None, image) for number, image in enumerate(images)))
 
 

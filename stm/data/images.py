@@ -169,7 +169,8 @@ class Sample:
     Args:
         file: the image's name in the set.
         label: the index of its class, if that is known.
-        source: the way to open the image; a tensor (C, H, W) float32 is ready for the model as it is.
+        source: the way to open the image; a tensor (C, H, W) float32 is ready for the model as it is, and one of
+            (3, H, W) uint8 is red, green and blue of the model's size.
     """
 
     file: str

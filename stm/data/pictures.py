@@ -21,10 +21,7 @@ _Generator = torch.Generator
 
 
 def drawn(config: Config, n: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return `n` pictures of each source, (n, C, H, W) float32, in the model's size, channels and normalisation.
-
-    A model of one channel sees the mean of red, green and blue; with more than three channels they repeat.
-    """
+    """Return `n` pictures of each source, (n, 3, H, W) uint8, in the model's size; `as_channels` is their next step."""
     size = config.model.image_size
     sources: dict[str, Callable[[int, _Generator], Tensor]] = {
         "crops": _crop_maker(),
@@ -35,7 +32,9 @@ def drawn(config: Config, n: int, seed: int = 0) -> dict[str, Tensor]:
     for number, (name, draw) in enumerate(sources.items()):
         # One generator per source, so that more pictures of one do not change the others.
         g = torch.Generator().manual_seed(len(sources) * seed + number)
-        out[name] = _normalised(torch.stack([draw(size, g) for _ in range(n)]), config)
+        # To 256 levels, like a file's: the last bits of a Fourier transform differ between processors, and the hash of
+        # the pictures must not. As bytes they also take a quarter of the memory, for as long as a fit lasts.
+        out[name] = torch.stack([draw(size, g).mul(255).round().byte() for _ in range(n)])
     return out
 
 
@@ -83,19 +82,3 @@ def pink_noise(size: int, g: _Generator) -> Tensor:
     pink = (pink - pink.mean((1, 2), keepdim=True)) / pink.std((1, 2), keepdim=True).clamp_min(1e-6)
     mixed = (2 * pink[:1] + pink[1:]) / math.sqrt(5)  # (3, H, W)
     return (0.5 + 0.2 * mixed).clamp(0, 1)
-
-
-def _normalised(pictures: Tensor, config: Config) -> Tensor:
-    """Return pictures (n, 3, H, W) in 0..1 as the model takes them, (n, C, H, W)."""
-    # To 256 levels, like a file's: the last bits of a Fourier transform differ between processors, and the hash of the
-    # pictures must not.
-    pictures = pictures.mul(255).round().div(255)
-    channels = config.model.in_chans
-    if channels == 1:
-        pictures = pictures.mean(1, keepdim=True)
-    elif channels != 3:
-        pictures = pictures[:, torch.arange(channels) % 3]
-    mean, std = (
-        torch.tensor(values).reshape(-1, 1, 1) for values in (config.preprocessing.mean, config.preprocessing.std)
-    )
-    return (pictures - mean) / std

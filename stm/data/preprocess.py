@@ -34,5 +34,22 @@ def normalise(images: Sequence[bytes], prep: Preprocess) -> Tensor:
     )
     # The order of operations is torchvision's (ToTensor, then Normalize), so that every float is the same.
     x = pixels.reshape(shape).permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, C, H, W)
-    mean, std = (torch.tensor(values).reshape(-1, 1, 1) for values in (prep.mean, prep.std))  # (C, 1, 1)
-    return x.sub_(mean).div_(std)
+    return x.sub_(_per_channel(prep.mean)).div_(_per_channel(prep.std))
+
+
+def as_channels(pictures: Tensor, prep: Preprocess) -> Tensor:
+    """Return pictures (B, 3, H, W) uint8 as a model of any number of channels takes them, (B, C, H, W) float32.
+
+    A model of one channel sees the mean of red, green and blue; with more than three channels they repeat.
+    """
+    x = pictures.float().div_(255)  # (B, 3, H, W)
+    channels = len(prep.mean)
+    if channels == 1:
+        x = x.mean(1, keepdim=True)
+    elif channels != 3:
+        x = x[:, torch.arange(channels) % 3]
+    return (x - _per_channel(prep.mean)) / _per_channel(prep.std)
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).reshape(-1, 1, 1)  # (C, 1, 1)

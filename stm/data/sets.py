@@ -16,7 +16,7 @@ from torch import Tensor
 from stm.config import Preprocess
 from stm.data.decode import decode_all
 from stm.data.images import ImageFile, ParquetImage, Sample, TarImage
-from stm.data.preprocess import normalise
+from stm.data.preprocess import as_channels, normalise
 from stm.distributed import ALONE, World
 from stm.errors import NAMES_SHOWN, UsageError
 
@@ -168,7 +168,8 @@ def _batches(
     if chunks and isinstance(chunks[0][0].source, Tensor):  # a set holds tensors only, or none
         for first, chunk in zip(starts, chunks, strict=True):
             ready = torch.stack([sample.source for sample in chunk if isinstance(sample.source, Tensor)])
-            yield Batch(tuple(range(first, first + len(chunk))), ready, {})
+            images = as_channels(ready, prep) if ready.dtype == torch.uint8 else ready
+            yield Batch(tuple(range(first, first + len(chunk))), images, {})
         return
     for first, results in zip(starts, decode_all(chunks, prep, workers), strict=True):
         pixels = {index: result for index, result in enumerate(results, first) if isinstance(result, bytes)}

@@ -9,6 +9,8 @@ from torch import Tensor
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.data.fit_images import pictures, pictures_per_source
 from stm.data.pictures import drawn, ellipses, pink_noise
+from stm.data.preprocess import as_channels
+from stm.data.sets import iterate
 from stm.errors import UsageError
 
 KINDS = ("crops", "ellipses", "noise")
@@ -24,35 +26,38 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def plain(config: Config, values: Tensor) -> Tensor:
-    """Undo the normalisation."""
-    mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (config.preprocessing.mean, config.preprocessing.std))
-    return values * std + mean
+def as_the_model_takes(config: Config, n: int) -> dict[str, Tensor]:
+    return {kind: as_channels(images, config.preprocessing) for kind, images in drawn(config, n).items()}
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
 def test_sizes_channels_and_range(channels: int) -> None:
-    config = config_of(channels=channels)
-    sets = drawn(config, 3)
+    sets = as_the_model_takes(config_of(channels=channels, mean=0.0, std=1.0), 3)
     assert tuple(sets) == KINDS
     for images in sets.values():
         assert images.shape == (3, channels, 24, 24) and images.dtype == torch.float32
-        values = plain(config, images)
-        assert values.min() > -1e-5 and values.max() < 1 + 1e-5
+        assert images.min() >= 0 and images.max() <= 1
         assert images.flatten(1).std(1).min() > 0  # none is of one colour
 
 
 def test_other_channels_are_made_of_red_green_and_blue() -> None:
-    colour, grey, more = (drawn(config_of(channels=channels), 2) for channels in (3, 1, 5))
+    colour, grey, more = (as_the_model_takes(config_of(channels=channels), 2) for channels in (3, 1, 5))
     for kind in KINDS:
         assert torch.allclose(grey[kind], colour[kind].mean(1, keepdim=True), atol=1e-5)
         assert torch.equal(more[kind], colour[kind][:, [0, 1, 2, 0, 1]])
 
 
 def test_the_normalisation_is_the_models() -> None:
-    one, other = drawn(config_of(mean=0.5, std=0.5), 1), drawn(config_of(mean=0.0, std=1.0), 1)
+    one, other = (as_the_model_takes(config_of(mean=mean, std=std), 1) for mean, std in ((0.5, 0.5), (0.0, 1.0)))
     for kind in KINDS:
         assert torch.allclose(one[kind] * 0.5 + 0.5, other[kind], atol=1e-6)
+
+
+def test_a_fit_takes_them_as_the_model_does() -> None:
+    config = config_of(channels=1)
+    for kind, samples in pictures(config, n=9).sources.items():
+        (batch,) = iterate(samples, config.preprocessing, batch_size=3)
+        assert torch.equal(batch.images, as_the_model_takes(config, 3)[kind])
 
 
 def test_a_seed_decides_every_picture() -> None:
@@ -85,10 +90,8 @@ def test_seeds_that_follow_each_other_share_no_picture() -> None:
 
 def test_pictures_have_the_levels_of_a_file() -> None:
     """The last bits of a Fourier transform differ between processors, and the hash of a fit must not."""
-    config = config_of()
-    for images in drawn(config, 2).values():
-        levels = plain(config, images) * 255
-        assert (levels - levels.round()).abs().max() < 1e-3
+    for images in drawn(config_of(), 2).values():
+        assert images.shape == (2, 3, 24, 24) and images.dtype == torch.uint8
 
 
 def test_ellipses_are_plain_regions_with_edges() -> None:
