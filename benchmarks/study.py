@@ -6,7 +6,12 @@
 A case is NAME MODEL DATA FIT_ON: a dense model, the labelled images to measure on, and other images of its kind, whose
 labels are not used; "-" stands for the embedded set, or for none. Rows: the fitted schedule with and without images
 (one per seed), `staged`, the paper's form, and every peer of `stm compare`. study.csv has one line per row, study.json
-adds the environment, table.md is the table of docs/study.md, and kl.png and kl.svg draw KL over saving.
+adds the environment, table.md is the table of docs/study.md, and kl.png and kl.svg draw KL over saving. costs-NAME.png
+and .svg draw the costs of the first fit, and the schedule that saves 22%.
+
+    python benchmarks/study.py --out all/ --join study-1/ study-2/
+
+makes one table and one figure of studies that ran one by one.
 """
 
 import argparse
@@ -21,6 +26,8 @@ from stm.bake import bake
 from stm.codec import encode
 from stm.data.fit_images import pictures, whole
 from stm.data.open import open_samples
+from stm.explain import cost_figures
+from stm.explain.costs import cost_map
 from stm.fitting import Fitting, fit
 from stm.loading import open_model
 from stm.measure import flops
@@ -30,21 +37,28 @@ from stm.measure.equal_cost import solve_peer, solve_preset
 from stm.measure.stats import summarize
 from stm.model.vim import ViM
 from stm.options import MergeOptions
+from stm.page.content import per_block
 from stm.peers import DEFAULT
 from stm.plots import style
 
 SAVINGS = (0.1, 0.22, 0.3, 0.4)
+SHOWN = 0.22  # the saving whose schedule is drawn: the paper's at rate 0.4
 
 
 def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.join:
+        studies = [json.loads((folder / "study.json").read_text()) for folder in options.join]
+        write(options.out, [row for study in studies for row in study["rows"]], studies[0]["environment"])
+        return
     rows: list[dict[str, Any]] = []
     environment = None
     for name, model, data, fit_on in options.case:
         dense = open_model(model)
         environment = environment_of(dense)
         fits = dict(fittings(dense, None if fit_on == "-" else fit_on, options.seeds))
+        draw_costs(options.out, name, dense, next(iter(fits.values())))
         samples = open_samples(None if data == "-" else data, config=dense.config, limit=options.limit)
         for saving in options.savings:
             entered = list(contenders(dense, fits, saving))
@@ -60,7 +74,9 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure how far each method moves a model.")
-    parser.add_argument("--case", nargs=4, action="append", required=True, metavar=("NAME", "MODEL", "DATA", "FIT_ON"))
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--case", nargs=4, action="append", metavar=("NAME", "MODEL", "DATA", "FIT_ON"))
+    task.add_argument("--join", nargs="+", type=Path, metavar="DIR", help="folders of earlier studies")
     parser.add_argument("--savings", type=lambda text: [float(part) for part in text.split(",")], default=SAVINGS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int)
@@ -129,6 +145,9 @@ def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
         cells = []
         for name in ("", "paper", "staged", "fitted, no images", "fitted, own images"):
             of = [row for row in here if row["method"].startswith(name)] if name else [best_peer(here)]
+            if not of:  # a case without images of its own
+                cells.append("")
+                continue
             losses = [row["kl"] for row in of]
             spread = f" ({min(losses):.5f} to {max(losses):.5f})" if len(of) > 1 else ""
             title = "" if name else f" ({of[0]['method']})"
@@ -156,6 +175,14 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> None:
         axes[0][0].set_ylabel("KL(dense || this), nats; peers in grey")
         axes[0][0].legend(frameon=False, fontsize=8)
         style.save(figure, out, "kl")
+
+
+def draw_costs(out: Path, name: str, dense: ViM, fitting: Fitting) -> None:
+    """Draw where the costs of a model sit, and what the schedule of 22% merges there."""
+    small = bake(dense, MergeOptions(saving=SHOWN), fitting=fitting)
+    with style.style():
+        figure = cost_figures.costs(cost_map(fitting, per_block(small.config)), f"{name}, {SHOWN:.0%} saved")
+        style.save(figure, out, f"costs-{name}")
 
 
 COLOURS = {
