@@ -1,14 +1,13 @@
-"""Find the fastest staged schedule that keeps top-1 within half a point of dense.
+"""Find the fastest fitted schedule that keeps top-1 within half a point of dense.
 
     python benchmarks/fastest.py vim-s --calibration some_images/ --data imagenet/val
-    python benchmarks/fastest.py proxy.safetensors --image-size 56 --calibration images/calibration \\
-        --data images/evaluation
+    python benchmarks/fastest.py proxy/ --calibration images/calibration --data images/evaluation
 
 It works in three steps:
 
-1. Chosen: schedules of one to four stages at equal gaps run on the calibration images and are judged by KL to the dense
-   model. No label is read. For each ceiling on KL, the schedule under the ceiling that saves the most operations goes
-   on.
+1. Chosen: a schedule is fitted for each of some savings, on drawn pictures or on --fit-on. They run on the calibration
+   images and are judged by KL to the dense model. No label is read. For each ceiling on KL, the schedule under the
+   ceiling that saves the most operations goes on.
 2. Confirmed: those schedules, and no others, run on images that chose nothing, beside the dense model.
 3. Timed: the same schedules as `optimize` makes them, in turns with the dense model in one run. A figure is the median
    and the quartiles over the rounds of a ratio within a round.
@@ -34,8 +33,10 @@ import stm
 from stm.bake import bake
 from stm.bench.timing import interleave, threads
 from stm.config import Measured
+from stm.data.fit_images import pictures, whole
 from stm.data.open import open_samples
 from stm.data.sets import iterate
+from stm.fitting import Fitting, fit, most_layers
 from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.compare import Contender, run_all
@@ -46,55 +47,42 @@ from stm.measure.stats import summarize
 from stm.model.vim import ViM
 from stm.options import MergeOptions, ModelOptions
 
-CEILINGS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)  # nats
-STAGES, GAPS = 4, 4
+CEILINGS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.04)  # nats
+STEP = 0.02  # between two savings
 BATCHES = (1, 8)
 
 
 class Candidate(NamedTuple):
-    """A schedule: the blocks before which it merges, its saving of the honest count, and its KL to dense on the
+    """A schedule: the token-layers that it saves, its saving of the honest count, and its KL to dense on the
     calibration images."""
 
-    stages: tuple[int, ...]
+    asked: float
     model: ViM
     saving: float
     kl: float
 
     def __str__(self) -> str:
-        return f"[{', '.join(map(str, self.stages))}]"
+        return f"{self.asked:.0%}"
 
 
-def schedules(depth: int) -> Iterator[list[tuple[int, ...]]]:
-    """Yield families of stages. A family has one number of stages at one gap, from the latest blocks to the
-    earliest."""
-    for number in range(1, STAGES + 1):
-        for gap in range(1, GAPS + 1 if number > 1 else 2):
-            span = gap * (number - 1)
-            yield [tuple(range(first, first + span + 1, gap)) for first in range(depth - 1 - span, 0, -1)]
-
-
-def screen(dense: ViM, batches: Sequence[Tensor], least: float) -> Iterator[Candidate]:
-    """Yield the candidates that save at least `least`. A family ends once KL passes the highest ceiling.
-
-    Earlier merging is worse: the rest of the family would only be further above it.
-    """
+def screen(dense: ViM, fitting: Fitting, batches: Sequence[Tensor], least: float) -> Iterator[Candidate]:
+    """Yield the schedules of a fit that save `least` or more, until KL passes the highest ceiling."""
+    most = most_layers(dense.config.model) / (dense.config.model.tokens * dense.config.model.depth)
     with torch.inference_mode():
         reference = [forward(dense, batch) for batch in batches]
-        for family in schedules(dense.config.model.depth):
-            for stages in family:
-                small = bake(dense, MergeOptions(method="staged", stages=stages))
-                saving = flops.count(small.config).honest_saving
-                if saving < least:
-                    continue
-                divergences = [
-                    kl_divergence(logits, forward(small, batch))
-                    for logits, batch in zip(reference, batches, strict=True)
-                ]
-                candidate = Candidate(stages, small, saving, torch.cat(divergences).mean().item())
-                print(f"{candidate}: saves {saving:.1%}, KL {candidate.kl:.4f}", file=sys.stderr, flush=True)
-                yield candidate
-                if candidate.kl > max(CEILINGS):
-                    break
+        asked = least
+        while asked <= most:
+            small = bake(dense, MergeOptions(saving=asked), fitting=fitting)
+            divergences = [
+                kl_divergence(logits, forward(small, batch)) for logits, batch in zip(reference, batches, strict=True)
+            ]
+            kl = torch.cat(divergences).mean().item()
+            candidate = Candidate(asked, small, flops.count(small.config).honest_saving, kl)
+            print(f"{candidate}: saves {candidate.saving:.1%}, KL {kl:.4f}", file=sys.stderr, flush=True)
+            yield candidate
+            if kl > max(CEILINGS):
+                break
+            asked += STEP
 
 
 def finalists(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -138,17 +126,19 @@ def row(candidate: Candidate, measured: Measured, timed: Sequence[Figure]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", help="dense: whatever stm takes")
     parser.add_argument(
         "--calibration", type=Path, required=True, metavar="DIR", help="images that choose; labels are not read"
     )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="labelled images that confirm; none of the former"
     )
-    parser.add_argument("--image-size", type=int, help="pixels a side, where the file does not say")
+    parser.add_argument(
+        "--fit-on", type=Path, metavar="DIR", help="images to fit on, none of the others; default: drawn pictures"
+    )
     parser.add_argument("--points", type=float, default=0.5, help="the top-1 that may be lost")
     parser.add_argument(
-        "--least", type=float, default=0.35, help="look at no schedule that saves less of the operations"
+        "--least", type=float, default=0.3, help="look at no schedule that saves less of the token-layers"
     )
     parser.add_argument("--limit", type=int, default=200, help="calibration images")
     parser.add_argument("--rounds", type=int, default=41)
@@ -157,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    dense = open_model(options.model, ModelOptions(image_size=options.image_size, device="cpu", dtype="float32"))
+    dense = open_model(options.model, ModelOptions(device="cpu", dtype="float32"))
     few = open_samples(
         options.calibration, config=dense.config, limit=options.limit, seed=options.seed, need_labels=False
     )
@@ -172,15 +162,19 @@ def main() -> None:
         print(f"{how}, {options.rounds} rounds, {os.cpu_count()} processors{load}\n")
 
         batches = [batch.images for batch in iterate(few, dense.config.preprocessing, batch_size=8)]
-        looked_at = list(screen(dense, batches, options.least))
+        if options.fit_on is None:
+            fit_images = pictures(dense.config, seed=options.seed)
+        else:
+            fit_images = whole(open_samples(options.fit_on, config=dense.config, need_labels=False), seed=options.seed)
+        looked_at = list(screen(dense, fit(dense, fit_images), batches, options.least))
         chosen = finalists(looked_at)
         if not chosen:
             raise SystemExit(
                 f"none of {len(looked_at)} schedules stays below a KL of {max(CEILINGS)}: try a smaller --least"
             )
         print(
-            f"{len(looked_at)} schedules looked at on {len(few)} images of {few.name}; confirmed on {len(samples)} of"
-            f" {samples.name}\n"
+            f"{len(looked_at)} schedules, fitted on {fit_images.n} of {fit_images.data}, looked at on {len(few)} images"
+            f" of {few.name}; confirmed on {len(samples)} of {samples.name}\n"
         )
         entered = [
             Contender(dense, {"method": "dense"}),
@@ -192,7 +186,8 @@ def main() -> None:
         timed = list(zip(*(time(dense, chosen, batch, options.rounds, clock) for batch in BATCHES), strict=True))
 
     speeds = " | ".join(f"dense / this, B = {batch}" for batch in BATCHES)
-    print(f"| stages before | saved | KL, calibration | KL | agreement | top-1 | points lost (95%) | {speeds} |")
+    accuracies = "KL, calibration | KL | agreement | top-1 | points lost (95%)"
+    print(f"| token-layers saved | operations saved | {accuracies} | {speeds} |")
     print(f"|{' --- |' * (7 + len(BATCHES))}")
     for candidate, accuracy, speeds_of in zip(chosen, measured, timed, strict=True):
         print(row(candidate, accuracy, speeds_of))
