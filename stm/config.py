@@ -174,7 +174,6 @@ class Protection:
         step_scale: p. A token of size s takes s^p times its Delta in every later block, since it stands for s tokens of
             elapsed time.
         span_conv: whether the causal convolution reads a merged token as many times in a row as its size.
-        initial_state: whether the steps carry a baked state before the first token.
     """
 
     weights: str = "size"
@@ -182,7 +181,6 @@ class Protection:
     normalized: bool = False
     step_scale: float = 0.5
     span_conv: bool = True
-    initial_state: bool = False
 
     def __post_init__(self) -> None:
         check_choice("weights", self.weights, WEIGHTS, ValueError)

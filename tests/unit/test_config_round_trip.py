@@ -90,7 +90,6 @@ protections = st.builds(
     weights=st.sampled_from([rule for rule in WEIGHTS if rule != "hsp"]),
     step_scale=st.floats(0, 4),
     span_conv=st.booleans(),
-    initial_state=st.booleans(),
 ) | st.builds(
     Protection,
     weights=st.just("hsp"),
