@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from stm.codec import encode
-from stm.config import Measured, Protection, Recipe, Source
+from stm.config import Measured, Protection, Source
 from stm.errors import listed
+from stm.recipe import Recipe
 from stm.units import interval, percent
 
 REPORT_VERSION = 1  # the `schema_version` of every document; a key that is renamed or removed needs another one

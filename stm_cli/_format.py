@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stm.config import Fit, Measured, Source
+from stm.config import Measured, Source
+from stm.recipe import Fit
 from stm.reports import Assessment, Environment, Figure, Flops, Warned, figures
 from stm.units import interval, operations, percent
 from stm.verdicts import chosen, fitted_on

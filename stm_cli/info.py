@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
-from stm.config import Fit
+from stm.recipe import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
 from stm_cli import _options as o

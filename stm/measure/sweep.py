@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from stm.bake import bake
-from stm.config import PRESET_NAMES, Config
+from stm.config import Config
 from stm.data.fit_images import pictures
 from stm.data.sets import SampleSet
 from stm.distributed import ALONE, World
@@ -29,6 +29,7 @@ from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
 from stm.peers import PEERS
 from stm.progress import OnProgress, Progress
+from stm.recipe import PRESET_NAMES
 from stm.reports import Flops
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's

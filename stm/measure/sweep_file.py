@@ -11,10 +11,11 @@ from typing import Any
 
 from stm.artifact import atomic
 from stm.codec import decode, encode, parse
-from stm.config import Fit, Preprocess
+from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepRow
 from stm.measure.hold import Hold, check_free
+from stm.recipe import Fit
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
 _ANOTHER = "give another folder: --out DIR"

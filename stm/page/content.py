@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from stm.codec import decode
-from stm.config import PRESET_NAMES, Config
+from stm.config import Config
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
@@ -25,6 +25,7 @@ from stm.measure.records import Record
 from stm.measure.stats import wilson
 from stm.merging.groups import Groups, stages
 from stm.page.charts import Interval, Point
+from stm.recipe import PRESET_NAMES
 from stm.reports import Environment, Evaluation
 
 MOST_CHANGED = 10

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stm import __version__
 from stm.artifact.provenance import tuned
-from stm.config import Config, Recipe
+from stm.config import Config
 from stm.errors import ArtifactError
 from stm.hub.card import fit_sentences, recipe_command
 from stm.install import install_command
@@ -19,6 +19,7 @@ from stm.page import charts
 from stm.page import content as facts
 from stm.page.charts import Point
 from stm.page.content import Findings
+from stm.recipe import Recipe
 from stm.reports import Evaluation, figure_rows
 from stm.units import operations, percent
 

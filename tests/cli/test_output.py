@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from stm.codec import encode
-from stm.config import Calibration, Protection, Recipe, Source
+from stm.config import Protection, Source
 from stm.findings import ExplainReport, Fit, PageReport
+from stm.recipe import Calibration, Recipe
 from stm.reports import (
     Assessment,
     BackendStatus,

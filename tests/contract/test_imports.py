@@ -25,6 +25,7 @@ RUNTIME = (
         "progress",
         "units",
         "merging.schedule",
+        "recipe",
         "config",
         "config_file",
         "options",

@@ -14,23 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm.codec import encode
-from stm.config import (
-    Calibration,
-    Config,
-    FileInfo,
-    Fit,
-    Measured,
-    ModelConfig,
-    Preprocess,
-    Protection,
-    Recipe,
-    Source,
-    dense_schedule,
-)
+from stm.config import Config, FileInfo, Measured, ModelConfig, Preprocess, Protection, Source, dense_schedule
 from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import Calibration, Fit, Recipe
 
 KEYS = {
     "": (

@@ -5,27 +5,20 @@ from hypothesis import strategies as st
 
 from stm.config import (
     CLASS_TOKENS,
-    CUTS,
     DTYPES,
     MODES,
-    ORDERS,
-    PRESET_NAMES,
-    SIDES,
     WEIGHTS,
-    Calibration,
     Config,
     FileInfo,
-    Fit,
     Measured,
     ModelConfig,
     Preprocess,
     Protection,
-    Recipe,
     Source,
-    Tried,
 )
 from stm.config_file import dumps, loads
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import CUTS, ORDERS, PRESET_NAMES, SIDES, Calibration, Fit, Recipe, Tried
 
 counts = st.integers(1, 9)
 words = st.text(max_size=8)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stm.codec import encode
-from stm.config import DRAWN, Config, Fit, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, Protection, Source, dense_schedule
 from stm.data.images import Pixels, Sample
 from stm.data.sets import SampleSet
 from stm.errors import DataError
@@ -24,6 +24,7 @@ from stm.page import content as facts
 from stm.page.charts import Axis, Point
 from stm.page.content import Changed, Findings, Rows
 from stm.page.render import render
+from stm.recipe import DRAWN, Fit, Recipe
 from stm.reports import Environment, Evaluation
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, in_chans=1, d_model=2, depth=12, d_state=2, dt_rank=1)
