@@ -6,7 +6,8 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 from dataclasses import dataclass, field
 
 from stm import recipe
-from stm.reports import Assessment, Evaluation, Flops, OfSet, Report, Warned
+from stm.evaluations import Assessment, Evaluation, OfSet
+from stm.reports import Flops, Report, Warned
 
 
 @dataclass(frozen=True, kw_only=True)

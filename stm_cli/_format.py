@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
+from stm.evaluations import Assessment, Figure, figures
 from stm.recipe import Fit
-from stm.reports import Assessment, Environment, Figure, Flops, Warned, figures
+from stm.reports import Environment, Flops, Warned
 from stm.units import interval, operations, percent
 from stm.verdicts import chosen, fitted_on
 from stm_cli._visible import visible

@@ -17,6 +17,7 @@ from stm.config_file import to_json
 from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
+from stm.evaluations import Assessment, OfSet
 from stm.fitting import Fitting, budget_of
 from stm.fitting import fit as fitted
 from stm.goals import Goal
@@ -33,7 +34,7 @@ from stm.model_names import model_of, name_of
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
 from stm.recipe import Recipe
-from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
+from stm.reports import CompressReport, Gate, ServedSpeed
 from stm.saving import save
 from stm.verdicts import milder, warning
 

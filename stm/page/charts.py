@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.merging.groups import Groups, edges, patches, runs
-from stm.reports import Evaluation
 
 Interval = tuple[float, float]
 

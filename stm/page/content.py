@@ -20,13 +20,14 @@ from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.measure.records import Record
 from stm.measure.stats import wilson
 from stm.merging.groups import Groups, stages
 from stm.page.charts import Interval, Point
 from stm.recipe import PRESET_NAMES
-from stm.reports import Environment, Evaluation
+from stm.reports import Environment
 
 MOST_CHANGED = 10
 MOST_STAGES = 4  # pictures of the merged patches

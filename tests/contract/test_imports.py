@@ -29,6 +29,7 @@ RUNTIME = (
         "config",
         "config_file",
         "options",
+        "evaluations",
         "reports",
         "verdicts",
     ),

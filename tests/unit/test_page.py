@@ -15,6 +15,7 @@ from stm.config import Config, ModelConfig, Preprocess, Protection, Source, dens
 from stm.data.images import Pixels, Sample
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.measure.records import Record
 from stm.merging.groups import Formed
@@ -25,7 +26,7 @@ from stm.page.charts import Axis, Point
 from stm.page.content import Changed, Findings, Rows
 from stm.page.render import render
 from stm.recipe import DRAWN, Fit, Recipe
-from stm.reports import Environment, Evaluation
+from stm.reports import Environment
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, in_chans=1, d_model=2, depth=12, d_state=2, dt_rank=1)
 CONFIG = Config(
