@@ -233,10 +233,13 @@ def _of_grid(
 
 
 def deciding(plan: Sequence[Planned]) -> Config:
-    """The config of the first fitted cell, whose images decided all others too; the dense model's if there is none."""
-    found = next((each for each in plan if each.known.get("cut") is not None), plan[0])
-    assert found.model is not None
-    return found.model.config
+    """Return the config of the first fitted cell, whose images decided all other cells too.
+
+    If no cell is fitted, it is the dense model's.
+    """
+    cell = next((cell for cell in plan if cell.known.get("cut") is not None), plan[0])
+    assert cell.model is not None
+    return cell.model.config
 
 
 def _of_preset(cell: Cell, small: ViM) -> Planned:

@@ -102,14 +102,14 @@ class CellFile:
 
     def _refuse_another(self, identity: SweepIdentity, beside: Path) -> None:
         try:
-            there = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
+            recorded = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
         except ValueError as error:
             raise DataError(f"{beside} does not say what the cells were measured on: {error}", _ANOTHER) from error
-        here = encode(identity)
-        open_ = ("fit",) if None in (there["fit"], here["fit"]) else ()
-        if different := [key for key in here if there[key] != here[key] and key not in open_]:
+        current = encode(identity)
+        open_ = ("fit",) if None in (recorded["fit"], current["fit"]) else ()
+        if different := [key for key in current if recorded[key] != current[key] and key not in open_]:
             raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", _ANOTHER)
-        if there["fit"] is None and here["fit"] is not None:
+        if recorded["fit"] is None and current["fit"] is not None:
             self._identify(identity, beside)
 
     def _identify(self, identity: SweepIdentity, beside: Path) -> None:

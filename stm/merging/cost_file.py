@@ -56,10 +56,10 @@ def _kept(file: str) -> Effects | None:
     """Return what the user's cache holds."""
     with suppress(RuntimeError):  # nobody knows the user's home
         path = folder() / file
-        found = _read(path)
+        effects = _read(path)
         with suppress(OSError):  # others may own the cache
             os.utime(path)  # used now: the last to go
-        return found
+        return effects
     return None
 
 
