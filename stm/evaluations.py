@@ -46,7 +46,7 @@ class Figure(NamedTuple):
     ci: tuple[float, float] | None = None
 
     def text(self, digits: int = 2) -> str:
-        """Return the value in its unit: a drop in points, a p, nats, and a share in percent with so many digits."""
+        """Return the value in its unit: a drop in points, KL in nats, a share in percent with `digits` digits, or p."""
         match self.name:
             case "drop":
                 return f"{100 * self.value:.2f}"
@@ -112,7 +112,7 @@ class OfSet:
 
     @property
     def skipped_notes(self) -> tuple[str, ...]:
-        """Return a sentence about each kind that there is."""
+        """Return a sentence about the skipped files and one about the images of the fit, if there are any."""
         fitted = (f"{self.fitted_on:,} more images decided the schedule, and are in no number",)
         return skipped_notes(self.skipped, self.skipped_files) + (fitted if self.fitted_on else ())
 

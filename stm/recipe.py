@@ -13,7 +13,7 @@ PRESET_NAMES = ("stm", "staged", "paper")
 ORDERS = ("fitted", "staged", "border", "sweep", "even", "outward")
 SIDES = ("both", "left", "right")
 CUTS = ("flat", "regrouped", "staged", "border")  # the candidates for a fitted schedule
-DRAWN = "drawn pictures"  # the name of the set that needs no data of the user's
+DRAWN = "drawn pictures"  # the name of the set that a fit uses if the user gives no images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A candidate for a fitted schedule, and its KL(dense || candidate), in nats, on the images that chose.
+    """A candidate for a fitted schedule, and its KL(dense || candidate), in nats, on the judges (`Fit`).
 
     Args:
         cut: flat or regrouped (stm/merging/fit.py, regroup.py), or the order staged or border.
@@ -54,11 +54,12 @@ class Fit:
         data: the name of their set.
         n: the images that the costs come from.
         judges: the images that chose among the candidates; 0 if there was nothing to choose.
-        seed: drew both, and the probes.
-        sha256: of all of them, as the model takes them, in the order in which they were drawn.
+        seed: chose the images of both kinds, and the probes.
+        sha256: of the images of both kinds, as the model takes them, in the order in which they were drawn.
         cut: the candidate that was taken.
         tried: all candidates, the best first; empty without judges.
-        max_drop, speedup: the outcome that was asked for instead of a budget; the recipe's saving is what met it.
+        max_drop, speedup: the outcome that was asked for instead of a budget. The recipe's saving is the one that
+            reached it.
     """
 
     data: str

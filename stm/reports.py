@@ -44,9 +44,9 @@ class Environment:
     @property
     def in_words(self) -> str:
         """Return all that matters for a figure, in one line."""
-        # One format for screens, cards and pages, so that two figures of one machine can be told to be of one machine.
+        # One format for screens, cards and pages: two figures of one machine then bear the same words.
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        # A processor's name says that it is one; a card's name does not say which of several cards it is.
+        # A machine has one kind of processor, but it may have several cards of one name.
         on = self.name if self.device == "cpu" else f"{self.name} ({self.device})"
         processes = "" if self.processes == 1 else f"{self.processes} processes, each "
         return f"{on}, {processes}{threads}, {self.dtype}, backend {self.backend}"

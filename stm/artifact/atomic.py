@@ -1,11 +1,11 @@
 """Folders and files that appear whole or not at all.
 
-A new folder is filled under a temporary name beside its place, and then renamed into its place. A folder that replaces
+A new folder is filled under a temporary name beside its path, and then renamed to its path. A folder that replaces
 another exchanges names with it. Linux does that in one step. Other systems need two steps, between which `find` and the
 next run see the old folder.
 
 So a process that is killed at any moment leaves the old folder or the new one. The next run recognises by name
-whatever else the process left, and clears it. Several processes may write one place at once: they look and rename in
+whatever else the process left, and clears it. Several processes may write one path at once: they look and rename in
 turn. Standard library only; writing needs a POSIX system, reading works on any.
 """
 
@@ -27,10 +27,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Path:
-    """Return the absolute path of a place for a new folder, or refuse it; clear what killed runs left beside it.
+    """Return the absolute path of a new folder, or refuse it. Clear what killed runs left beside it.
 
     Args:
-        folder: the place of a new folder.
+        folder: the path of the new folder.
         names: the files that stm writes; `force` replaces only a folder that holds nothing else.
         force: whether an existing folder may be replaced.
 
@@ -144,7 +144,7 @@ def check_writable(path: Path, hint: str, *, longest: Path | None = None, append
             f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
         )
     draft_of(path if longest is None else longest).exists()  # only the system knows how long a name may be
-    # A draft replaces a file by renaming, which takes the right to write to the folder and none to the file.
+    # A draft is renamed to `path`. That needs the right to write to the folder, and no right to the old file.
     if not os.access(path if append and path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{path} cannot be written: permission denied", hint)
 
@@ -180,7 +180,7 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
     with ExitStack() as held:
         with turn(path):
             _clear_drafts(path)
-            draft.touch(exist_ok=False)  # now, so that the lock has a file to be on
+            draft.touch(exist_ok=False)  # now, because a lock is on a file that exists
             held.enter_context(lock(draft))
         try:
             yield draft
@@ -228,7 +228,7 @@ def _clear_drafts(path: Path) -> None:
 
 
 def find(folder: Path) -> Path:
-    """Return where to read a folder: its place, or the old folder's name if a run was killed between two renames."""
+    """Return the path to read a folder from: `folder`, or the old folder's if a kill fell between two renames."""
     if not folder.exists():
         for token in tokens(folder, "old"):
             if sibling(folder, "tmp", token).exists():

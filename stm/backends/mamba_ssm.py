@@ -109,7 +109,7 @@ def scan(
         source: the commit of the Hub's kernels; "" for the installed ones.
     """
     dt = projected(dt, dt_weight)
-    # The kernel's own softplus is fused, but only without what has to come after it.
+    # The kernel has a softplus of its own, and nothing can act between that and its walk, as scale and gap must.
     softplus = scale is None and gap is None
     delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
     if gap is not None:

@@ -1,8 +1,8 @@
 """A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
 
 A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for
-gradual orders, r; what an axis leaves open is the preset's. All fitted schedules come from one fit. Peers, and other
-presets among them, are solved, rate by rate, for the honest saving of the first cell of that rate.
+gradual orders, r. An empty axis takes the value of the preset. All fitted schedules come from one fit. A peer may be
+another preset. It is solved at each rate for the honest saving of the first cell of that rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ SOLVED = ("staged", "paper")  # the presets that need no fit, which may stand be
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The axes of a sweep; an empty one is the preset's alone.
+    """The axes of a sweep. An empty axis has one value, that of the preset.
 
     Raises:
         UsageError: a name that is not known.

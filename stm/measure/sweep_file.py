@@ -1,6 +1,6 @@
 """The cells of a sweep on disk: each is stored when it is finished, and a run that is killed continues where it was.
 
-A folder holds `cells.jsonl`, one line a finished cell, and `sweep-of.json`, which says what they were measured on.
+A folder holds `cells.jsonl`, one line per finished cell, and `sweep-of.json`, which says what they were measured on.
 """
 
 import json
@@ -28,8 +28,8 @@ class SweepIdentity:
     Args:
         model: `stm.measure.records.fingerprint` of the dense model.
         data: the sample set's fingerprint.
-        environment: what computed them, as the report says it.
-        fit: what decided the fitted schedules; None if there is none yet, and a later run may bring the first.
+        environment: the machine and software that computed them, as in the report.
+        fit: the images that decided the fitted schedules. None if no cell is fitted yet; a later run may add the first.
     """
 
     model: str
