@@ -258,7 +258,7 @@ def scan_blocks(values: dict[str, Any]) -> dict[str, Run]:
     """
     from stm.backends.triton_scan import CHUNK, Walk
 
-    walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, None, BOTH)
+    walk = Walk.of(*(values[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")), None, None, BOTH)
     sizes = {"N": 16, "BLOCK_N": 16, "CHUNK": CHUNK, "num_warps": 1}
     return {
         f"scan's kernel, {channels} channels a program": lambda s=sizes | {"BLOCK_E": channels}: walk.forward(block=s)

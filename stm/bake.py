@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stm.artifact.provenance import own_source
-from stm.config import Calibration, Config, Fit, Protection, Recipe
+from stm.config import Config, Protection
 from stm.data.fit_images import pictures
 from stm.errors import UsageError
 from stm.fitting import Fitting, budget_of, fit
@@ -18,6 +18,7 @@ from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
 from stm.options import MergeOptions
 from stm.progress import OnProgress
+from stm.recipe import Calibration, Fit, Recipe
 
 CALIBRATION_IMAGES = 64
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from stm.errors import check_choice
+from stm.errors import check_choice, check_within
 from stm.merging.schedule import Schedule
+from stm.recipe import Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,29 +21,10 @@ CLASS_TOKENS = ("middle", "head")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
 MODES = ("dynamic", "static")
-ORDERS = ("fitted", "staged", "border", "sweep", "even", "outward")
-SIDES = ("both", "left", "right")
-PRESET_NAMES = ("stm", "staged", "paper")
-DRAWN = "drawn pictures"  # the name of the set that needs no data of the user's
-CUTS = ("flat", "regrouped", "staged", "border")  # the candidates for a fitted schedule
 # Nothing in the weights bounds these two, and a hostile file must not take all memory.
 LARGEST_SIDE = 8192  # pixels; an image of that side takes 800 MB as a model's input
 LARGEST_RESIZE = 10  # times the crop
 REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
-
-
-def _within(owner: Any, low: float, high: float, *names: str) -> None:
-    """Raise ValueError if an attribute of `owner` is not within low to high.
-
-    Both numbers of an interval are checked; None, a number that is unknown, passes.
-    """
-    for name in names:
-        value = getattr(owner, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not low <= number <= high:
-                raise ValueError(
-                    f"{name} is {value}, expected {'at least ' + str(low) if high == math.inf else f'{low} to {high}'}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +156,6 @@ class Protection:
         step_scale: p. A token of size s takes s^p times its Delta in every later block, since it stands for s tokens of
             elapsed time.
         span_conv: whether the causal convolution reads a merged token as many times in a row as its size.
-        initial_state: whether the steps carry a baked state before the first token.
     """
 
     weights: str = "size"
@@ -182,7 +163,6 @@ class Protection:
     normalized: bool = False
     step_scale: float = 0.5
     span_conv: bool = True
-    initial_state: bool = False
 
     def __post_init__(self) -> None:
         check_choice("weights", self.weights, WEIGHTS, ValueError)
@@ -193,121 +173,6 @@ class Protection:
             raise ValueError(
                 f"mode {self.mode!r}, normalized {self.normalized}: only hsp weights can be dynamic or normalized"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """The images over which static hsp weights were averaged: the name of their set, their number and their hash."""
-
-    data: str
-    n: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        _within(self, 1, math.inf, "n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tried:
-    """A candidate for a fitted schedule, and its KL(dense || candidate), in nats, on the images that chose.
-
-    Args:
-        cut: flat or regrouped (stm/merging/fit.py, regroup.py), or the order staged or border.
-        step_scale: p.
-    """
-
-    cut: str
-    step_scale: float
-    kl: float
-
-    def __post_init__(self) -> None:
-        check_choice("cut", self.cut, CUTS, ValueError)
-        _within(self, 0, math.inf, "kl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """The images that decided a fitted schedule. None of them may measure it.
-
-    Args:
-        data: the name of their set.
-        n: the images that the costs come from.
-        judges: the images that chose among the candidates; 0 if there was nothing to choose.
-        seed: drew both, and the probes.
-        sha256: of all of them, as the model takes them, in the order in which they were drawn.
-        cut: the candidate that was taken.
-        tried: all candidates, the best first; empty without judges.
-        max_drop, speedup: the outcome that was asked for instead of a budget; the recipe's saving is what met it.
-    """
-
-    data: str
-    n: int
-    judges: int = 0
-    seed: int = 0
-    sha256: str
-    cut: str = "flat"
-    tried: tuple[Tried, ...] = ()
-    max_drop: float | None = None
-    speedup: float | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("cut", self.cut, CUTS, ValueError)
-        _within(self, 1, math.inf, "n")
-        _within(self, 0, math.inf, "judges", "seed", "speedup")
-        _within(self, 0, 1, "max_drop")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The request that made this model, enough to run it again. Exactly one of rate, saving and stages is set.
-
-    Args:
-        method: the preset from which the other values started.
-        rate: the requested rate of the paper, a fraction.
-        saving: the requested saving in token-layers, a fraction.
-        removed_share: the share of patch tokens that the schedule in fact removes.
-        schedule: the order of the merges.
-        stages: the requested blocks before which stages act.
-        sides: both, left or right.
-        tokens_per_side: r of a gradual order; null for fitted and staged.
-        calibration: the images over which weights were averaged, if any.
-        fit: the images that decided a fitted schedule; null for the other orders.
-        seed: chooses the images of the calibration and of the fit.
-
-    Raises:
-        ValueError: an unknown name, or not exactly one budget.
-    """
-
-    method: str
-    rate: float | None = None
-    saving: float | None = None
-    removed_share: float
-    schedule: str
-    stages: tuple[int, ...] | None = None
-    sides: str = "both"
-    tokens_per_side: int | None = None
-    calibration: Calibration | None = None
-    fit: Fit | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_choice("method", self.method, PRESET_NAMES, ValueError)
-        check_choice("schedule", self.schedule, ORDERS, ValueError)
-        check_choice("sides", self.sides, SIDES, ValueError)
-        asked = [name for name in ("rate", "saving", "stages") if getattr(self, name) is not None]
-        if len(asked) != 1:
-            raise ValueError(
-                f"it asks for {' and '.join(asked) or 'nothing'}, expected exactly one of rate, saving and stages"
-            )
-        _within(self, 0, 1, "rate", "saving")
-        _within(self, 1, math.inf, "tokens_per_side")
-        _within(self, 0, math.inf, "seed")
-        if self.tokens_per_side is not None and self.schedule in ("fitted", "staged"):
-            raise ValueError(
-                f"tokens_per_side is {self.tokens_per_side}, expected null: the schedule is {self.schedule}"
-            )
-        if self.fit is not None and self.schedule != "fitted":
-            raise ValueError(f"fit is given, expected null: the schedule is {self.schedule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,10 +223,10 @@ class Measured:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _within(self, 1, math.inf, "n")
-        _within(self, 0, math.inf, "failed", "seed", "kl")
-        _within(self, 0, 1, "top1", "top1_ci", "top5", "top5_ci", "agreement", "dense_top1", "mcnemar_p")
-        _within(self, -1, 1, "drop", "drop_ci")  # a compressed model may be better
+        check_within(self, 1, math.inf, "n")
+        check_within(self, 0, math.inf, "failed", "seed", "kl")
+        check_within(self, 0, 1, "top1", "top1_ci", "top5", "top5_ci", "agreement", "dense_top1", "mcnemar_p")
+        check_within(self, -1, 1, "drop", "drop_ci")  # a compressed model may be better
 
 
 @dataclass(frozen=True, kw_only=True)

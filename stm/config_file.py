@@ -121,20 +121,32 @@ def _migrate(document: Any, where: str) -> dict[str, Any]:
             f"a newer version of stm may read it: {install_command()}",
         )
     document = {key: value for key, value in document.items() if key != "schema_version"}
-    return _with_fit(document)
+    return _upgraded(document, where)
 
 
-def _with_fit(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a document from before the fitted schedule as it is written now.
+def _upgraded(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a document from before the first release as it is written now. The version stays 1 until then.
 
-    Then a recipe had no fit, and the preset that is now called `staged` was called `stm`. The version stays 1 until the
-    first release freezes it.
+    Two things have changed since:
+
+    - A recipe had no `fit`, and the preset that is now called `staged` was called `stm`.
+    - A protection had `initial_state`, which was false in every folder.
     """
-    recipe = document.get("recipe")
-    if not isinstance(recipe, dict) or "fit" in recipe:
-        return document
-    renamed = {"method": "staged"} if recipe.get("method") == "stm" else {}
-    return document | {"recipe": recipe | renamed | {"fit": None}}
+    recipe, protection = document.get("recipe"), document.get("protection")
+    if isinstance(recipe, dict) and "fit" not in recipe:
+        renamed = {"method": "staged"} if recipe.get("method") == "stm" else {}
+        document = document | {"recipe": recipe | renamed | {"fit": None}}
+    if isinstance(protection, dict) and "initial_state" in protection:
+        # `is`: 0 is no false of JSON. A folder with another value would need states that no tensor of it holds.
+        if protection["initial_state"] is not False:
+            raise ArtifactError(
+                f"{where}: protection.initial_state is {brief_json(protection['initial_state'])}, but no version of stm"
+                " wrote anything other than false",
+                "compress the dense model again: stm compress MODEL",
+            )
+        kept = {key: value for key, value in protection.items() if key != "initial_state"}
+        document = document | {"protection": kept}
+    return document
 
 
 def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:

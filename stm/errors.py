@@ -5,11 +5,13 @@ A message is one sentence that names the file, tensor or value, and the expected
 """
 
 import errno
+import math
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 NAMES_SHOWN = 8  # names in one sentence, since a checkpoint of an unrelated model has hundreds to list
 LONGEST = 300  # characters of each, since a file may hold a name of any length
@@ -95,6 +97,20 @@ def check_choice(name: str, value: str, choices: Iterable[str], error: Callable[
     """
     if value not in (known := tuple(choices)):
         raise error(f"{name} is {value!r}, expected one of {', '.join(known)}")
+
+
+def check_within(owner: Any, low: float, high: float, *names: str) -> None:
+    """Raise ValueError if an attribute of `owner` is not within low to high.
+
+    Both numbers of an interval are checked; None, a number that is unknown, passes.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise ValueError(
+                    f"{name} is {value}, expected {'at least ' + str(low) if high == math.inf else f'{low} to {high}'}"
+                )
 
 
 def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:

@@ -5,8 +5,9 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 
 from dataclasses import dataclass, field
 
-from stm import config
-from stm.reports import Assessment, Evaluation, Flops, OfSet, Report, Warned
+from stm import recipe
+from stm.evaluations import Assessment, Evaluation, OfSet
+from stm.reports import Flops, Report, Warned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +147,7 @@ class PlanReport(OfSet, Report):
     batch_size: int
     rows: tuple[PlanRow, ...]
     recommended: Recommended | None = None
-    fit: config.Fit | None = None
+    fit: recipe.Fit | None = None
     output: str | None = None
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -203,7 +204,7 @@ class CompareReport(OfSet, Report):
     saving: float | None
     at: str
     target: float
-    fit: config.Fit | None
+    fit: recipe.Fit | None
     rows: tuple[CompareRow, ...]
     output: str | None = None
     files: tuple[str, ...] = ()
@@ -217,7 +218,7 @@ class SweepRow(Evaluation):
     ours whose saving it matches.
 
     Args:
-        cut: of a fitted schedule, the candidate that was taken; see `stm.config.Fit`.
+        cut: of a fitted schedule, the candidate that was taken; see `stm.recipe.Fit`.
         conv: plain or span.
         static: whether the same tokens leave in every image.
         sibling: whether this is another dense model.
@@ -259,7 +260,7 @@ class SweepReport(OfSet, Report):
     rows: tuple[SweepRow, ...]
     refused: dict[str, str]
     resumed: int
-    fit: config.Fit | None
+    fit: recipe.Fit | None
     output: str
     files: tuple[str, ...]
 

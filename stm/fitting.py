@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import Fit, ModelConfig, Protection, Tried
+from stm.config import ModelConfig, Protection
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
 from stm.errors import StmError, UsageError
@@ -31,6 +31,7 @@ from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
 from stm.progress import OnProgress, Progress
+from stm.recipe import Fit, Tried
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from stm.bake import bake
 from stm.bench.bench import served_speed
 from stm.errors import GateError, StmError, UsageError
+from stm.evaluations import Assessment
 from stm.fitting import Fitting, most_layers
 from stm.measure.evaluate import assess
 from stm.model.vim import ViM
 from stm.options import EvalOptions, MergeOptions
 from stm.progress import OnProgress, Progress
-from stm.reports import Assessment
 
 
 @dataclass(frozen=True, kw_only=True)

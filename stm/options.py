@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.config import PRESET_NAMES, Protection
+from stm.config import Protection
 from stm.errors import UsageError, check_choice
+from stm.recipe import PRESET_NAMES
 
 # How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
 CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema", "mean", "std", "crop_ratio", "interpolation")

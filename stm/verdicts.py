@@ -4,8 +4,9 @@ try then, and which images decided its schedule.
 Screens, cards and pages all ask here, so that they never disagree.
 """
 
-from stm.config import DRAWN, Fit, Measured, Recipe, Tried
+from stm.config import Measured
 from stm.options import MergeOptions
+from stm.recipe import DRAWN, Fit, Recipe, Tried
 from stm.units import interval
 
 UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures that were drawn

@@ -1,6 +1,6 @@
 """The command `stm`: parse options, call the library `stm`, and render its report. No tensor is touched here.
 
 Each command imports its function of the library inside `run`, because importing torch takes seconds: help screens and
-usage errors do not wait for it. What follows from a name alone (`stm.reports`, `stm.config`, `stm.units`) imports no
-torch, and stands at the top.
+usage errors do not wait for it. Modules that need no torch (`stm.reports`, `stm.config`, `stm.units`) are imported at
+the top.
 """

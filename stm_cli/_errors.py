@@ -16,7 +16,7 @@ from stm_cli._output import error, typed
 from stm_cli._visible import visible_traceback
 
 DEBUG = "STM_DEBUG"
-_ALLOCATOR = "DefaultCPUAllocator: "  # in torch's message when a processor's memory is out
+_ALLOCATOR = "DefaultCPUAllocator: "  # in torch's message when the memory of the machine is used up
 
 
 class Failure(NamedTuple):
@@ -42,7 +42,7 @@ def _ours(caught: StmError) -> Failure:
 
 
 def _memory(caught: BaseException) -> Failure:
-    """Return the failure of an allocation. Its line keeps the number of bytes that torch tells."""
+    """Return the failure of an allocation. The message keeps the number of bytes that torch names."""
     return Failure(1, f"out of memory: {_line(caught).rpartition(_ALLOCATOR)[2]}", "a smaller --batch-size needs less")
 
 
@@ -58,7 +58,7 @@ def _system(caught: OSError) -> Failure:
 
 
 def _other(caught: Exception) -> Failure:
-    """Return the failure of an exception that is a fault of ours, unless it is torch's for a lack of memory."""
+    """Return the failure of any other exception: a lack of memory that torch reports, or else a fault of ours."""
     # torch's class is compared by name, because importing torch takes seconds. On a processor torch raises a plain
     # RuntimeError.
     if type(caught).__name__ == "OutOfMemoryError" or _ALLOCATOR in str(caught):
@@ -88,7 +88,7 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
 
 
 def describe(caught: BaseException) -> Failure:
-    """Return the failure by the first row of the table that fits. What no row fits (SystemExit) is raised again."""
+    """Return the failure by the first row of the table that fits. An exception without one (SystemExit) is raised."""
     for kind, failure in TABLE:
         if isinstance(caught, kind):
             return failure(caught)
@@ -105,11 +105,11 @@ def guard(command: Callable[[], Any]) -> int:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             sys.stderr.write(visible_traceback(caught))
         if isinstance(caught, BrokenPipeError):
-            # The reader went away: what is still buffered must not raise again when the interpreter closes stdout.
+            # Nobody reads stdout any more. The text in its buffer must not raise again when the interpreter closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(caught, typer.TyperException) and not current_world().first:
-            # Every process of torchrun parses the same words. Only the first one reports the error: if another process
-            # failed before, torchrun would end the first one in the middle of its sentence.
+            # Every process of torchrun parses the same words, and only the first one reports the error. If another
+            # process failed earlier, torchrun would end the first one in the middle of its sentence.
             return 0
         if failure.message:
             error(failure.message, failure.hint)

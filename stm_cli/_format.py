@@ -9,8 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from stm.config import Fit, Measured, Source
-from stm.reports import Assessment, Environment, Figure, Flops, Warned, figures
+from stm.config import Measured, Source
+from stm.evaluations import Assessment, Figure, figures
+from stm.recipe import Fit
+from stm.reports import Environment, Flops, Warned
 from stm.units import interval, operations, percent
 from stm.verdicts import chosen, fitted_on
 from stm_cli._visible import visible
@@ -53,7 +55,7 @@ def tokens(per_block: Sequence[int]) -> str:
 
 def staircase(per_block: Sequence[int]) -> str:
     """Draw one character per block, as high as its share of the first block's tokens."""
-    steps = " ▁▂▃▄▅▆▇█"  # the blank is never used: a block with few tokens has still some
+    steps = " ▁▂▃▄▅▆▇█"  # the blank is never used, since every block has some tokens
     return "".join(steps[max(1, round(8 * count / per_block[0]))] for count in per_block)
 
 
@@ -83,7 +85,7 @@ def merging_row(recipe: Mapping[str, Any] | None, protection: Mapping[str, Any])
 
 
 def fit_rows(fit: Fit | None) -> list[Row]:
-    """Return what decided a fitted schedule, and which candidates it beat."""
+    """Return the rows about a fit: the images that decided the schedule, and the candidates that it beat."""
     if fit is None:
         return []
     rows = [("fitted on", fitted_on(fit))]
@@ -149,7 +151,7 @@ def image_notes(measured: Assessment) -> list[str]:
 
 
 def speed_row(images_per_second: float, environment: Environment) -> Row:
-    """Return the speed with what it was measured on: without a machine a speed says nothing."""
+    """Return the speed and the machine that it was measured on: a speed alone says nothing."""
     speed = f"{images_per_second:,.0f}" if images_per_second >= 100 else f"{images_per_second:.3g}"
     return "speed", f"{speed} images/s on {environment_text(environment)}"
 

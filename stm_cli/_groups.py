@@ -83,7 +83,7 @@ class Fitted:
     no_cache: NoCache = False
 
     def options(self) -> FitOptions:
-        """As the library calls them."""
+        """Return the library's group of these options."""
         return FitOptions(**vars(self))
 
 
@@ -139,7 +139,7 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
     for parameter in signature.parameters.values():
         if is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
-            # In the order of the fields and at the place of the group, which is the order of the help screen.
+            # The help screen keeps the order of the parameters, so the options stand where their group stood.
             for option in fields(parameter.annotation):
                 flat.append(
                     inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=option.type)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, ORDERS, PRESET_NAMES, SIDES, WEIGHTS
+from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, WEIGHTS
+from stm.recipe import ORDERS, PRESET_NAMES, SIDES
 from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
 
 # Panels of the help screen. The order of a command's options decides the order of its panels.

@@ -70,7 +70,8 @@ class Output:
         """Print a report to stdout, in the one form that was asked for.
 
         Args:
-            screen, value: what people and scripts are shown, made of the report with every text in it visible.
+            screen: draws the report for people. It gets the report with every text in it visible (`_visible`).
+            value: returns the one value for scripts, from the same report.
         """
         if self.json:
             sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
@@ -108,7 +109,7 @@ class Output:
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
-        """Yield the `on_progress` of a command, which draws one bar per stage on a terminal and else does nothing."""
+        """Yield the `on_progress` of a command. It draws one bar per stage on a terminal, else nothing."""
         if not self.live:
             yield lambda progress: None
             return

@@ -24,7 +24,7 @@ def _points(text: str) -> float:
 
 
 def _whole(at_least: int) -> Callable[[Any], int]:
-    """Return a parser of whole numbers from a least one on."""
+    """Return a parser of whole numbers of at least `at_least`."""
 
     def parse(value: Any) -> int:  # typer passes defaults through parsers too, so the value may be a number already
         try:
@@ -62,7 +62,7 @@ def _list(one: Callable[[Any], Any]) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    # Whether the names exist is the library's to say: it knows the methods, and lists them in its message.
+    # The library checks whether the names exist: it knows the methods, and its message lists them.
     words = tuple(word.strip() for word in text.split(","))
     if not all(words):
         raise typer.BadParameter(f"{text!r} is not a list of names such as stm,rmeeto")

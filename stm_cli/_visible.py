@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# C0 with line breaks and tabs, DEL and C1; marks, embeddings, overrides and isolates of direction; separators of lines
-# and paragraphs; halves of characters, as which Python holds the bytes of a file name that is not UTF-8.
+# The controls: C0 with line breaks and tabs, DEL, C1. Characters that set the direction of writing. Separators of lines
+# and paragraphs. Lone surrogates, in which Python keeps the bytes of a file name that is not UTF-8.
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # The same without C0, which JSON itself escapes.
 _NOT_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -58,11 +58,11 @@ def visible_traceback(caught: BaseException) -> str:
 
 
 def tame_libraries() -> None:
-    """Have the warnings and log records of libraries pass `visible` too.
+    """Make the warnings and log records of libraries pass through `visible` too.
 
     Both may repeat the words of a file or a server on stderr.
     """
-    # By the record factory and not by a handler: a library may add handlers of its own.
+    # A handler would not do: a library may add handlers of its own. Every record comes from the factory.
     logging.setLogRecordFactory(_Record)
     warnings.formatwarning = _warning
 

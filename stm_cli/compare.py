@@ -48,7 +48,7 @@ def run(
     from stm.options import EvalOptions
 
     output = Output(**vars(display))
-    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
+    # Under torchrun the processes share the images. Without torchrun, `joined` yields a world of one process.
     with output.progress() as on_progress, joined() as world:
         report = compare(
             model,
@@ -73,7 +73,7 @@ def run(
     ):
         output.note(note)
     for row in report.rows:
-        # Of ours alone: the others are there to be compared with, and their losses are marked in the table.
+        # Only ours gets a warning. The others are there for comparison, and the table marks their losses.
         if row.method == "stm" and (text := warning(row, None)):
             output.warn(f"{_name(row)}: {text}")
 
@@ -124,7 +124,7 @@ def _cells(row: CompareRow) -> tuple[str | Text, ...]:
         else f"{100 * row.drop:.2f}{'!' if lost else ''}\n{100 * row.drop_ci[0]:.1f} to {100 * row.drop_ci[1]:.1f}",
         style="yellow" if lost else "",
     )
-    # Of ours against this method, on the same images: intervals alone do not tell two close methods apart.
+    # Ours against this method, paired on the same images: two intervals do not tell close methods apart.
     p = "-" if row.stm_p is None else f"{row.stm_p:.2g}"
     speed = "-" if row.images_per_second is None else f"{row.images_per_second:.0f}"
     return (

@@ -114,7 +114,7 @@ def run(
 
 
 def screen(report: CompressReport) -> RenderableType:
-    """What was asked, what was reached, and what it cost."""
+    """Draw what was asked for, what was reached, and what it cost."""
     per_block = report.schedule["tokens_per_block"]
     rows = [
         merging_row(encode(report.recipe), encode(report.protection)),
@@ -151,7 +151,7 @@ def screen(report: CompressReport) -> RenderableType:
 
 
 def _asked(report: CompressReport) -> str:
-    """Say what was asked: under fitted and staged a rate stands for a saving, elsewhere for a share of the patches."""
+    """Return the request in words. Under fitted and staged a rate stands for a saving, else for a share of patches."""
     recipe = report.recipe
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"

@@ -18,7 +18,7 @@ EXAMPLES = (
     "torchrun --nproc-per-node 8 -m stm_cli eval vim-s-stm40 --data imagenet/val",
 )
 
-_FOUND = {".": "the one in this folder", "vim-digits": "the embedded one"}  # see `commands.eval.find_default`
+_DEFAULTS = {".": "the one in this folder", "vim-digits": "the embedded one"}  # see `commands.eval.find_default`
 
 
 @g.grouped
@@ -42,7 +42,7 @@ def run(
 
     options = g.model_options(source, machine)
     output = Output(**vars(display))
-    # Under torchrun the processes share the images; alone, `joined` gives a world of one.
+    # Under torchrun the processes share the images. Without torchrun, `joined` yields a world of one process.
     with output.progress() as on_progress, joined() as world:
         report = evaluate(
             model,
@@ -57,7 +57,7 @@ def run(
     named = (
         ()
         if model is not None
-        else (f"no MODEL was named: this is {_FOUND.get(report.model, 'the only one below this folder')}",)
+        else (f"no MODEL was named: this is {_DEFAULTS.get(report.model, 'the only one below this folder')}",)
     )
     for note in (*named, *report.environment.fallbacks, *image_notes(report)):
         output.note(note)

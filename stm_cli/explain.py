@@ -62,7 +62,7 @@ def run(
 
 def screen(report: ExplainReport) -> RenderableType:
     """Draw the figures in words: how an error fades, what each rule loses, what all merges change."""
-    # Blocks before the first merge change by nothing; without any merge there is no worst block.
+    # A block before the first merge does not change. Without any merge there is no worst block.
     changed = [change for change in report.plan_change if change > 0]
     rows = [
         ("images", f"{len(report.images)} of {report.data}"),

@@ -39,9 +39,9 @@ def run(
             on_progress=on_progress,
         )
     output.report(report, screen, lambda shown: shown.output)
-    for note in report.notes:  # of what the file does not hold: nobody should miss a plan later
+    for note in report.notes:  # they name what the file does not hold, so that nobody misses a plan later
         output.note(note)
-    # An official file holds tensors alone, so the command carries the options that read it as this model.
+    # An official file holds tensors only, so the command needs the options that read it as this model.
     output.next(("stm", "info", model_of(report.output), *words(report.reading)))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
-from stm.config import Fit
+from stm.recipe import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
 from stm_cli import _options as o
@@ -46,7 +46,7 @@ def run(
     output.report(report, screen, lambda shown: str(shown.flops.paper))
     for note in report.notes:
         output.note(note)
-    # A compressed model can be measured; of a dense one the next thing is to compress it.
+    # The next step is to measure a compressed model, or to compress a dense one.
     if report.config["schedule"]["steps"]:
         output.next(("stm", "eval", model, *options.words()))
     else:
@@ -61,7 +61,7 @@ def screen(report: InfoReport) -> RenderableType:
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         *((merging_row(config["recipe"], config["protection"]),) if config["schedule"]["steps"] else ()),
         *fit_rows(_fit(config)),
-        *flops_rows(report.flops, exact=True),  # to the unit, so that they can be held against a paper's table
+        *flops_rows(report.flops, exact=True),  # to the unit, to be compared with a paper's table
         ("parameters", f"{report.parameters:,}"),
         ("source", source_text(report.source)),
     ]

@@ -71,7 +71,7 @@ def root(
     world = current_world()
     if world.size > 1 and context.invoked_subcommand not in SHARED:
         if not world.first:
-            raise typer.Exit  # the first process fails for all
+            raise typer.Exit  # the first process reports the error for all
         message = f"stm {context.invoked_subcommand} runs in one process, and this is one of {world.size}"
         raise UsageError(message, f"run it without torchrun; several processes share {', '.join(SHARED)}")
 
@@ -81,9 +81,9 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
-    # OpenMP's threads spin while they wait, by default so long that on a machine that others use too they take the
-    # processors from those that work. A few microseconds cost nothing there, and save waking up on a quiet one. It is
-    # read when torch is imported.
+    # OpenMP's threads spin while they wait. By default they spin so long that, on a machine that others use too, they
+    # take the processors from threads that work. This number makes it a few microseconds: harmless there, and on a
+    # quiet machine enough to spare most threads the waking up. The variable is read when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     keep_freed()
@@ -92,7 +92,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
     tame_libraries()
     if not current_world().first:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first alone prints
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the first of several processes prints
     sys.exit(
         _errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False))
     )

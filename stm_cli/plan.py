@@ -95,7 +95,7 @@ def screen(report: PlanReport) -> RenderableType:
         ("saves", "share of the token-layers; tokens: in the last block; gain: both as loaded, without optimize()")
     )
     if report.data is not None:
-        # Said at the number itself: agreement is easily read as accuracy.
+        # Stated beside the number, because agreement is easily read as accuracy.
         about = "drop: points of top-1 lost" if labelled else "this is not accuracy"
         below.append(("agreement", f"with the dense model's top-1 on {_images(report)}; {about}"))
         below.append(("intervals", "95%, below each figure"))
@@ -119,20 +119,20 @@ def line(best: Recommended) -> str:
     elif best.by == "agreement" and best.agreement is not None and best.agreement_ci is not None:
         kept = f"keeps {percent(best.agreement)} of the top-1 answers ({interval(best.agreement_ci)})"
     else:
-        assert best.kl is not None and best.kl_ci is not None  # the rule took one of the three
+        assert best.kl is not None and best.kl_ci is not None  # one of the three figures decided
         kept = f"KL {best.kl:.4f} ({best.kl_ci[0]:.4f} to {best.kl_ci[1]:.4f})"
     return f"saves {percent(best.saving, 0)}, {best.gain:.2f}x here, {kept}"
 
 
 def _cells(row: PlanRow, labelled: bool) -> tuple[str, ...]:
-    """Return the cells of a saving, a figure over its interval in each that was measured."""
+    """Return the cells of a saving. A figure that was measured stands over its interval."""
     assert row.saving is not None and row.tokens_per_block is not None and row.ms_per_image is not None
     is_dense = row.asked_saving == 0
     cells = [
         "dense" if is_dense else percent(row.saving, 0),
         str(row.tokens_per_block[-1]),
         f"{row.ms_per_image:.2f}",
-        # Beside itself the dense model is exactly as fast, and there is no interval to show.
+        # The dense model is compared with itself: its figures are exact, and an interval would say nothing.
         _over(row.gain, None if is_dense else row.gain_ci, "{:.2f}".format, "x"),
         _over(row.agreement, None if is_dense else row.agreement_ci, lambda share: percent(share)[:-1], "%"),
         _over(row.kl, None if is_dense else row.kl_ci, "{:.4f}".format),

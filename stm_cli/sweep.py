@@ -66,7 +66,7 @@ def run(
         "step_scales": step_scales,
         "convs": convs,
         "tokens_per_side": tokens_per_side,
-        "peers": () if no_peers else peers,  # an empty axis, where None would mean the default
+        "peers": () if no_peers else peers,  # an empty axis, since None would mean the default
     }
     # Only the axes that were given: the defaults of the others are the library's.
     grid = Grid(**{name: values for name, values in axes.items() if values is not None})
@@ -95,12 +95,13 @@ def run(
 
 
 def screen(report: SweepReport) -> RenderableType:
-    """Draw Table 3 with rates down and sides across, once per other choice, then the peers with rates across."""
-    # A preset has a schedule. A peer has none, but it has the rate of ours whose saving it matches. A dense model has
-    # neither.
+    """Draw the paper's Table 3, rates down and sides across, once per other choice; then peers with rates across."""
+    # A preset has a schedule. A peer has no schedule, but the rate of the preset whose saving it matches. A dense model
+    # has neither.
     parts: list[RenderableType] = []
     grid = [row for row in report.rows if row.schedule is not None]
-    # Rates and sides are the innermost axes of the grid, and the report keeps its order: equal variants are neighbours.
+    # The report keeps the order of the grid, whose innermost axes are rates and sides. So equal variants are
+    # neighbours.
     for variant, members in groupby(grid, _variant):
         rows = list(members)
         parts += [variant, _table("rate", rows, lambda row: f"{row.rate:g}", lambda row: f"{row.sides}"), ""]
@@ -150,5 +151,5 @@ def _cell(row: SweepRow) -> str:
 
 
 def _quality(row: SweepRow) -> str:
-    # Without labels, agreement stands in the place of accuracy, and the text below the tables says so.
+    # Without labels the figure is the agreement, and the text below the tables says so.
     return percent(row.top1 if row.top1 is not None else row.agreement or 0.0)

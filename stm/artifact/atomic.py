@@ -1,11 +1,11 @@
 """Folders and files that appear whole or not at all.
 
-A new folder is filled under a temporary name beside its place, and then renamed into its place. A folder that replaces
+A new folder is filled under a temporary name beside its path, and then renamed to its path. A folder that replaces
 another exchanges names with it. Linux does that in one step. Other systems need two steps, between which `find` and the
 next run see the old folder.
 
 So a process that is killed at any moment leaves the old folder or the new one. The next run recognises by name
-whatever else the process left, and clears it. Several processes may write one place at once: they look and rename in
+whatever else the process left, and clears it. Several processes may write one path at once: they look and rename in
 turn. Standard library only; writing needs a POSIX system, reading works on any.
 """
 
@@ -20,16 +20,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from stm.artifact.locks import lock, sibling, tokens, turn
 from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool) -> Path:
-    """Return the absolute path of a place for a new folder, or refuse it; clear what killed runs left beside it.
+    """Return the absolute path of a new folder, or refuse it. Clear what killed runs left beside it.
 
     Args:
-        folder: the place of a new folder.
+        folder: the path of the new folder.
         names: the files that stm writes; `force` replaces only a folder that holds nothing else.
         force: whether an existing folder may be replaced.
 
@@ -52,7 +53,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
                 f"{given} is the current folder or one that holds it, which is never replaced",
                 "name a new folder with --out",
             )
-        with _turn(path):
+        with turn(path):
             _recover(path, names)
             if path.exists():
                 _check_replaceable(given, path, names, force)
@@ -78,20 +79,20 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     path = check(folder, names, force=force)
     new_parents = [parent for parent in path.parents if not parent.exists()]
     token = secrets.token_hex(4)
-    temporary = _sibling(path, "tmp", token)
+    temporary = sibling(path, "tmp", token)
     held = ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with held:
-            with _turn(path):  # no other run clears the folder before its lock is held
+            with turn(path):  # no other run clears the folder before its lock is held
                 temporary.mkdir()
-                held.enter_context(_lock(temporary))
+                held.enter_context(lock(temporary))
             yield temporary
             # The names must be on the disk before the rename is: after a power failure a folder in its place is whole.
             for inner in {(temporary / name).parent for name in names}:
                 if inner.is_dir():
                     _sync(inner)
-            with _turn(path):
+            with turn(path):
                 if path.exists():  # looked at again: filling took time, in which another process may have written
                     _check_replaceable(Path(folder), path, names, force)
                     _exchange(path, token)  # the old folder now has the temporary name
@@ -122,7 +123,7 @@ def check_file(path: Path, *, force: bool) -> None:
             raise UsageError(f"{path} is a folder, expected a file", "name a file with --out")
         _check_new(path, force)
         check_writable(path, another)
-        with _turn(path):
+        with turn(path):
             _clear_drafts(path)
 
 
@@ -143,7 +144,7 @@ def check_writable(path: Path, hint: str, *, longest: Path | None = None, append
             f"{path} cannot be written: the folder {path.parent} does not exist", f"mkdir -p {path.parent}"
         )
     draft_of(path if longest is None else longest).exists()  # only the system knows how long a name may be
-    # A draft replaces a file by renaming, which takes the right to write to the folder and none to the file.
+    # A draft is renamed to `path`. That needs the right to write to the folder, and no right to the old file.
     if not os.access(path if append and path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{path} cannot be written: permission denied", hint)
 
@@ -177,13 +178,13 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
     """
     draft = draft_of(path)
     with ExitStack() as held:
-        with _turn(path):
+        with turn(path):
             _clear_drafts(path)
-            draft.touch(exist_ok=False)  # now, so that the lock has a file to be on
-            held.enter_context(_lock(draft))
+            draft.touch(exist_ok=False)  # now, because a lock is on a file that exists
+            held.enter_context(lock(draft))
         try:
             yield draft
-            with _turn(path):
+            with turn(path):
                 _check_new(path, force)
                 draft.replace(path)
         except BaseException:
@@ -194,14 +195,14 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 def draft_of(path: Path) -> Path:
     """Return a new name beside a file for its draft. `place_of` reads such names."""
-    return _sibling(path, "tmp", secrets.token_hex(4))
+    return sibling(path, "tmp", secrets.token_hex(4))
 
 
 def clear_folders(path: Path) -> None:
     """Remove every folder named as a draft of `path` whose process has died, with all that it holds."""
-    for token in _tokens(path, "tmp"):
-        folder = _sibling(path, "tmp", token)
-        with _lock(folder) as free:
+    for token in tokens(path, "tmp"):
+        folder = sibling(path, "tmp", token)
+        with lock(folder) as free:
             if free:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -221,17 +222,17 @@ def _clear_drafts(path: Path) -> None:
     """Remove the drafts of `path` that killed runs left. The drafts of living runs stay."""
     for draft in path.parent.glob(f".{glob.escape(path.name)}.stm-tmp-" + "[0-9a-f]" * 8):
         if draft.is_file() and not draft.is_symlink():
-            with _lock(draft) as free, suppress(OSError):
+            with lock(draft) as free, suppress(OSError):
                 if free:
                     draft.unlink()
 
 
 def find(folder: Path) -> Path:
-    """Return where to read a folder: its place, or the old folder's name if a run was killed between two renames."""
+    """Return the path to read a folder from: `folder`, or the old folder's if a kill fell between two renames."""
     if not folder.exists():
-        for token in _tokens(folder, "old"):
-            if _sibling(folder, "tmp", token).exists():
-                return _sibling(folder, "old", token)
+        for token in tokens(folder, "old"):
+            if sibling(folder, "tmp", token).exists():
+                return sibling(folder, "old", token)
     return folder
 
 
@@ -287,21 +288,9 @@ def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
     return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
 
 
-def _sibling(path: Path, kind: str, token: str) -> Path:
-    """Return a name beside `path`: "tmp" for the folder that is being written, "old" for the one that it replaces."""
-    # In the same folder, because a rename is one step only within one file system. The dot hides it from `ls`.
-    return path.parent / f".{path.name}.stm-{kind}-{token}"
-
-
-def _tokens(path: Path, kind: str) -> list[str]:
-    """Return the tokens of the runs that left a folder of this kind beside `path`."""
-    folders = path.parent.glob(f".{glob.escape(path.name)}.stm-{kind}-" + "[0-9a-f]" * 8)
-    return sorted(folder.name[-8:] for folder in folders if folder.is_dir() and not folder.is_symlink())
-
-
 def _exchange(path: Path, token: str) -> None:
     """Exchange the names of `path` and the new folder. The old folder then has the temporary name."""
-    new, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
+    new, old = sibling(path, "tmp", token), sibling(path, "old", token)
     if _exchange_at_once(new, path):
         return
     try:
@@ -333,54 +322,16 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
     What living runs write stays.
     """
     # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
-    for token in _tokens(path, "tmp"):
-        temporary, old = _sibling(path, "tmp", token), _sibling(path, "old", token)
-        with _lock(temporary) as held:
+    for token in tokens(path, "tmp"):
+        temporary, old = sibling(path, "tmp", token), sibling(path, "old", token)
+        with lock(temporary) as held:
             if held:
                 if old.exists() and not path.exists():
                     os.rename(old, path)
                 _discard(temporary, names)
-    for token in _tokens(path, "old"):
-        if not _sibling(path, "tmp", token).exists():  # both renames had been done
-            _discard(_sibling(path, "old", token), names)
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold the lock of the folder that holds `path`, or of the next parent that exists; wait for it if needed."""
-    # What a process sees under this lock still holds when it renames under it. None does slow work under it.
-    import fcntl  # here, because reading also works on systems without fcntl
-
-    descriptor = os.open(next(parent for parent in path.parents if parent.exists()), os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network drives have no locks; a rename that fails there is reported
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a folder or file. Yield False if a living process holds it, or if the file system has no locks.
-
-    The kernel ends a dead process's lock, so a free lock proves that the process is dead. A process id proves nothing:
-    the system may have given it to another process, or it may belong to another machine.
-    """
-    import fcntl  # here, because reading also works on systems without fcntl
-
-    descriptor = None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = True
-    except OSError:
-        held = False
-    try:
-        yield held
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+    for token in tokens(path, "old"):
+        if not sibling(path, "tmp", token).exists():  # both renames had been done
+            _discard(sibling(path, "old", token), names)
 
 
 def _sync(folder: Path) -> None:

@@ -63,8 +63,6 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
         tokens -= len(step.absorb)
         if protection.step_scale > 0:
             yield f"plan.{step.after}.scale", (tokens,)
-        if protection.initial_state:
-            yield f"plan.{step.after}.h0", (K, E, N)
 
 
 def check_tensors(

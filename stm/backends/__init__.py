@@ -58,7 +58,6 @@ class Scan(Protocol):
         dt_bias: "Tensor | None" = None,
         scale: "Tensor | None" = None,
         gap: "Tensor | None" = None,
-        h0: "Tensor | None" = None,
         split: bool = False,
     ) -> "Tensor": ...
 

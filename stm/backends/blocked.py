@@ -35,35 +35,33 @@ def scan(
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
-    h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """Return what `stm.backends.reference.scan` returns."""
     delta = step_sizes(projected(dt, dt_weight), scale, dt_bias)  # (K, B, L, E)
     elapsed = delta if gap is None else delta + gap
-    state = torch.zeros_like(A) if h0 is None else h0
-    y: Tensor = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), state, list(reverse))
+    y: Tensor = _recurrence(elapsed, delta * u, A, B.to(delta), C.to(delta), list(reverse))
     y = y + D[:, None, None] * u
     return (y if split else gated(y, z)).to(u.dtype)
 
 
-_RECURRENCE = "Tensor elapsed, Tensor x, Tensor A, Tensor B, Tensor C, Tensor h0, bool[] reverse"
+_RECURRENCE = "Tensor elapsed, Tensor x, Tensor A, Tensor B, Tensor C, bool[] reverse"
 
 
 @operator(
-    f"blocked_recurrence_backward(Tensor grad, {_RECURRENCE}) -> ({', '.join(['Tensor'] * 6)})",
+    f"blocked_recurrence_backward(Tensor grad, {_RECURRENCE}) -> ({', '.join(['Tensor'] * 5)})",
     fake=lambda grad, *inputs: tuple(torch.empty_like(v) for v in inputs[:-1]),
 )
 def _recurrence_backward(
-    grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of elapsed, x, A, B, C and h0.
+    grad: Tensor, elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of elapsed, x, A, B and C.
 
     Keeping all states would take (B, L, E, N). Only those between the blocks are kept, in a first walk; the states
     inside a block are computed again when the gradients, walking backwards, reach it.
     """
     blocks = _blocks(x, A)
-    between = [h0.mT[:, None].expand(-1, x.shape[1], -1, -1)]  # the state before each block, (K, B, N, E)
+    between = [_first_state(x, A)]  # the state before each block, (K, B, N, E)
     for lo, hi in blocks[:-1]:
         between.append(_states(elapsed, x, A, B, between[-1], reverse, lo, hi)[1][-1].clone())
     g_elapsed, g_x, g_B, g_C = (torch.empty_like(v) for v in (elapsed, x, B, C))
@@ -84,7 +82,7 @@ def _recurrence_backward(
         g_exponent = g_states.mul_(before).mul_(decay)
         _put(g_elapsed, (g_exponent * A.mT[:, None]).sum(-2), reverse, lo, hi)
         g_A += (g_exponent * _walk(elapsed, reverse, lo, hi)[..., None, :]).sum((0, 2))
-    return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C, g_h.sum(1).mT.contiguous()
+    return g_elapsed, g_x, g_A.mT.contiguous(), g_B, g_C
 
 
 @operator(
@@ -92,7 +90,7 @@ def _recurrence_backward(
     fake=lambda elapsed, x, *_: torch.empty_like(x),
     backward=_recurrence_backward,
 )
-def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: list[bool]) -> Tensor:
+def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: list[bool]) -> Tensor:
     """Return y_t = C_t h_t of the recurrence h_t = exp(elapsed_t A) h_{t-1} + x_t B_t.
 
     Args:
@@ -100,12 +98,17 @@ def _recurrence(elapsed: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h0:
         x: (K, B, L, E), Delta times the input; the other arguments are those of `stm.backends.reference.scan`.
     """
     y = torch.empty_like(x)
-    h = h0.mT[:, None]  # (K, B, N, E)
+    h = _first_state(x, A)
     for lo, hi in _blocks(x, A):
         _, states = _states(elapsed, x, A, B, h, reverse, lo, hi)  # (T, K, B, N, E)
         h = states[-1]  # of the block's last token
         _put(y, _walk(C, reverse, lo, hi)[..., None, :].matmul(states)[..., 0, :], reverse, lo, hi)
     return y
+
+
+def _first_state(x: Tensor, A: Tensor) -> Tensor:
+    """Return the state before the first token of each walk: zeros, (K, B, N, E)."""
+    return A.new_zeros(A.shape[0], x.shape[1], A.shape[2], A.shape[1])
 
 
 def _blocks(x: Tensor, A: Tensor) -> list[tuple[int, int]]:

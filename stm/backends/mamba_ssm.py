@@ -96,30 +96,25 @@ def scan(
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
-    h0: Tensor | None = None,
     split: bool = False,
     source: str = "",
 ) -> Tensor:
     """Return what `stm.backends.reference.scan` returns.
 
-    The kernel has no gap and no first state. Both are expressed by inputs that it has:
-
-    - gap: the kernel decays and injects by one Delta. It gets all of the elapsed time, and an input u Delta / elapsed,
-      so that the product Delta u is the right one. D u then no longer holds, and is added afterwards.
-    - h0: N tokens before the first one, each of which injects one state (`_with_state`).
+    The kernel has no gap: it decays and injects by one Delta. With a gap it gets all of the elapsed time as Delta, and
+    the input u Delta / elapsed, so that the product Delta u is the right one. Its D u would then be wrong, so D u is
+    added here.
 
     Args:
         source: the commit of the Hub's kernels; "" for the installed ones.
     """
     dt = projected(dt, dt_weight)
-    # The kernel's own softplus is fused, but only without what has to come after it.
-    softplus = scale is None and gap is None and h0 is None
+    # The kernel has a softplus of its own, and nothing can act between that and its walk, as scale and gap must.
+    softplus = scale is None and gap is None
     delta, x = dt if softplus else step_sizes(dt, scale, dt_bias), u  # (K, B, L, E)
     if gap is not None:
         elapsed = delta + gap
         x, delta = u * (delta / elapsed.clamp_min(1e-30)), elapsed
-    if h0 is not None:
-        x, delta, B, C = _with_state(x, delta, A, B, C, h0, reverse)
     y: Tensor = _scan(
         *(_side_by_side(v.to(u.dtype), reverse) for v in (x, delta)),
         A.float().flatten(0, 1),
@@ -129,36 +124,10 @@ def scan(
         softplus,
         source,
     )
-    y = _apart(y[..., y.shape[-1] - u.shape[2] :], reverse)  # (K, B, L, E), without the tokens of h0
+    y = _apart(y, reverse)  # (K, B, L, E)
     if gap is not None:
         y = y + D[:, None, None] * u
     return (y if split else gated(y, z)).to(u.dtype)
-
-
-def _with_state(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, reverse: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x, delta, B and C with N more tokens at the start of each walk, which bring the state to h0.
-
-    Token n injects state n alone, as its B is the n-th unit vector. It injects so much that h0 is left after the decay
-    of the later tokens. Its C is 0, so that nothing reads the states between.
-    """
-    _, batch, _, _ = x.shape
-    N = A.shape[-1]
-    # Delta of these tokens, (K, E): small, so that decay loses no digits, and a power of 2, which every dtype has.
-    step = torch.exp2(torch.floor(torch.log2(1 / (16 * A.abs().amax(-1).clamp_min(1)))))
-    later = torch.arange(N - 1, -1, -1, device=A.device)  # how many of these tokens come after the n-th
-    inputs = (h0 * torch.exp(-later * step[..., None] * A) / step[..., None]).mT  # (K, N, E)
-
-    def put_first(before: Tensor, v: Tensor) -> Tensor:
-        """Return `before`, (K, N, X) or (N, X), and then v (K, B, L, X), in the walking order of each direction."""
-        before = before.to(v.dtype).expand(len(reverse), N, -1)[:, None].expand(-1, batch, -1, -1)
-        return torch.stack(
-            [torch.cat([v[k], before[k].flip(1)] if back else [before[k], v[k]], 1) for k, back in enumerate(reverse)]
-        )
-
-    one_each, none = torch.eye(N, device=A.device), torch.zeros(N, N, device=A.device)
-    return put_first(inputs, x), put_first(step[:, None], delta), put_first(one_each, B), put_first(none, C)
 
 
 def _side_by_side(v: Tensor | Sequence[Tensor], reverse: Sequence[bool]) -> Tensor:

@@ -45,14 +45,13 @@ def scan(
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
-    h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """Return what `stm.backends.reference.scan` returns.
 
     A slice of a wider tensor's channels is not copied. The product of dt and its weight is never in memory.
     """
-    optional = (None if v is None else v.float() for v in (None if split else z, dt_weight, dt_bias, scale, gap, h0))
+    optional = (None if v is None else v.float() for v in (None if split else z, dt_weight, dt_bias, scale, gap))
     out: Tensor = _scan(
         u.float(), dt.float(), A.float(), B.float(), C.float(), D.float(), *optional, list(reverse), split
     )
@@ -70,7 +69,7 @@ def add_norm(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, dtype: tor
 _CONV = "Tensor x, Tensor w, Tensor b, bool[] reverse, int[]? sizes"
 _SCAN = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
-    "Tensor? z, Tensor? dt_weight, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+    "Tensor? z, Tensor? dt_weight, Tensor? dt_bias, Tensor? scale, Tensor? gap, bool[] reverse"
 )
 _NORM = "Tensor x, Tensor? h, Tensor weight, float eps"
 
@@ -106,25 +105,25 @@ def _conv(*inputs: Any) -> Tensor:
 
 @operator(f"native_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients, device="CPU")
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, low, A, B, C, D, z, dt_weight, dt_bias, scale, gap, h0, reverse = inputs
+    u, low, A, B, C, D, z, dt_weight, dt_bias, scale, gap, reverse = inputs
     # The forward pass never has Delta in memory; its gradient is as large anyway, so here the product is made.
     dt = projected(low, dt_weight)
     batch, spans = u.shape[1], -(-u.shape[3] // SPAN)
     g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
     # Each work item, an image and a span of channels, writes its own sums. They are added below, in a fixed order.
-    g_A, g_D, g_h0 = (_empty(v, batch) for v in (A, D, h0))
+    g_A, g_D = (_empty(v, batch) for v in (A, D))
     g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u[..., 0]))
-    grads = pack((), (grad, g_u, g_dt, g_z, g_gap), (g_B, g_C, g_scale, g_A, g_D, g_h0))
-    call("stm_scan_backward", scan_args(u, dt, A, B, C, D, z, None, dt_bias, scale, gap, h0, reverse), grads)
+    grads = pack((), (grad, g_u, g_dt, g_z, g_gap), (g_B, g_C, g_scale, g_A, g_D))
+    call("stm_scan_backward", scan_args(u, dt, A, B, C, D, z, None, dt_bias, scale, gap, reverse), grads)
     if g_scale is not None:  # (spans, K, B, L)
         g_scale = g_scale.sum((0, 1) if scale.dim() == 2 else (0, 1, 2))
-    g_A, g_B, g_C, g_D, g_h0 = (None if v is None else v.sum(0) for v in (g_A, g_B, g_C, g_D, g_h0))
+    g_A, g_B, g_C, g_D = (None if v is None else v.sum(0) for v in (g_A, g_B, g_C, g_D))
     g_bias = None if dt_bias is None or g_dt is None else g_dt.sum((1, 2))
     g_weight = None
     if dt_weight is not None and g_dt is not None:
         rows = g_dt.flatten(1, 2)  # (K, B L, E)
         g_dt, g_weight = rows.bmm(dt_weight).view(low.shape), rows.mT.bmm(low.flatten(1, 2))
-    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_weight, g_bias, g_scale, g_gap, g_h0) if v is not None]
+    return [v for v in (g_u, g_dt, g_A, g_B, g_C, g_D, g_z, g_weight, g_bias, g_scale, g_gap) if v is not None]
 
 
 @operator(

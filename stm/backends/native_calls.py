@@ -44,7 +44,7 @@ CONV = Layout(("K", "batch", "L", "E", "W"), ("x", "out"), ("reverse", "sizes", 
 SCAN = Layout(
     ("K", "batch", "L", "E", "N", "R"),
     ("u", "dt", "B", "C", "z", "gap", "scale", "out"),
-    ("reverse", "A", "D", "h0", "weight", "bias"),
+    ("reverse", "A", "D", "weight", "bias"),
 )
 
 
@@ -127,7 +127,6 @@ def scan_args(
     dt_bias: Tensor | None,
     scale: Tensor | None,
     gap: Tensor | None,
-    h0: Tensor | None,
     reverse: Sequence[bool],
     *,
     out: Tensor | None = None,
@@ -149,14 +148,13 @@ def scan_args(
     _check("z", z, u.shape[1:])
     _check("dt_bias", dt_bias, D.shape)
     _check("gap", gap, u.shape)
-    _check("h0", h0, A.shape)
     if scale is not None:
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
     return pack(
         (directions, batch, length, channels, states, rank),
         (u, dt, B, C, z, gap, scale, out),
-        (_array("B", tuple(reverse)), A, D, h0, dt_weight, dt_bias),
+        (_array("B", tuple(reverse)), A, D, dt_weight, dt_bias),
     )
 
 

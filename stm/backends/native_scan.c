@@ -15,7 +15,7 @@ static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t
     }
 }
 
-/* Points a walk at the tensors of its direction, and loads parameters and first state. */
+/* Points a walk at the tensors of its direction, and loads its parameters. */
 static void begin(walk *w) {
     const scan_args *a = w->args;
     w->u = along(a->u, w), w->dt = along(a->dt, w), w->z = along(a->z, w), w->gap = along(a->gap, w);
@@ -25,11 +25,8 @@ static void begin(walk *w) {
         int64_t c = w->first + v * LANES;
         gather(w->rate + v * a->N, a->A, a->N, w, c, 1.44269504f); /* log2(e): exp(x) = exp2(x log2(e)), once for the walk */
         if (a->weight) gather(w->weight + v * a->R, a->weight, a->R, w, c, 1);
-        if (a->h0)
-            gather(w->state + v * a->N, a->h0, a->N, w, c, 1);
-        else
-            memset(w->state + v * a->N, 0, sizeof(vec) * (size_t)a->N);
     }
+    memset(w->state, 0, sizeof(vec) * (size_t)(w->n_vecs * a->N)); /* every walk starts from nothing */
 }
 
 /* Advances all states by `count` tokens, and adds C h to y. `count` is a constant wherever this is inlined, so the tokens' sums are

@@ -19,16 +19,16 @@ typedef struct {
     view u, dt, B, C, z, gap, scale; /* dt has R channels if it has a weight; scale has one */
     view out;                        /* its stride k is 0 if the directions are added and gated */
     const uint8_t *reverse;          /* (K) */
-    const float *A, *D, *h0;         /* (K, E, N), (K, E), (K, E, N) or NULL */
+    const float *A, *D;              /* (K, E, N), (K, E) */
     const float *weight, *bias;      /* those of dt: (K, E, R) or NULL, (K, E) or NULL */
 } scan_args;
 
 typedef struct {
-    view out;          /* input; the others are outputs */
+    view out;     /* input; the others are outputs */
     view u, dt, z, gap;
-    float *B, *C;      /* (spans of E, K, batch, L, N): partial sums over the channels */
-    float *scale;      /* (spans of E, K, batch, L) or NULL */
-    float *A, *D, *h0; /* (batch, K, E, N), (batch, K, E), (batch, K, E, N) or NULL */
+    float *B, *C; /* (spans of E, K, batch, L, N): partial sums over the channels */
+    float *scale; /* (spans of E, K, batch, L) or NULL */
+    float *A, *D; /* (batch, K, E, N), (batch, K, E) */
 } scan_grads;
 
 /* The rows of a tensor in walking order: token t is at first + t * step. An absent tensor has NULL. */

@@ -124,7 +124,6 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
     for (int64_t v = 0; v < w->n_vecs; v++) {
         int64_t c = w->first + v * LANES;
         scatter(g->A, p->A + v * N, w, c);
-        if (g->h0) scatter(g->h0, p->state + v * N, w, c);
         store(g->D + (w->b * a->K + w->k) * a->E + c, p->D[v], lanes(w->args->E, c));
     }
 }

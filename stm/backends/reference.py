@@ -26,7 +26,6 @@ def scan(
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
-    h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """Run the selective scan: h_t = exp(Delta_t A) h_{t-1} + Delta_t B_t u_t, y_t = C_t h_t + D u_t.
@@ -44,7 +43,6 @@ def scan(
         dt_bias: (K, E), still to be added to dt.
         scale: (L,) or (B, L), multiplies Delta: the step scale of merged tokens.
         gap: (K, B, L, E), elapsed Delta of removed tokens. It decays the state before a token and injects nothing.
-        h0: (K, E, N), the state before the first token of each direction's walk; zeros by default.
         split: return each direction by itself and without the gate.
 
     Returns:
@@ -54,7 +52,7 @@ def scan(
     elapsed = delta if gap is None else delta + gap  # only time that passed for a token still present injects
     directions = []
     for k, backward in enumerate(reverse):
-        h = torch.zeros_like(A[k]) if h0 is None else h0[k]  # (E, N), then (B, E, N)
+        h = torch.zeros_like(A[k])  # (E, N), then (B, E, N)
         y = [u.new_empty(0)] * u.shape[2]  # by position, whichever way the direction walks
         for t in reversed(range(u.shape[2])) if backward else range(u.shape[2]):
             # The official discretisation: exact for A (zero-order hold), first order for B (Delta B).

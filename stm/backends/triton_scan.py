@@ -40,18 +40,17 @@ def scan(
     dt_bias: Tensor | None = None,
     scale: Tensor | None = None,
     gap: Tensor | None = None,
-    h0: Tensor | None = None,
     split: bool = False,
 ) -> Tensor:
     """Return what `stm.backends.reference.scan` returns."""
     dt = projected(dt, dt_weight)
-    out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, h0, list(reverse), split)
+    out: Tensor = _scan(u, dt, A, B, C, D, None if split else z, dt_bias, scale, gap, list(reverse), split)
     return out
 
 
 _SCAN = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor D, "
-    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, Tensor? h0, bool[] reverse"
+    "Tensor? z, Tensor? dt_bias, Tensor? scale, Tensor? gap, bool[] reverse"
 )
 
 
@@ -74,7 +73,6 @@ class Walk(NamedTuple):
     dt_bias: Tensor | None
     scale: Tensor | None
     gap: Tensor | None
-    h0: Tensor | None
     row_B: int
     row_C: int
     reverse: int
@@ -91,7 +89,6 @@ class Walk(NamedTuple):
         dt_bias: Tensor | None,
         scale: Tensor | None,
         gap: Tensor | None,
-        h0: Tensor | None,
         reverse: Sequence[bool],
     ) -> "Walk":
         """Check the inputs and lay them out; copies only tensors that the kernels cannot read in place.
@@ -109,15 +106,14 @@ class Walk(NamedTuple):
         check("D", D, (directions, channels))
         check("dt_bias", dt_bias, D.shape)
         check("gap", gap, u.shape)
-        check("h0", h0, A.shape)
         if scale is not None:
             check("scale", scale, (batch, length)[-scale.dim() :])
             scale = scale.float().contiguous()
         A, D = A.float().contiguous(), D.float().contiguous()
         (B, row_B), (C, row_C) = rows(B), rows(C)
-        dt_bias, h0 = (None if v is None else v.float().contiguous() for v in (dt_bias, h0))
+        dt_bias = None if dt_bias is None else dt_bias.float().contiguous()
         gap = None if gap is None else gap.contiguous()
-        return cls(u.contiguous(), dt.contiguous(), A, B, C, D, dt_bias, scale, gap, h0, row_B, row_C, bits(reverse))
+        return cls(u.contiguous(), dt.contiguous(), A, B, C, D, dt_bias, scale, gap, row_B, row_C, bits(reverse))
 
     @property
     def row_scale(self) -> int:
@@ -154,14 +150,14 @@ class Walk(NamedTuple):
             with torch.cuda.device_of(y):
                 scan_forward[blocks(channels, block["BLOCK_E"]), batch, directions](
                     *(self.u, self.dt, self.A, self.B, self.C, self.D),
-                    *(self.dt_bias, self.scale, self.gap, self.h0, y, between),
+                    *(self.dt_bias, self.scale, self.gap, y, between),
                     *(self.row_B, self.row_C, self.row_scale, batch, length, channels, self.reverse, 1),
                     **block,
                 )
         return y, between
 
     def backward(self, grad: Tensor, between: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of u, dt, A, B, C, D, dt_bias, scale, gap and h0; None for absent inputs.
+        """Return the gradients of u, dt, A, B, C, D, dt_bias, scale and gap; None for absent inputs.
 
         Args:
             grad: the gradient of y: (K, B, L, E), or (B, L, E) if it is the same for all directions.
@@ -175,10 +171,7 @@ class Walk(NamedTuple):
         # Programs write sums of their own, per image or per block of channels; they are added up below. So no two
         # programs write one address, and the order of the sums is fixed.
         g_A, g_D = (v.new_zeros(batch, *v.shape) for v in (self.A, self.D))
-        g_bias, g_h0 = (
-            None if self.dt_bias is None else torch.zeros_like(g_D),
-            None if self.h0 is None else torch.zeros_like(g_A),
-        )
+        g_bias = None if self.dt_bias is None else torch.zeros_like(g_D)
         g_B, g_C = (self.A.new_zeros(count, *v.shape) for v in (self.B, self.C))
         g_scale = None if self.scale is None else self.A.new_zeros(count, directions, batch, length)
         if self.u.numel():
@@ -186,15 +179,15 @@ class Walk(NamedTuple):
                 scan_backward[count, batch, directions](
                     *(grad, self.u, self.dt, self.A, self.B, self.C, self.D),
                     *(self.dt_bias, self.scale, self.gap, between, scratch),
-                    *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0),
+                    *(g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap),
                     *(self.row_B, self.row_C, self.row_scale, batch if grad.dim() == 4 else 0),
                     *(batch, length, channels, self.reverse, 1),
                     **block,
                 )
         if g_scale is not None:
             g_scale = g_scale.sum((0, 1) if self.row_scale else (0, 1, 2))
-        g_bias, g_h0 = (None if g is None else g.sum(0) for g in (g_bias, g_h0))
-        return g_u, g_dt, g_A.sum(0), g_B.sum(0), g_C.sum(0), g_D.sum(0), g_bias, g_scale, g_gap, g_h0
+        g_bias = None if g_bias is None else g_bias.sum(0)
+        return g_u, g_dt, g_A.sum(0), g_B.sum(0), g_C.sum(0), g_D.sum(0), g_bias, g_scale, g_gap
 
 
 def gate(y: Tensor, z: Tensor | None) -> Tensor:
@@ -223,8 +216,8 @@ def _gradients(grad: Tensor, *inputs: Any) -> list[Tensor]:
 
 @operator(f"triton_scan_backward(Tensor grad, {_SCAN}) -> Tensor[]", fake=_gradients)
 def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
-    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse = inputs
-    walk = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse)
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, reverse = inputs
+    walk = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, reverse)
     y, between = walk.forward(keep=True)
     assert between is not None  # `keep` asks for it
     g_z = None
@@ -239,6 +232,6 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
 
 @operator(f"triton_scan({_SCAN}, bool split) -> Tensor", fake=_out, backward=_scan_backward, constants=1)
 def _scan(*inputs: Any) -> Tensor:
-    u, dt, A, B, C, D, z, dt_bias, scale, gap, h0, reverse, split = inputs
-    y, _ = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, h0, reverse).forward()
+    u, dt, A, B, C, D, z, dt_bias, scale, gap, reverse, split = inputs
+    y, _ = Walk.of(u, dt, A, B, C, D, dt_bias, scale, gap, reverse).forward()
     return y if split else gate(y, z)

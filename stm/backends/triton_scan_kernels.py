@@ -57,7 +57,7 @@ def _steps(u_t, dt_t, factor, gap_t, bias_e):
 
 @triton.jit(do_not_specialize=["one", "row_scale", "batch", "L", "reverse"])
 def scan_forward(
-    u, dt, A, B, C, D, dt_bias, scale, gap, h0, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
+    u, dt, A, B, C, D, dt_bias, scale, gap, y, between, row_B, row_C, row_scale, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Write y (K, B, L, E), and the state before each chunk of tokens to `between` (K, B, chunks, N, E), if given."""
@@ -69,8 +69,6 @@ def scan_forward(
     A_2 = tl.load(A + parameter, mask=inside, other=0.0) * LOG2E  # (N, E), since the hardware has exp2, not exp
     D_e, bias_e = tl.load(D + k * E + e, mask=in_e, other=0.0), _bias(dt_bias, k, e, in_e, E)
     h = tl.zeros((BLOCK_N, BLOCK_E), tl.float32)
-    if h0 is not None:
-        h += tl.load(h0 + parameter, mask=inside, other=0.0)
     back = (reverse >> k) & 1
     step = 1 - 2 * back
     walk = k * batch + b  # the number of this program's walk
@@ -123,14 +121,14 @@ def gate_forward(y, z, out, row_z, total, E, K: tl.constexpr, BLOCK: tl.constexp
 @triton.jit(do_not_specialize=["one", "row_scale", "walk_grad", "batch", "L", "reverse"])
 def scan_backward(
     grad, u, dt, A, B, C, D, dt_bias, scale, gap, between, scratch,
-    g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap, g_h0,
+    g_u, g_dt, g_A, g_B, g_C, g_D, g_bias, g_scale, g_gap,
     row_B, row_C, row_scale, walk_grad, batch, L, E, reverse, one,
     N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs from the gradient of y: `grad` (K, B, L, E), or (B, L, E) for all directions.
 
     Chunks of tokens are taken from the last to the first. A chunk's states are computed again into `scratch` (programs,
-    CHUNK, N, channels), then its tokens are walked backwards. The caller sums over the images (A, D, dt_bias, h0: a
+    CHUNK, N, channels), then its tokens are walked backwards. The caller sums over the images (A, D, dt_bias: a
     leading B) and over channels (B, C, scale: a leading axis of channel blocks).
 
     With g_t the gradient of h_t: g_t = C_t g_y + decay_{t+1} g_{t+1}, and every other gradient follows from g_t, from
@@ -209,5 +207,3 @@ def scan_backward(
     tl.store(g_D + of_image + k * E + e, sum_D, mask=in_e)
     if g_bias is not None:
         tl.store(g_bias + of_image + k * E + e, sum_bias, mask=in_e)
-    if g_h0 is not None:
-        tl.store(g_h0 + of_image.to(tl.int64) * N + parameter, g_h, mask=inside)

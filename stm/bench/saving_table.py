@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stm.bake import bake
 from stm.bench.timing import interleave, ratio, ratios, spread, waiting
-from stm.config import Fit
 from stm.data.sets import SampleSet, iterate
 from stm.errors import UsageError
 from stm.findings import PlanRow
@@ -25,6 +24,7 @@ from stm.measure.stats import mean_interval, median_interval, summarize, wilson
 from stm.model.vim import ViM
 from stm.options import MergeOptions
 from stm.progress import OnProgress, Progress
+from stm.recipe import Fit
 
 SAVINGS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
 SECONDS = 4.0  # for the rounds of timing

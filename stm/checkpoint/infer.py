@@ -237,9 +237,9 @@ def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | No
         )
     if own is not None:
         if (stride := _stride(own, patch, grid, stored.stride)) is None:
-            said = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
+            settings = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
             raise CheckpointError(
-                f"{where}: its own arguments say {said}, but it holds {fits}", "give the right one: --image-size N"
+                f"{where}: its own arguments say {settings}, but it holds {fits}", "give the right one: --image-size N"
             )
         return own, stride, f"image size {own} from the file's own arguments, stride {stride} as it gives {fits}"
     if named is not None:

@@ -12,11 +12,12 @@ from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
-from stm.config import Config, Protection, Recipe
+from stm.config import Config, Protection
 from stm.config_file import to_json
 from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
+from stm.evaluations import Assessment, OfSet
 from stm.fitting import Fitting, budget_of
 from stm.fitting import fit as fitted
 from stm.goals import Goal
@@ -32,7 +33,8 @@ from stm.model.vim import ViM
 from stm.model_names import model_of, name_of
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
-from stm.reports import Assessment, CompressReport, Gate, OfSet, ServedSpeed
+from stm.recipe import Recipe
+from stm.reports import CompressReport, Gate, ServedSpeed
 from stm.saving import save
 from stm.verdicts import milder, warning
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from stm.artifact import atomic
 from stm.bake import bake
 from stm.commands.fit_set import fit_set
-from stm.config import DRAWN, Config
+from stm.config import Config
 from stm.data.images import enlarged
 from stm.data.open import is_embedded, open_samples, photographs
 from stm.data.sets import SampleSet, from_files, iterate
@@ -29,6 +29,7 @@ from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm.peers import PEERS
 from stm.plots import style as plots
 from stm.progress import OnProgress
+from stm.recipe import DRAWN
 
 DEFAULT_IMAGES = 3
 PLACES = 98  # of each side: every distance at 197 tokens

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from stm.config import DRAWN, Config
+from stm.config import Config
 from stm.data.fit_images import FEWEST, FitImages, check_apart, pictures, whole
 from stm.data.fit_images import split as cut_in_two
 from stm.data.open import open_samples, photograph_crops
@@ -18,6 +18,7 @@ from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
 from stm.options import FitOptions
 from stm.progress import OnProgress
+from stm.recipe import DRAWN
 from stm.verdicts import OWN_IMAGES, unsure
 
 

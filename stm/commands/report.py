@@ -6,6 +6,7 @@ from stm.artifact import atomic
 from stm.data.open import open_chosen
 from stm.data.sets import SampleSet
 from stm.errors import ArtifactError, StmError, UsageError
+from stm.evaluations import Assessment
 from stm.explain.costs import CostMap, shown_costs
 from stm.findings import PageReport
 from stm.hub.card import warned
@@ -20,7 +21,6 @@ from stm.page import content as facts
 from stm.page.content import Findings, Rows
 from stm.page.render import render
 from stm.progress import OnProgress
-from stm.reports import Assessment
 
 # What the page says in the place of another command's figures, by the option that gives them.
 _MISSING = {

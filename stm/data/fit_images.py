@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from stm.config import DRAWN, Config, ModelConfig, Preprocess
+from stm.config import Config, ModelConfig, Preprocess
 from stm.data.images import Sample
 from stm.data.open import as_samples
 from stm.data.pictures import drawn
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
+from stm.recipe import DRAWN
 
 COSTS, JUDGES = 256, 96  # the most images of a set for the costs, and for the choice among candidates
 FEWEST = 64  # a smaller set is left whole, to measure on

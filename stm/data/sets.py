@@ -49,7 +49,7 @@ class SampleSet:
 
     @property
     def of_set(self) -> dict[str, Any]:
-        """Return the part of a report that is about the set: the fields of `stm.reports.OfSet`."""
+        """Return the part of a report that is about the set: the fields of `stm.evaluations.OfSet`."""
         skipped = {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
         return skipped | {"fitted_on": self.fitted_on}
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stm.config import DRAWN, Fit
 from stm.data.fit_images import pictures
 from stm.fitting import Fitting, fit, kept
 from stm.merging.costs import never_dearer
 from stm.merging.groups import Formed, Groups, formed
 from stm.model.vim import ViM
 from stm.progress import OnProgress
+from stm.recipe import DRAWN, Fit
 from stm.verdicts import fitted_on
 
 FEW = 24  # drawn pictures that show where costs sit; a fit takes more, because a choice needs more than a picture does

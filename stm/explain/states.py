@@ -32,7 +32,6 @@ class Scan(NamedTuple):
         elapsed: (K, B, L, E), Delta plus that of tokens removed just before: what the state decays by.
         A: (K, E, N), negative.
         B, C: (K, B, L, N).
-        h0: (K, E, N), the state before the first token of each walk, or None.
     """
 
     u: Tensor
@@ -41,7 +40,6 @@ class Scan(NamedTuple):
     A: Tensor
     B: Tensor
     C: Tensor
-    h0: Tensor | None = None
 
     @classmethod
     def of(cls, entering: State, taps: Taps) -> "Scan":
@@ -56,7 +54,6 @@ class Scan(NamedTuple):
             A.to(delta),
             B.to(delta),
             C.to(delta),
-            entering.h0,
         )
 
 
@@ -64,7 +61,7 @@ def states(scan: Scan, direction: int) -> Iterator[tuple[int, Tensor]]:
     """Walk the recurrence, and yield each token's position and the state after it, (B, E, N), in walking order."""
     tokens, A = scan.u.shape[2], scan.A[direction]
     inputs = scan.delta[direction] * scan.u[direction]  # (B, L, E)
-    h = torch.zeros_like(A) if scan.h0 is None else scan.h0[direction]
+    h = torch.zeros_like(A)
     for t in reversed(range(tokens)) if REVERSE[direction] else range(tokens):
         new = inputs[:, t, :, None] * scan.B[direction, :, t, None]
         h = torch.addcmul(new, torch.exp(scan.elapsed[direction, :, t, :, None] * A), h)

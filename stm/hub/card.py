@@ -17,10 +17,11 @@ from stm import __version__
 from stm.artifact.provenance import tuned
 from stm.config import Config, Measured
 from stm.errors import ArtifactError
+from stm.evaluations import figure_rows
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.options import CHECKPOINT_OPTIONS, words
-from stm.reports import Environment, Flops, ServedSpeed, figure_rows
+from stm.reports import Environment, Flops, ServedSpeed
 from stm.units import operations, percent
 from stm.verdicts import chosen, fitted_on, milder, unsure, warning
 

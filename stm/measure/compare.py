@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from stm.bake import bake, bake_again
-from stm.config import PRESET_NAMES
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
 from stm.errors import UsageError, check_choice
@@ -30,6 +29,7 @@ from stm.options import PRESETS, MergeOptions
 from stm.peers import DEFAULT, PEERS
 from stm.peers.peer import Peer
 from stm.progress import OnProgress, Progress
+from stm.recipe import PRESET_NAMES
 from stm.reports import Flops
 
 # What the presets are called in a table, ours first: the rows that all others are solved for.

@@ -21,6 +21,7 @@ from stm.data.open import as_samples
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
 from stm.errors import NAMES_SHOWN, StmError, UsageError
+from stm.evaluations import Assessment
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
 from stm.measure.stats import summarize
@@ -28,7 +29,7 @@ from stm.model.serving import IMAGES_AT_ONCE
 from stm.model.vim import ViM
 from stm.options import EvalOptions
 from stm.progress import OnProgress, Progress
-from stm.reports import Assessment, EvalReport
+from stm.reports import EvalReport
 
 Timing = tuple[int, float]  # a number of images, and the seconds that the model took for them
 

@@ -1,8 +1,8 @@
 """A grid of schedules: the paper's Table 3, and the curve of accuracy over cost.
 
 A cell is one model to be measured. The axes are rates, sides, orders, weights, step scales, convolutions and, for
-gradual orders, r; what an axis leaves open is the preset's. All fitted schedules come from one fit. Peers, and other
-presets among them, are solved, rate by rate, for the honest saving of the first cell of that rate.
+gradual orders, r. An empty axis takes the value of the preset. All fitted schedules come from one fit. A peer may be
+another preset. It is solved at each rate for the honest saving of the first cell of that rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 from stm.bake import bake
-from stm.config import PRESET_NAMES, Config
+from stm.config import Config
 from stm.data.fit_images import pictures
 from stm.data.sets import SampleSet
 from stm.distributed import ALONE, World
@@ -29,6 +29,7 @@ from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
 from stm.peers import PEERS
 from stm.progress import OnProgress, Progress
+from stm.recipe import PRESET_NAMES
 from stm.reports import Flops
 
 RATES = (0.15, 0.2, 0.3, 0.4)  # the paper's
@@ -39,7 +40,7 @@ SOLVED = ("staged", "paper")  # the presets that need no fit, which may stand be
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The axes of a sweep; an empty one is the preset's alone.
+    """The axes of a sweep. An empty axis has one value, that of the preset.
 
     Raises:
         UsageError: a name that is not known.
@@ -232,10 +233,13 @@ def _of_grid(
 
 
 def deciding(plan: Sequence[Planned]) -> Config:
-    """The config of the first fitted cell, whose images decided all others too; the dense model's if there is none."""
-    found = next((each for each in plan if each.known.get("cut") is not None), plan[0])
-    assert found.model is not None
-    return found.model.config
+    """Return the config of the first fitted cell, whose images decided all other cells too.
+
+    If no cell is fitted, it is the dense model's.
+    """
+    cell = next((cell for cell in plan if cell.known.get("cut") is not None), plan[0])
+    assert cell.model is not None
+    return cell.model.config
 
 
 def _of_preset(cell: Cell, small: ViM) -> Planned:

@@ -1,6 +1,6 @@
 """The cells of a sweep on disk: each is stored when it is finished, and a run that is killed continues where it was.
 
-A folder holds `cells.jsonl`, one line a finished cell, and `sweep-of.json`, which says what they were measured on.
+A folder holds `cells.jsonl`, one line per finished cell, and `sweep-of.json`, which says what they were measured on.
 """
 
 import json
@@ -11,10 +11,11 @@ from typing import Any
 
 from stm.artifact import atomic
 from stm.codec import decode, encode, parse
-from stm.config import Fit, Preprocess
+from stm.config import Preprocess
 from stm.errors import DataError, UsageError
 from stm.findings import SweepRow
 from stm.measure.hold import Hold, check_free
+from stm.recipe import Fit
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
 _ANOTHER = "give another folder: --out DIR"
@@ -27,8 +28,8 @@ class SweepIdentity:
     Args:
         model: `stm.measure.records.fingerprint` of the dense model.
         data: the sample set's fingerprint.
-        environment: what computed them, as the report says it.
-        fit: what decided the fitted schedules; None if there is none yet, and a later run may bring the first.
+        environment: the machine and software that computed them, as in the report.
+        fit: the images that decided the fitted schedules. None if no cell is fitted yet; a later run may add the first.
     """
 
     model: str
@@ -101,14 +102,14 @@ class CellFile:
 
     def _refuse_another(self, identity: SweepIdentity, beside: Path) -> None:
         try:
-            there = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
+            recorded = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
         except ValueError as error:
             raise DataError(f"{beside} does not say what the cells were measured on: {error}", _ANOTHER) from error
-        here = encode(identity)
-        open_ = ("fit",) if None in (there["fit"], here["fit"]) else ()
-        if different := [key for key in here if there[key] != here[key] and key not in open_]:
+        current = encode(identity)
+        open_ = ("fit",) if None in (recorded["fit"], current["fit"]) else ()
+        if different := [key for key in current if recorded[key] != current[key] and key not in open_]:
             raise DataError(f"{beside.parent} holds the cells of another run: {', '.join(different)} differ", _ANOTHER)
-        if there["fit"] is None and here["fit"] is not None:
+        if recorded["fit"] is None and current["fit"] is not None:
             self._identify(identity, beside)
 
     def _identify(self, identity: SweepIdentity, beside: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from stm.codec import encode
+from stm.evaluations import Evaluation
 from stm.findings import PlanRow
-from stm.reports import Evaluation
 
 
 def as_csv(table: Iterable[Evaluation | PlanRow]) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from stm.config import ORDERS, SIDES, ModelConfig
+from stm.config import ModelConfig
 from stm.errors import UsageError, check_choice
 from stm.merging.budget import (
     Capacity,
@@ -30,6 +30,7 @@ from stm.merging.budget import (
     steps_for_saving,
 )
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import ORDERS, SIDES
 
 DEFAULT_RATE = 0.4
 

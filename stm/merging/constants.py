@@ -111,15 +111,15 @@ def _calibrate(
     states = [model.embed(portion.to(device)) for portion in torch.split(images, _PORTION)]
     for number in range(schedule.steps[-1].after + 1):
         step = steps.get(number)
-        seen = [model.blocks[number](state, ("delta", "B", "A") if step else ()) for state in states]
-        states = [state for state, _ in seen]
+        outputs = [model.blocks[number](state, ("delta", "B", "A") if step else ()) for state in states]
+        states = [state for state, _ in outputs]
         if step is not None:
             baked, absorbed = (
                 plan.step(number),
                 hsp.Absorbed(*(v.to(device) for v in _absorbed(schedule, step, len(model.layers)))),
             )
             assert baked is not None and baked.weight is not None
-            w = torch.cat([hsp.least_squares(taps.delta, taps.B, taps.A, absorbed) for _, taps in seen])  # (n, S)
+            w = torch.cat([hsp.least_squares(taps.delta, taps.B, taps.A, absorbed) for _, taps in outputs])  # (n, S)
             baked.weight.copy_(_static(w.double().mean(0), absorbed, protection))
             states = [baked(state, Taps()) for state in states]
         if on_progress is not None:

@@ -48,18 +48,18 @@ def key(**decisive: object) -> str:
 
 
 def read(name: str) -> Effects | None:
-    """Return what is kept under a name, or None. The embedded model's are part of the package."""
+    """Return the effects that are kept under a name, or None. Those of the embedded model are part of the package."""
     return _read(FOLDER / "costs" / f"{name}.safetensors") or _kept(f"{name}.safetensors")
 
 
 def _kept(file: str) -> Effects | None:
     """Return what the user's cache holds."""
-    with suppress(RuntimeError):  # nobody knows the user's home
+    with suppress(RuntimeError):  # the system knows no home folder of the user
         path = folder() / file
-        found = _read(path)
+        effects = _read(path)
         with suppress(OSError):  # others may own the cache
-            os.utime(path)  # used now: the last to go
-        return found
+            os.utime(path)  # `_make_room` deletes last what was used last
+        return effects
     return None
 
 

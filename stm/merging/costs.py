@@ -113,8 +113,8 @@ def _effects(model: ViM, images: Tensor, probes: Tensor) -> Tensor:
     ):
         logits = model.with_plan(watch, model.config)(images)
         gradients = torch.autograd.grad((logits * probes.clone()).sum(), watch.streams)
-        found = [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)]
-    return torch.stack(found, dim=1)
+        effects = [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)]
+    return torch.stack(effects, dim=1)
 
 
 def _of_groups(g: Tensor, x: Tensor) -> Tensor:

@@ -30,7 +30,6 @@ class State(NamedTuple):
         scale: (L,) or (B, L): factors by which the blocks multiply Delta.
         token_sizes: original tokens merged into each token, as constants for the span convolution.
         gap: (K, B, L, E): elapsed Delta of removed tokens; decays the state before a token and injects nothing.
-        h0: (K, E, N): the state before the first token of each direction.
         last_merge: how the last merge made this sequence from the previous one; None before the first merge.
     """
 
@@ -41,7 +40,6 @@ class State(NamedTuple):
     scale: Tensor | None = None
     token_sizes: tuple[int, ...] | None = None
     gap: Tensor | None = None
-    h0: Tensor | None = None
     last_merge: Merge | None = None
 
     @property
@@ -126,8 +124,8 @@ class Plan(nn.Module):
 class StaticPlan(Plan):
     """A schedule and its protection, as constants.
 
-    A step is a child named by the block that it acts after, so its tensors in a file are `plan.{after}.weight`,
-    `.scale` and `.h0`.
+    A step is a child named by the block that it acts after, so its tensors in a file are `plan.{after}.weight`
+    and `.scale`.
     """
 
     def __init__(self, schedule: Schedule, protection: Protection, model: ModelConfig) -> None:
@@ -165,12 +163,11 @@ class MergeStep(nn.Module):
     """One step of a schedule, from L tokens to L'.
 
     The constructor only declares buffers. `stm.bake` or a file fills those that hold floats; until then they change
-    nothing (weights and scales of 1, a first state of 0).
+    nothing (weights and scales of 1).
 
     Buffers:
         weight: (L,), the factor of each token before the merge; None if it is computed from the running input.
         scale: (L',), size^p of each token after the step; None at p = 0.
-        h0: (K, E, N), the first state of each direction; None unless the protection has initial states.
         keep, src, dst: the indices of the `Merge`.
         into, direction, between: those of `hsp.Absorbed`; only for dynamic weights.
     """
@@ -183,7 +180,6 @@ class MergeStep(nn.Module):
     between: Tensor
     weight: Tensor | None
     scale: Tensor | None
-    h0: Tensor | None
 
     def __init__(self, schedule: Schedule, number: int, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
@@ -207,16 +203,13 @@ class MergeStep(nn.Module):
         else:
             self.register_buffer("weight", torch.ones(tokens))
         self.register_buffer("scale", torch.ones(len(keep)) if protection.step_scale > 0 else None)
-        self.register_buffer("h0", torch.zeros(2, model.d_inner, model.d_state) if protection.initial_state else None)
 
     def forward(self, state: State, taps: Taps) -> State:
         weight = self._running_weights(taps) if self.weight is None else self.weight  # (L,) or (B, L)
         indices = Merge(self.keep, self.src, self.dst)
         x = merge(state.stream, indices, weight)  # (B, L', D)
-        # A new State, not a changed one: scale, sizes and first state of an earlier step do not fit these tokens.
-        return State(
-            x, cls=self.cls, scale=self.scale, token_sizes=self.leaves.token_sizes, h0=self.h0, last_merge=indices
-        )
+        # A new State, not a changed one: the scale and sizes of an earlier step do not fit these tokens.
+        return State(x, cls=self.cls, scale=self.scale, token_sizes=self.leaves.token_sizes, last_merge=indices)
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """Return the weights (B, L) that follow from the taps of the block that has just run."""

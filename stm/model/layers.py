@@ -143,7 +143,7 @@ class Mixer(nn.Module):
 
         Args:
             u: (B, L, D), normalised.
-            state: gives what a plan changed for the blocks after it: token sizes, scale, gap and first state.
+            state: gives what a plan changed for the blocks after it: token sizes, scale and gap.
             wants: the names of the taps to return.
 
         Returns:
@@ -170,7 +170,6 @@ class Mixer(nn.Module):
             dt_bias=self.dt_proj_bias,
             scale=state.scale,
             gap=state.gap,
-            h0=state.h0,
             split=split,
         )
         taps = Taps(
@@ -218,7 +217,6 @@ class Mixer(nn.Module):
                 dt_bias=self.dt_proj_bias[one],
                 scale=None if state.scale is None else state.scale[..., tokens],
                 gap=None if state.gap is None else state.gap[one, :, tokens],
-                h0=None if state.h0 is None else state.h0[one],
                 split=True,
             )
             at_c.append(at(y[0], position))  # (B, E)

@@ -1,12 +1,12 @@
 """A block of the native backend for inference, with everything that does not depend on the images laid out once.
 
-The function is that of `Block`, and so is the order: norm, in_proj, convolution, x_proj, scan, out_proj. For one image,
+It computes what `Block` computes, in the same order: norm, in_proj, convolution, x_proj, scan, out_proj. For one image,
 a sixth of ViM-Ti's time is Python between these operations. Here the C calls are laid out once per shape and thread,
-and a forward only moves a few of their pointers. x_proj has so few columns that libraries multiply it slowly, so it is
-a product of our own. Rare inputs (taps, gaps, first states) go through the plain block.
+and a forward only moves a few of their pointers. x_proj has few columns, and libraries are slow at such a product, so
+it has C code of its own. Rare inputs (taps, gaps) go through the plain block.
 
-Invariant: parameters do not change any more, and tensors that a call holds keep their memory. So the outputs of a block
-are overwritten by the thread's next block.
+Invariants: parameters do not change any more, and a tensor that a call holds keeps its memory. All blocks share their
+buffers, so a block's outputs last until the thread's next block runs.
 """
 
 import math
@@ -214,15 +214,17 @@ class PreparedBlock(nn.Module):
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, sizes, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
         scan = Prepared.scan(
-            inputs, dt, self._decay_rates[of], B, C, mixer.D[of], z, *weights, scale, None, None, reverse, out=y
+            inputs, dt, self._decay_rates[of], B, C, mixer.D[of], z, *weights, scale, None, reverse, out=y
         )
         return _Walk(first, conv, select, scan)
 
 
 def _is_rare(state: State) -> bool:
-    """Return whether a state has a feature that no call is laid out for: gaps, first states, scales per image, or rows
-    with something between them."""
+    """Return whether a state has a feature that no call is laid out for.
+
+    That is a gap, a scale per image, or a stream that is not contiguous.
+    """
     x, h, scale = state.x, state.h, state.scale
-    if state.gap is not None or state.h0 is not None or (scale is not None and scale.dim() > 1):
+    if state.gap is not None or (scale is not None and scale.dim() > 1):
         return True
     return not x.is_contiguous() or not (h is None or h.is_contiguous())

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.merging.groups import Groups, edges, patches, runs
-from stm.reports import Evaluation
 
 Interval = tuple[float, float]
 
@@ -144,40 +144,40 @@ def pareto(points: Sequence[Point], ours: Point | None = None, dense: Point | No
     }
 
 
-# viridis at nine places, from dark to bright: its lightness grows evenly, on paper and for any colour vision
+# viridis at nine points, from dark to bright: its lightness grows evenly, on paper and for any colour vision
 _VIRIDIS = ("440154", "472d7b", "3b528b", "2c728e", "21918c", "28ae80", "5ec962", "addc30", "fde725")
 
 
 def colour(share: float) -> tuple[int, int, int]:
     """Return the colour of a share, 0 (dark) to 1 (bright), as red, green and blue."""
-    place = min(max(share, 0.0), 1.0) * (len(_VIRIDIS) - 1)
-    first = min(int(place), len(_VIRIDIS) - 2)
+    position = min(max(share, 0.0), 1.0) * (len(_VIRIDIS) - 1)
+    first = min(int(position), len(_VIRIDIS) - 2)
     one, other = (bytes.fromhex(_VIRIDIS[number]) for number in (first, first + 1))
-    red, green, blue = (round(a + (place - first) * (b - a)) for a, b in zip(one, other, strict=True))
+    red, green, blue = (round(a + (position - first) * (b - a)) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
-def costs(found: CostMap) -> dict[str, Any]:
-    """Return the map of costs: its colours row by row, a bar per merge, and the places of the axes."""
+def costs(cost_map: CostMap) -> dict[str, Any]:
+    """Return the map of costs: its colours row by row, a bar per merge, and the ticks of the axes."""
     left, right, top = 34, WIDTH - 4, 18
-    blocks, row = len(found.cost), max(3.0, min(8.0, 184 / len(found.cost)))
+    blocks, row = len(cost_map.cost), max(3.0, min(8.0, 184 / len(cost_map.cost)))
     bottom = top + blocks * row
-    across = Axis(-0.5, found.tokens - 0.5, left, right)
-    values = [value for line in found.logarithms for value in line if math.isfinite(value)]
+    across = Axis(-0.5, cost_map.tokens - 0.5, left, right)
+    values = [value for line in cost_map.logarithms for value in line if math.isfinite(value)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     span = (high - low) or 1.0
     every = max(1, math.ceil(blocks / 6))
     return {
         "pixels": [
             [colour((value - low) / span) if math.isfinite(value) else (128, 128, 128) for value in line]
-            for line in found.logarithms
+            for line in cost_map.logarithms
         ],
         "bars": [
             {"x": across(run[0] - 0.4), "to": across(run[-1] + 0.4), "y": round(top + (made.before - 0.5) * row, 2)}
-            for made in found.merges
+            for made in cost_map.merges
             for run in runs(made.group)
         ],
-        "cls": across(found.cls),
+        "cls": across(cost_map.cls),
         "left": left,
         "right": right,
         "top": top,
@@ -185,16 +185,16 @@ def costs(found: CostMap) -> dict[str, Any]:
         "low": low,
         "high": high,
         "y": [{"at": round(top + (block - 0.5) * row, 2), "value": block} for block in range(1, blocks + 1, every)],
-        "x": [{"at": across(tick), "value": round(tick)} for tick in Axis(0, found.tokens - 1, left, right).ticks],
+        "x": [{"at": across(tick), "value": round(tick)} for tick in Axis(0, cost_map.tokens - 1, left, right).ticks],
     }
 
 
-def first_merges(found: CostMap, groups: Groups, grid: int) -> dict[str, Any]:
+def first_merges(cost_map: CostMap, groups: Groups, grid: int) -> dict[str, Any]:
     """Return the patches by the block before which they first merged, and the outlines of the tokens that are left."""
-    last = max(2, len(found.cost))
+    last = max(2, len(cost_map.cost))
     by_block: dict[int, list[int]] = {}
-    for position, block in found.first_merge.items():
-        by_block.setdefault(block, []).append(position - (position > found.cls))
+    for position, block in cost_map.first_merge.items():
+        by_block.setdefault(block, []).append(position - (position > cost_map.cls))
     fills = []
     for block, held in sorted(by_block.items()):
         red, green, blue = colour((block - 1) / (last - 1))
@@ -202,4 +202,4 @@ def first_merges(found: CostMap, groups: Groups, grid: int) -> dict[str, Any]:
             f"M{patch % grid * CELL} {patch // grid * CELL}h{CELL}v{CELL}h-{CELL}z" for patch in sorted(held)
         )
         fills.append({"block": block, "fill": f"#{red:02x}{green:02x}{blue:02x}", "path": squares})
-    return outlines(groups, found.cls, grid) | {"fills": fills, "left": len(patches(groups, found.cls))}
+    return outlines(groups, cost_map.cls, grid) | {"fills": fills, "left": len(patches(groups, cost_map.cls))}

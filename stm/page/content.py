@@ -14,18 +14,20 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from stm.codec import decode
-from stm.config import PRESET_NAMES, Config
+from stm.config import Config
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.measure.records import Record
 from stm.measure.stats import wilson
 from stm.merging.groups import Groups, stages
 from stm.page.charts import Interval, Point
-from stm.reports import Environment, Evaluation
+from stm.recipe import PRESET_NAMES
+from stm.reports import Environment
 
 MOST_CHANGED = 10
 MOST_STAGES = 4  # pictures of the merged patches

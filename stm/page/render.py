@@ -10,8 +10,9 @@ from pathlib import Path
 
 from stm import __version__
 from stm.artifact.provenance import tuned
-from stm.config import Config, Recipe
+from stm.config import Config
 from stm.errors import ArtifactError
+from stm.evaluations import Evaluation, figure_rows
 from stm.hub.card import fit_sentences, recipe_command
 from stm.install import install_command
 from stm.measure import flops
@@ -19,7 +20,7 @@ from stm.page import charts
 from stm.page import content as facts
 from stm.page.charts import Point
 from stm.page.content import Findings
-from stm.reports import Evaluation, figure_rows
+from stm.recipe import Recipe
 from stm.units import operations, percent
 
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ left of a smaller dense model is worse than that model.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stm.config import PRESET_NAMES
 from stm.findings import CompareRow
 from stm.plots import style as plots
+from stm.recipe import PRESET_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -52,10 +52,10 @@ def _draw(axis: "Axes", panel: _Panel, rows: list[PlanRow], number: int) -> None
     y = [panel.scale * getattr(row, panel.name) for row in rows]
     look = plots.line(number)
     axis.plot(x, y, **look)
-    ends = [getattr(row, f"{panel.name}_ci") for row in rows]
-    low = [panel.scale * each[0] for each in ends if each is not None]
-    high = [panel.scale * each[1] for each in ends if each is not None]
-    at = [place for place, each in zip(x, ends, strict=True) if each is not None]
+    intervals = [getattr(row, f"{panel.name}_ci") for row in rows]
+    low = [panel.scale * interval[0] for interval in intervals if interval is not None]
+    high = [panel.scale * interval[1] for interval in intervals if interval is not None]
+    at = [saving for saving, interval in zip(x, intervals, strict=True) if interval is not None]
     floor = min(y) / 3 if panel.name == "kl" and min(y) > 0 else None
     if floor is not None:
         # KL spans orders of magnitude. An interval that reaches 0 reaches the lower edge.

@@ -33,8 +33,6 @@ def inputs(K: int = 2, batch: int = 2, L: int = 19, E: int = 24, N: int = 16, **
         made["scale"] = 1 + torch.rand(L, generator=g)
     if optional.get("gap"):
         made["gap"] = torch.rand(K, batch, L, E, generator=g)
-    if optional.get("h0"):
-        made["h0"] = normal(K, E, N)
     return made
 
 

@@ -80,7 +80,7 @@ def main(architecture: int, dtype: torch.dtype) -> None:
     backend.scan(u, dt, A, B_t, C_t, skip, x.detach(), both, dt_bias=skip)
     one = u[:, :1]  # of a single image: fewer channels a program
     backend.scan(one, dt[:, :1], A, B_t[:, :1], C_t[:, :1], skip, None, both, dt_bias=skip, split=True)
-    extras = {"scale": torch.ones(L), "gap": torch.zeros(K, B, L, E), "h0": torch.zeros(K, E, N)}
+    extras = {"scale": torch.ones(L), "gap": torch.zeros(K, B, L, E)}
     backend.scan(
         u.requires_grad_(), dt, A, B_t, C_t, skip, None, both, split=True, dt_bias=skip, **extras
     ).sum().backward()

@@ -85,8 +85,8 @@ def backward(
     grad, x, dt = ours
     step = F.softplus(dt) if delta_softplus else dt
     A_g, B_g, C_g = A.unflatten(0, (groups, -1)), *(v.permute(1, 0, 3, 2).contiguous() for v in (B, C))
-    made = blocked._recurrence_backward(grad, step, step * x, A_g, B_g, C_g, torch.zeros_like(A_g), [False] * groups)
-    g_elapsed, g_product, g_A, g_B, g_C, _ = made
+    made = blocked._recurrence_backward(grad, step, step * x, A_g, B_g, C_g, [False] * groups)
+    g_elapsed, g_product, g_A, g_B, g_C = made
     g_u, g_delta = g_product * step, (g_elapsed + g_product * x) * (torch.sigmoid(dt) if delta_softplus else 1)
     if D is not None:
         g_u = g_u + D.unflatten(0, (groups, -1))[:, None, None] * grad

@@ -23,14 +23,14 @@ def test_scan(L: int, E: int, N: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reverse", [(False,), (True,), (True, False)])
-def test_scan_with_bias_scale_gap_and_h0_of_any_directions(reverse: tuple[bool, ...]) -> None:
-    values = inputs(K=len(reverse), dt_weight=True, dt_bias=True, scale=True, gap=True, h0=True) | {"reverse": reverse}
+def test_scan_with_bias_scale_and_gap_of_any_directions(reverse: tuple[bool, ...]) -> None:
+    values = inputs(K=len(reverse), dt_weight=True, dt_bias=True, scale=True, gap=True) | {"reverse": reverse}
     check(blocked.scan(**values), reference.scan(**double(values)))
 
 
 def test_gradients_of_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "LONGEST", 7)  # several blocks, the last a short one
-    values = double(inputs(dt_weight=True, dt_bias=True, scale=True, gap=True, h0=True))
+    values = double(inputs(dt_weight=True, dt_bias=True, scale=True, gap=True))
     found, expected = gradients(blocked.scan, values), gradients(reference.scan, values)
     for name in expected:
         check(found[name], expected[name], 1e-10)
@@ -56,7 +56,7 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Fake kernels, autograd registration and schemas, by torch's own checks."""
     values = inputs(L=5, E=4, N=3)
     delta = reference.step_sizes(values["dt"], None)
-    recurrence = (delta, delta * values["u"], values["A"], values["B"], values["C"], torch.zeros_like(values["A"]))
+    recurrence = (delta, delta * values["u"], values["A"], values["B"], values["C"])
     leaves = tuple(v.clone().requires_grad_() for v in recurrence)
     torch.library.opcheck(torch.ops.stm.blocked_recurrence.default, (*leaves, [False, True]))
     g = torch.Generator().manual_seed(0)

@@ -37,7 +37,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("reverse", [BOTH, (True, False), (False,), (True,)])
 @pytest.mark.parametrize(
     "optional",
-    [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"h0"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}],
+    [set(), {"dt_bias"}, {"scale"}, {"gap"}, {"dt_weight", "dt_bias", "scale", "gap"}],
     ids=lambda names: "+".join(sorted(names)),
 )
 def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
@@ -48,21 +48,13 @@ def test_scan(optional: set[str], reverse: tuple[bool, ...]) -> None:
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
-    "optional", [set(), {"dt_bias"}, {"dt_weight", "dt_bias", "scale", "gap", "h0"}], ids=["plain", "bias", "all"]
+    "optional", [set(), {"dt_bias"}, {"dt_weight", "dt_bias", "scale", "gap"}], ids=["plain", "bias", "all"]
 )
 def test_gradients_of_the_scan(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     found, expected = gradients(mamba_ssm.scan, values), gradients(reference.scan, double(values))
     for name in expected:
         check(found[name], expected[name])
-
-
-@pytest.mark.usefixtures("installed")
-def test_an_initial_state_of_fast_and_slow_channels() -> None:
-    values = inputs(L=4, E=5, N=16, h0=True)
-    for factor in (1e-6, 1e3):
-        scaled = values | {"A": values["A"] * factor}
-        check(mamba_ssm.scan(**scaled), reference.scan(**double(scaled)))
 
 
 @pytest.mark.usefixtures("installed")

@@ -26,8 +26,7 @@ OPTIONAL: list[set[str]] = [
     {"dt_bias"},
     {"scale"},
     {"gap"},
-    {"h0"},
-    {"dt_weight", "dt_bias", "scale", "gap", "h0"},
+    {"dt_weight", "dt_bias", "scale", "gap"},
 ]
 each_option = pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(sorted(names)))
 
@@ -348,8 +347,7 @@ def test_the_operators_hold_what_torch_asks_of_them() -> None:
     for optional in (set(), OPTIONAL[-1]):
         values = inputs(**dict.fromkeys(optional, True))
         tensors = [
-            values.get(name)
-            for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_weight", "dt_bias", "scale", "gap", "h0")
+            values.get(name) for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_weight", "dt_bias", "scale", "gap")
         ]
         leaves = [None if v is None else v.requires_grad_() for v in tensors]
         torch.library.opcheck(torch.ops.stm.native_scan, (*leaves, list(BOTH), False))

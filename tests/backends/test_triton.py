@@ -33,8 +33,7 @@ OPTIONAL: list[set[str]] = [
     {"dt_bias"},
     {"scale"},
     {"gap"},
-    {"h0"},
-    {"dt_weight", "dt_bias", "scale", "gap", "h0"},
+    {"dt_weight", "dt_bias", "scale", "gap"},
 ]
 
 
@@ -79,9 +78,7 @@ def test_large_batches_give_a_program_more_channels() -> None:
         }
         for name in ("u", "dt", "B", "C"):
             meta[name] = meta[name].expand(-1, batch, -1, -1)
-        walk = triton_scan.Walk.of(
-            *(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, None, BOTH
-        )
+        walk = triton_scan.Walk.of(*(meta[name] for name in ("u", "dt", "A", "B", "C", "D")), None, None, None, BOTH)
         return walk.block(triton_scan.STATES)["BLOCK_E"]
 
     assert [block(batch) for batch in (1, 8, 16, 128)] == [8, 8, 16, 64]
@@ -90,7 +87,7 @@ def test_large_batches_give_a_program_more_channels() -> None:
 
 
 @pytest.mark.parametrize("optional", OPTIONAL, ids=lambda names: "+".join(sorted(names)))
-def test_scan_with_bias_scale_gap_and_h0(optional: set[str]) -> None:
+def test_scan_with_bias_scale_and_gap(optional: set[str]) -> None:
     values = inputs(L=4, E=5, N=3, **dict.fromkeys(optional, True))
     check(backend.scan(**there(values)), reference.scan(**double(values)))
     if "scale" in optional:
@@ -260,9 +257,9 @@ def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
 
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
-    values = there(inputs(L=1, E=2, N=1, batch=1, dt_bias=True, scale=True, gap=True, h0=True))
+    values = there(inputs(L=1, E=2, N=1, batch=1, dt_bias=True, scale=True, gap=True))
     tensors = [
-        values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap", "h0")
+        values[name].requires_grad_() for name in ("u", "dt", "A", "B", "C", "D", "z", "dt_bias", "scale", "gap")
     ]
     torch.library.opcheck(torch.ops.stm.triton_scan.default, (*tensors, list(BOTH), False))
     conv = there(conv_inputs(L=2, E=2, W=2))

@@ -47,7 +47,7 @@ def test_every_kernel_compiles(architecture: int, dtype: str, tmp_path: Path) ->
     assert {each["kernel"] for each in compiled} == KERNELS
     assert (
         len(compiled) == 12
-    )  # with and without spans, scale, gap, h0, kept states, pending output, and for a single image
+    )  # with and without spans, scale, gap, kept states, pending output, and for a single image
     for each in compiled:
         assert each["spilled"] == 0, each
         assert each["kernel"] != "scan_forward" or each["shared"] == 0, each  # no thread waits for another's states

@@ -13,6 +13,8 @@ from PIL import Image
 
 from stm.commands import predict
 from stm.errors import UsageError
+from stm.reports import Report
+from stm_cli._output import Output
 from stm_cli.main import main
 from tests.hang import HANG
 
@@ -75,6 +77,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
         return Run(int(caught.value.code or 0), out.decode(), err.decode())
 
     return run
+
+
+@pytest.fixture
+def screen_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Any, Report], list[str]]:
+    """`screen_lines(bench, report)`: the screen that a module of stm_cli draws of a report, 80 columns wide."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def draw(command: Any, report: Report) -> list[str]:
+        Output(json=False, quiet=False).report(report, command.screen, lambda shown: "")
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return draw
 
 
 MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"

@@ -94,6 +94,16 @@ def test_the_gate(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["hard"]
 
 
+def test_eval_shows_what_a_dtype_costs(here, mini: Path, labelled: Path) -> None:
+    """Beside the dense model in the file's own dtype: without merging the dtype is all that differs."""
+    full = json.loads(here("eval", mini, "--data", labelled, "--json").out)
+    assert full["agreement"] is None
+    half = json.loads(here("eval", mini, "--data", labelled, "--dtype", "bfloat16", "--json").out)
+    assert half["environment"]["dtype"] == "bfloat16"
+    assert half["dense_top1"] == full["top1"] and half["drop"] == pytest.approx(half["dense_top1"] - half["top1"])
+    assert 0 < half["kl"] < 0.01
+
+
 def test_predict(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     run = here("predict", mini, labelled / "image 0.png", "--json")

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from stm.codec import encode
-from stm.config import Calibration, Protection, Recipe, Source
+from stm.config import Protection, Source
+from stm.evaluations import Assessment, Evaluation
 from stm.findings import ExplainReport, Fit, PageReport
+from stm.recipe import Calibration, Recipe
 from stm.reports import (
-    Assessment,
     BackendStatus,
     CompressReport,
     Environment,
     EnvReport,
     EvalReport,
-    Evaluation,
     ExportReport,
     Flops,
     Gate,

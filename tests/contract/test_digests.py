@@ -49,10 +49,12 @@ def test_an_artifact_has_the_digests_of_794cfbd(
     # A config names the version that wrote it, which each release changes. It was 0.1.0 at that commit.
     document = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert document.pop("stm_version") == stm.__version__
-    # What has changed since: a recipe has the key fit, and the preset that is now staged was stm.
+    # What has changed since: a recipe has the key fit, the preset that is now staged was stm, and a protection has no
+    # initial_state.
     assert document["recipe"].pop("fit") is None
     old = {"staged": "stm", "paper": "paper"}[document["recipe"]["method"]]
     document["recipe"]["method"] = old
+    document["protection"]["initial_state"] = False
     document |= {"stm_version": "0.1.0"}
     assert digest((json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()) == config
 

@@ -3,18 +3,10 @@
 import dataclasses
 from typing import Any
 
-from stm.config import (
-    Config,
-    Measured,
-    ModelConfig,
-    Preprocess,
-    Protection,
-    Recipe,
-    Source,
-    dense_schedule,
-)
+from stm.config import Config, Measured, ModelConfig, Preprocess, Protection, Source, dense_schedule
 from stm.hub.card import card
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import Recipe
 from stm.reports import Environment, Flops
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, d_model=2, depth=12, d_state=2, dt_rank=1)

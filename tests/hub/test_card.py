@@ -14,15 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stm.assets import FOLDER
-from stm.config import (
-    DRAWN,
-    Fit,
-    Protection,
-    Source,
-    Tried,
-)
+from stm.config import Protection, Source
 from stm.errors import ArtifactError
 from stm.hub.card import _python, _text, _yaml, eval_results, warned
+from stm.recipe import DRAWN, Fit, Tried
 from stm.reports import ServedSpeed
 from tests.hub.cards import DENSE, HERE, LABEL_FREE, LABELLED, SMALL, written
 from tools.embedded_card import embedded_card

@@ -15,11 +15,12 @@ from PIL import Image
 from typer.main import get_command
 
 import stm
-from stm.config import Calibration, Protection, Recipe, Source
+from stm.config import Protection, Source
 from stm.hub.card import is_untouched, recipe_command, retarget
 from stm.install import install_command
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
+from stm.recipe import Calibration, Recipe
 from stm_cli.main import app
 from tests.hang import HANG
 from tests.hub.cards import DENSE, SMALL, written

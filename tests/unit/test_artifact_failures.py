@@ -180,13 +180,13 @@ import os, signal, sys, warnings, torch
 from pathlib import Path
 torch.set_num_threads(1)
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons advise against forking beside threads
-from stm.artifact import atomic
+from stm.artifact import atomic, locks
 from stm.artifact import folder as artifact
 
 out = Path(sys.argv[1])
 config, old = artifact.read(out)
 new = {name: tensor + 1 for name, tensor in old.items()}
-files = (artifact.__file__, atomic.__file__)
+files = (artifact.__file__, atomic.__file__, locks.__file__)
 
 def kill_before(line):
     seen = 0

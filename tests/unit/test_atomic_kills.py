@@ -1,5 +1,5 @@
-"""A process killed before every line of stm/artifact/atomic.py: a load finds the old folder or the new one, and the
-next run clears up."""
+"""A process killed before every line of stm/artifact/atomic.py and locks.py: a load finds the old folder or the new
+one, and the next run clears up."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLER = """
 import os, signal, sys
 from pathlib import Path
-from stm.artifact import atomic
+from stm.artifact import atomic, locks
 
 NAMES, top = ("model.safetensors", "config.json", "README.md"), Path(sys.argv[1])
 out, force = top / "out", sys.argv[2] == "force"
@@ -35,7 +35,7 @@ def replace(line):
     seen = 0
     def trace(frame, event, argument):
         nonlocal seen
-        if frame.f_code.co_filename != atomic.__file__:
+        if frame.f_code.co_filename not in (atomic.__file__, locks.__file__):
             return None
         if event == "line":
             seen += 1

@@ -42,7 +42,7 @@ def made(
         None,
         Protection(),
         Protection(step_scale=0),
-        Protection(initial_state=True, span_conv=False),
+        Protection(span_conv=False),
         Protection(weights="hsp", mode="dynamic"),
         Protection(weights="hsp", mode="dynamic", step_scale=0, normalized=True),
     ],

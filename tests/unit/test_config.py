@@ -14,23 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stm.codec import encode
-from stm.config import (
-    Calibration,
-    Config,
-    FileInfo,
-    Fit,
-    Measured,
-    ModelConfig,
-    Preprocess,
-    Protection,
-    Recipe,
-    Source,
-    dense_schedule,
-)
+from stm.config import Config, FileInfo, Measured, ModelConfig, Preprocess, Protection, Source, dense_schedule
 from stm.config_file import dumps, from_json, loads, to_json
 from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import Calibration, Fit, Recipe
 
 KEYS = {
     "": (
@@ -42,7 +31,7 @@ KEYS = {
     ),
     "preprocessing": "resize crop interpolation mean std",
     "schedule": "tokens class_token steps tokens_per_block class_token_per_block",
-    "protection": "weights mode normalized step_scale span_conv initial_state",
+    "protection": "weights mode normalized step_scale span_conv",
     "recipe": "method rate saving removed_share schedule stages sides tokens_per_side calibration fit seed",
     "source": "repo file revision sha256 license",
     "pretrained_cfg": "input_size interpolation crop_pct mean std num_classes",
@@ -264,6 +253,28 @@ def test_a_folder_from_before_the_fit_knows_none_and_called_staged_stm() -> None
     assert from_json(old) == CONFIG
     old["recipe"] = None
     assert from_json(old) == dataclasses.replace(CONFIG, recipe=None)
+
+
+def test_a_folder_that_said_that_it_has_no_initial_state_loads() -> None:
+    old: Any = to_json(CONFIG)
+    old["protection"]["initial_state"] = False
+    assert from_json(old) == CONFIG
+    assert old["protection"]["initial_state"] is False  # the caller's document is not changed
+    old["protection"] = None  # a dense model's
+    old["schedule"] |= {"steps": [], "tokens_per_block": [5, 5, 5], "class_token_per_block": [2, 2, 2]}
+    old["recipe"] = None
+    assert from_json(old).protection is None
+
+
+@pytest.mark.parametrize(("value", "words"), [(True, "true"), (0, "0"), (None, "null"), ([], r"\[\]")])
+def test_an_initial_state_is_refused(value: Any, words: str) -> None:
+    """No version of stm wrote one, so the tensors that it would need are in no folder."""
+    old: Any = to_json(CONFIG)
+    old["protection"]["initial_state"] = value
+    expected = f"^here/config.json: protection.initial_state is {words}, but no version of stm wrote anything other"
+    with pytest.raises(ArtifactError, match=expected) as caught:
+        from_json(old, "here/config.json")
+    assert "compress the dense model again" in str(caught.value.hint)
 
 
 def test_a_recipe_that_is_no_object_is_refused() -> None:

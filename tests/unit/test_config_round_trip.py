@@ -5,27 +5,20 @@ from hypothesis import strategies as st
 
 from stm.config import (
     CLASS_TOKENS,
-    CUTS,
     DTYPES,
     MODES,
-    ORDERS,
-    PRESET_NAMES,
-    SIDES,
     WEIGHTS,
-    Calibration,
     Config,
     FileInfo,
-    Fit,
     Measured,
     ModelConfig,
     Preprocess,
     Protection,
-    Recipe,
     Source,
-    Tried,
 )
 from stm.config_file import dumps, loads
 from stm.merging.schedule import Schedule, Step
+from stm.recipe import CUTS, ORDERS, PRESET_NAMES, SIDES, Calibration, Fit, Recipe, Tried
 
 counts = st.integers(1, 9)
 words = st.text(max_size=8)
@@ -90,7 +83,6 @@ protections = st.builds(
     weights=st.sampled_from([rule for rule in WEIGHTS if rule != "hsp"]),
     step_scale=st.floats(0, 4),
     span_conv=st.booleans(),
-    initial_state=st.booleans(),
 ) | st.builds(
     Protection,
     weights=st.just("hsp"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.config import Config, Fit, Recipe
+from stm.config import Config
 from stm.data.fit_images import (
     COSTS,
     FEWEST,
@@ -24,6 +24,7 @@ from stm.data.fit_images import (
 )
 from stm.data.sets import SampleSet
 from stm.errors import DataError, UsageError
+from stm.recipe import Fit, Recipe
 from tests.pictures import PREP, make_config, picture
 
 

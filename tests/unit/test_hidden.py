@@ -9,7 +9,7 @@ from stm.explain.states import Scan, attention, change, decay_to, state_at, stat
 K, B, L, E, N = 2, 3, 6, 4, 5
 
 
-def scan(batch: int = B, h0: bool = True) -> Scan:
+def scan(batch: int = B) -> Scan:
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -17,7 +17,6 @@ def scan(batch: int = B, h0: bool = True) -> Scan:
 
     delta = draw(K, batch, L, E).abs()
     gap = draw(K, batch, L, E).abs() * (torch.arange(L) == 2)[:, None]  # tokens were removed before token 2
-    start = draw(K, E, N) if h0 else None
     return Scan(
         draw(K, batch, L, E),
         delta,
@@ -25,7 +24,6 @@ def scan(batch: int = B, h0: bool = True) -> Scan:
         -draw(K, E, N).abs(),
         draw(K, batch, L, N),
         draw(K, batch, L, N),
-        start,
     )
 
 
@@ -51,17 +49,12 @@ def equation_4(s: Scan, direction: int, image: int, t: int) -> Tensor:
     h = torch.zeros(E, N, dtype=torch.float64)
     for j in passed(direction, t):
         h = h + product(s, direction, image, j, t) * bar_b(s, direction, image, j) * s.u[direction, image, j, :, None]
-    if s.h0 is not None:
-        first = passed(direction, t)[0]
-        own = torch.exp(s.elapsed[direction, image, first, :, None] * s.A[direction])
-        h = h + product(s, direction, image, first, t) * own * s.h0[direction]
     return h
 
 
 @pytest.mark.parametrize("direction", [0, 1])
-@pytest.mark.parametrize("h0", [True, False])
-def test_the_state_is_equation_4(direction: int, h0: bool) -> None:
-    s = scan(h0=h0)
+def test_the_state_is_equation_4(direction: int) -> None:
+    s = scan()
     for t, h in states(s, direction):
         torch.testing.assert_close(h, torch.stack([equation_4(s, direction, image, t) for image in range(B)]))
     at = [4, 0, 3]

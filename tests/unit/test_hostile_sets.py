@@ -19,8 +19,8 @@ from stm.data.hub_sets import parquet_samples
 from stm.data.sets import from_files, iterate
 from stm.data.streams import open_stream, tar_samples
 from stm.errors import DataError
+from stm.evaluations import skipped_notes
 from stm.page.content import read_rows
-from stm.reports import skipped_notes
 from tests.hang import HANG
 from tests.pictures import PREP, labelled, labels_of, make_config, opened, picture
 from tests.unit.test_layouts import KIT, development_kit, validation_images

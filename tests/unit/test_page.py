@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from stm.codec import encode
-from stm.config import DRAWN, Config, Fit, ModelConfig, Preprocess, Protection, Recipe, Source, dense_schedule
+from stm.config import Config, ModelConfig, Preprocess, Protection, Source, dense_schedule
 from stm.data.images import Pixels, Sample
 from stm.data.sets import SampleSet
 from stm.errors import DataError
+from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
 from stm.measure.records import Record
 from stm.merging.groups import Formed
@@ -24,7 +25,8 @@ from stm.page import content as facts
 from stm.page.charts import Axis, Point
 from stm.page.content import Changed, Findings, Rows
 from stm.page.render import render
-from stm.reports import Environment, Evaluation
+from stm.recipe import DRAWN, Fit, Recipe
+from stm.reports import Environment
 
 MODEL = ModelConfig(image_size=4, patch=2, stride=2, in_chans=1, d_model=2, depth=12, d_state=2, dt_rank=1)
 CONFIG = Config(

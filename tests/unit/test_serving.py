@@ -273,8 +273,7 @@ def plain(served: Served) -> stm.ViM:
 
 
 def methods(dense: stm.ViM) -> dict[str, stm.ViM]:
-    """Plans with spans, step scales and first states (not prepared), and peers that look at data, want taps or leave
-    gaps."""
+    """Plans with spans and step scales, and peers that look at data, want taps or leave gaps."""
     baked = {method: stm.compress(dense, rate=0.4, method=method) for method in ("stm", "paper")}
     hsp = stm.compress(dense, rate=0.4, method="paper", weights="hsp", hsp="static")
     shape = dense.config.model

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from stm.config import DRAWN, Fit, Measured, Recipe, Tried
+from stm.config import Measured
 from stm.options import MergeOptions
+from stm.recipe import DRAWN, Fit, Recipe, Tried
 from stm.verdicts import chosen, fitted_on, milder, proven_loss, unsure, warning
 
 LOSS = Measured(data="digits", n=200, top1=0.93, dense_top1=0.98, drop=0.052, drop_ci=(0.031, 0.073))

@@ -3,9 +3,9 @@
 from dataclasses import fields, replace
 
 from stm.config import Measured
+from stm.evaluations import figure_rows, figures
 from stm.hub import card
 from stm.page import render
-from stm.reports import figure_rows, figures
 
 FULL = Measured(
     data="digits",
