@@ -140,7 +140,10 @@ def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the document's table: KL, and the points of top-1 lost; seeds are averaged."""
     yield "| | saved | best peer | paper's form | staged | fitted, no images | fitted, own images |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for model, saving in dict.fromkeys((row["model"], row["saving"]) for row in rows):
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for model, saving in sorted(
+        {(row["model"], row["saving"]) for row in rows}, key=lambda at: (models.index(at[0]), at[1])
+    ):
         here = [row for row in rows if (row["model"], row["saving"]) == (model, saving)]
         cells = []
         for name in ("", "paper", "staged", "fitted, no images", "fitted, own images"):
@@ -164,7 +167,7 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> None:
     """Draw KL over saving, one panel per model: ours in colour, the peers in grey."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     with style.style():
-        figure, axes = style.new(3.4, columns=len(models), width=4.0 * len(models))
+        figure, axes = style.new(3.4, columns=len(models), width=3.2 * len(models))
         for axis, model in zip(axes[0], models, strict=True):
             for name, group in by_method([row for row in rows if row["model"] == model]).items():
                 colour, width = COLOURS.get(name, ("0.75", 1.0))
@@ -172,7 +175,7 @@ def draw(out: Path, rows: list[dict[str, Any]]) -> None:
                 points = [(100 * saving, fmean(group[saving])) for saving in sorted(group)]
                 axis.plot(*zip(*points, strict=True), color=colour, lw=width, label=label)
             axis.set(title=model, xlabel="token-layers saved, %", yscale="log")
-        axes[0][0].set_ylabel("KL(dense || this), nats; peers in grey")
+        axes[0][0].set_ylabel("KL to dense, nats; peers in grey")
         axes[0][0].legend(frameon=False, fontsize=8)
         style.save(figure, out, "kl")
 
@@ -186,10 +189,10 @@ def draw_costs(out: Path, name: str, dense: ViM, fitting: Fitting) -> None:
 
 
 COLOURS = {
-    "fitted, own images": ("#0a7d4f", 2.2),
-    "fitted, no images": ("#2563eb", 2.2),
-    "staged": ("#d97706", 1.6),
-    "paper": ("#9333ea", 1.6),
+    "fitted, own images": (style.GREEN, 2.2),
+    "fitted, no images": (style.BLUE, 2.2),
+    "staged": (style.ORANGE, 1.6),
+    "paper": (style.PURPLE, 1.6),
 }
 
 
