@@ -167,7 +167,8 @@ def compress(
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
     if fitting is not None and small.plan is not None:
-        notes += fit_notes(fitting, small, given if wish.splits else None, on_progress)
+        checked = wish.compare and not dry_run
+        notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
     report = _report(small, model, output, dry_run, outcome, wish.recorded)
     return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
 

@@ -118,13 +118,19 @@ def set_notes(images: FitImages, given: SampleSet | None) -> tuple[str, ...]:
 
 
 def fit_notes(
-    fitting: Fitting, small: ViM, given: SampleSet | None = None, on_progress: OnProgress | None = None
+    fitting: Fitting,
+    small: ViM,
+    given: SampleSet | None = None,
+    *,
+    checked: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> tuple[str, ...]:
     """Return what a reader should know of a fitted schedule.
 
     Args:
         small: the compressed model.
         given: the set of the user's that the command was to measure on, before a part of it was taken for the fit.
+        checked: whether a schedule of drawn pictures is compared with the other presets, on crops of the photographs.
     """
     recipe, images = small.config.recipe, fitting.images
     if recipe is None or recipe.fit is None:
@@ -134,6 +140,8 @@ def fit_notes(
         return tuple(notes)
     if doubt := unsure(recipe.fit, small.schedule.saving(small.config.model.depth)):
         notes.append(doubt)
+    if not checked:
+        return tuple(notes)
     ours, *others = fitting.beside_presets(small, photograph_crops(), on_progress)
     for name, kl in others:
         if not clearly_below(ours[1], kl):
