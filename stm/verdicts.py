@@ -89,3 +89,12 @@ def _remedy(recipe: Recipe) -> str:
 
 def _candidate(tried: Tried) -> str:
     return f"{tried.cut} p={tried.step_scale:g} (KL {tried.kl:.4f})"
+
+
+def goal_text(fit: Fit | None) -> str | None:
+    """Return the outcome that was asked for instead of a budget, in words; None if there was none."""
+    if fit is None or (fit.speedup is None and fit.max_drop is None):
+        return None
+    if fit.speedup is not None:
+        return f"{fit.speedup:g}x the dense model's speed"
+    return f"at most {100 * (fit.max_drop or 0):g} points lost"

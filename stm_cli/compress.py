@@ -8,6 +8,7 @@ from stm.codec import encode
 from stm.errors import GateError
 from stm.reports import CompressReport, ServedSpeed
 from stm.units import size
+from stm.verdicts import goal_text
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import (
@@ -157,7 +158,8 @@ def _asked(report: CompressReport) -> str:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"
     saving = "" if report.asked_saving is None else f"saving {report.asked_saving:.4f} of the token-layers"
     if recipe.rate is None:
-        return saving
+        goal = goal_text(recipe.fit)
+        return saving if goal is None else f"{goal}: {saving}"
     return f"rate {recipe.rate:g}: {saving or f'{recipe.rate:.4f} of the patch tokens gone'}"
 
 

@@ -161,6 +161,11 @@ def compress(
     outcome = _Outcome()
     if samples is not None and not dry_run:
         outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
+    # A speed that was asked for is measured even if nothing is compared. Nobody will serve what is not written.
+    timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None
+    if timed_too and outcome.accepted and not dry_run:
+        served = served_speed(dense, small, batch_size=goal.batch_size, on_progress=on_progress)
+        outcome = outcome._replace(served=served)
     pushed = None
     if outcome.accepted and not dry_run:
         speed = None if outcome.figures is None else outcome.figures.images_per_second
@@ -308,11 +313,7 @@ def _compared(
     gate = None
     if max_drop is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
-    outcome = _Outcome(figures, gate)
-    if not outcome.accepted or small.plan is None:  # nobody will serve what is not written, or not merged
-        return outcome
-    served = served_speed(dense, small, batch_size=wish.goal.batch_size, on_progress=on_progress)
-    return outcome._replace(served=served)
+    return _Outcome(figures, gate)
 
 
 def _report(
@@ -364,7 +365,8 @@ def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
     """Return why each part of the report that is null is null."""
     if outcome.figures is None:
         why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
-        return dict.fromkeys(("eval", "served", "gate"), why)
+        nothing = ("eval", "gate") if outcome.served is not None else ("eval", "served", "gate")
+        return dict.fromkeys(nothing, why)
     reasons = {} if outcome.gate is not None else {"gate": "no max drop was given"}
     if outcome.served is None:
         reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"

@@ -22,6 +22,7 @@ from stm.page.charts import Point
 from stm.page.content import Findings
 from stm.recipe import Recipe
 from stm.units import operations, percent
+from stm.verdicts import goal_text
 
 HERE = Path(__file__).parent
 _PERCENT = partial(percent, digits=2)
@@ -118,7 +119,10 @@ def _asked(recipe: Recipe) -> str:
     """Return the budget that was asked for, in words."""
     if recipe.stages is not None:
         return f"stages before blocks {', '.join(map(str, recipe.stages))}"
-    return f"rate {recipe.rate:g}" if recipe.rate is not None else f"a saving of {_PERCENT(recipe.saving or 0)}"
+    if recipe.rate is not None:
+        return f"rate {recipe.rate:g}"
+    goal, saving = goal_text(recipe.fit), f"a saving of {_PERCENT(recipe.saving or 0)}"
+    return saving if goal is None else f"{goal}: {saving}"
 
 
 def _share(share: float) -> str:

@@ -246,6 +246,29 @@ def test_a_speed_that_nothing_reaches(here: Any, mini: Path, tmp_path: Path, mon
     assert not (tmp_path / "small").exists()
 
 
+def test_a_speed_that_was_asked_for_is_shown_without_a_comparison(
+    here: Any, mini: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stm import goals
+    from stm.commands import compress
+    from stm.reports import ServedSpeed
+
+    def speed(dense: object, small: Any, **_: object) -> ServedSpeed:
+        gain = 1 + small.schedule.saving(small.config.model.depth)  # as fast as the token-layers are few
+        return ServedSpeed(
+            batch_size=1, ms_per_image=1.0, dense_ms_per_image=gain, gain=gain, gain_quartiles=(gain, gain), rounds=3
+        )
+
+    for module in (goals, compress):
+        monkeypatch.setattr(module, "served_speed", speed)
+    words = ("compress", mini, "--speedup", "1.2", "--fit-images", "3", "--no-eval", "--force", "--out", "small")
+    shown = " ".join(here(*words).out.split())
+    assert "asked 1.2x the dense model's speed: saving 0.2" in shown
+    assert "1 ms per image, dense 1.2" in shown
+    report = json.loads(here(*words, "--json").out)
+    assert report["served"]["gain"] >= 1.2 and set(report["reasons"]) == {"eval", "gate"}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
