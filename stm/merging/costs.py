@@ -113,32 +113,42 @@ def _effects(model: ViM, images: Tensor, probes: Tensor) -> Tensor:
     ):
         logits = model.with_plan(watch, model.config)(images)
         gradients = torch.autograd.grad((logits * probes.clone()).sum(), watch.streams)
-        effects = [_of_groups(g.detach(), x.detach()) for g, x in zip(gradients, watch.streams, strict=True)]
-    return torch.stack(effects, dim=1)
+        each = []
+        for image in range(len(images)):  # all blocks of an image at once are few large operations, and little memory
+            g, x = (torch.stack([v[image].detach() for v in values]) for values in (gradients, watch.streams))
+            each.append(_of_groups(g, x))
+    return torch.stack(each)
 
 
 def _of_groups(g: Tensor, x: Tensor) -> Tensor:
-    """Return e of every group of neighbours before one block.
+    """Return e of every group of neighbours before every block, for one image.
 
-    With the sums over the group's members, e = <sum g, sum x> / n - sum <g, x>: a square on the diagonal of the
-    products of all pairs of tokens, and a part of the diagonal itself. Prefix sums give each in four reads.
+    With the sums over the group's members, e = <sum g, sum x> / n - sum <g, x>: the sum of a square on the diagonal of
+    the products of all pairs of tokens, over n, less the sum of that diagonal. One more token adds a border to the
+    square, so squares of all sizes need the diagonals nearest to the main one, and nothing else of the products.
 
     Args:
-        g, x: (B, L, D).
+        g, x: (T, L, D), T the blocks.
 
     Returns:
-        (B, L, LARGEST_GROUP + 1), float64 on the processor.
+        (T, L, LARGEST_GROUP + 1), float64 on the processor.
     """
     # Only differences of tokens count. What all tokens share would only cost digits.
     x = x - x.mean(1, keepdim=True)
-    products = (g @ x.mT).double().cpu()  # (B, L, L)
-    squares = nn.functional.pad(products.cumsum(1).cumsum(2), (1, 0, 1, 0))  # (B, L + 1, L + 1)
-    own = nn.functional.pad(products.diagonal(dim1=1, dim2=2).cumsum(1), (1, 0))  # (B, L + 1)
-    corners = squares.diagonal(dim1=1, dim2=2)  # (B, L + 1)
+    products = g @ x.mT  # (T, L, L)
     tokens = x.shape[1]
-    out = products.new_zeros(x.shape[0], tokens, LARGEST_GROUP + 1)
-    for n in range(2, min(LARGEST_GROUP, tokens) + 1):
-        above, below = (squares.diagonal(side, dim1=1, dim2=2) for side in (n, -n))  # (B, L + 1 - n)
-        square = corners[:, n:] - above - below + corners[:, :-n]
-        out[:, : tokens + 1 - n, n] = square / n - (own[:, n:] - own[:, :-n])
+    largest = min(LARGEST_GROUP, tokens)
+    # [:, d, t]: the products of token t with the one d places before it, both ways; for d = 0 there is one.
+    pairs = products.new_zeros(x.shape[0], largest, tokens, dtype=torch.float64)
+    for d in range(largest):
+        above, below = (products.diagonal(side, dim1=1, dim2=2).double() for side in (d, -d))  # (T, L - d)
+        pairs[:, d, d:] = above + below if d else above
+    pairs = pairs.cpu()
+    own, border = pairs[:, 0], pairs.cumsum(1)  # (T, L); (T, n, L): what token t adds to the n - 1 before it
+    out = own.new_zeros(*own.shape, LARGEST_GROUP + 1)
+    square = total = own
+    for n in range(2, largest + 1):
+        square = square[:, :-1] + border[:, n - 1, n - 1 :]  # (T, L + 1 - n)
+        total = total[:, :-1] + own[:, n - 1 :]
+        out[:, : tokens + 1 - n, n] = square / n - total
     return out
