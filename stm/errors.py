@@ -38,6 +38,10 @@ class StmError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        # In Python a traceback or a log shows nothing else, so the next step goes with it.
+        return self.message if self.hint is None else f"{self.message}\nHint: {self.hint}"
+
 
 class UsageError(StmError, ValueError):
     """An option or argument that cannot be used as given. A ValueError too, as Python callers expect."""

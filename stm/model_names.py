@@ -7,6 +7,7 @@ file.
 import os
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from stm.artifact import folder as artifact
@@ -94,9 +95,12 @@ def parse(model: str | os.PathLike[str], options: ModelOptions) -> ModelName:
         )
     options.refuse(text, "a file", "file", "revision")
     if isinstance(model, str) and not path.exists() and os.sep not in text and not _FILE.fullmatch(text):
+        aliases = (EMBEDDED_MODEL, *ALIASES)
+        near = get_close_matches(text.lower(), aliases, n=1)
         raise CheckpointError(
             f"{text} is neither a file or folder here nor an alias",
-            f"the aliases are {', '.join((EMBEDDED_MODEL, *ALIASES))}; a Hub repository is user/name",
+            f"{f'did you mean {near[0]}? ' if near else ''}the aliases are {', '.join(aliases)}; a Hub repository is"
+            " user/name",
         )
     return File(path)
 

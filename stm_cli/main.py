@@ -93,6 +93,7 @@ def main() -> None:
     tame_libraries()
     if not current_world().first:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - only the first of several processes prints
-    sys.exit(
-        _errors.guard(lambda: get_command(app).main(sys.argv[1:] or ["--help"], prog_name="stm", standalone_mode=False))
-    )
+    words = sys.argv[1:] or ["help"]
+    if words[0] == "help":  # as in git: `stm help compress`
+        words = [*words[1:], "--help"]
+    sys.exit(_errors.guard(lambda: get_command(app).main(words, prog_name="stm", standalone_mode=False)))

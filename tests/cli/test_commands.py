@@ -4,11 +4,13 @@ disk."""
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from stm import compress, load_checkpoint
+from stm import StmError, compress, load, load_checkpoint
 from stm.commands import compress as compress_command
 from stm.config import Protection
 from stm.reports import ServedSpeed
@@ -332,3 +334,31 @@ def test_bad_folders_name_the_file(here, mini: Path, tmp_path: Path) -> None:
     assert "model.safetensors" in damage("model.safetensors", b"cls_token", b"cls_tokem")
     (tmp_path / "good" / "model.safetensors").write_bytes((tmp_path / "good" / "model.safetensors").read_bytes()[:-1])
     assert "model.safetensors" in error_of(here("info", "good"))
+
+
+def test_the_ways_to_ask_for_help(stm) -> None:
+    """`python -m stm`, `stm help` and `stm help COMMAND` are what people type first."""
+    shown = stm("--help").out
+    assert stm("help").out == shown
+    assert stm("help", "eval").out == stm("eval", "--help").out != shown
+    by_module = subprocess.run([sys.executable, "-m", "stm", "--help"], capture_output=True, text=True, check=True)
+    assert by_module.stdout.split() == shown.split()
+    assert stm("help", "evil").code == 2
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("vim-digit", "vim-digits"), ("Vim-S", "vim-s"), ("vim_ti", "vim-ti")])
+def test_a_name_that_is_nearly_a_model_is_guessed(stm, typed: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in stm("info", typed).err
+
+
+def test_a_name_that_is_like_no_model_is_not(stm) -> None:
+    run = stm("info", "resnet50")
+    assert "did you mean" not in run.err and "the aliases are vim-digits" in run.err.replace("\n", " ")
+
+
+def test_the_next_step_is_in_the_text_of_an_error() -> None:
+    """A notebook and a log show `str(error)` alone."""
+    with pytest.raises(StmError) as caught:
+        load("vim-digit")
+    assert str(caught.value) == f"{caught.value.message}\nHint: {caught.value.hint}"
+    assert str(StmError("it is full")) == "it is full"
