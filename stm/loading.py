@@ -40,6 +40,7 @@ def load(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
@@ -57,8 +58,8 @@ def load(
         file: the checkpoint in a repository, if it holds several.
         revision: of a repository: a branch, tag or commit.
         token: of the Hub, for a repository that needs one.
-        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
-            `load_checkpoint`.
+        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
+            see `load_checkpoint`.
         device: as torch names it; "auto" takes a GPU if there is one.
         dtype: of the weights of the matrix products: float32, bfloat16 or float16; by default what is stored, and
             float32 for a checkpoint.
@@ -83,6 +84,7 @@ def load(
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
+        weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
@@ -125,6 +127,7 @@ def load_checkpoint(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
@@ -143,6 +146,7 @@ def load_checkpoint(
         class_token: "middle" (ViM) or "head" (VideoMamba).
         divide_out: whether the two directions are averaged (ViM) or added (VideoMamba).
         ema: take the trainer's averaged weights (`model_ema`).
+        weights_key: where the weights are, if the file holds several ViMs: "teacher", "model_ema.module".
         mean, std: of the images in 0 to 1: a number, or one per channel.
         crop_ratio: of the crop's side to the resized short side, 0.1 to 1.
         interpolation: "bicubic", "bilinear" or "nearest".
@@ -162,6 +166,7 @@ def load_checkpoint(
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
+        weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
