@@ -159,13 +159,10 @@ def _names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def _state_dict(
-    where: str, document: Any, ema: bool, key: str | None
+    where: str, loaded: checkpoint_file.Loaded, ema: bool, key: str | None
 ) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
     """Return a checkpoint's weights, the settings beside them (None: there are none), and notes on where they were."""
-    if not isinstance(document, dict | list | tuple):
-        raise CheckpointError(
-            f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'"
-        )
+    document = loaded.document
     if found := find(where, document):
         one, notes = choose(where, found, document, ema=ema, key=key)
         if one.question is not None:
@@ -173,11 +170,13 @@ def _state_dict(
         nested = next((name for name, value in one.state.items() if value.is_nested), None)
         if nested is not None:
             raise CheckpointError(f"{where}: {listed([repr(nested)])} is a nested tensor, expected a tensor")
-        return dict(one.state), settings(document, one.holder), tuple(notes)
+        if loaded.inert:
+            notes += (f"left out, as neither tensors nor plain settings: values of {listed(loaded.inert)}",)
+        return dict(one.state), settings(document, one.holder), notes
     # No ViM at all. The largest state dict tells best what the file is instead.
     if other := largest(where, document):
         return dict(other), None, ()
-    raise _no_state(where, document)
+    raise loaded.unsafe or _no_state(where, document)
 
 
 def _no_state(where: str, document: Any) -> CheckpointError:
