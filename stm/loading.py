@@ -204,7 +204,8 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
 
     What a name told counts as asked from then on: the same file is then the same model under any name.
     """
-    from stm.checkpoint.official import read  # not part of the runtime
+    from stm.checkpoint.beside import labels_beside  # none of these are part of the runtime
+    from stm.checkpoint.official import read
     from stm.data.labels import imagenet
 
     device = pick(options.device)
@@ -212,12 +213,13 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
         name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
     }
     checkpoint = read(path, **asked, repo=source.repo)
+    labels = labels_beside(path, checkpoint.num_classes)
     config = Config(
         model=checkpoint.model,
         num_classes=checkpoint.num_classes,
         schedule=dense_schedule(checkpoint.model),
         preprocessing=checkpoint.preprocessing,
-        label_names=imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None,
+        label_names=labels or (imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None),
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
@@ -249,9 +251,15 @@ def _from_hub_file(
     options: ModelOptions,
     on_progress: OnProgress | None,
 ) -> ViM:
+    from stm.checkpoint.file import shards
+    from stm.checkpoint.names import INDEX
     from stm.hub.fetch import about, fetch
 
     fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
+    if file.endswith(INDEX):
+        for shard in shards(fetched.path):
+            name = str(PurePosixPath(file).with_name(shard))
+            fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
         repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license

@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import hashlib
 import io
+import json
 import mmap
 import pathlib
 import re
@@ -26,6 +27,7 @@ from safetensors import safe_open
 
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.inert import Inert, is_forbidden, plain_dict, plain_list, renamed
+from stm.checkpoint.names import INDEX
 from stm.errors import CheckpointError, check_name, listed
 
 _DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the source's"
@@ -86,6 +88,8 @@ def load(path: Path) -> Loaded:
     """
     try:
         head = _head(path)
+        if path.name.endswith(INDEX):
+            return Loaded(_load_shards(path))
         # By the first bytes, because names lie: .bin, .pt and .pth are each used for several of these formats.
         if 2 <= int.from_bytes(head[:8], "little") <= 100_000_000 and head[8:9] == b"{":
             return Loaded(_load_safetensors(path))
@@ -99,7 +103,51 @@ def load(path: Path) -> Loaded:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file. The file is read in pieces, so that its size does not matter."""
+    """Return the SHA-256 of a file, read in pieces; of an index, that of the digests of it and of its shards."""
+    if path.name.endswith(INDEX):
+        parts = [path, *(path.with_name(name) for name in shards(path))]
+        return hashlib.sha256("".join(map(_digest, parts)).encode()).hexdigest()
+    return _digest(path)
+
+
+def shards(index: Path) -> list[str]:
+    """Return the names of the files that an index of safetensors names, which lie beside it.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file elsewhere.
+    """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        document = json.loads(index.read_bytes())
+        weights = document["weight_map"]
+        names = {str(tensor): shard for tensor, shard in weights.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors: it has no weight_map", _WHAT) from error
+    for shard in names.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index} names the shard {shard!r}, expected a safetensors file beside it", _WHAT)
+    return names
+
+
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor that an index names, each from the shard that the index says."""
+    weights = _weight_map(index)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weights.values())):
+        path = index.with_name(shard)
+        _head(path)
+        held = _load_safetensors(path)
+        wanted = [name for name, where in weights.items() if where == shard]
+        if missing := [name for name in wanted if name not in held]:
+            raise CheckpointError(f"{path} lacks {listed(missing)}, which {index.name} says it has", _DOWNLOAD_AGAIN)
+        tensors |= {name: held[name] for name in wanted}
+    return tensors
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
