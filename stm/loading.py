@@ -40,6 +40,7 @@ def load(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
@@ -57,8 +58,8 @@ def load(
         file: the checkpoint in a repository, if it holds several.
         revision: of a repository: a branch, tag or commit.
         token: of the Hub, for a repository that needs one.
-        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
-            `load_checkpoint`.
+        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
+            see `load_checkpoint`.
         device: as torch names it; "auto" takes a GPU if there is one.
         dtype: of the weights of the matrix products: float32, bfloat16 or float16; by default what is stored, and
             float32 for a checkpoint.
@@ -83,6 +84,7 @@ def load(
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
+        weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
@@ -125,6 +127,7 @@ def load_checkpoint(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
@@ -143,6 +146,7 @@ def load_checkpoint(
         class_token: "middle" (ViM) or "head" (VideoMamba).
         divide_out: whether the two directions are averaged (ViM) or added (VideoMamba).
         ema: take the trainer's averaged weights (`model_ema`).
+        weights_key: where the weights are, if the file holds several ViMs: "teacher", "model_ema.module".
         mean, std: of the images in 0 to 1: a number, or one per channel.
         crop_ratio: of the crop's side to the resized short side, 0.1 to 1.
         interpolation: "bicubic", "bilinear" or "nearest".
@@ -162,6 +166,7 @@ def load_checkpoint(
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
+        weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
@@ -199,7 +204,8 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
 
     What a name told counts as asked from then on: the same file is then the same model under any name.
     """
-    from stm.checkpoint.official import read  # not part of the runtime
+    from stm.checkpoint.beside import labels_beside  # none of these are part of the runtime
+    from stm.checkpoint.official import read
     from stm.data.labels import imagenet
 
     device = pick(options.device)
@@ -207,12 +213,13 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
         name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
     }
     checkpoint = read(path, **asked, repo=source.repo)
+    labels = labels_beside(path, checkpoint.num_classes)
     config = Config(
         model=checkpoint.model,
         num_classes=checkpoint.num_classes,
         schedule=dense_schedule(checkpoint.model),
         preprocessing=checkpoint.preprocessing,
-        label_names=imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None,
+        label_names=labels or (imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None),
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
@@ -244,9 +251,15 @@ def _from_hub_file(
     options: ModelOptions,
     on_progress: OnProgress | None,
 ) -> ViM:
+    from stm.checkpoint.file import shards
+    from stm.checkpoint.names import INDEX
     from stm.hub.fetch import about, fetch
 
     fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
+    if file.endswith(INDEX):
+        for shard in shards(fetched.path):
+            name = str(PurePosixPath(file).with_name(shard))
+            fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
         repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license

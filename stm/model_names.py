@@ -86,6 +86,9 @@ def parse(model: str | os.PathLike[str], options: ModelOptions) -> ModelName:
         if _LINK.match(text):
             return _linked(text, options)
     path = Path(text)
+    if path.is_dir() and not artifact.is_model(path) and (file := _weights_in(path)) is not None:
+        options.refuse(text, "a folder", "file", "revision")
+        return File(file)
     if path.is_dir() or artifact.is_model(path):
         options.refuse(text, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
         return Folder(path)
@@ -103,6 +106,16 @@ def parse(model: str | os.PathLike[str], options: ModelOptions) -> ModelName:
             " user/name",
         )
     return File(path)
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """Return the one file of weights in a folder that a trainer left; None if there is none or several."""
+    from stm.checkpoint.names import weights_among  # not part of the runtime
+
+    if (folder / artifact.WEIGHTS).exists() and not (folder / artifact.CONFIG).exists():
+        return None  # what is left of a folder of ours
+    found = weights_among(sorted(each.name for each in folder.iterdir() if each.is_file()))
+    return folder / found[0] if len(found) == 1 else None
 
 
 def _linked(text: str, options: ModelOptions) -> ModelName:

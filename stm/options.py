@@ -17,7 +17,17 @@ from stm.errors import UsageError, check_choice
 from stm.recipe import PRESET_NAMES
 
 # How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
-CHECKPOINT_OPTIONS = ("image_size", "class_token", "divide_out", "ema", "mean", "std", "crop_ratio", "interpolation")
+CHECKPOINT_OPTIONS = (
+    "image_size",
+    "class_token",
+    "divide_out",
+    "ema",
+    "weights_key",
+    "mean",
+    "std",
+    "crop_ratio",
+    "interpolation",
+)
 _EITHER = {"divide_out": ("--divide-out", "--no-divide-out"), "span_conv": ("--span-conv", "--plain-conv")}
 
 
@@ -69,8 +79,8 @@ class ModelOptions(_Group):
 
     Args:
         file, revision, token: of a Hub repository.
-        image_size, class_token, divide_out, ema, mean, std, crop_ratio, interpolation: of a checkpoint; see
-            `stm.load_checkpoint`.
+        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
+            see `stm.load_checkpoint`.
         device, dtype, backend: see `stm.load`.
     """
 
@@ -81,6 +91,7 @@ class ModelOptions(_Group):
     class_token: str | None = None
     divide_out: bool | None = None
     ema: bool = False
+    weights_key: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_ratio: float | None = None

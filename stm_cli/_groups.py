@@ -43,6 +43,7 @@ from stm_cli._options import (
     Token,
     TokensPerSide,
     Weights,
+    WeightsKey,
 )
 
 
@@ -106,6 +107,7 @@ class Source:
     class_token: ClassToken = None
     divide_out: DivideOut = None
     ema: Ema = False
+    weights_key: WeightsKey = None
     mean: Mean = None
     std: Std = None
     crop_ratio: CropRatio = None

@@ -356,6 +356,10 @@ DivideOut = Annotated[
     _option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
 ]
 Ema = Annotated[bool, _option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
+WeightsKey = Annotated[
+    str | None,
+    _option("--weights-key", SOURCE, "Where the weights are, if a checkpoint holds several, such as teacher.", "KEY"),
+]
 Mean = Annotated[
     Sequence[float] | None,
     _option("--mean", SOURCE, "Of images in 0 to 1: a number, or one per channel.", "M,...", parser=_list(_number)),

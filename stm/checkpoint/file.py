@@ -1,9 +1,9 @@
 """Read a file of weights without running anything in it.
 
 Pickles go through PyTorch's restricted unpickler and nothing else. It may build the tensor types of its own list, and
-what `_ALLOWED` below adds. Before anything is built, the sizes that a pickle claims are compared with the size of its
-file (`stm.checkpoint.claims`). Zip files and safetensors are mapped, not read, so that only the tensors that are used
-cost memory.
+what `_ALLOWED` below adds. Other names become inert stand-ins (`stm.checkpoint.inert`), or are refused. Before anything
+is built, the sizes that a pickle claims are compared with the size of its file (`stm.checkpoint.claims`). Zip files and
+safetensors are mapped, not read, so that only the tensors that are used cost memory.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import hashlib
 import io
+import json
 import mmap
 import pathlib
 import re
@@ -18,13 +19,15 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
 from stm.checkpoint.claims import Claim, Reader
+from stm.checkpoint.inert import Inert, is_forbidden, plain_dict, plain_list, renamed
+from stm.checkpoint.names import INDEX
 from stm.errors import CheckpointError, check_name, listed
 
 _DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the source's"
@@ -55,11 +58,27 @@ _ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
     ),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (np.dtype, "numpy.dtype"),
+    (plain_dict, "collections.defaultdict"),
+    (plain_list, "collections.deque"),
     *((type(np.dtype(code)), f"numpy.dtypes.{type(np.dtype(code)).__name__}") for code in "?bBhHiIlLqQefd"),
 )
 
 
-def load(path: Path) -> Any:
+class Loaded(NamedTuple):
+    """What a checkpoint file holds.
+
+    Args:
+        document: whatever was saved, or a dict of tensors for safetensors.
+        inert: the names in the pickle that an `Inert` stands for.
+        unsafe: the error to raise if the weights are not found without those.
+    """
+
+    document: Any
+    inert: tuple[str, ...] = ()
+    unsafe: CheckpointError | None = None
+
+
+def load(path: Path) -> Loaded:
     """Return the object that a checkpoint file holds: whatever was saved, or a dict of tensors for safetensors.
 
     Its tensors may be views of the mapped file. Copy those that are kept, and drop the rest.
@@ -69,9 +88,11 @@ def load(path: Path) -> Any:
     """
     try:
         head = _head(path)
+        if path.name.endswith(INDEX):
+            return Loaded(_load_shards(path))
         # By the first bytes, because names lie: .bin, .pt and .pth are each used for several of these formats.
         if 2 <= int.from_bytes(head[:8], "little") <= 100_000_000 and head[8:9] == b"{":
-            return _load_safetensors(path)
+            return Loaded(_load_safetensors(path))
         if head.startswith(b"PK\x03\x04"):
             return _load_zip(path)
         if head.startswith(b"\x80"):
@@ -82,7 +103,51 @@ def load(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file. The file is read in pieces, so that its size does not matter."""
+    """Return the SHA-256 of a file, read in pieces; of an index, that of the digests of it and of its shards."""
+    if path.name.endswith(INDEX):
+        parts = [path, *(path.with_name(name) for name in shards(path))]
+        return hashlib.sha256("".join(map(_digest, parts)).encode()).hexdigest()
+    return _digest(path)
+
+
+def shards(index: Path) -> list[str]:
+    """Return the names of the files that an index of safetensors names, which lie beside it.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file elsewhere.
+    """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        document = json.loads(index.read_bytes())
+        weights = document["weight_map"]
+        names = {str(tensor): shard for tensor, shard in weights.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors: it has no weight_map", _WHAT) from error
+    for shard in names.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index} names the shard {shard!r}, expected a safetensors file beside it", _WHAT)
+    return names
+
+
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor that an index names, each from the shard that the index says."""
+    weights = _weight_map(index)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weights.values())):
+        path = index.with_name(shard)
+        _head(path)
+        held = _load_safetensors(path)
+        wanted = [name for name, where in weights.items() if where == shard]
+        if missing := [name for name in wanted if name not in held]:
+            raise CheckpointError(f"{path} lacks {listed(missing)}, which {index.name} says it has", _DOWNLOAD_AGAIN)
+        tensors |= {name: held[name] for name in wanted}
+    return tensors
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -139,7 +204,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is cut off or damaged: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
 
 
-def _load_zip(path: Path) -> Any:
+def _load_zip(path: Path) -> Loaded:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -163,7 +228,7 @@ def _load_zip(path: Path) -> Any:
     return _load_pickle(path, unpacked, archive=True, mapped=stored)
 
 
-def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
+def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loaded:
     """Return what torch loads from a file of `held` unpacked bytes, after the claims of its pickles were checked."""
     reader = Reader(held)
     try:
@@ -178,13 +243,19 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint of torch.save: {_DAMAGED}", _DOWNLOAD_AGAIN
         ) from error
+    unknown = _unknown(reader.names)
+    if forbidden := [name for name in unknown if is_forbidden(name) or is_forbidden(renamed(name))]:
+        raise _unsafe(path, forbidden)
     known = set(torch.serialization.get_safe_globals())
     # Only entries that the caller does not have: when the context ends, torch removes every entry that it was given.
     ours: list[_Buildable] = [pair for pair in _ALLOWED if pair not in known]
+    named = {each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}" for each in known}
+    inert = tuple(name for name in unknown if not {name, renamed(name)} & named)
+    ours += [(Inert, each) for name in inert for each in {name, renamed(name)}]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            document = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged bytes make the unpickler raise anything at all
@@ -194,6 +265,7 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Any:
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint of torch.save: {what}", _DOWNLOAD_AGAIN
             ) from error
+    return Loaded(document, inert, _unsafe(path, list(inert)) if inert else None)
 
 
 def _too_much(path: Path, size: int, claimed: str) -> CheckpointError:
@@ -211,7 +283,7 @@ def _unsafe(path: Path, wanted: list[str]) -> CheckpointError:
     return CheckpointError(
         f"{path} wants {names}, which is neither a tensor nor a plain setting: reading it would run code, so it was not"
         " read",
-        "ask its author for the state dict alone: torch.save(model.state_dict(), FILE)",
+        "if it is yours, save the state dict alone: torch.save(model.state_dict(), FILE); else ask its author for that",
     )
 
 

@@ -34,6 +34,23 @@ _OFFICIAL_SIZE = 224
 _RUNS = "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions"
 # Signs of other models, each with the model in words, so that the message says more than which tensors are missing.
 _REFUSED = (
+    (
+        r"(decode_head|auxiliary_head|sem_seg_head|roi_heads?|rpn_head|bbox_head|mask_head|proposal_generator)\.",
+        "a segmentation or detection checkpoint, of which a ViM may be the backbone: it does not classify images",
+    ),
+    (r"levels\.\d+\.blocks\.\d+\.", "a MambaVision: a hybrid of convolutions, scans and attention"),
+    (r"layers\.\d+\.mixer\.(multi_scan|\w+_[0-9](\.|$))", "a LocalVim: it scans windows in several orders"),
+    (r"(layers|blocks)\.\d+\.(\w+\.)?direction_\w+", "a PlainMamba: its scans are two-dimensional"),
+    (
+        r"layers\.\d+\.blocks\.\d+\.|(.*\.)?A_logs$",
+        "of VMamba's family (VMamba, EfficientVMamba): its scans are two-dimensional",
+    ),
+    (r"(layers|blocks)\.\d+\.mixer\.(layer)?norm\.", "a FastVim or another ViM with a norm inside its mixers"),
+    (r"(layers|blocks)\.\d+\.mlp\d?\.", "an Adventurer or another Mamba with an MLP in its blocks"),
+    (
+        r"to_patch_embedding\.|layers\.\d+\.(forward_conv1d|backward_conv1d|ssm)\.",
+        "another project's VisionMamba: its blocks are not those of hustvl/Vim",
+    ),
     (r"blocks\.\d+\.attn\.", "a vision transformer (DeiT, ViT): its blocks hold attention"),
     (r"layers\.\d+\.mixer\.conv1d_weight", "the weights file of a folder that stm wrote: give the folder"),
     (r"rope\.|(.*\.)?freqs(_cos|_sin)?", "a ViM with rotary position embeddings (RoPE)"),
@@ -142,7 +159,7 @@ def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ..
 
 def _refuse_variants(where: str, names: Collection[str]) -> None:
     for pattern, what in _REFUSED:
-        if sign := next((name for name in names if re.fullmatch(pattern + ".*", name)), None):
+        if sign := next((name for name in names if re.fullmatch(rf"(.*\.)?({pattern}).*", name)), None):
             raise CheckpointError(f"{where} is {what} ({sign})", _RUNS)
     for pattern, needed, what in _NEEDED:
         if not any(re.fullmatch(pattern, name) for name in names):

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from stm.artifact.tensors import dtype_name
 from stm.checkpoint import file as checkpoint_file
+from stm.checkpoint.find import choose, find, largest, settings
 from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
 from stm.config import ModelConfig, Preprocess
 from stm.errors import CheckpointError, UsageError, listed
 
 _STATES = ("model", "state_dict")
-_AVERAGES = ("model_ema", "state_dict_ema")
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -53,6 +52,7 @@ def read(
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
+    weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
@@ -65,6 +65,7 @@ def read(
         image_size, class_token, divide_out: properties that the tensors do not show; these arguments win over the
             file's settings and its name.
         ema: take the averaged weights (`model_ema`).
+        weights_key: where the weights are, if the file holds several: `teacher`, `model_ema.module`.
         mean, std, crop_ratio, interpolation: of the preprocessing; they win over the file's settings.
         repo: the file's repository on the Hub; its name is read too, after the file's.
 
@@ -84,7 +85,7 @@ def read(
         interpolation=interpolation,
         **colours,
     )
-    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema)
+    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema, weights_key)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     inferred = infer(where, shapes, Stored.of(document, path.name, repo), asked)
     other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
@@ -157,48 +158,45 @@ def _names(depth: int) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def _state_dict(where: str, document: Any, ema: bool) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
-    """Return a checkpoint's weights, the settings beside them (None: there are none), and a note on ignored weights."""
+def _state_dict(
+    where: str, loaded: checkpoint_file.Loaded, ema: bool, key: str | None
+) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
+    """Return a checkpoint's weights, the settings beside them (None: there are none), and notes on where they were."""
+    document = loaded.document
+    if found := find(where, document):
+        one, notes = choose(where, found, document, ema=ema, key=key)
+        if one.question is not None:
+            raise CheckpointError(f"{where} holds {one.question}", "save the model with the head that classifies alone")
+        nested = next((name for name, value in one.state.items() if value.is_nested), None)
+        if nested is not None:
+            raise CheckpointError(f"{where}: {listed([repr(nested)])} is a nested tensor, expected a tensor")
+        if loaded.inert:
+            notes += (f"left out, as neither tensors nor plain settings: values of {listed(loaded.inert)}",)
+        return dict(one.state), settings(document, one.holder), notes
+    # No ViM at all. The largest state dict tells best what the file is instead.
+    if other := largest(where, document):
+        return dict(other), None, ()
+    raise loaded.unsafe or _no_state(where, document)
+
+
+def _no_state(where: str, document: Any) -> CheckpointError:
+    """Return the error for a document that holds no state dict."""
     if not isinstance(document, dict):
-        raise CheckpointError(
+        return CheckpointError(
             f"{where} holds a {type(document).__name__}, expected a state dict, or a dict with one under 'model'"
         )
-    # Trainers put the weights under one of these keys; without any of them, the document is itself the state dict.
-    held = {key: document[key] for key in (*_STATES, *_AVERAGES) if isinstance(document.get(key), dict)}
-    key = next((key for key in (_AVERAGES if ema else _STATES) if key in held), None)
-    if ema and key is None:
-        raise CheckpointError(
-            f"{where} holds no averaged weights (model_ema), only {listed(map(repr, document))}",
-            "read it without --ema",
-        )
-    if key is None and held:
-        raise CheckpointError(
-            f"{where} holds {listed(map(repr, document))}, but no 'model'", "read its averaged weights: --ema"
-        )
-    state = document if key is None else held[key]
-    for prefix in _WRAPPERS * 2:  # twice, as either wrapper may be around the other
-        if state and all(isinstance(name, str) and name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    if not state:
-        raise CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
-    # A nested tensor has no shape to check.
+    key = next((key for key in _STATES if isinstance(document.get(key), dict)), None)
+    state = document if key is None else document[key]
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_nested:
             kind = "nested tensor" if isinstance(value, Tensor) and value.is_nested else type(value).__name__
             what = (
                 f"is a {kind}, expected a tensor" if isinstance(name, str) else "is the name of a tensor, expected text"
             )
-            raise CheckpointError(f"{where}: {listed([repr(name)])} {what}", f"it holds {listed(map(repr, state))}")
-    ignored: tuple[str, ...] = ()
-    if not ema and any(name in held for name in _AVERAGES):
-        ignored = ("the file also holds averaged weights (model_ema): --ema takes those",)
-    # A bare state dict has no settings beside it: everything in it is a tensor of the model.
-    settings = (
-        {name: value for name, value in document.items() if not isinstance(value, Tensor) and name not in held}
-        if key
-        else None
-    )
-    return dict(state), settings, ignored
+            return CheckpointError(f"{where}: {listed([repr(name)])} {what}", f"it holds {listed(map(repr, state))}")
+    if state:
+        return CheckpointError(f"{where} is not a ViM: it holds {listed(map(repr, state))}")
+    return CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
 
 
 def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:

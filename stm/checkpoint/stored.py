@@ -20,7 +20,10 @@ Settings = Mapping[str, Any]
 
 OWN = "the file's own arguments"
 # Where trainers keep settings, the nearest first.
-_HELD = ("args", "config", "model_args", "pretrained_cfg", "default_cfg")
+_HELD = (
+    *("args", "config", "model_args", "pretrained_cfg", "default_cfg"),
+    *("hyper_parameters", "hparams", "model_config", "cfg", "opt", "opts"),
+)
 _BUILDERS = ("model", "arch", "model_name", "architecture")
 _PIXELS = 10**5  # per side: a larger number in settings or a name is no image size
 

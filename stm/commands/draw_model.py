@@ -32,6 +32,7 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         "file",
         "revision",
         "ema",
+        "weights_key",
         "mean",
         "std",
         "crop_ratio",

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stm.checkpoint.names import ENDINGS, weights_among
 from stm.errors import HubError, listed
 from stm.hub.errors import Request, check_token, translate_errors
 from stm.progress import OnProgress, Progress
-
-CHECKPOINTS = (".pth", ".pt", ".bin", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -142,11 +141,11 @@ def only_checkpoint(repo: str, names: list[str]) -> str:
     Raises:
         HubError: there is none, or there are several.
     """
-    checkpoints = [name for name in names if name.lower().endswith(CHECKPOINTS)]
+    checkpoints = weights_among(names)
     if not checkpoints:
         only = f"only {listed(names)}" if names else "nor any other file"
         raise HubError(
-            f"{repo} holds no checkpoint ({', '.join(CHECKPOINTS)}), {only}",
+            f"{repo} holds no checkpoint ({', '.join(ENDINGS)}), {only}",
             "check the name, or name a file: --file NAME",
         )
     # Never a guess among several: official repositories hold a base model and a fine-tuned one.

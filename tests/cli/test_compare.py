@@ -32,6 +32,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "crop_ratio": ("--crop-ratio", "0.7"),
     "interpolation": ("--interpolation", "nearest"),
     "ema": ("--ema",),
+    "weights_key": ("--weights-key", "model"),
     "device": ("--device", "wish"),
     "dtype": ("--dtype", "bfloat16"),
     "backend": ("--backend", "reference"),

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "revision",
     "token",
     "ema",
+    "weights_key",
     "seed",
     "batch_size",
     "no_cache",

@@ -55,6 +55,7 @@ COMPRESS = {
     "class_token": Case(("--class-token", "head")),
     "divide_out": Case(("--no-divide-out",)),
     "ema": Case(("--ema",)),
+    "weights_key": Case(("--weights-key", "model_ema")),
     "mean": Case(("--mean", "0.5")),
     "std": Case(("--std", "0.5,0.5,0.4")),
     "crop_ratio": Case(("--crop-ratio", "0.7")),
@@ -68,7 +69,7 @@ SOURCES = ("image_size", "class_token", "device", "dtype", "backend")
 EVAL = {
     "data": Case(("--data", "OTHER")),
     "records": Case(("--records", "records.csv")),
-    **{name: COMPRESS[name] for name in ("limit", "divide_out", "ema", *IMAGES, *SOURCES)},
+    **{name: COMPRESS[name] for name in ("limit", "divide_out", "ema", "weights_key", *IMAGES, *SOURCES)},
 }
 # What the clock says is left out of the comparison: it is never the same twice.
 BENCH = {
@@ -89,7 +90,7 @@ PLAN = {
     "seconds": Case(("--seconds", "9")),
     "timed": Case(("--batch-size", "2")),
     **{name: BENCH[name] for name in ("threads", "rounds")},
-    **{name: COMPRESS[name] for name in ("method", "schedule", "divide_out", "ema", *IMAGES, *SOURCES)},
+    **{name: COMPRESS[name] for name in ("method", "schedule", "divide_out", "ema", "weights_key", *IMAGES, *SOURCES)},
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
@@ -103,7 +104,7 @@ def test_every_option_is_here() -> None:
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
     assert (
         set(inspect.signature(stm_cli.bench.run).parameters)
-        <= BENCH.keys() | {"divide_out", "ema", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
+        <= BENCH.keys() | {"divide_out", "ema", "weights_key", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
     )
     assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()

@@ -50,6 +50,7 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "crop_ratio": (("--crop-ratio", "0.9"), 0.9),
     "interpolation": (("--interpolation", "nearest"), "nearest"),
     "ema": (("--ema",), True),
+    "weights_key": (("--weights-key", "model"), "model"),
     "device": (("--device", "cpu"), "cpu"),
     "dtype": (("--dtype", "bfloat16"), "bfloat16"),
     "backend": (("--backend", "reference"), "reference"),

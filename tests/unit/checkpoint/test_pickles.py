@@ -2,10 +2,18 @@
 runs."""
 
 import argparse
+import collections
+import datetime
+import decimal
+import enum
+import functools
+import importlib
 import io
 import pathlib
 import pickle
+import sys
 import types
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -168,3 +176,142 @@ def test_reading_prints_nothing_and_leaves_the_file(capfd: pytest.CaptureFixture
     read(MINI)
     assert capfd.readouterr() == ("", "")
     assert (MINI.stat().st_mtime_ns, MINI.stat().st_size) == (before.st_mtime_ns, before.st_size)
+
+
+def honest() -> dict[str, Any]:
+    """What trainers leave beside the weights: of numpy, the standard library and a config's own classes."""
+    return {
+        "array": np.arange(6.0).reshape(2, 3),
+        "rng": np.random.RandomState(0).get_state(),
+        "when": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        "lasted": datetime.timedelta(1),
+        "counts": collections.defaultdict(int, {"a": 1}),
+        "history": collections.defaultdict(list, {"loss": [1.0]}),
+        "recent": collections.deque([1.0, 2.0], maxlen=5),
+        "ordered": collections.OrderedDict(a=1),
+        "norm": functools.partial(Config, eps=1e-5),
+        "config": Config(a=Config(b=[1, 2])),
+        "listed": Config(a=[Config()]),
+        "plain": Plain(),
+        "kind": Kind.A,
+        "class": Plain,
+        "number": decimal.Decimal("1.5"),
+        "id": uuid.UUID(int=1),
+    }
+
+
+class Config(dict):  # type: ignore[type-arg]
+    """As yacs, easydict and mmcv have it: a dict with attributes."""
+
+    def __init__(self, *args: Any, **items: Any) -> None:
+        super().__init__(*args, **items)
+        self.__dict__["frozen"] = True
+
+
+class Plain:
+    """As omegaconf has it: an object with a state."""
+
+    def __init__(self) -> None:
+        self.content = {"a": 1}
+
+
+class Kind(enum.Enum):
+    A = 1
+
+
+@pytest.mark.parametrize("name", honest())
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_honest_trainers_leave_is_left_out(state: State, tmp_path: Path, name: str, zipped: bool) -> None:
+    content = {"model": state, name: honest()[name], "args": argparse.Namespace(input_size=64, model=OFFICIAL)}
+    path = save(tmp_path / "x.pth", content, _use_new_zipfile_serialization=zipped)
+    got = read(path)
+    assert torch.equal(got.tensors["norm_f.weight"], state["norm_f.weight"])
+    assert got.model.image_size == 64
+
+
+def test_what_is_left_out_is_listed(state: State, tmp_path: Path) -> None:
+    path = save(tmp_path / "x_midclstok.pth", {"model": state, "when": datetime.date(2026, 1, 1)})
+    assert any("datetime.date" in note for note in read(path, image_size=64).notes)
+
+
+@pytest.mark.parametrize("module", ["honest_module", "unlikely.to.exist"])
+def test_nothing_is_imported_or_called(state: State, tmp_path: Path, module: str, monkeypatch: Any) -> None:
+    """A module of that name lies where Python would find it, and leaves a mark if anything in it runs."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    mark = tmp_path / "imported"
+    source = f"open({str(mark)!r}, 'w')\ndef make(*a): open({str(mark)!r}, 'w')\n"
+    (folder / "honest_module.py").write_text(source)
+    monkeypatch.syspath_prepend(str(folder))
+    base = save(tmp_path / "base.pth", state)
+    content = {"stored": Renamed(module, "make", "x"), "deep": [Renamed(module, "Make.inner", Renamed(module, "x"))]}
+    before = set(sys.modules)
+    refused(repickled(base, tmp_path / "x.pth", {"model": {}, **content}), f"wants {module}.make")
+    assert not mark.exists() and module not in set(sys.modules) - before
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        Renamed("numpy.core.multiarray", "_reconstruct", 1),
+        Renamed("somebody.models", "build"),
+    ],
+    ids=["numpy", "model"],
+)
+@pytest.mark.parametrize("place", ["model", "cls_token", "layers.0.mixer.A_log"])
+def test_a_value_made_of_an_unknown_name_is_never_a_weight(tmp_path: Path, stored: Renamed, place: str) -> None:
+    content = {"model": stored} if place == "model" else {"model": {place: stored}}
+    refused(repickled(save(tmp_path / "base.pth", {}), tmp_path / "x.pth", content), f"wants {stored.module}")
+
+
+def test_weights_inside_an_unknown_container_are_not_taken(state: State, tmp_path: Path) -> None:
+    refused(save(tmp_path / "x_midclstok.pth", {"model": Config(state)}), "wants ", "Config", image_size=64)
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"cmod\nName\n)R(U\x01ad.",  # no such opcode there
+        b"cmod\nName\n)R)R.",  # what a stand-in made is called
+        b"cmod\nName\n)R]a.",  # it is appended to
+        b"cmod\nName\n)RcC\nD\nb.",  # its state is a class
+        b"cmod\nName\n(U\x07storagecmod\nX\nU\x010U\x03cpuK\x01tQ.",  # it is the type of a storage
+        b"ctorch._utils\n_rebuild_parameter\n(cmod\nName\n\x89N}tR.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(cmod\nName\ncmod\nT\n)}tR.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(cmod\nName\n)RK\x00)))\x89}tR.",
+    ],
+)
+def test_stand_ins_in_places_where_no_pickler_puts_one(tmp_path: Path, opcodes: bytes) -> None:
+    base = save(tmp_path / "base.pth", {})
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(base) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"\x80\x02" + opcodes if name.endswith("/data.pkl") else old.read(name))
+    refused(path, "wants mod.Name")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("os", "system"),
+        ("subprocess", "Popen"),
+        ("builtins", "exec"),
+        ("operator", "attrgetter"),
+        ("runpy", "run_path"),
+    ],
+)
+def test_what_could_run_something_is_refused_beside_good_weights_too(
+    state: State, tmp_path: Path, module: str, name: str
+) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return getattr(importlib.import_module(module), name), ("1",)
+
+    path = save(tmp_path / "x_midclstok.pth", {"model": state, "x": Payload()})
+    refused(path, "wants ", name, "not read", image_size=64)
+
+
+def test_the_stand_ins_names_are_taken_back(state: State, tmp_path: Path) -> None:
+    before = set(torch.serialization.get_safe_globals())
+    read(save(tmp_path / "x_midclstok.pth", {"model": state, "x": Plain()}), image_size=64)
+    assert set(torch.serialization.get_safe_globals()) == before

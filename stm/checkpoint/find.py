@@ -1,0 +1,271 @@
+"""Find every ViM in what a checkpoint file holds, whatever wraps it, and choose one.
+
+One rule stands in place of a list of containers and prefixes: a ViM is where `P + layers.0.mixer.A_log` is, for any P.
+P is a path through dicts and lists, a prefix of the names in a state dict, or both.
+"""
+
+import argparse
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from stm.checkpoint.heads import Head, find_head
+from stm.checkpoint.infer import official_shapes
+from stm.config import ModelConfig
+from stm.errors import CheckpointError, listed
+
+_DEEPEST, _MOST = 12, 500_000  # containers in containers, and values: honest files have 5 and some 10,000
+_MANY = 32  # ViMs in one file
+_SIGN = re.compile(r"(?:(.*)\.)?((?:layers|blocks)\.0\.mixer\.A_log)", re.DOTALL)
+# Ports that only renamed the tensors (the port to transformers): from a name's pattern to the official name.
+_RENAMES = ((r"blocks\.(\d+)\.(.+)", r"layers.\1.\2"), (r"norm\.weight", "norm_f.weight"))
+_AVERAGED = re.compile(r"(.*_)?(ema|avg|averaged?|swa|shadow)(_?(model|params|weights|state|net|network|dict))*")
+_MEASURES = "acc|accuracy|metrics?|loss|auroc|auc|f1|confmat|precision|recall"
+# What trainers keep among a model's tensors and no model computes with. The rest that is unknown is refused by name.
+_DROPPED = re.compile(
+    r"(.*\.)?(total_ops|total_params|n_averaged|num_updates|ema_decay)"
+    rf"|(\w*optim(izer)?s?|(\w+_)?(criterion|loss_fn|loss_func|{_MEASURES})|(train|val|valid|test)_({_MEASURES})\w*"
+    r"|mixup|cutmix|aug|augment\w*|normali[sz]e\w*|transforms?|\w*logger|scaler|\w*scheduler)(\..*)?",
+    re.DOTALL,
+)
+_USUAL = (
+    ".",
+    *(  # where most trainers have the weights: no word about those
+        ".".join(parts)
+        for outer in ((), ("model",), ("state_dict",))
+        for inner in ((), ("module",), ("_orig_mod",), ("module", "_orig_mod"), ("_orig_mod", "module"))
+        if (parts := (*outer, *inner))
+    ),
+)
+Path = tuple[str, ...]
+
+
+class _Leaf(NamedTuple):
+    holder: Path
+    key: str
+    value: Tensor
+
+    @property
+    def name(self) -> str:
+        return ".".join((*self.holder, self.key))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A ViM in a document.
+
+    Args:
+        key: the way to it, as messages and `--weights-key` name it: `model_ema.module`; "." is the document itself.
+        state: its tensors by official names. What is unknown stays under its own name, and is refused later.
+        holder: the path of the dict that holds it.
+        notes: sentences about its head, and about what was left out.
+        averaged: whether its way says that it is an average of the training's steps.
+        missing: official names that it lacks.
+        question: in words, if its head is one of several layers.
+    """
+
+    key: str
+    state: dict[str, Tensor]
+    holder: Path
+    notes: tuple[str, ...]
+    averaged: bool
+    missing: tuple[str, ...]
+    question: str | None
+
+
+def find(where: str, document: Any) -> list[Found]:
+    """Return every ViM in a document, complete or not, in the document's order.
+
+    Raises:
+        CheckpointError: the document is deeper or larger than any checkpoint, or a name in it has no single meaning.
+    """
+    leaves = list(_leaves(where, document))
+    signs = [(leaf, match) for leaf in leaves if (match := _SIGN.fullmatch(leaf.name))]
+    if len(signs) > _MANY:
+        raise CheckpointError(f"{where} holds {len(signs)} ViMs, expected one", "save the state dict of one alone")
+    prefixes = [f"{match[1]}." if match[1] else "" for _, match in signs]
+    return [_found(where, leaf, prefix, prefixes, leaves) for (leaf, _), prefix in zip(signs, prefixes, strict=True)]
+
+
+def choose(
+    where: str, found: list[Found], document: Any, *, ema: bool, key: str | None
+) -> tuple[Found, tuple[str, ...]]:
+    """Return the ViM that was asked for, or else the only one, and sentences about where it came from.
+
+    Raises:
+        CheckpointError: there are several and nothing says which; or none is what was asked for.
+    """
+    whole = [each for each in found if not each.missing] or found
+    keys = listed(repr(each.key) for each in whole)
+    if key is not None:
+        chosen = [each for each in found if each.key == key]
+        if not chosen:
+            raise CheckpointError(
+                f"{where} holds no ViM under {key!r}, but under {keys}", f"--weights-key {whole[0].key}"
+            )
+        return chosen[0], (f"the weights are those under {listed([repr(key)])}, as asked", *chosen[0].notes)
+    averaged, plain = [each for each in whole if each.averaged], [each for each in whole if not each.averaged]
+    if ema and not averaged:
+        held = listed(map(repr, document)) if isinstance(document, dict) else keys
+        raise CheckpointError(f"{where} holds no averaged weights (model_ema), only {held}", "read it without --ema")
+    pool = _different(averaged if ema or not plain else plain)
+    if len(pool) > 1:
+        names = listed(repr(each.key) for each in pool)
+        raise CheckpointError(f"{where} holds {len(pool)} ViMs: {names}", f"name one: --weights-key {pool[0].key}")
+    one, notes = pool[0], []
+    if one.key not in _USUAL and not ema:
+        notes.append(f"the weights are those under {listed([repr(one.key)])}")
+    if plain and averaged and not ema:
+        notes.append(f"the file also holds averaged weights ({listed([averaged[0].key])}): --ema takes those")
+    return one, (*notes, *one.notes)
+
+
+def settings(document: Any, holder: Path) -> dict[str, Any] | None:
+    """Return what stands beside the weights in each dict on the way to them, the nearest value of a name first.
+
+    None if nothing but tensors does.
+    """
+    merged: dict[str, Any] = {}
+    at = document
+    for depth in range(len(holder) + 1):
+        inside = holder[depth] if depth < len(holder) else None
+        items = list(_items(at))
+        dicts = [at] if isinstance(at, dict) else [value for key, value in items if key != inside]
+        for each in dicts:
+            if isinstance(each, dict):
+                merged |= {
+                    name: value
+                    for name, value in each.items()
+                    if isinstance(name, str) and name != inside and not isinstance(value, Tensor)
+                }
+        at = dict(items).get(inside) if inside is not None else None
+    return merged or None
+
+
+def largest(where: str, document: Any) -> dict[str, Tensor]:
+    """Return the largest state dict in a document, to say what it is if it is no ViM; empty if there is none."""
+    holders: dict[Path, dict[str, Tensor]] = {}
+    for leaf in _leaves(where, document):
+        if not leaf.value.is_nested:
+            holders.setdefault(leaf.holder, {})[leaf.key] = leaf.value
+    named = [tensors for tensors in holders.values() if any("." in name for name in tensors)]
+    return max(named, key=len, default={})
+
+
+def _items(container: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(container, dict):
+        yield from ((str(key), value) for key, value in container.items() if isinstance(key, str | int))
+    elif isinstance(container, list | tuple):
+        yield from ((str(i), value) for i, value in enumerate(container))
+    elif isinstance(container, argparse.Namespace):
+        yield from ((key, value) for key, value in vars(container).items() if isinstance(key, str))
+
+
+def _leaves(where: str, document: Any) -> Iterator[_Leaf]:
+    """Yield the tensors of a document. A container that is in several places is followed in each, within bounds."""
+    seen = 0
+    waiting: list[tuple[Path, Any]] = [((), document)]
+    while waiting:
+        holder, container = waiting.pop()
+        inner = []
+        for key, value in _items(container):
+            seen += 1
+            if seen > _MOST:
+                raise CheckpointError(
+                    f"{where} holds more than {_MOST:,} values, expected a checkpoint", "save the state dict alone"
+                )
+            if isinstance(value, Tensor):
+                yield _Leaf(holder, key, value)
+            elif isinstance(value, dict | list | tuple | argparse.Namespace) and len(holder) < _DEEPEST:
+                inner.append(((*holder, key), value))
+        waiting += reversed(inner)
+
+
+def _found(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves: list[_Leaf]) -> Found:
+    # Modules within modules, a dict for each, are read like one dict of dotted names.
+    nested = len(".".join((*sign.holder, ""))) > len(prefix) and sign.holder != ()
+    holder = tuple(prefix.removesuffix(".").split(".")) if nested and prefix else () if nested else sign.holder
+    scope = ".".join((*holder, "")) if holder else ""
+    others = [each for each in prefixes if each != prefix and each.startswith(prefix)]
+    state, beside = {}, {}
+    for leaf in leaves:
+        if leaf.holder[: len(holder)] != holder or (not nested and leaf.holder != holder):
+            continue
+        name = leaf.name
+        if any(name.startswith(each) for each in others):
+            continue
+        if name.startswith(prefix):
+            state[name.removeprefix(prefix)] = leaf.value
+        elif not any(each != scope and name.startswith(each) for each in prefixes):
+            beside[name.removeprefix(scope)] = leaf.value
+    renamed = sign.name.endswith("blocks.0.mixer.A_log")
+    state = {_official(name) if renamed else name: value for name, value in state.items()}
+    dropped = sorted(name for name in state | beside if _is_dropped(name))
+    for name in dropped:
+        state.pop(name, None)
+        beside.pop(name, None)
+    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
+    expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
+    question, notes = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
+    if dropped:
+        notes += (f"left out, as the trainer's own: {listed(dropped)}",)
+    for name, value in beside.items():  # unknown, and refused by a name that is no tensor's of the ViM
+        state[name if name not in expected else f"beside it, {name}"] = value
+    key = prefix.removesuffix(".") or "."
+    missing = tuple(name for name in expected if name not in state)
+    return Found(key, state, holder, notes, any(map(_is_average, key.split("."))), missing, question)
+
+
+def _give_head(
+    state: dict[str, Tensor], beside: dict[str, Tensor], siblings: dict[str, Tensor], expected: Collection[str]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Move the head to its official names in `state`. Return a question if it is one of several, and notes."""
+    norm = next((state[name] for name in ("norm_f.weight", "layers.0.norm.weight") if name in state), None)
+    if norm is None or norm.is_nested or norm.ndim != 1:
+        return None, ()
+    trunk = {name for name in expected if not name.startswith("head.")}
+    head = find_head(norm.shape[0], {k: v for k, v in state.items() if k not in trunk}, beside, siblings)
+    if not isinstance(head, Head):
+        return head, ()
+    source = next(each for each in (state, beside, siblings) if head.names[0] in each)
+    for name in head.names:
+        source.pop(name)
+    state["head.weight"], state["head.bias"] = head.weight, head.bias
+    return None, head.notes
+
+
+def _is_dropped(name: str) -> bool:
+    return _DROPPED.fullmatch(name) is not None or ("." in name and _is_average(name.split(".")[0]))
+
+
+def _official(name: str) -> str:
+    for pattern, official in _RENAMES:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(official)
+    return name
+
+
+def _is_average(segment: str) -> bool:
+    return _AVERAGED.fullmatch(segment.lower()) is not None
+
+
+def _siblings(leaves: list[_Leaf], holder: Path, prefixes: list[str]) -> dict[str, Tensor]:
+    """Return the tensors of the dicts that stand beside the one of the weights: a trunk's head may have its own."""
+    found = {}
+    for leaf in leaves:
+        beside = len(leaf.holder) == len(holder) > 0 and leaf.holder[:-1] == holder[:-1] and leaf.holder != holder
+        name = ".".join((*leaf.holder[-1:], leaf.key))
+        if beside and not _is_dropped(name) and not any(each and leaf.name.startswith(each) for each in prefixes):
+            found[name] = leaf.value
+    return found
+
+
+def _different(found: list[Found]) -> list[Found]:
+    """Return the ViMs without those that are another one's own tensors under a second name."""
+    kept: dict[tuple[Any, ...], Found] = {}
+    for each in found:
+        kept.setdefault(tuple(sorted((name, id(value)) for name, value in each.state.items())), each)
+    return list(kept.values())
