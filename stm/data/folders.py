@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from stm.data.formats import SUFFIXES, check_file, is_image
 from stm.data.images import ImageFile, Sample
-from stm.data.labels import class_indices
+from stm.data.labels import SPLITS, NoLabels, class_indices, names_in_order
 from stm.errors import DataError, listed
 
 LABELS = "labels.csv"
@@ -36,10 +37,12 @@ class Found(NamedTuple):
         samples: its images.
         skipped: the names of files that were not taken for images. An image that a table leaves out is listed too, with
             a note beside its name.
+        names: the classes by index, if their sorted names decided the indices; see `names_in_order`.
     """
 
     samples: list[Sample]
     skipped: list[str]
+    names: tuple[str, ...] | None = None
 
 
 class _Files(NamedTuple):
@@ -75,22 +78,37 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
         sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(labelled)}"
         raise _no_labels(folder, sentence)
     if files:
-        raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels")
+        raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels", NoLabels)
     if not labelled:
         raise _no_labels(folder, f"{folder} holds no images{only(skipped)}")
-    indices = class_indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names)
-    return Found(
-        _sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped
+    names = names_in_order(labelled, classes, label_names)
+    try:
+        indices = _indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names, names)
+    except DataError as error:
+        raise _split_root(folder, sorted(labelled)) or error from error
+    samples = _sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images)
+    return Found(samples, skipped, names)
+
+
+def _indices(
+    where: dict[str, str], classes: int, label_names: Sequence[str] | None, names: tuple[str, ...] | None
+) -> dict[str, int]:
+    """Return the class of each name: its place among `names`, if their order decides."""
+    if names is not None:
+        return {name: index for index, name in enumerate(names)}
+    return class_indices(where, classes, label_names)
+
+
+def _split_root(folder: Path, names: list[str]) -> DataError | None:
+    """Return the error of a folder whose subfolders are parts of a set (train, val) and not classes."""
+    parts = [name for name in names if name.casefold() in SPLITS]
+    if not parts:
+        return None
+    best = min(parts, key=lambda name: (name.casefold().startswith("tr"), not name.casefold().startswith("val"), name))
+    return DataError(
+        f"{folder} holds the parts of a set, {listed(parts)}, expected one folder per class",
+        f"name one part: --data {shlex.quote(str(folder / best))}",
     )
-
-
-def has_labels(folder: Path) -> bool:
-    """Return whether a folder is there to be read with labels: not if all that it holds are images, side by side."""
-    if os.path.lexists(folder / LABELS):
-        return True
-    files, folders, _ = _contents(folder)
-    named = any(VALIDATION.fullmatch(file.name) for file in files)
-    return not files or named or any(_below(path, strict=False).images for path in folders)
 
 
 def unlabelled_folder(folder: Path) -> Found:
@@ -161,8 +179,8 @@ def only(skipped: Sequence[str]) -> str:
     return f", only {listed(skipped)}" if skipped else ""
 
 
-def _no_labels(folder: Path, sentence: str) -> DataError:
-    return DataError(
+def _no_labels(folder: Path, sentence: str, kind: type[DataError] = DataError) -> DataError:
+    return kind(
         sentence,
         f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder per class",
     )
@@ -186,7 +204,8 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
             raise DataError(f"{table} line {line}: {file} was labelled on line {lines[file]} already")
         lines[file] = line
         where.setdefault(label.strip(), f"{table} line {line} ({file})")
-    indices = class_indices(where, classes, label_names)
+    names = names_in_order(where, classes, label_names)
+    indices = _indices(where, classes, label_names, names)
     samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
     listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
     left = [
@@ -194,7 +213,7 @@ def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> 
         for name in _names(folder, _below(folder, strict=False).images)
         if os.path.normpath(name) not in listed_here
     ]
-    return Found(samples, [f"{name} (not in {LABELS})" for name in left])
+    return Found(samples, [f"{name} (not in {LABELS})" for name in left], names)
 
 
 def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
@@ -236,7 +255,7 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
         wnids = _from_kit(kit)
     else:
         sentence = f"{folder} holds {len(files)} of ImageNet's validation images and no labels"
-        raise DataError(
+        raise NoLabels(
             sentence, f"put Kaggle's {KAGGLE} or the development kit's {KIT[-1]} into {folder} or a folder above it"
         )
     source = table or kit
