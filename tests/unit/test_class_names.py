@@ -150,3 +150,40 @@ def test_eval_beside_the_dense_model_needs_no_labels(tmp_path):
     assert report.top1 is None and report.agreement is not None
     with pytest.raises(DataError, match="no labels"):
         evaluate(str(tmp_path / "dense"), images=images)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "image,class\na.png,2\nb.png,0\n"),
+        ("labels.csv", "id,breed,label\na,x,2\nb,y,0\n"),
+        ("labels.csv", "File Name;Label\na.png;2\nb.png;0\n"),
+        ("labels.tsv", "img\tfine_label\na.png\t2\nb.png\t0\n"),
+        ("metadata.csv", "file_name,label\na.png,2\nb.png,0\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": 2}\n\n{"file_name": "b.png", "label": 0}\n'),
+    ],
+)
+def test_a_table_under_any_header(tmp_path, name, text):
+    for file in ("a.png", "b.png"):
+        picture(tmp_path / file)
+    (tmp_path / name).write_text(text)
+    assert labels_of(opened(tmp_path)) == {"a.png": 2, "b.png": 0}
+
+
+def test_captions_are_no_labels(tmp_path):
+    folders(tmp_path, *BUSI)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nbenign/a b (1).png,a scan\n")
+    assert opened(tmp_path, 3).sorted_names == BUSI
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "{\n", '{"file_name": "a.png", "label": true}\n'])
+def test_json_lines_that_are_no_labels_are_refused_by_their_line(tmp_path, text):
+    (tmp_path / "metadata.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"metadata\.jsonl line 1"):
+        opened(tmp_path)
+
+
+def test_tiny_imagenets_validation_images(tmp_path):
+    picture(tmp_path / "images" / "val_0.JPEG")
+    (tmp_path / "val_annotations.txt").write_text("val_0.JPEG\tn01440764\t0\t32\t44\t62\n")
+    assert labels_of(opened(tmp_path, 1000)) == {"images/val_0.JPEG": 0}
