@@ -104,17 +104,22 @@ class OfSet:
     Args:
         skipped, skipped_files: files that were not taken for images: how many, and the names of the first few.
         fitted_on: images that decided the model's schedule, and so are in no number.
+        sorted_names: the classes by index, if the model has no names and their sorted order decided the indices.
     """
 
     skipped: int = 0
     skipped_files: tuple[str, ...] = ()
     fitted_on: int = 0
+    sorted_names: tuple[str, ...] = ()
 
     @property
     def skipped_notes(self) -> tuple[str, ...]:
-        """Return a sentence about the skipped files and one about the images of the fit, if there are any."""
+        """Return a sentence each about skipped files, images of the fit and classes by order, if there are any."""
         fitted = (f"{self.fitted_on:,} more images decided the schedule, and are in no number",)
-        return skipped_notes(self.skipped, self.skipped_files) + (fitted if self.fitted_on else ())
+        named = [f"{index} {name}" for index, name in enumerate(self.sorted_names)]
+        order = (f"the model names no classes, so those of the set were taken in sorted order: {listed(named)}",)
+        notes = skipped_notes(self.skipped, self.skipped_files) + (fitted if self.fitted_on else ())
+        return notes + (order if named else ())
 
 
 def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:

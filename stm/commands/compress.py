@@ -137,6 +137,8 @@ def compress(
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
+    if given is not None and given.sorted_names:  # from now on the model names its classes, and so does its folder
+        dense.config = dataclasses.replace(dense.config, label_names=given.sorted_names)
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)

@@ -50,9 +50,16 @@ def evaluate(
     # that is measured in another dtype is a copy.
     own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
-    samples = open_chosen(images, vim.config, token=source.token, world=world, on_progress=on_progress)
     # A dense model in the dtype of its file would be compared with itself.
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
+    samples = open_chosen(
+        images,
+        vim.config,
+        need_labels=dense is None,  # beside another model, agreement and KL need none
+        token=source.token,
+        world=world,
+        on_progress=on_progress,
+    )
     figures = assess(
         vim,
         samples,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from stm.data.folders import unlabelled_folder
 from stm.data.sets import from_files, iterate
 from stm.errors import DataError
 from stm.loading import open_model
@@ -28,7 +29,7 @@ def predict(
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`.
-        images: files.
+        images: files, and folders, of which all images in them and below are taken.
         batch_size: images per forward.
         workers: processes that decode images.
 
@@ -37,7 +38,7 @@ def predict(
     """
     vim = open_model(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
-    samples, predictions = from_files(images), []
+    samples, predictions = from_files(_files(images)), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
         # An image that cannot be read gets a prediction too, so that every file has exactly one.
         by_index = {
@@ -66,3 +67,12 @@ def predict(
     return PredictReport(
         command="predict", model=model, environment=environment_of(vim), predictions=tuple(predictions)
     )
+
+
+def _files(images: Sequence[str | Path]) -> list[Path]:
+    """Return the files that were named, with the images of each folder in its place."""
+    return [
+        Path(path) / name
+        for path in images
+        for name in ([sample.file for sample in unlabelled_folder(Path(path)).samples] if Path(path).is_dir() else [""])
+    ]

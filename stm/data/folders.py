@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,14 +13,14 @@ from typing import NamedTuple
 
 from stm.data.formats import SUFFIXES, check_file, is_image
 from stm.data.images import ImageFile, Sample
-from stm.data.labels import class_indices
+from stm.data.labels import SPLITS, NoLabels, class_indices, names_in_order
+from stm.data.tables import LABELS, TABLES, TINY, read_table, with_suffix
 from stm.errors import DataError, listed
 
-LABELS = "labels.csv"
 KAGGLE = "LOC_val_solution.csv"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
-TABLES = (LABELS, KAGGLE, GROUND_TRUTH, META)
+SEEN = (*TABLES, KAGGLE, GROUND_TRUTH, META)  # beside images, and no images that were left out
 COMMON = (".jpg", ".png", ".webp", ".tif")  # of the suffixes, for a hint
 # Where the development kit's files may be, seen from the folder or a parent of it.
 KIT = ("", "data", "ILSVRC2012_devkit_t12/data")
@@ -36,10 +37,12 @@ class Found(NamedTuple):
         samples: its images.
         skipped: the names of files that were not taken for images. An image that a table leaves out is listed too, with
             a note beside its name.
+        names: the classes by index, if their sorted names decided the indices; see `names_in_order`.
     """
 
     samples: list[Sample]
     skipped: list[str]
+    names: tuple[str, ...] | None = None
 
 
 class _Files(NamedTuple):
@@ -52,7 +55,7 @@ class _Files(NamedTuple):
 def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
     """Return the images of a folder with their labels, sorted by name.
 
-    The labels are those of `labels.csv` (header `filename,label`), if the folder has one. For ImageNet's validation
+    The labels are those of the folder's table, such as `labels.csv` (`stm.data.tables`). For ImageNet's validation
     images they are those of Kaggle's `LOC_val_solution.csv`, or of the development kit, in the folder or above it. Else
     each subfolder is a class. `stm.data.labels.class_indices` reads the names of classes, and
     `stm.data.formats.is_image` tells which files are images.
@@ -60,8 +63,14 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
     Raises:
         DataError: the folder cannot be read, has no images or no labels, or labels that are not classes of the model.
     """
-    if os.path.lexists(folder / LABELS):  # a link to nowhere is a table too, which cannot be read
-        return _from_csv(folder, classes, label_names)
+    # A link to nowhere is a table too, which cannot be read.
+    table = next((folder / name for name in TABLES if os.path.lexists(folder / name)), None)
+    if table is not None:
+        try:
+            return _from_table(folder, table, classes, label_names)
+        except NoLabels:  # captions and the like, beside folders that may be classes
+            if not table.name.startswith("metadata"):
+                raise
     files, folders, others = _contents(folder)
     if any(VALIDATION.fullmatch(file.name) for file in files):
         # Only the images in subfolders are reported: the other files there may be the development kit's.
@@ -75,22 +84,37 @@ def labelled_folder(folder: Path, classes: int, label_names: Sequence[str] | Non
         sentence = f"{folder} holds images such as {files[0].name} beside folders of images such as {min(labelled)}"
         raise _no_labels(folder, sentence)
     if files:
-        raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels")
+        raise _no_labels(folder, f"{folder} holds {len(files)} images and no labels", NoLabels)
     if not labelled:
         raise _no_labels(folder, f"{folder} holds no images{only(skipped)}")
-    indices = class_indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names)
-    return Found(
-        _sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images), skipped
+    names = names_in_order(labelled, classes, label_names)
+    try:
+        indices = _indices({name: str(folder / name) for name in sorted(labelled)}, classes, label_names, names)
+    except DataError as error:
+        raise _split_root(folder, sorted(labelled)) or error from error
+    samples = _sorted(_sample(folder, path, indices[name]) for name, images in labelled.items() for path in images)
+    return Found(samples, skipped, names)
+
+
+def _indices(
+    where: dict[str, str], classes: int, label_names: Sequence[str] | None, names: tuple[str, ...] | None
+) -> dict[str, int]:
+    """Return the class of each name: its place among `names`, if their order decides."""
+    if names is not None:
+        return {name: index for index, name in enumerate(names)}
+    return class_indices(where, classes, label_names)
+
+
+def _split_root(folder: Path, names: list[str]) -> DataError | None:
+    """Return the error of a folder whose subfolders are parts of a set (train, val) and not classes."""
+    parts = [name for name in names if name.casefold() in SPLITS]
+    if not parts:
+        return None
+    best = min(parts, key=lambda name: (name.casefold().startswith("tr"), not name.casefold().startswith("val"), name))
+    return DataError(
+        f"{folder} holds the parts of a set, {listed(parts)}, expected one folder per class",
+        f"name one part: --data {shlex.quote(str(folder / best))}",
     )
-
-
-def has_labels(folder: Path) -> bool:
-    """Return whether a folder is there to be read with labels: not if all that it holds are images, side by side."""
-    if os.path.lexists(folder / LABELS):
-        return True
-    files, folders, _ = _contents(folder)
-    named = any(VALIDATION.fullmatch(file.name) for file in files)
-    return not files or named or any(_below(path, strict=False).images for path in folders)
 
 
 def unlabelled_folder(folder: Path) -> Found:
@@ -153,7 +177,7 @@ def _names(folder: Path, paths: Iterable[Path]) -> list[str]:
 
 def _is_litter(path: Path) -> bool:
     named = {path.name.lower(), path.stem.lower()} & LITTER
-    return path.name in TABLES or (bool(named) and path.suffix.lower() not in SUFFIXES)
+    return path.name in SEEN or (bool(named) and path.suffix.lower() not in SUFFIXES)
 
 
 def only(skipped: Sequence[str]) -> str:
@@ -161,8 +185,8 @@ def only(skipped: Sequence[str]) -> str:
     return f", only {listed(skipped)}" if skipped else ""
 
 
-def _no_labels(folder: Path, sentence: str) -> DataError:
-    return DataError(
+def _no_labels(folder: Path, sentence: str, kind: type[DataError] = DataError) -> DataError:
+    return kind(
         sentence,
         f"add {folder / LABELS} with the header filename,label, or sort the images into one subfolder per class",
     )
@@ -171,30 +195,36 @@ def _no_labels(folder: Path, sentence: str) -> DataError:
 # labels.csv
 
 
-def _from_csv(folder: Path, classes: int, label_names: Sequence[str] | None) -> Found:
-    table = folder / LABELS
-    rows = _read_csv(table, ["filename", "label"])
+def _from_table(folder: Path, table: Path, classes: int, label_names: Sequence[str] | None) -> Found:
+    rows = read_table(table).rows
     if not rows:
         raise DataError(f"{table} labels no images")
+    # Tiny-ImageNet keeps the images of its table in a folder of their own.
+    inside = "images/" if table.name == TINY and (folder / "images").is_dir() else ""
     lines: dict[str, int] = {}
     where: dict[str, str] = {}
-    for line, (file, label) in rows.items():
+    files: list[tuple[str, str]] = []
+    for line, named, label in rows:
+        file = f"{inside}{named}"
         # A table from elsewhere must not name files outside its folder.
-        if not file or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-            raise DataError(f"{table} line {line}: {file!r} is not the name of a file in this folder")
+        if not named or PurePosixPath(named).is_absolute() or ".." in PurePosixPath(named).parts:
+            raise DataError(f"{table} line {line}: {named!r} is not the name of a file in this folder")
+        file = with_suffix(folder, file)
         if file in lines:
             raise DataError(f"{table} line {line}: {file} was labelled on line {lines[file]} already")
         lines[file] = line
+        files.append((file, label))
         where.setdefault(label.strip(), f"{table} line {line} ({file})")
-    indices = class_indices(where, classes, label_names)
-    samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in rows.values())
+    names = names_in_order(where, classes, label_names)
+    indices = _indices(where, classes, label_names, names)
+    samples = _sorted(Sample(file, indices[label.strip()], ImageFile(folder / file)) for file, label in files)
     listed_here = {os.path.normpath(file) for file in lines}  # `./a.png` is a.png
     left = [
         name
         for name in _names(folder, _below(folder, strict=False).images)
         if os.path.normpath(name) not in listed_here
     ]
-    return Found(samples, [f"{name} (not in {LABELS})" for name in left])
+    return Found(samples, [f"{name} (not in {table.name})" for name in left], names)
 
 
 def _read_csv(table: Path, header: list[str]) -> dict[int, list[str]]:
@@ -236,7 +266,7 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> list[Sampl
         wnids = _from_kit(kit)
     else:
         sentence = f"{folder} holds {len(files)} of ImageNet's validation images and no labels"
-        raise DataError(
+        raise NoLabels(
             sentence, f"put Kaggle's {KAGGLE} or the development kit's {KIT[-1]} into {folder} or a folder above it"
         )
     source = table or kit

@@ -17,7 +17,7 @@ from typing import Any
 from stm.config import Config
 from stm.data.folders import labelled_folder, unlabelled_folder
 from stm.data.images import ParquetImage, Sample, open_parquet, read_column
-from stm.data.labels import class_indices, imagenet
+from stm.data.labels import SPLITS, NoLabels, class_indices, imagenet
 from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import unpack
@@ -27,8 +27,8 @@ from stm.hub.errors import Request, translate_errors
 from stm.hub.fetch import check_hash, fetch, list_files
 from stm.progress import OnProgress
 
-_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
-LABEL_NAMES = ("label", "labels", "class", "target")
+LABEL_NAMES = ("label", "labels", "class", "target", "cls", "class_label", "fine_label")
+LABEL_QUERY = "?label="  # after the name of a set: the column of its labels
 ONE_CLASS = "expected one class for each image: its index or its name"
 
 
@@ -37,6 +37,7 @@ def open_hub_set(
     *,
     config: Config,
     need_labels: bool = True,
+    column: str | None = None,
     token: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
@@ -46,6 +47,7 @@ def open_hub_set(
         spec: the name; the module's docstring lists the forms.
         config: of the model that will see the images.
         need_labels: if False, no image has a label.
+        column: of the labels, in a set that is kept in parquet; None: the one that looks like it.
 
     Raises:
         UsageError: the name has another form, or the set does not have the split.
@@ -58,8 +60,11 @@ def open_hub_set(
             f"{spec!r} is no name of a sample set on the Hub",
             "it is hf:USER/SET, hf:USER/SET:SPLIT or hf:USER/SET@REVISION:SPLIT",
         )
-    read = _from_parquet if name.alias is None else _from_archive
-    return read(name, config, need_labels, token, on_progress)
+    if name.alias is None:
+        return _from_parquet(name, config, need_labels, column, token, on_progress)
+    if column is not None:
+        raise UsageError(f"{LABEL_QUERY}{column} names a column, and {spec} has folders", "leave it out")
+    return _from_archive(name, config, need_labels, token, on_progress)
 
 
 def _from_archive(
@@ -82,11 +87,21 @@ def _from_archive(
     while len(inside := [path for path in root.iterdir() if not path.name.startswith(".")]) == 1 and inside[0].is_dir():
         root = inside[0]
     images = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
-    return SampleSet(f"{name.alias}@{archive.revision}", tuple(images.samples), tuple(images.skipped))
+    return SampleSet(
+        f"{name.alias}@{archive.revision}",
+        tuple(images.samples),
+        tuple(images.skipped),
+        sorted_names=images.names or (),
+    )
 
 
 def _from_parquet(
-    name: SetName, config: Config, need_labels: bool, token: str | None, on_progress: OnProgress | None
+    name: SetName,
+    config: Config,
+    need_labels: bool,
+    column: str | None,
+    token: str | None,
+    on_progress: OnProgress | None,
 ) -> SampleSet:
     need_pyarrow(f"hf:{name.repo}")
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
@@ -97,7 +112,7 @@ def _from_parquet(
     for shard in shards:
         file = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
         revision = file.revision  # the first file's commit for all, although the branch may move meanwhile
-        samples += parquet_samples(file.path, shard, config, need_labels)
+        samples += parquet_samples(file.path, shard, config, need_labels, column)
     if not samples:
         raise DataError(f"{asked}:{split} holds no images")
     return SampleSet(f"hf:{name.repo}@{revision}:{split}", tuple(samples))
@@ -155,13 +170,19 @@ def _split_of(file: str) -> str:
         return numbered[1]
     # The nearest word wins: the whole name, then its parts, then the folders from the innermost.
     words = [base, *re.split(r"[^A-Za-z]+", base), *reversed(folders)]
-    return next((word for word in words if word in _SPLITS), "train")
+    return next((word for word in words if word in SPLITS), "train")
 
 
-def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_labels: bool) -> list[Sample]:
+def parquet_samples(
+    path: Path | HubFile, shard: str, config: Config, need_labels: bool, column: str | None = None
+) -> list[Sample]:
     """Return the images of a parquet file. Only the column of labels is read now.
 
+    Args:
+        column: of the labels; None: the one that looks like it.
+
     Raises:
+        NoLabels: the file has no column of labels, or an empty one.
         DataError: the file cannot be read, or holds no images and labels that fit the model.
     """
     from pyarrow import ArrowException
@@ -171,7 +192,7 @@ def parquet_samples(path: Path | HubFile, shard: str, config: Config, need_label
         with open_parquet(path) as file:
             features = _features(file.schema_arrow)
             image = _image_column(file.schema_arrow, features, shard)
-            label, names = _label_column(file.schema_arrow, features, shard) if need_labels else (None, None)
+            label, names = _label_column(file.schema_arrow, features, shard, column) if need_labels else (None, None)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 values = [None] * rows if label is None else read_column(file, group, label).to_pylist()
@@ -214,16 +235,26 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
     return columns[images[0]]
 
 
-def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[str, list[str] | None]:
+def _label_column(
+    schema: Any, features: dict[str, Any], shard: str, column: str | None
+) -> tuple[str, list[str] | None]:
     """Return the column of labels, and the names of the classes if they are known."""
     from pyarrow import types
 
     classes = [name for name in schema.names if features.get(name, {}).get("_type") == "ClassLabel"]
     called = [name for name in schema.names if name in LABEL_NAMES]
-    candidates = classes if len(classes) == 1 else [name for name in called if name in classes] or called
+    candidates = classes if len(classes) == 1 else [name for name in called if name in classes] or called or classes
+    if column is not None:
+        candidates = [column] if column in schema.names else []
+    if not candidates and column is None:
+        raise NoLabels(
+            f"{shard} has no column of labels among {listed(schema.names)}", f"name the column: SET{LABEL_QUERY}COLUMN"
+        )
     if len(candidates) != 1:
+        called_for = "one called label" if column is None else f"one called {column}"
         raise DataError(
-            f"{shard} has {len(candidates)} columns of labels among {listed(schema.names)}, expected one called label"
+            f"{shard} has {len(candidates)} columns of labels among {listed(schema.names)}, expected {called_for}",
+            f"name one of its columns: SET{LABEL_QUERY}{(candidates or ['COLUMN'])[0]}",
         )
     label = candidates[0]
     kind = schema.field(label).type
@@ -245,6 +276,10 @@ def _label_column(schema: Any, features: dict[str, Any], shard: str) -> tuple[st
 def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
     """Return the model's class of each label. A label is a name, a number into `names`, or the index itself."""
     classes = config.num_classes
+    if values and all(value is None or value == -1 for value in values):
+        raise NoLabels(f"{where}: no row has a label", "a split without labels measures no accuracy: choose another")
+    if classes != 2 and any(isinstance(value, bool) for value in values):
+        raise DataError(f"{where}: true and false tell two classes, and the model has {classes}, {ONE_CLASS}")
     if values and all(isinstance(value, str) for value in values):
         table: dict[Any, int] = dict(class_indices(dict.fromkeys(values, where), classes, config.label_names))
     # A number is the index itself if nothing names the numbers, or if the names cannot be compared: a model without

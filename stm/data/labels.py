@@ -9,6 +9,13 @@ from typing import NamedTuple
 from stm.assets import FOLDER
 from stm.errors import DataError, brief
 
+# What people call the parts of a set, as folders and as files.
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+
+
+class NoLabels(DataError):
+    """A set that holds no labels at all. Whoever can do without them takes it without."""
+
 
 class ImageNet(NamedTuple):
     """The 1000 classes of ImageNet-1k by index: WordNet ids, which are in sorted order, and labels, which are
@@ -63,6 +70,20 @@ def class_indices(names: Mapping[str, str], classes: int, label_names: Collectio
         f"{names[name]}: {name!r} is {kind_of[name]} and {first!r} is {kind_of[first]}: expected one kind for all"
         " classes"
     )
+
+
+def names_in_order(names: Collection[str], classes: int, label_names: Collection[str] | None) -> tuple[str, ...] | None:
+    """Return the names in sorted order if that order tells the classes, as torchvision's ImageFolder takes them.
+
+    It does if the model has no names for its classes and there is one name for each of them. Numbers stay indices, and
+    the names of splits are no classes.
+    """
+    if label_names is not None or len(names) != classes or classes == len(imagenet().labels):
+        return None
+    numbers = all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names)
+    if numbers or "" in names or any(name.casefold() in SPLITS for name in names):
+        return None
+    return tuple(sorted(names))
 
 
 Reader = Callable[[str], int | None]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config
-from stm.data.folders import has_labels, labelled_folder, unlabelled_folder
+from stm.data.folders import labelled_folder, unlabelled_folder
 from stm.data.formats import open_image
 from stm.data.images import Crop, ImageFile, Pixels, Sample
+from stm.data.labels import NoLabels
 from stm.data.sets import SampleSet, evenly
 from stm.distributed import ALONE, World
 from stm.errors import DataError, check_name
@@ -55,18 +56,28 @@ def open_samples(
     # From the form that only one reader takes to the folder, which may have any name.
     if spec is None:
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
+    from stm.data.hub_sets import LABEL_QUERY, open_hub_set
     from stm.data.streams import is_stream, open_stream
     from stm.hub.aliases import is_set_name  # below this module
 
-    if is_stream(str(spec)):
+    # A folder may have any name. Of shards and sets on the Hub, what follows `?label=` is a column.
+    named, query, column = (str(spec), "", "") if Path(spec).is_dir() else str(spec).partition(LABEL_QUERY)
+    asked = column if query else None
+    if is_stream(named):
         of_shards = open_stream(
-            str(spec), config=config, need_labels=need_labels, token=token, world=world, on_progress=on_progress
+            named,
+            config=config,
+            need_labels=need_labels,
+            column=asked,
+            token=token,
+            world=world,
+            on_progress=on_progress,
         )
         return of_shards.take(limit, seed)
-    if is_set_name(str(spec)):
-        from stm.data.hub_sets import open_hub_set
-
-        of_hub = open_hub_set(str(spec), config=config, need_labels=need_labels, token=token, on_progress=on_progress)
+    if is_set_name(named):
+        of_hub = open_hub_set(
+            named, config=config, need_labels=need_labels, column=asked, token=token, on_progress=on_progress
+        )
         return of_hub.take(limit, seed)
     folder = Path(spec)
     if not folder.is_dir():
@@ -78,7 +89,8 @@ def open_samples(
     files = (
         labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
     )
-    return SampleSet(name, tuple(files.samples), tuple(files.skipped)).take(limit, seed)
+    samples = SampleSet(name, tuple(files.samples), tuple(files.skipped), sorted_names=files.names or ())
+    return samples.take(limit, seed)
 
 
 def open_chosen(
@@ -96,17 +108,21 @@ def open_chosen(
 
     Args:
         config: of the model that is measured.
-        need_labels: if False, a folder of images side by side is welcome too; other sets must still have labels.
+        need_labels: if False, a set that holds no labels at all is welcome too. Labels that do not fit the model are
+            an error all the same: a figure without them would hide a wrong set.
     """
-    plain = not need_labels and images.data is not None and Path(images.data).is_dir()
-    samples = open_samples(
-        images.data,
-        config=config,
-        need_labels=not plain or has_labels(Path(str(images.data))),
-        token=token,
-        world=world,
-        on_progress=on_progress,
-    )
+
+    def opened(labels: bool) -> SampleSet:
+        return open_samples(
+            images.data, config=config, need_labels=labels, token=token, world=world, on_progress=on_progress
+        )
+
+    try:
+        samples = opened(True)
+    except NoLabels:
+        if need_labels:
+            raise
+        samples = opened(False)
     from stm.data.fit_images import unseen  # below this module
 
     return unseen(samples, config).take(images.limit, images.draws_by)

@@ -32,12 +32,14 @@ class SampleSet:
         samples: at least one.
         skipped: the names of the set's files that were not taken for images.
         fitted_on: how many images were left out because they decided the schedule of the model.
+        sorted_names: the model's classes by index, if the sorted names of the set's classes decided the indices.
     """
 
     name: str
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = ()
     fitted_on: int = 0
+    sorted_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,7 +53,7 @@ class SampleSet:
     def of_set(self) -> dict[str, Any]:
         """Return the part of a report that is about the set: the fields of `stm.evaluations.OfSet`."""
         skipped = {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
-        return skipped | {"fitted_on": self.fitted_on}
+        return skipped | {"fitted_on": self.fitted_on, "sorted_names": self.sorted_names}
 
     @cached_property
     def fingerprint(self) -> str:

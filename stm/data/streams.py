@@ -25,8 +25,9 @@ from typing import Any, cast
 from stm.config import Config
 from stm.data.folders import Found, only
 from stm.data.formats import SUFFIXES
-from stm.data.hub_sets import LABEL_NAMES, choose_shards, label_indices, need_pyarrow, parquet_samples
+from stm.data.hub_sets import LABEL_NAMES, LABEL_QUERY, choose_shards, label_indices, need_pyarrow, parquet_samples
 from stm.data.images import Sample, TarImage, open_shard
+from stm.data.labels import NoLabels
 from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import Bounded, Limits
@@ -51,6 +52,7 @@ def open_stream(
     *,
     config: Config,
     need_labels: bool = True,
+    column: str | None = None,
     token: str | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
@@ -61,6 +63,7 @@ def open_stream(
         spec: the name; the module's docstring lists the forms.
         config: of the model that will see the images.
         need_labels: if False, no image has a label.
+        column: of the labels in parquet, or their key in a tar file's .json; None: the one that looks like it.
         world: the processes that all open this set.
 
     Raises:
@@ -77,9 +80,9 @@ def open_stream(
         nonlocal looked_at
         try:
             if shard.name.endswith(".parquet"):
-                content = Found(parquet_samples(shard, _called(shard), config, need_labels), [])
+                content = Found(parquet_samples(shard, _called(shard), config, need_labels, column), [])
             else:
-                content = tar_samples(shard, _called(shard), config, need_labels)
+                content = tar_samples(shard, _called(shard), config, need_labels, column)
         except OSError as error:
             raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
         # The other processes look through their shares as fast, so this one reports for all without asking them.
@@ -141,12 +144,18 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
     ]
 
 
-def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: bool) -> Found:
+def tar_samples(
+    file: Path | HubFile, shard: str, config: Config, need_labels: bool, column: str | None = None
+) -> Found:
     """Return the images of a WebDataset's shard.
 
     Files that share their name up to the first dot are one sample. Its label is in its `.cls`, or in its `.json`.
 
+    Args:
+        column: the label's key in each `.json`; None: the file's `.cls`, or a key that looks like it.
+
     Raises:
+        NoLabels: no image has a `.cls` or a `.json`.
         DataError: the file is no tar file that can be read in place, a sample has two images or no label, or a label is
             no class of the model.
     """
@@ -190,21 +199,25 @@ def tar_samples(file: Path | HubFile, shard: str, config: Config, need_labels: b
     except (tarfile.TarError, ValueError, OverflowError) as error:  # a header may hold numbers that are no offsets
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
     # Only now, because a sample's label may stand before its image or after it.
-    labels: list[Any] = [_label(beside[key], f"{shard}: {key}") if need_labels else None for key in images]
+    if need_labels and images and not any(beside[key] for key in images):
+        raise NoLabels(f"{shard} holds images and no labels", "expected a .cls or a .json beside each image")
+    names_of = LABEL_NAMES if column is None else (column,)
+    labels: list[Any] = [_label(beside[key], f"{shard}: {key}", names_of) if need_labels else None for key in images]
     indices = label_indices(labels, None, config, shard) if need_labels else labels
     samples = [Sample(f"{shard}/{names[key]}", index, images[key]) for key, index in zip(images, indices, strict=True)]
     return Found(samples, skipped)
 
 
-def _label(parts: dict[str, bytes], sample: str) -> Any:
-    """Return the index or the name of a sample's class, from its `.cls` or else its `.json`."""
+def _label(parts: dict[str, bytes], sample: str, keys: Sequence[str]) -> Any:
+    """Return the index or the name of a sample's class, from its `.cls`, or else by one of `keys` of its `.json`."""
     try:
-        if "cls" in parts:
+        if "cls" in parts and (keys == LABEL_NAMES or "cls" in keys):
             text = parts["cls"].decode().strip()
             return int(text) if text.isdigit() else text
         document = json.loads(parts["json"])
-        return next(document[name] for name in LABEL_NAMES if name in document)
+        return next(document[name] for name in keys if name in document)
     except (KeyError, StopIteration, TypeError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{sample} has no label, expected a .cls, or a .json with one of {', '.join(LABEL_NAMES)}"
+            f"{sample} has no label, expected a .cls, or a .json with one of {', '.join(keys)}",
+            f"name the key of the .json: SET{LABEL_QUERY}KEY",
         ) from error

@@ -51,7 +51,10 @@ def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("file,label\na.png,1\n", "labels.csv begins with 'file,label', expected the header filename,label"),
+        (
+            "a,kind\na.png,1\n",
+            "labels.csv begins with 'a,kind', expected the header filename,label: no column of the image",
+        ),
         ("", "labels.csv begins with '', expected the header"),
         ("filename,label\n", "labels.csv labels no images"),
         ("filename,label\na.png,1,2\n", "labels.csv line 2: 3 columns, expected 2"),
