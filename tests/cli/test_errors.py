@@ -106,7 +106,8 @@ def test_a_questions_answers_are_commands(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err.endswith(
         "Hint: if it is one: --class-token middle; if it is the other: --no-divide-out\n"
     )
-    assert str(pickle.loads(pickle.dumps(asks))) == "which?"
+    again = pickle.loads(pickle.dumps(asks))
+    assert (again.message, again.hint, again.answers) == ("which?", asks.hint, asks.answers)
 
 
 def test_a_long_or_many_lined_message_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,7 +238,8 @@ def test_python_opens_what_a_command_opens(hub: Hub, mini: bytes, python: Callab
         run = python(f"import stm\nprint(stm.load({call}, device='cpu').config.source.sha256)\n")
         assert run.out == f"{sha256}\n", (call, run.err)
     run = python(
-        "import stm\ntry:\n    stm.load('vim-ti', file='missing.pth')\nexcept stm.StmError as e:\n    print(e)\n"
+        "import stm\ntry:\n    stm.load('vim-ti', file='missing.pth')\n"
+        "except stm.StmError as error:\n    print(error.message)\n"
     )
     assert "missing.pth" in run.out and len(run.out.splitlines()) == 1, run.err
 
@@ -259,7 +260,7 @@ def test_without_huggingface_hub_folders_load_and_names_say_what_to_install(fold
         "import stm\n"
         f"assert stm.load({str(folder)!r}, device='cpu').plan is not None\n"
         "try:\n    stm.load('owner/small')\n"
-        "except stm.StmError as error:\n    print(error, '|', error.hint)\n"
+        "except stm.StmError as error:\n    print(error.message, '|', error.hint)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     expected = "the Hub needs huggingface_hub, which is not installed | pip install huggingface_hub\n"
