@@ -81,7 +81,7 @@ def measure(options: argparse.Namespace) -> list[int]:
             images=EvalOptions(data=options.data, limit=options.limit, batch_size=options.batch, workers=0),
             # As many pictures of each kind as the backward pass takes at once: more need more time and no more memory,
             # but for the pictures themselves, 29 MB of bytes.
-            fit=FitOptions(fit_images=9, no_cache=True),
+            fit=FitOptions(fit_images=6, no_cache=True),
             out=Path(folder) / "out",
         )
     return [status("VmHWM")]

@@ -25,8 +25,8 @@ LARGEST_GROUP = 16  # neighbours that may become one token
 # What autograd keeps per token and block, in floats per channel of the mixer: measured on ViM-Ti and ViM-S.
 _FLOATS_KEPT = 5.5
 # Less than a forward pass of 32 images of ViM-Ti takes, so that a fit needs no more memory than the check after it.
-# Three images of ViM-Ti at once take a quarter less time per image than one: larger products keep two threads busy.
-_BYTES_AT_ONCE = 130e6
+# Two images of ViM-Ti at once take a sixth less time per image than one: larger products keep two threads busy.
+_BYTES_AT_ONCE = 110e6
 _IMAGES_AT_ONCE = 8  # more are no faster on a processor, because their activations leave its caches
 
 

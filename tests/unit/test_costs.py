@@ -173,12 +173,12 @@ def test_portions_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_portions_bound_memory() -> None:
-    """About 130 MB of activations at most, but one image always: E L times the depth decides.
+    """About 110 MB of activations at most, but one image always: E L times the depth decides.
 
     5.5 floats per token, block and channel of E: 40 MB per image of ViM-Ti, 80 of ViM-S.
     """
     assert images_at_once(model_of().config.model) == 8
-    assert images_at_once(ModelConfig(d_model=192, depth=24, dt_rank=12)) == 3
+    assert images_at_once(ModelConfig(d_model=192, depth=24, dt_rank=12)) == 2
     assert images_at_once(ModelConfig(d_model=384, depth=24, dt_rank=24)) == 1
     assert images_at_once(ModelConfig(d_model=1024, depth=24, dt_rank=64)) == 1
 
