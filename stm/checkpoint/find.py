@@ -54,7 +54,7 @@ class _Leaf(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredViM:
     """A ViM in a document.
 
     Args:
@@ -76,7 +76,7 @@ class Found:
     question: str | None
 
 
-def find(where: str, document: Any) -> list[Found]:
+def find(where: str, document: Any) -> list[StoredViM]:
     """Return every ViM in a document, complete or not, in the document's order.
 
     Raises:
@@ -87,21 +87,21 @@ def find(where: str, document: Any) -> list[Found]:
     if len(signs) > _MANY:
         raise CheckpointError(f"{where} holds {len(signs)} ViMs, expected one", "save the state dict of one alone")
     prefixes = [f"{match[1]}." if match[1] else "" for _, match in signs]
-    return [_found(where, leaf, prefix, prefixes, leaves) for (leaf, _), prefix in zip(signs, prefixes, strict=True)]
+    return [_read_vim(where, leaf, prefix, prefixes, leaves) for (leaf, _), prefix in zip(signs, prefixes, strict=True)]
 
 
 def choose(
-    where: str, found: list[Found], document: Any, *, ema: bool, key: str | None
-) -> tuple[Found, tuple[str, ...]]:
+    where: str, vims: list[StoredViM], document: Any, *, ema: bool, key: str | None
+) -> tuple[StoredViM, tuple[str, ...]]:
     """Return the ViM that was asked for, or else the only one, and sentences about where it came from.
 
     Raises:
         CheckpointError: there are several and nothing says which; or none is what was asked for.
     """
-    whole = [each for each in found if not each.missing] or found
+    whole = [each for each in vims if not each.missing] or vims
     keys = listed(repr(each.key) for each in whole)
     if key is not None:
-        chosen = [each for each in found if each.key == key]
+        chosen = [each for each in vims if each.key == key]
         if not chosen:
             raise CheckpointError(
                 f"{where} holds no ViM under {key!r}, but under {keys}", f"--weights-key {whole[0].key}"
@@ -184,7 +184,7 @@ def _leaves(where: str, document: Any) -> Iterator[_Leaf]:
         waiting += reversed(inner)
 
 
-def _found(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves: list[_Leaf]) -> Found:
+def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves: list[_Leaf]) -> StoredViM:
     # Modules within modules, a dict for each, are read like one dict of dotted names.
     nested = len(".".join((*sign.holder, ""))) > len(prefix) and sign.holder != ()
     holder = tuple(prefix.removesuffix(".").split(".")) if nested and prefix else () if nested else sign.holder
@@ -216,7 +216,7 @@ def _found(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves: li
         state[name if name not in expected else f"beside it, {name}"] = value
     key = prefix.removesuffix(".") or "."
     missing = tuple(name for name in expected if name not in state)
-    return Found(key, state, holder, notes, any(map(_is_average, key.split("."))), missing, question)
+    return StoredViM(key, state, holder, notes, any(map(_is_average, key.split("."))), missing, question)
 
 
 def _give_head(
@@ -254,18 +254,18 @@ def _is_average(segment: str) -> bool:
 
 def _siblings(leaves: list[_Leaf], holder: Path, prefixes: list[str]) -> dict[str, Tensor]:
     """Return the tensors of the dicts that stand beside the one of the weights: a trunk's head may have its own."""
-    found = {}
+    tensors = {}
     for leaf in leaves:
         beside = len(leaf.holder) == len(holder) > 0 and leaf.holder[:-1] == holder[:-1] and leaf.holder != holder
         name = ".".join((*leaf.holder[-1:], leaf.key))
         if beside and not _is_dropped(name) and not any(each and leaf.name.startswith(each) for each in prefixes):
-            found[name] = leaf.value
-    return found
+            tensors[name] = leaf.value
+    return tensors
 
 
-def _different(found: list[Found]) -> list[Found]:
+def _different(vims: list[StoredViM]) -> list[StoredViM]:
     """Return the ViMs without those that are another one's own tensors under a second name."""
-    kept: dict[tuple[Any, ...], Found] = {}
-    for each in found:
+    kept: dict[tuple[Any, ...], StoredViM] = {}
+    for each in vims:
         kept.setdefault(tuple(sorted((name, id(value)) for name, value in each.state.items())), each)
     return list(kept.values())

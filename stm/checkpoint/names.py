@@ -18,14 +18,14 @@ def weights_among(names: Sequence[str]) -> list[str]:
 
     Of the same weights as safetensors and as a pickle (`model.safetensors`, `pytorch_model.bin`), safetensors win.
     """
-    found = []
+    files = []
     for name in names:
         base = PurePosixPath(name).name.lower()
         weights = base.endswith(ENDINGS) and _SHARD.fullmatch(base) is None
         if (weights or base.endswith(INDEX)) and _BESIDE.fullmatch(base) is None:
-            found.append(name)
-    safe = {PurePosixPath(name).parent for name in found if _stem(name) == "model"}
-    return [name for name in found if not (_stem(name) == "pytorch_model" and PurePosixPath(name).parent in safe)]
+            files.append(name)
+    safe = {PurePosixPath(name).parent for name in files if _stem(name) == "model"}
+    return [name for name in files if not (_stem(name) == "pytorch_model" and PurePosixPath(name).parent in safe)]
 
 
 def _stem(name: str) -> str | None:

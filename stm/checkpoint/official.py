@@ -163,8 +163,8 @@ def _state_dict(
 ) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
     """Return a checkpoint's weights, the settings beside them (None: there are none), and notes on where they were."""
     document = loaded.document
-    if found := find(where, document):
-        one, notes = choose(where, found, document, ema=ema, key=key)
+    if vims := find(where, document):
+        one, notes = choose(where, vims, document, ema=ema, key=key)
         if one.question is not None:
             raise CheckpointError(f"{where} holds {one.question}", "save the model with the head that classifies alone")
         nested = next((name for name, value in one.state.items() if value.is_nested), None)
