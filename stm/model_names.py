@@ -114,8 +114,8 @@ def _weights_in(folder: Path) -> Path | None:
 
     if (folder / artifact.WEIGHTS).exists() and not (folder / artifact.CONFIG).exists():
         return None  # what is left of a folder of ours
-    found = weights_among(sorted(each.name for each in folder.iterdir() if each.is_file()))
-    return folder / found[0] if len(found) == 1 else None
+    weights = weights_among(sorted(each.name for each in folder.iterdir() if each.is_file()))
+    return folder / weights[0] if len(weights) == 1 else None
 
 
 def _linked(text: str, options: ModelOptions) -> ModelName:
