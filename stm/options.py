@@ -16,18 +16,11 @@ from stm.config import Protection
 from stm.errors import UsageError, check_choice
 from stm.recipe import PRESET_NAMES
 
-# How a checkpoint is read: what its tensors do not tell, and which of its weights are taken.
-CHECKPOINT_OPTIONS = (
-    "image_size",
-    "class_token",
-    "divide_out",
-    "ema",
-    "weights_key",
-    "mean",
-    "std",
-    "crop_ratio",
-    "interpolation",
-)
+# How a checkpoint is read: what its tensors do not tell of the shape; which weights are taken, and how images are made
+# into inputs.
+_SHAPE_OPTIONS = ("image_size", "class_token", "divide_out")
+WEIGHTS_OPTIONS = ("ema", "weights_key", "mean", "std", "crop_ratio", "interpolation")
+CHECKPOINT_OPTIONS = (*_SHAPE_OPTIONS, *WEIGHTS_OPTIONS)
 _EITHER = {"divide_out": ("--divide-out", "--no-divide-out"), "span_conv": ("--span-conv", "--plain-conv")}
 
 

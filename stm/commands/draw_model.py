@@ -11,7 +11,7 @@ from stm.hub.aliases import ALIASES
 from stm.loading import ready
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.options import ModelOptions
+from stm.options import WEIGHTS_OPTIONS, ModelOptions
 
 
 def draw_model(model: str, options: ModelOptions) -> ViM:
@@ -26,18 +26,7 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
     alias = ALIASES[model]
     # These options say which weights are read or how images become inputs. Both are absent here, so silence would lie.
-    options.refuse(
-        model,
-        "drawn with random weights",
-        "file",
-        "revision",
-        "ema",
-        "weights_key",
-        "mean",
-        "std",
-        "crop_ratio",
-        "interpolation",
-    )
+    options.refuse(model, "drawn with random weights", "file", "revision", *WEIGHTS_OPTIONS)
     device = pick(options.device)
     try:
         shape = ModelConfig(

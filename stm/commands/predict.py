@@ -71,8 +71,7 @@ def predict(
 
 def _files(images: Sequence[str | Path]) -> list[Path]:
     """Return the files that were named, with the images of each folder in its place."""
-    return [
-        Path(path) / name
-        for path in images
-        for name in ([sample.file for sample in unlabelled_folder(Path(path)).samples] if Path(path).is_dir() else [""])
-    ]
+    files = []
+    for path in map(Path, images):
+        files += [path / sample.file for sample in unlabelled_folder(path).samples] if path.is_dir() else [path]
+    return files

@@ -196,7 +196,7 @@ def _no_labels(folder: Path, sentence: str, kind: type[DataError] = DataError) -
 
 
 def _from_table(folder: Path, table: Path, classes: int, label_names: Sequence[str] | None) -> Found:
-    rows = read_table(table).rows
+    rows = read_table(table)
     if not rows:
         raise DataError(f"{table} labels no images")
     # Tiny-ImageNet keeps the images of its table in a folder of their own.

@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from stm.data.formats import SUFFIXES, check_file
 from stm.data.labels import NoLabels
@@ -16,16 +15,10 @@ TABLES = (LABELS, "labels.tsv", "metadata.csv", "metadata.jsonl", TINY)
 # Column names that mean one thing, in lower case and without separators, the surest first.
 FILES = ("filename", "file", "image", "img", "filepath", "imagepath", "path", "imagename", "imagefile", "imageid", "id")
 CLASSES = ("label", "labels", "class", "target", "cls", "classlabel", "finelabel", "classname", "labelname", "category")
+Row = tuple[int, str, str]  # line number, image and label
 
 
-class Table(NamedTuple):
-    """A table's images and labels, with the line of each."""
-
-    path: Path
-    rows: list[tuple[int, str, str]]
-
-
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> list[Row]:
     """Return the rows of a table: line number, image and label.
 
     Raises:
@@ -44,7 +37,7 @@ def read_table(path: Path) -> Table:
     return _from_text(path, text)
 
 
-def _from_lines(path: Path, text: str) -> Table:
+def _from_lines(path: Path, text: str) -> list[Row]:
     rows = []
     for line, part in enumerate(text.splitlines(), start=1):
         if not part.strip():
@@ -58,14 +51,14 @@ def _from_lines(path: Path, text: str) -> Table:
         if isinstance(columns[label], bool):
             raise DataError(f"{path} line {line}: {label} is {columns[label]}, expected the class of the image")
         rows.append((line, str(columns[file]), str(columns[label])))
-    return Table(path, rows)
+    return rows
 
 
-def _from_text(path: Path, text: str) -> Table:
+def _from_text(path: Path, text: str) -> list[Row]:
     first = text.partition("\n")[0]
     # The header tells the separator: the one that it holds most of. Values may hold the others.
     separator = max(",\t;", key=first.count)
-    rows: list[tuple[int, str, str]] = []
+    rows: list[Row] = []
     try:
         reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
         header = None if path.name == TINY else next(reader, [])
@@ -82,7 +75,7 @@ def _from_text(path: Path, text: str) -> Table:
                 rows.append((reader.line_num, row[at[0]], row[at[1]]))
     except csv.Error as error:
         raise DataError(f"{path} is not a table of comma-separated values in UTF-8: {error}") from error
-    return Table(path, rows)
+    return rows
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[str, str]:
