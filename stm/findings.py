@@ -45,6 +45,7 @@ class BenchReport(Report):
         flops_gain: the gain that the honest count of FLOPs promises, dense over compressed.
         wall_clock_gain: the gain that the clock shows.
         gemm_ms: milliseconds per image of the dense model's matrix products alone.
+        runtimes: the version of each runtime that ran a rival, by name.
     """
 
     random_weights: bool
@@ -55,6 +56,7 @@ class BenchReport(Report):
     flops_gain: float | None
     wall_clock_gain: float | None
     gemm_ms: float
+    runtimes: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 

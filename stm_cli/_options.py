@@ -289,8 +289,14 @@ Rounds = Annotated[
     _option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1)),
 ]
 Against = Annotated[
-    str | None,
-    _option("--against", TIMING, "vit: a DeiT of the same width beside them.", "NAME", parser=_one_of("vit")),
+    Sequence[str] | None,
+    _option(
+        "--against",
+        TIMING,
+        "Time a DeiT of the same width beside them: vit (PyTorch), onnxruntime, openvino.",
+        "NAME,...",
+        parser=_words,
+    ),
 ]
 Optimize = Annotated[bool, _option("--optimize", TIMING, "Time what optimize(batch_size) makes of each as well.")]
 RandomWeights = Annotated[

@@ -13,7 +13,7 @@ from stm_cli._output import Output
 
 EXAMPLES = (
     "stm bench vim-digits-stm40 --batch-sizes 1,8 --threads 1",
-    "stm bench vim-s --random-weights --against vit",
+    "stm bench vim-s --random-weights --optimize --against onnxruntime,openvino",
     "stm bench vim-ti --random-weights --image-size 448 --saving 0.35",
     "stm bench vim-s --random-weights --dtype bfloat16 --optimize --json",
 )
@@ -46,7 +46,7 @@ def run(
             batch_sizes=batch_sizes,
             threads=threads,
             rounds=rounds,
-            against=against,
+            against=against or (),
             optimize=optimize,
             random_weights=random_weights,
             on_progress=on_progress,
@@ -61,7 +61,8 @@ def screen(report: BenchReport) -> RenderableType:
     """Draw one line per variant and batch size, and the meaning of the columns below."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
     for name in ("", "batch", "ms/image", "+-", "images/s", "gain", "peak", "FLOPs"):
-        table.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
+        # A name may take two lines; no number is ever cut.
+        table.add_column(Text(name), justify="right" if name else "left", no_wrap=bool(name))
     for row in report.rows:
         # Half the distance between the quartiles, because people read a number after +- as a half width.
         cells = (f"{row.ms_per_image:.2f}", f"{row.ms_iqr / 2:.2f}", f"{row.images_per_second:.1f}", f"{row.gain:.2f}x")
@@ -77,6 +78,7 @@ def _below(report: BenchReport) -> list[Row]:
     rows = [
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         ("on", f"{environment_text(report.environment)}, torch {report.environment.torch}"),
+        *([("rivals", ", ".join(map(" ".join, report.runtimes.items())))] if report.runtimes else []),
         ("ms/image", f"the median of {report.rows[0].rounds} rounds, +- half the distance between the quartiles"),
         ("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"),
         ("products", f"{report.gemm_ms:.2f} ms an image: the dense model's matrix products alone"),

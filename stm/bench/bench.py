@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stm.bench import gemms
 from stm.bench.memory import peak_bytes
@@ -32,14 +32,16 @@ class Variant(NamedTuple):
     """One thing to time.
 
     Args:
-        prepare: from a batch size to the module that runs on batches of that size.
+        prepare: from a batch size to the module, or the call, that runs on batches of that size.
         flops: of one image.
         vim: a ViM whose matrix products are timed alone beside this variant, or None.
+        in_torch: whether torch runs it, and so can tell what its tensors take.
     """
 
-    prepare: Callable[[int], nn.Module]
+    prepare: Callable[[int], Callable[[Tensor], Any]]
     flops: Flops
     vim: ViM | None = None
+    in_torch: bool = True
 
 
 def variants_of(dense: ViM, small: ViM | None, *, optimized: bool = False) -> dict[str, Variant]:
@@ -97,7 +99,7 @@ def measure(
             )
             # Each variant is prepared anew: one that keeps its buffers allocates them in its first run alone.
             peaks = {
-                name: peak_bytes(partial(variant.prepare(batch_size), images), device)
+                name: peak_bytes(partial(variant.prepare(batch_size), images), device) if variant.in_torch else None
                 for name, variant in variants.items()
             }
         first = seconds[next(iter(variants))]

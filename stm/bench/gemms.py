@@ -1,7 +1,8 @@
 """Run a model's matrix products alone: the time of a forward if everything else were free.
 
 Merging can only shorten them with the tokens, and no kernel of ours makes them faster. So they are the floor against
-which `stm bench` holds a forward.
+which `stm bench` holds a forward. How high that floor is depends on the library that computes them, and on the
+processor which library is fastest: `LIBRARIES` has those that torch brings.
 """
 
 from collections.abc import Callable
@@ -45,8 +46,46 @@ def gemms_of(model: ViM) -> list[Gemm]:
     return [*products, Gemm(1, model.head.weight)]
 
 
-def alone(model: ViM, batch_size: int) -> Callable[[], None]:
-    """Return a call that runs all products in F.linear, one after the other, on inputs that are made beforehand."""
+def _linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, weight)
+
+
+def _onednn(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def _onednn_packed(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+# From a weight (out, in) and the number of rows to a call on those rows. F.linear is what a loaded model uses, MKL on
+# most x86 processors; packed weights are what `ViM.optimize` uses.
+LIBRARIES: dict[str, Callable[[Tensor, int], Callable[[Tensor], Tensor]]] = {
+    "F.linear": _linear,
+    "oneDNN": _onednn,
+    "oneDNN, packed": _onednn_packed,
+}
+
+
+def libraries() -> tuple[str, ...]:
+    """Return the names of the `LIBRARIES` that work on this processor with this torch, whose operators are private."""
+    weight, names = torch.ones(16, 16), []
+    for name, prepare in LIBRARIES.items():
+        try:
+            prepare(weight, 2)(torch.ones(2, 16))
+        except (AttributeError, RuntimeError, NotImplementedError):
+            continue
+        names.append(name)
+    return tuple(names)
+
+
+def alone(model: ViM, batch_size: int, library: str = "F.linear") -> Callable[[], None]:
+    """Return a call that runs all products, one after the other, on inputs that are made beforehand.
+
+    Args:
+        library: one of `libraries()`.
+    """
     generator = torch.Generator().manual_seed(0)
     # Products of one shape share their input: it then lies in the cache, as a block's activations do in a forward.
     inputs: dict[tuple[int, int], Tensor] = {}
@@ -55,10 +94,10 @@ def alone(model: ViM, batch_size: int) -> Callable[[], None]:
         key = (batch_size * rows, weight.shape[1])
         if key not in inputs:
             inputs[key] = torch.randn(key, generator=generator).to(weight.device, weight.dtype)
-        work.append((inputs[key], weight))
+        work.append((LIBRARIES[library](weight.detach(), key[0]), inputs[key]))
 
     def run() -> None:
-        for x, weight in work:
-            F.linear(x, weight)
+        for product, x in work:
+            product(x)
 
     return run

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from stm.bake import bake
 from stm.bench import bench as benching
-from stm.bench import vit
+from stm.bench import rivals, vit
 from stm.bench.timing import threads as on_threads
 from stm.commands.draw_model import draw_model
 from stm.errors import UsageError, check_choice
@@ -15,9 +15,7 @@ from stm.measure.environment import environment_of
 from stm.model.layers import TORCH_DTYPES
 from stm.model.vim import ViM
 from stm.options import MergeOptions, ModelOptions
-from stm.progress import OnProgress
-
-AGAINST = ("vit",)
+from stm.progress import OnProgress, Progress
 
 
 def bench(
@@ -28,7 +26,7 @@ def bench(
     batch_sizes: Sequence[int] = (1,),
     threads: int | None = None,
     rounds: int | None = None,
-    against: str | None = None,
+    against: Sequence[str] = (),
     optimize: bool = False,
     random_weights: bool = False,
     on_progress: OnProgress | None = None,
@@ -43,7 +41,7 @@ def bench(
         batch_sizes: images per forward, one or several.
         threads: of torch on the processor; None: torch's choice.
         rounds: None: as many as fit into ten seconds per batch size.
-        against: "vit" also times a DeiT of the same width.
+        against: also times a DeiT of the same width in these runtimes: "vit" (PyTorch), "onnxruntime", "openvino".
         optimize: whether to time also what `ViM.optimize` makes of each model.
         random_weights: whether to time an alias's shape with fresh weights, which needs no download.
 
@@ -51,22 +49,20 @@ def bench(
         UsageError: an impossible option, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
-    if against is not None:
-        check_choice("against", against, AGAINST)
+    for runtime in against:
+        check_choice("against", runtime, tuple(rivals.RUNTIMES))
     merge, notes = _for_random(merge) if random_weights else (merge, ())
     with on_threads(threads):
         vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        for runtime in against:
+            rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
         dense, small = _pair(vim, merge, model, on_progress)
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
-        if against is not None:
-            # On the same device and in the same dtype, so that the architecture alone differs.
-            rival = vit.ViT(shape, dense.config.num_classes).to(device, TORCH_DTYPES[dense.config.dtype])
-            variants[vit.name_of(shape)] = benching.Variant(
-                # A ViT has no form of its own per batch size, as an optimized ViM has.
-                lambda batch_size: rival,
-                vit.flops(shape, dense.config.num_classes),
-            )
+        for runtime in against:
+            more, absent = _rivals(runtime, dense, on_progress)
+            variants |= more
+            notes += absent
         rows = benching.measure(
             variants,
             (shape.in_chans, shape.image_size, shape.image_size),
@@ -91,9 +87,29 @@ def bench(
         flops_gain=None if ours is None else theirs.flops.honest / ours.flops.honest,
         wall_clock_gain=None if ours is None else ours.gain,
         gemm_ms=theirs.gemm_ms,
+        runtimes={rivals.RUNTIMES[runtime]: rivals.version(runtime) for runtime in against},
         notes=(*vim.config.extra_texts("notes"), *notes),
         reasons=_reasons(ours is None, any(row.peak_bytes is None for row in rows)),
     )
+
+
+def _rivals(
+    runtime: str, dense: ViM, on_progress: OnProgress | None
+) -> tuple[dict[str, benching.Variant], tuple[str, ...]]:
+    """Return the DeiT of the same width in each precision of a runtime, by name, and what that runtime lacks here."""
+    shape, config = dense.config.model, dense.config
+    called = f"{vit.name_of(shape)}, {rivals.RUNTIMES[runtime]}"
+    if on_progress is not None:
+        on_progress(Progress(called, 0, 1, "models"))
+    model = vit.ViT(shape, config.num_classes)
+    if runtime == "vit":
+        # On the same device and in the same dtype, so that the architecture alone differs.
+        model = model.to(dense.cls_token.device, TORCH_DTYPES[config.dtype])
+    forms, absent = rivals.rivals(runtime, model, (shape.in_chans, shape.image_size, shape.image_size))
+    flops = vit.flops(shape, config.num_classes)
+    return {
+        f"{called} {form.precision}": benching.Variant(form.prepare, flops, in_torch=runtime == "vit") for form in forms
+    }, absent
 
 
 def _for_random(merge: MergeOptions) -> tuple[MergeOptions, tuple[str, ...]]:
@@ -119,4 +135,6 @@ def _pair(vim: ViM, merge: MergeOptions, model: str, on_progress: OnProgress | N
 def _reasons(no_small: bool, no_peak: bool) -> dict[str, str]:
     """Return why each value of the report that is null is null."""
     reasons = dict.fromkeys(("flops_gain", "wall_clock_gain"), "nothing is merged") if no_small else {}
-    return reasons | ({"peak_bytes": "torch does not count what this device holds"} if no_peak else {})
+    return reasons | (
+        {"peak_bytes": "torch does not count what this device, or another runtime, holds"} if no_peak else {}
+    )

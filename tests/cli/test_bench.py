@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stm.bench import rivals
 from stm.commands import bench as bench_command
 from stm.errors import UsageError
 from stm.findings import BenchReport, BenchRow
@@ -34,7 +35,7 @@ def test_bench(here, mini: Path) -> None:
     assert run.code == 0, run.err
     report = json.loads(run.out)
     rows = {(row["variant"], row["batch_size"]): row for row in report["rows"]}
-    names = ["dense", "dense, optimized", "compressed", "compressed, optimized", "ViT of width 32"]
+    names = ["dense", "dense, optimized", "compressed", "compressed, optimized", "ViT of width 32, PyTorch float32"]
     assert list(rows) == [(name, size) for size in (1, 3) for name in names]
     for row in rows.values():
         assert row["images_per_second"] == pytest.approx(1000 / row["ms_per_image"])
@@ -45,7 +46,7 @@ def test_bench(here, mini: Path) -> None:
     assert dense["gain"] == 1 and report["wall_clock_gain"] == small["gain"] and report["gemm_ms"] == dense["gemm_ms"]
     assert report["flops_gain"] == dense["flops"]["honest"] / small["flops"]["honest"]
     assert report["tokens_per_block"] == [50, 50, 50, 26, 26, 26]
-    assert report["reasons"] == {}
+    assert report["reasons"] == {} and list(report["runtimes"]) == ["PyTorch"]
 
 
 def test_bench_of_a_folder_is_against_the_dense_model_in_it(here, mini: Path) -> None:
@@ -65,9 +66,19 @@ def test_bench_of_a_rate_of_nothing_has_no_gain(here, mini: Path) -> None:
 
 
 def test_what_bench_refuses(mini: Path) -> None:
-    for options in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"rounds": 0}, {"threads": 0}, {"against": "rnn"}):
+    for options in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"rounds": 0}, {"threads": 0}, {"against": ("rnn",)}):
         with pytest.raises(UsageError):
             bench_command.bench(str(mini), ModelOptions(device="cpu"), **options)
+
+
+def test_a_runtime_that_is_not_installed_is_refused_before_anything_is_compressed(
+    monkeypatch: pytest.MonkeyPatch, mini: Path
+) -> None:
+    monkeypatch.setattr(rivals, "find_spec", lambda name: None if name == "openvino" else object())
+    monkeypatch.setattr(bench_command, "_pair", lambda *_: pytest.fail("it was compressed first"))
+    with pytest.raises(UsageError, match=r"OpenVINO is not measured: openvino not installed") as refused:
+        bench_command.bench(str(mini), ModelOptions(device="cpu"), against=("openvino",))
+    assert 'pip install ".[bench]"' in str(refused.value)
 
 
 ENVIRONMENT = Environment(
@@ -110,6 +121,7 @@ def test_the_screen_of_bench(screen_lines) -> None:
         flops_gain=1.275,
         wall_clock_gain=1.3,
         gemm_ms=10.0,
+        runtimes={"ONNX Runtime": "1.32.0"},
     )
     assert screen_lines(bench, report) == [
         "vim-ti",
@@ -119,6 +131,7 @@ def test_the_screen_of_bench(screen_lines) -> None:
         "gain      1.300x by the clock, 1.275x by FLOPs",
         "tokens    █████████████▄▄▄▄▄▄▄▄▄▄▄  197 x 13, 99 x 11",
         "on        A CPU, 2 threads, float32, backend native, torch 2.13.0",
+        "rivals    ONNX Runtime 1.32.0",
         "ms/image  the median of 10 rounds, +- half the distance between the quartiles",
         "FLOPs     multiply-accumulates, all that is computed; stm info also has the",
         "          paper's count",

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stm
-from stm.bench.gemms import alone, gemms_of
+from stm.bench.gemms import LIBRARIES, alone, gemms_of, libraries
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 
@@ -43,3 +43,19 @@ def test_they_are_those_of_the_forward(rate: float) -> None:
     with torch.no_grad(), Products() as alone_run:
         alone(vim, 2)()
     assert run.total == alone_run.total == 2 * sum(gemm.rows * gemm.weight.numel() for gemm in gemms_of(vim))
+
+
+@pytest.mark.parametrize("library", libraries())
+def test_every_library_computes_the_same_products(library: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*size, generator=generator) for size in ((5, 48), (32, 48)))
+    torch.testing.assert_close(LIBRARIES[library](weight, 5)(x), x @ weight.mT)
+    alone(stm.load_checkpoint(MINI, device="cpu"), 2, library)()
+
+
+def test_a_library_that_this_torch_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(weight: torch.Tensor, rows: int) -> Any:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setitem(LIBRARIES, "oneDNN", absent)
+    assert "oneDNN" not in libraries() and "F.linear" in libraries()
