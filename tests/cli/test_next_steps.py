@@ -62,9 +62,9 @@ def reading_words(args: list[str]) -> list[str]:
     "verb",
     [
         ("info",),
-        ("plan", "--rounds", "1", "--limit", "1"),
+        ("plan", "--rounds", "1", "--limit", "1", "--fit-images", "8"),
         ("eval", "--limit", "1"),
-        ("compress", "--dry-run"),
+        ("compress", "--dry-run", "--fit-images", "8"),
         ("bench", "--rounds", "1"),
     ],
     ids=lambda verb: verb[0],

@@ -21,6 +21,9 @@ import stm_cli.plan
 from tests.cli.conftest import arrived_by
 
 
+FEW = ("--fit-images", "8")  # what a fit finds matters to none of these tests, and how long it takes to all of them
+
+
 class Case(NamedTuple):
     """The result with `args` differs from that with `base`: in the report, or in the bytes of the folder."""
 
@@ -176,6 +179,7 @@ def test_each_option_of_compress_changes_the_result(
         words = [str(other) if word == "OTHER" else word for word in args]
         size = () if "--image-size" in args else ("--image-size", "64")
         images = () if {"--no-eval", "--data"} & set(args) else ("--data", labelled)
+        images += () if {"--fit-images", "--schedule"} & set(args) else FEW
         return result(here("compress", model, "--out", "out", "--json", *size, *images, *words), tmp_path / "out")
 
     case = COMPRESS[option]
@@ -223,6 +227,7 @@ def test_each_option_of_bench_and_plan_changes_the_result(
         words += () if "--image-size" in args else ("--image-size", "64")
         words += () if "--rounds" in args else ("--rounds", "1")
         words += () if command == "bench" or "--data" in args else ("--data", labelled)
+        words += () if command == "bench" or {"--fit-images", "--schedule"} & set(args) else FEW
         run = here(command, model, "--json", *words)
         return timeless(json.loads(run.out)) if run.code == 0 else run.err
 
