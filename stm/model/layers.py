@@ -10,13 +10,13 @@ shapes are those of docs/design.md.
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend
 from stm.backends.reference import gated, projected, step_sizes
 from stm.config import ModelConfig
 from stm.merging.plan import State, Taps
+from stm.model import products
 
 REVERSE: tuple[bool, ...] = (False, True)  # per direction, whether it walks from the last token to the first
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +46,11 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x weight^T + bias, (..., out), for x (..., in)."""
+        # The bias is the head's, whose product is too small to matter.
+        return products.linear(x, self.weight) if self.bias is None else super().forward(x)
+
 
 class OutProjection(Linear):
     """`out_proj` with the average over the directions folded in.
@@ -63,9 +68,7 @@ class OutProjection(Linear):
 
     def forward(self, y: Tensor) -> Tensor:
         """Project y (..., E) to (..., D)."""
-        # beta=0 makes addmm ignore its first argument: alpha is all that is wanted of it.
-        out = torch.addmm(y.new_empty(()), y.flatten(0, -2), self.weight.mT, beta=0, alpha=self.share)
-        return out.unflatten(0, y.shape[:-1])
+        return products.linear(y, self.weight, self.share)
 
 
 class Patches(nn.Conv2d):
@@ -192,7 +195,7 @@ class Mixer(nn.Module):
         """
         c = state.cls
         to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D), both
-        inputs, z = F.linear(u, to_x), F.linear(at(u, c), to_z)  # (B, L, E), (B, E)
+        inputs, z = products.linear(u, to_x), products.linear(at(u, c), to_z)  # (B, L, E), (B, E)
         A, at_c = self.decay_rates(), []
         # The directions pass different numbers of tokens, so they cannot share a call.
         for k in range(len(REVERSE)):
@@ -247,6 +250,6 @@ class Mixer(nn.Module):
         Returns:
             dt (K, B, L, R), from which `dt_proj_weight` makes Delta, and B and C, (K, B, L, N) both.
         """
-        selected = torch.bmm(x.flatten(1, 2), self.x_proj_weight[k].mT)  # (K, B L, R + N + N)
+        selected = products.linears(x.flatten(1, 2), self.x_proj_weight[k])  # (K, B L, R + N + N)
         dt, B, C = selected.unflatten(1, x.shape[1:3]).split(self.splits, -1)
         return dt, B, C

@@ -20,7 +20,6 @@ import stm_cli.eval
 import stm_cli.plan
 from tests.cli.conftest import arrived_by
 
-
 FEW = ("--fit-images", "8")  # what a fit finds matters to none of these tests, and how long it takes to all of them
 
 

@@ -1,0 +1,88 @@
+"""Choose who computes the matrix products of a loaded model on a processor: torch's `F.linear`, or oneDNN.
+
+On x86 `F.linear` goes to MKL. MKL does not use AVX-512 on processors of AMD, and oneDNN does: 250 against 100 to 110
+GFLOP/s per core of a Zen 5 at ViM-S's shapes. With AVX2 alone MKL is the faster one: 91 against 74 to 89 GFLOP/s per
+core of an EPYC. So oneDNN is chosen for AMD with AVX-512, and `F.linear` otherwise. The choice follows from the
+processor and never from a clock, because the libraries round differently, and two runs must give the same bits.
+
+`torch.ops.mkldnn` is private to torch. It is compared with `F.linear` once before it is used, and a torch that lacks
+it, or computes something else, keeps `F.linear` and says why (`library`). What oneDNN cannot do also stays with
+`F.linear`: gradients, tracing, other dtypes. The weights are used as they are: nothing is packed or kept.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Library(NamedTuple):
+    """Who computes products.
+
+    Args:
+        name: "oneDNN" or "F.linear".
+        reason: why, in words.
+    """
+
+    name: str
+    reason: str
+
+
+@cache
+def library() -> Library:
+    """Return the library of float32 products without a gradient on this processor."""
+    if _vendor() != "AuthenticAMD" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return Library("F.linear", "oneDNN is known to be faster on AMD's processors with AVX-512 alone")
+    x, weight = torch.linspace(-1, 1, 96).view(2, 48), torch.linspace(1, -1, 1536).view(32, 48)
+    try:
+        product = _onednn(x, weight)
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        return Library("F.linear", f"this torch has no oneDNN operator for it: {str(error).splitlines()[0]}")
+    if not torch.allclose(product, F.linear(x, weight), rtol=1e-5, atol=1e-5):
+        return Library("F.linear", "this torch's oneDNN operator gives another result")
+    return Library("oneDNN", "MKL, behind F.linear, does not use AVX-512 on AMD's processors")
+
+
+def linear(x: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
+    """Return share (x weight^T), (..., out), of x (..., in) and weight (out, in)."""
+    if _takes_onednn(x, weight):
+        out = _onednn(x, weight)
+        return out if share == 1.0 else out.mul_(share)
+    if share == 1.0:
+        return F.linear(x, weight)
+    # beta=0 makes addmm ignore its first argument: alpha is all that is wanted of it.
+    out = torch.addmm(x.new_empty(()), x.flatten(0, -2), weight.mT, beta=0, alpha=share)
+    return out.unflatten(0, x.shape[:-1])
+
+
+def linears(x: Tensor, weight: Tensor) -> Tensor:
+    """Return one product per direction, (K, rows, out), of x (K, rows, in) with weight (K, out, in)."""
+    if _takes_onednn(x, weight):
+        return torch.stack([_onednn(*pair) for pair in zip(x, weight, strict=True)])
+    return torch.bmm(x, weight.mT)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    # First, because a compiler follows what comes after: a compiled or exported program holds public operators only.
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return False
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return False
+    return library().name == "oneDNN" and not torch.is_autocast_enabled("cpu")  # which knows torch's own products only
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return out
+
+
+def _vendor(path: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the maker of an x86 processor as it names itself, or None where nobody tells."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), None)

@@ -1,0 +1,105 @@
+"""Who computes a loaded model's products: the same model by either library, and `F.linear` wherever oneDNN cannot."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import stm
+from stm.model import products
+from stm.model.products import Library
+
+MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    products.library.cache_clear()
+    yield
+    products.library.cache_clear()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The weights that oneDNN multiplies with, on a processor for which it is chosen."""
+    seen: list[torch.Size] = []
+    onednn = products._onednn
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        seen.append(weight.shape)
+        return onednn(x, weight)
+
+    monkeypatch.setattr(products, "library", lambda: Library("oneDNN", "this test chooses it"))
+    monkeypatch.setattr(products, "_onednn", counted)
+    return seen
+
+
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backend", ["native", "blocked"])
+def test_both_libraries_give_the_same_logits(calls: list[torch.Size], backend: str) -> None:
+    dense = stm.load_checkpoint(MINI, device="cpu", backend=backend)
+    for model in (dense, stm.compress(dense, rate=0.4, method="staged")):
+        with torch.inference_mode():
+            ours = model(images())
+            taken = len(calls)
+            # in_proj, out_proj and two of x_proj in every block; of the last one in_proj's halves apart.
+            assert taken == 6 * 4 + 1
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(products, "library", lambda: Library("F.linear", "this test chooses it"))
+                torch.testing.assert_close(ours, model(images()), rtol=1e-4, atol=1e-5)
+            assert len(calls) == taken
+            calls.clear()
+
+
+def test_what_needs_torch_s_own_operators_keeps_them(calls: list[torch.Size]) -> None:
+    model = stm.load_checkpoint(MINI, device="cpu", backend="blocked")
+    model(images()).sum().backward()
+    assert model.layers[0].mixer.in_proj.weight.grad is not None
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model(images())
+    with torch.inference_mode():
+        stm.load_checkpoint(MINI, device="cpu", dtype="bfloat16")(images())
+    with torch.no_grad():
+        torch.export.export(model, (images(),))
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "name"),
+    [
+        ("AuthenticAMD", "AVX512", "oneDNN"),
+        ("AuthenticAMD", "AVX2", "F.linear"),
+        ("GenuineIntel", "AVX512", "F.linear"),
+        (None, "DEFAULT", "F.linear"),
+    ],
+)
+def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, vendor: str | None, capability: str, name: str) -> None:
+    monkeypatch.setattr(products, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products.library().name == name
+
+
+def test_a_torch_without_the_operator_or_with_another_one_falls_back_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+    def absent(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(products, "_onednn", absent)
+    assert products.library().name == "F.linear" and "no attribute '_linear_pointwise'" in products.library().reason
+    products.library.cache_clear()
+    monkeypatch.setattr(products, "_onednn", lambda x, weight: 1.01 * x @ weight.mT)
+    assert products.library() == Library("F.linear", "this torch's oneDNN operator gives another result")
+
+
+def test_the_maker_of_a_processor(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n")
+    assert products._vendor(tmp_path / "cpuinfo") == "AuthenticAMD"
+    assert products._vendor(tmp_path / "absent") is None
