@@ -280,10 +280,16 @@ class BackendStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvReport(Report):
-    """`stm env`: versions of what is installed, devices, and each backend with its reason."""
+    """`stm env`: versions of what is installed, devices, and each backend with its reason.
+
+    Args:
+        packages: versions by name; null: not installed.
+        products: who multiplies matrices for a loaded model on the processor, and why.
+    """
 
     python: str
     platform: str
-    packages: dict[str, str | None]  # null: not installed
+    packages: dict[str, str | None]
     devices: tuple[str, ...]
+    products: str
     backends: tuple[BackendStatus, ...]

@@ -38,6 +38,7 @@ def screen(report: EnvReport) -> RenderableType:
             ),
             ("devices", ", ".join(report.devices)),
             ("runs on", environment_text(report.environment)),
+            ("products", report.products),
             ("backends", ""),
             *backends,
         ]

@@ -8,6 +8,7 @@ import torch
 from stm import backends
 from stm.device import pick
 from stm.measure.environment import current_environment, processor_name
+from stm.model import products
 from stm.reports import BackendStatus, EnvReport
 
 # Names of distributions, as pip knows them: a bug report needs the versions of what is installed, imported or not.
@@ -24,7 +25,17 @@ NEEDED = (
     "typer",
     "rich",
 )
-OPTIONAL = ("mamba-ssm", "causal-conv1d", "triton", "kernels", "matplotlib", "pyarrow")
+OPTIONAL = (
+    "mamba-ssm",
+    "causal-conv1d",
+    "triton",
+    "kernels",
+    "matplotlib",
+    "pyarrow",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+)
 
 
 def environment() -> EnvReport:
@@ -41,6 +52,7 @@ def environment() -> EnvReport:
         platform=platform.platform(),
         packages={name: _version(name) for name in (*NEEDED, *OPTIONAL)},
         devices=(f"cpu {processor_name()}", *cards),
+        products=": ".join(products.library()),
         backends=tuple(
             BackendStatus(name=name, available=ok, reason=reason) for name, (ok, reason) in statuses.items()
         ),

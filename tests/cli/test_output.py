@@ -303,11 +303,13 @@ def test_env(capsys, monkeypatch) -> None:
         platform="Linux",
         packages={"torch": "2.13.0", "mamba-ssm": None},
         devices=("cpu",),
+        products="F.linear: this torch has no oneDNN operator for it",
         backends=(BackendStatus(name="native", available=False, reason="no compiler was found"),),
     )
     lines = shown(capsys, monkeypatch, env, report)
     assert "packages  mamba-ssm not installed, torch 2.13.0" in lines
     assert "  native  not available: no compiler was found" in lines
+    assert "products  F.linear: this torch has no oneDNN operator for it" in lines
 
 
 def test_push(capsys, monkeypatch) -> None:
