@@ -134,11 +134,14 @@ def compress(
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
+        if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
+            dense.config = dataclasses.replace(dense.config, label_names=wish.recorded.label_names)
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
-    if given is not None and given.sorted_names:  # from now on the model names its classes, and so does its folder
-        dense.config = dataclasses.replace(dense.config, label_names=given.sorted_names)
+    if given is not None and (names := given.sorted_names or given.own_names):
+        # From now on the model names its classes, and so does its folder.
+        dense.config = dataclasses.replace(dense.config, label_names=names)
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
