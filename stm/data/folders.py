@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from stm.data.arrays import ARRAY
 from stm.data.formats import SUFFIXES, is_image
-from stm.data.images import ImageFile, Sample
+from stm.data.images import MODES, ImageFile, Sample
 from stm.data.labels import SPLITS, NoLabels, class_indices, names_in_order, spelled
 from stm.data.sets import SampleSet
 from stm.data.tables import LABELS, TABLES, TINY, Row, read_table, with_suffix
@@ -80,6 +81,7 @@ def labelled_folder(
     label_names: Sequence[str] | None,
     how: SetOptions = SetOptions(),
     table: Path | None = None,
+    channels: int = 3,
 ) -> Found:
     """Return the images of a folder with their labels, sorted by name.
 
@@ -91,32 +93,34 @@ def labelled_folder(
     Args:
         how: the columns of the table.
         table: the table, if its name is not a usual one.
+        channels: of the model; see `_arrays_too`.
 
     Raises:
         DataError: the folder cannot be read, has no images or no labels, or labels that are not classes of the model.
     """
+    arrays = _arrays_too(folder, channels)
     # A link to nowhere is a table too, which cannot be read.
     found = table or next((folder / name for name in TABLES if os.path.lexists(folder / name)), None)
     columns = how.image_column or how.label_column
     if found is not None:
         try:
-            return _from_table(folder, found, read_table(found, how), classes, label_names)
+            return _from_table(folder, found, read_table(found, how), classes, label_names, arrays)
         except NoLabels:  # captions and the like, beside folders that may be classes
             if columns or table is not None or not found.name.startswith("metadata"):
                 raise
     elif columns is not None:
         raise DataError(f"{folder} has no table with a column {columns!r}", f"name the table: --data {folder}/FILE.csv")
-    files, folders, others = _contents(folder)
+    files, folders, others = _contents(folder, arrays)
     if any(VALIDATION.fullmatch(file.name) for file in files):
         # Only the images in subfolders are reported: the other files there may be the development kit's.
-        strays = [image for path in folders for image in _below(path, strict=False).images]
+        strays = [image for path in folders for image in _below(path, arrays, strict=False).images]
         samples, source = _validation_set(folder, files, classes)
         return Found(samples, _names(folder, [*(path for path in others if path != source), *strays]))
     if files and (listed_in := pairs_in(folder)) is not None:
         path, pairs = listed_in
         rows = [(line, file, label) for line, (file, label) in enumerate(pairs.items(), start=1)]
-        return _from_table(folder, path, rows, classes, label_names)
-    below = {path.name: _below(path) for path in folders}
+        return _from_table(folder, path, rows, classes, label_names, arrays)
+    below = {path.name: _below(path, arrays) for path in folders}
     labelled = {name: files_of.images for name, files_of in below.items() if files_of.images}
     skipped = _names(folder, [*others, *(path for files_of in below.values() for path in files_of.others)])
     # Images beside folders of images fit two layouts. Either reading would leave some out without a word.
@@ -170,12 +174,14 @@ def part_of(folder: Path, split: str) -> Path:
     return found
 
 
-def unlabelled_folder(folder: Path, how: SetOptions = SetOptions(), table: Path | None = None) -> Found:
+def unlabelled_folder(
+    folder: Path, how: SetOptions = SetOptions(), table: Path | None = None, channels: int = 3
+) -> Found:
     """Return all images in a folder and below it, sorted by name, without labels; of a table, those that it names."""
     if table is not None:
         files = _named(folder, table, read_table(table, how))
         return Found(_sorted(Sample(file, None, ImageFile(folder / file)) for _, file, _ in files), [])
-    below = _below(folder)
+    below = _below(folder, _arrays_too(folder, channels))
     skipped = _names(folder, below.others)
     if not below.images:
         raise DataError(
@@ -192,24 +198,39 @@ def _sorted(samples: Iterable[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.file)
 
 
-def _contents(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+def _arrays_too(folder: Path, channels: int) -> bool:
+    """Return whether arrays (.npy) in a folder are images: for a model of neither one nor three channels, or if the
+    folder has no others. Beside pictures they are masks or features."""
+    if channels not in MODES:
+        return True
+    found = False
+    for _, _, names in os.walk(folder):
+        suffixes = {PurePosixPath(name).suffix.lower() for name in names}
+        if suffixes & SUFFIXES:
+            return False
+        found |= ARRAY in suffixes
+    return found
+
+
+def _contents(folder: Path, arrays: bool = False) -> tuple[list[Path], list[Path], list[Path]]:
     """Return the images, the folders and the other files in a folder, each sorted, without hidden ones."""
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         folders = [path for path in entries if path.is_dir()]
         files = [path for path in entries if not path.is_dir()]
-        images = [path for path in files if is_image(path)]
+        images = [path for path in files if is_image(path) or (arrays and path.suffix.lower() == ARRAY)]
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
     return images, folders, sorted({*files} - {*images})
 
 
-def _below(folder: Path, *, strict: bool = True) -> _Files:
+def _below(folder: Path, arrays: bool, *, strict: bool = True) -> _Files:
     """Return all files in a folder and below it.
 
     Links to folders are not followed, because they may lead back. They count as other files.
 
     Args:
+        arrays: whether arrays are images.
         strict: refuse folders that cannot be read; if False, they are left out.
     """
 
@@ -220,7 +241,8 @@ def _below(folder: Path, *, strict: bool = True) -> _Files:
     images, others = list[Path](), list[Path]()
     for parent, folders, names in os.walk(folder, onerror=refuse):
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            (images if is_image(path) else others).append(path)
+            taken = is_image(path) or (arrays and path.suffix.lower() == ARRAY)
+            (images if taken else others).append(path)
         others += [path for name in folders if (path := Path(parent, name)).is_symlink()]
     return _Files(images, others)
 
@@ -251,7 +273,9 @@ def _no_labels(folder: Path, sentence: str, kind: type[DataError] = DataError) -
 # Tables and lists
 
 
-def _from_table(folder: Path, table: Path, rows: list[Row], classes: int, label_names: Sequence[str] | None) -> Found:
+def _from_table(
+    folder: Path, table: Path, rows: list[Row], classes: int, label_names: Sequence[str] | None, arrays: bool
+) -> Found:
     files = _named(folder, table, rows)
     where: dict[str, str] = {}
     for line, file, label in files:
@@ -262,7 +286,7 @@ def _from_table(folder: Path, table: Path, rows: list[Row], classes: int, label_
     listed_here = {os.path.normpath(file) for _, file, _ in files}  # `./a.png` is a.png
     left = [
         name
-        for name in _names(folder, _below(folder, strict=False).images)
+        for name in _names(folder, _below(folder, arrays, strict=False).images)
         if os.path.normpath(name) not in listed_here
     ]
     return Found(samples, [f"{name} (not in {table.name})" for name in left], names)

@@ -14,7 +14,7 @@ from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config
 from stm.data.folders import as_set, labelled_folder, part_of, unlabelled_folder
 from stm.data.formats import open_image
-from stm.data.images import Crop, ImageFile, Pixels, Sample
+from stm.data.images import Crop, Pixels, Sample
 from stm.data.labels import NoLabels
 from stm.data.sets import SampleSet, evenly
 from stm.data.tables import TABLE_SUFFIXES
@@ -25,6 +25,7 @@ from stm.progress import OnProgress
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
 PHOTOGRAPHS = FOLDER / "photographs"
+CROPS = "photograph-crops"  # the name of the set of their crops
 
 
 def open_samples(
@@ -92,9 +93,11 @@ def open_samples(
     name = Path(os.path.abspath(folder)).name
     check_name(name, DataError)  # reports and config.json record this name; names of images need not be text
     if need_labels:
-        files = labelled_folder(folder, config.num_classes, config.label_names, how, table)
+        files = labelled_folder(
+            folder, config.num_classes, config.label_names, how, table, channels=config.model.in_chans
+        )
     else:
-        files = unlabelled_folder(folder, how, table)
+        files = unlabelled_folder(folder, how, table, channels=config.model.in_chans)
     return as_set(name, [files]).take(limit, seed)
 
 
@@ -183,9 +186,11 @@ def embedded_digits(path: Path = DIGITS) -> SampleSet:
 
 def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
     """Return the three photographs, without labels."""
-    return SampleSet(
-        "photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg")))
-    )
+    samples = []
+    for path in sorted(folder.glob("*.jpg")):
+        with open_image(path) as image:
+            samples.append(Sample(path.name, None, Crop(path, (0, 0, *image.size))))
+    return SampleSet("photographs", tuple(samples))
 
 
 def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
@@ -204,7 +209,7 @@ def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
                 for left in map(int, evenly(columns, width - side)):
                     name = f"{path.name}[{side}x{side}+{left}+{top}]"
                     samples.append(Sample(name, None, Crop(path, (left, top, left + side, top + side))))
-    return SampleSet("photograph-crops", tuple(samples))
+    return SampleSet(CROPS, tuple(samples))
 
 
 def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:

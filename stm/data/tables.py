@@ -149,4 +149,6 @@ def with_suffix(folder: Path, file: str) -> str:
     """Return a file's name with the suffix that a table left out, if one file of the folder has it."""
     if Path(file).suffix.lower() in SUFFIXES or (folder / file).exists():
         return file
-    return next((file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif") if (folder / (file + s)).exists()), file)
+    return next(
+        (file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif", ".npy") if (folder / (file + s)).exists()), file
+    )

@@ -303,7 +303,7 @@ def test_files_that_are_no_images_are_counted_and_litter_is_not(tmp_path):
 WALK = os.walk
 
 
-def with_an_unreadable_folder(top, onerror):
+def with_an_unreadable_folder(top, onerror=lambda error: None):
     """`os.walk`, with an error as of a folder that is another user's."""
     yield from WALK(top)
     onerror(PermissionError(13, "Permission denied", f"{top}/locked"))
