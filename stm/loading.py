@@ -20,7 +20,7 @@ from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
-from stm.errors import ArtifactError, HubError, check_choice
+from stm.errors import ArtifactError, CheckpointError, HubError, check_choice
 from stm.model.vim import ViM
 from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
 from stm.options import CHECKPOINT_OPTIONS, ModelOptions
@@ -118,8 +118,13 @@ def open_model(
             return _from_folder(path, options)
         case File(path):
             return _from_file(path, Source(file=path.name), options)
-        case HubFile(repo, file, revision, license):
-            return _from_hub_file(repo, file, revision, license, options, on_progress)
+        case HubFile(repo, file, revision, license, path):
+            try:
+                return _from_hub_file(repo, file, revision, license, options, on_progress)
+            except HubError as error:
+                if path is None:
+                    raise
+                raise CheckpointError(f"{path} is no file here, and on the Hub {error.message}", error.hint) from error
         case HubRepo(repo, revision):
             return _from_hub_repo(repo, revision, options, on_progress)
 
@@ -264,13 +269,16 @@ def _from_hub_file(
 ) -> ViM:
     from stm.checkpoint.file import shards
     from stm.checkpoint.names import INDEX
-    from stm.hub.fetch import about, fetch
+    from stm.hub.fetch import about, fetch, optional
 
     fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
     if file.endswith(INDEX):
         for shard in shards(fetched.path):
             name = str(PurePosixPath(file).with_name(shard))
             fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
+    if license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
+        beside = str(PurePosixPath(file).with_name(artifact.CONFIG))
+        optional(repo, beside, fetched.revision, token=options.token)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
         repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license

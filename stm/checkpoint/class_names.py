@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 # What trainers call the names of classes, the surest first: by name, by index, and in order.
 _SURE = ("class_to_idx", "idx_to_class", "id2label", "label2id", "class_names", "classes", "CLASSES", "label_names")
-_KEYS = (*_SURE, "labels", "categories", "names", "class_index")
+KEYS = (*_SURE, "labels", "categories", "names", "class_index")
 LARGEST = 10_000_000  # bytes of a file of names
 _DEEPEST, _MOST = 3, 10_000  # dicts in dicts that are searched for names, and the values of all of them
 
@@ -29,7 +29,7 @@ def names_in(document: Any, classes: int | None = None) -> Named | None:
     found = [
         Named(key, names)
         for holder in _holders(document)
-        for key in _KEYS
+        for key in KEYS
         if (names := in_order(holder.get(key))) is not None
     ]
     right = (each for each in found if classes in (None, len(each.names)))
