@@ -65,6 +65,13 @@ def as_set(name: str, contents: Sequence[Found]) -> SampleSet:
         )
     if not samples:
         raise DataError(f"{name} holds no images{only(skipped)}")
+    # Each shard has its own names. Were they not the same, one index would mean two classes.
+    orders = {content.names for content in contents if content.samples}
+    if len(orders) > 1:
+        raise DataError(
+            f"{name}: its shards do not name the same classes, and the model names none",
+            "name the model's classes: --labels FILE",
+        )
     return SampleSet(
         name,
         tuple(samples),

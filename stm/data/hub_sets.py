@@ -18,7 +18,7 @@ from typing import Any
 from stm.config import Config
 from stm.data.folders import Found, as_set, labelled_folder, unlabelled_folder
 from stm.data.images import ParquetImage, Sample, open_parquet, read_column
-from stm.data.labels import SPLITS, NoLabels, class_indices, imagenet, spelled
+from stm.data.labels import SPLITS, NoLabels, class_indices, imagenet, names_in_order, spelled
 from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import unpack
@@ -213,11 +213,20 @@ def parquet_samples(
         raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
     # A row without a label says nothing about the others, nor does a row group of such rows.
     labelled = {row: value for row, value in enumerate(values) if label is None or not is_missing(value)}
-    indices = labelled if label is None else label_indices(labelled, names, config, f"{shard}, {label}")
+    indices, order = labelled, None
+    if label is not None:
+        order = sorted_names(labelled, config)
+        indices = label_indices(labelled, names, config, f"{shard}, {label}", order)
     # The images stay in the file: a sample knows its row, and `ParquetImage.open` reads it.
     samples = [Sample(f"{shard}[{row}]", indices[row], ParquetImage(path, image, *places[row])) for row in labelled]
     own = tuple(names) if names is not None and label is not None and _decide(names, config) else None
-    return Found(samples, [], own_names=own, unlabelled=len(values) - len(labelled))
+    return Found(samples, [], names=order, own_names=own, unlabelled=len(values) - len(labelled))
+
+
+def sorted_names(labels: Mapping[int, Any], config: Config) -> tuple[str, ...] | None:
+    """Return the names among labels in sorted order, if that order tells the classes; see `names_in_order`."""
+    names = {*labels.values()} if all(isinstance(label, str) for label in labels.values()) else set()
+    return names_in_order(names, config.num_classes, config.label_names) if names else None
 
 
 def is_missing(label: Any) -> bool:
@@ -227,7 +236,8 @@ def is_missing(label: Any) -> bool:
 
 def _decide(names: Sequence[str], config: Config) -> bool:
     """Return whether a set's names are the model's classes, which then get these names."""
-    return config.label_names is None and len(names) == config.num_classes != len(imagenet().labels)
+    unknown = config.label_names is None and len(names) == config.num_classes != len(imagenet().labels)
+    return unknown and list(names) != [str(index) for index in range(len(names))]
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -260,7 +270,7 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str, column: str
         called = "one" if column is None else f"one called {column}"
         raise DataError(
             f"{shard} has {len(images)} columns of images among {listed(schema.names)}, expected {called}",
-            f"name the column: --image-column {(list(columns) or ['NAME'])[0]}",
+            f"name the column: --image-column {next(iter(columns))}" if columns else "images are in it as bytes",
         )
     return columns[images[0]]
 
@@ -303,8 +313,21 @@ def _label_column(
     return label, [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def label_indices(labels: Mapping[int, Any], names: list[str] | None, config: Config, where: str) -> dict[int, int]:
-    """Return the model's class of each label, by row. A label is a name, a number into `names`, or the index itself."""
+def label_indices(
+    labels: Mapping[int, Any],
+    names: list[str] | None,
+    config: Config,
+    where: str,
+    order: Sequence[str] | None = None,
+) -> dict[int, int]:
+    """Return the model's class of each label, by row. A label is a name, a number into `names`, or the index itself.
+
+    Args:
+        order: the names of the classes by index, if the set decides; see `sorted_names`.
+    """
+    if order is not None:
+        place = {name: index for index, name in enumerate(order)}
+        return {row: place[label] for row, label in labels.items()}
     classes, values = config.num_classes, labels.values()
     if classes != 2 and any(isinstance(value, bool) for value in values):
         raise DataError(f"{where}: true and false tell two classes, and the model has {classes}, {ONE_CLASS}")

@@ -33,6 +33,7 @@ from stm.data.hub_sets import (
     label_indices,
     need_pyarrow,
     parquet_samples,
+    sorted_names,
     split_of,
     with_split,
 )
@@ -221,13 +222,15 @@ def tar_samples(
         return Found([], skipped, unlabelled=len(images))
     names_of = LABEL_NAMES if how.label_column is None else (how.label_column,)
     indices: Mapping[int, int | None] = dict.fromkeys(range(len(images)))
+    order = None
     if need_labels:
         labels = [_label(beside[key], f"{shard}: {key}", names_of) for key in images]
         known = {row: label for row, label in enumerate(labels) if not is_missing(label)}
-        indices = label_indices(known, None, config, shard)
+        order = sorted_names(known, config)
+        indices = label_indices(known, None, config, shard, order)
     keys = list(images)
     samples = [Sample(f"{shard}/{names[keys[row]]}", label, images[keys[row]]) for row, label in indices.items()]
-    return Found(samples, skipped, unlabelled=len(images) - len(samples))
+    return Found(samples, skipped, order, unlabelled=len(images) - len(samples))
 
 
 def _label(parts: dict[str, bytes], sample: str, keys: Sequence[str]) -> Any:

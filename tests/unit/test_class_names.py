@@ -123,6 +123,16 @@ def test_the_names_of_parquets_metadata(tmp_path):
     assert opened(str(path), 3, ("Normal", "malignant", "benign")).own_names == ()
 
 
+def test_names_in_shards_are_the_classes_of_a_model_without_names(tmp_path):
+    shard(tmp_path / "a.parquet", label=["eel", "cat", "dog", None])
+    samples = opened(str(tmp_path / "a.parquet"), 3)
+    assert (list(labels_of(samples).values()), samples.sorted_names) == ([2, 0, 1], ("cat", "dog", "eel"))
+    shard(tmp_path / "b.parquet", label=["cat", "dog", "fox"])
+    with pytest.raises(DataError, match="its shards do not name the same classes"):
+        opened(str(tmp_path / "?.parquet"), 3)
+    assert len(opened(str(tmp_path / "?.parquet"), 4, ("cat", "dog", "eel", "fox"))) == 6
+
+
 def test_truths_and_lists_are_refused_in_a_sentence(tmp_path):
     with pytest.raises(DataError, match="true and false tell two classes, and the model has 10"):
         opened(str(shard(tmp_path / "a.parquet", label=[True, False])))
