@@ -105,21 +105,30 @@ class OfSet:
         skipped, skipped_files: files that were not taken for images: how many, and the names of the first few.
         fitted_on: images that decided the model's schedule, and so are in no number.
         sorted_names: the classes by index, if the model has no names and their sorted order decided the indices.
+        own_names: the classes by index, if the model has no names and the set's metadata name them.
+        unlabelled: images that alone have no label, and so are in no number.
     """
 
     skipped: int = 0
     skipped_files: tuple[str, ...] = ()
     fitted_on: int = 0
     sorted_names: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+    unlabelled: int = 0
 
     @property
     def skipped_notes(self) -> tuple[str, ...]:
-        """Return a sentence each about skipped files, images of the fit and classes by order, if there are any."""
-        fitted = (f"{self.fitted_on:,} more images decided the schedule, and are in no number",)
-        named = [f"{index} {name}" for index, name in enumerate(self.sorted_names)]
-        order = (f"the model names no classes, so those of the set were taken in sorted order: {listed(named)}",)
-        notes = skipped_notes(self.skipped, self.skipped_files) + (fitted if self.fitted_on else ())
-        return notes + (order if named else ())
+        """Return a sentence each about what was left out, and about classes that only the set names."""
+        notes = list(skipped_notes(self.skipped, self.skipped_files))
+        if self.unlabelled:
+            notes.append(f"{self.unlabelled:,} more images have no label, and are in no number")
+        if self.fitted_on:
+            notes.append(f"{self.fitted_on:,} more images decided the schedule, and are in no number")
+        for names, where in ((self.sorted_names, "taken in sorted order"), (self.own_names, "taken")):
+            if names:
+                named = listed(f"{index} {name}" for index, name in enumerate(names))
+                notes.append(f"the model names no classes, so those of the set were {where}: {named}")
+        return tuple(notes)
 
 
 def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:

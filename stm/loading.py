@@ -6,7 +6,7 @@ needed.
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import DTYPES, Config, Source, dense_schedule
 from stm.device import pick
-from stm.errors import ArtifactError, HubError, check_choice
+from stm.errors import ArtifactError, CheckpointError, HubError, check_choice
 from stm.model.vim import ViM
 from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
 from stm.options import CHECKPOINT_OPTIONS, ModelOptions
@@ -45,6 +45,7 @@ def load(
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
     interpolation: str | None = None,
+    labels: str | os.PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
     device: str = "auto",
     dtype: str | None = None,
     backend: str = "auto",
@@ -60,6 +61,8 @@ def load(
         token: of the Hub, for a repository that needs one.
         image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
             see `load_checkpoint`.
+        labels: the names of the classes: a list by index, a dict by index or by name, or a file of them (one per line,
+            JSON, or a CSV with a column of indices). They replace those that the model has.
         device: as torch names it; "auto" takes a GPU if there is one.
         dtype: of the weights of the matrix products: float32, bfloat16 or float16; by default what is stored, and
             float32 for a checkpoint.
@@ -89,6 +92,7 @@ def load(
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
         interpolation=interpolation,
+        labels=labels if labels is None or not isinstance(labels, os.PathLike) else Path(labels),
         device=device,
         dtype=dtype,
         backend=backend,
@@ -114,8 +118,13 @@ def open_model(
             return _from_folder(path, options)
         case File(path):
             return _from_file(path, Source(file=path.name), options)
-        case HubFile(repo, file, revision, license):
-            return _from_hub_file(repo, file, revision, license, options, on_progress)
+        case HubFile(repo, file, revision, license, path):
+            try:
+                return _from_hub_file(repo, file, revision, license, options, on_progress)
+            except HubError as error:
+                if path is None:
+                    raise
+                raise CheckpointError(f"{path} is no file here, and on the Hub {error.message}", error.hint) from error
         case HubRepo(repo, revision):
             return _from_hub_repo(repo, revision, options, on_progress)
 
@@ -132,6 +141,7 @@ def load_checkpoint(
     std: float | Sequence[float] | None = None,
     crop_ratio: float | None = None,
     interpolation: str | None = None,
+    labels: str | os.PathLike[str] | Sequence[str] | Mapping[Any, Any] | None = None,
     dtype: str = "float32",
     device: str = "auto",
     backend: str = "auto",
@@ -150,6 +160,7 @@ def load_checkpoint(
         mean, std: of the images in 0 to 1: a number, or one per channel.
         crop_ratio: of the crop's side to the resized short side, 0.1 to 1.
         interpolation: "bicubic", "bilinear" or "nearest".
+        labels: the names of the classes, as for `load`; by default those in the file or beside it.
         dtype, device, backend: as for `load`.
 
     Raises:
@@ -171,6 +182,7 @@ def load_checkpoint(
         std=ModelOptions.per_channel(std),
         crop_ratio=crop_ratio,
         interpolation=interpolation,
+        labels=labels if labels is None or not isinstance(labels, os.PathLike) else Path(labels),
         device=device,
         dtype=dtype,
         backend=backend,
@@ -194,6 +206,7 @@ def _from_folder(folder: Path, options: ModelOptions) -> ViM:
     weights = str(folder / artifact.WEIGHTS)
     # before a model of the sizes that the config claims exists
     check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
+    config = _with_labels(config, options)
     model = ViM(config, backends.choose(options.backend, device.type))
     check_tensors(model.state_dict(), tensors, weights, ArtifactError)
     return _filled(model, tensors, device, options.dtype)
@@ -204,8 +217,9 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
 
     What a name told counts as asked from then on: the same file is then the same model under any name.
     """
-    from stm.checkpoint.beside import labels_beside  # none of these are part of the runtime
+    from stm.checkpoint.class_names import labels_beside  # none of these are part of the runtime
     from stm.checkpoint.official import read
+    from stm.data.class_names import plain_names
     from stm.data.labels import imagenet
 
     device = pick(options.device)
@@ -213,18 +227,20 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
         name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
     }
     checkpoint = read(path, **asked, repo=source.repo)
-    labels = labels_beside(path, checkpoint.num_classes)
+    labels = checkpoint.label_names or labels_beside(path, checkpoint.num_classes)
+    if labels is None and checkpoint.num_classes == len(imagenet().labels):
+        labels = imagenet().labels
     config = Config(
         model=checkpoint.model,
         num_classes=checkpoint.num_classes,
         schedule=dense_schedule(checkpoint.model),
         preprocessing=checkpoint.preprocessing,
-        label_names=labels or (imagenet().labels if checkpoint.num_classes == len(imagenet().labels) else None),
+        label_names=None if labels is None else plain_names(labels),
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
         extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
     )
     return _filled(
-        ViM(config, backends.choose(options.backend, device.type)),
+        ViM(_with_labels(config, options), backends.choose(options.backend, device.type)),
         checkpoint.tensors,
         device,
         options.dtype or "float32",
@@ -253,13 +269,16 @@ def _from_hub_file(
 ) -> ViM:
     from stm.checkpoint.file import shards
     from stm.checkpoint.names import INDEX
-    from stm.hub.fetch import about, fetch
+    from stm.hub.fetch import about, fetch, optional
 
     fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
     if file.endswith(INDEX):
         for shard in shards(fetched.path):
             name = str(PurePosixPath(file).with_name(shard))
             fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
+    if license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
+        beside = str(PurePosixPath(file).with_name(artifact.CONFIG))
+        optional(repo, beside, fetched.revision, token=options.token)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
         repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license
@@ -293,6 +312,15 @@ def _from_hub_folder(config: "Fetched", options: ModelOptions) -> ViM:
             extra={key: value for key, value in model.config.extra.items() if key != TUNED},
         )
     return model
+
+
+def _with_labels(config: Config, options: ModelOptions) -> Config:
+    """Return the config of a model whose classes have the names that were asked for."""
+    if options.labels is None:
+        return config
+    from stm.data.class_names import given_names  # not part of the runtime
+
+    return dataclasses.replace(config, label_names=given_names(options.labels, config.num_classes))
 
 
 def _filled(model: ViM, tensors: dict[str, Tensor], device: torch.device, dtype: str | None) -> ViM:

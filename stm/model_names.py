@@ -13,11 +13,11 @@ from pathlib import Path
 from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL
 from stm.errors import CheckpointError
-from stm.hub.aliases import ALIASES
+from stm.hub.aliases import ALIASES, ENDINGS
 from stm.options import CHECKPOINT_OPTIONS, ModelOptions
 
-_FILE = re.compile(r".*\.(pth|pt|bin|ckpt|tar|safetensors)", re.IGNORECASE)
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_IN_REPO = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/(.+)")
 _LINK = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -47,12 +47,14 @@ class HubFile:
     Args:
         revision: a branch, tag or commit; None: the main branch.
         license: what the table of short names says, for a card whose header says nothing.
+        path: the name as it was given, if it may also be that of a file on this machine that is not there.
     """
 
     repo: str
     file: str
     revision: str | None
     license: str | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,17 @@ def parse(model: str | os.PathLike[str], options: ModelOptions) -> ModelName:
     if path.is_dir() or artifact.is_model(path):
         options.refuse(text, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
         return Folder(path)
-    if isinstance(model, str) and not path.exists() and is_repo(text) and not _FILE.fullmatch(text):
+    if isinstance(model, str) and not path.exists() and is_repo(text) and not _is_file(text):
         return (
             HubRepo(text, options.revision) if options.file is None else HubFile(text, options.file, options.revision)
         )
+    inside = _IN_REPO.fullmatch(text) if isinstance(model, str) and _is_file(text) else None
+    # A path in a folder that is here is a path. Elsewhere it reads as the Hub's own names of files.
+    if inside is not None and not path.exists() and not Path(path.parts[0]).exists() and ".." not in path.parts:
+        options.refuse(text, "a file in a repository", "file")
+        return HubFile(inside[1], inside[2], options.revision, path=text)
     options.refuse(text, "a file", "file", "revision")
-    if isinstance(model, str) and not path.exists() and os.sep not in text and not _FILE.fullmatch(text):
+    if isinstance(model, str) and not path.exists() and os.sep not in text and not _is_file(text):
         aliases = (EMBEDDED_MODEL, *ALIASES)
         near = get_close_matches(text.lower(), aliases, n=1)
         raise CheckpointError(
@@ -129,6 +136,11 @@ def _linked(text: str, options: ModelOptions) -> ModelName:
     return HubRepo(link.repo, revision) if file is None else HubFile(link.repo, file, revision)
 
 
+def _is_file(name: str) -> bool:
+    """Return whether a name is that of a file of weights."""
+    return name.lower().endswith((*ENDINGS, ".tar"))  # a .tar of shards has no name among MODELs
+
+
 def is_repo(name: str) -> bool:
     """Return whether a name has the form of a Hub repository's: user/name."""
     return _REPO.fullmatch(name) is not None
@@ -142,7 +154,7 @@ def name_of(model: str) -> str:
         link = read_link(model)
         model = link.file or link.repo
     path = Path(model)
-    if _FILE.fullmatch(path.name):
+    if _is_file(path.name):
         return path.name.removesuffix("".join(path.suffixes[-1:])) or path.name
     return Path(os.path.abspath(path)).name
 

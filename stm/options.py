@@ -38,6 +38,8 @@ def words(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         if name == "token" or value is None or (value is False and name not in _EITHER):
             continue
+        if name == "labels" and not isinstance(value, str | Path):  # names in memory, which no command line has
+            continue
         word = flag(name, value)
         if isinstance(value, bool):
             out.append(word)
@@ -74,6 +76,7 @@ class ModelOptions(_Group):
         file, revision, token: of a Hub repository.
         image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
             see `stm.load_checkpoint`.
+        labels: the names of the classes, or a file that has them; see `stm.data.class_names.given_names`.
         device, dtype, backend: see `stm.load`.
     """
 
@@ -89,6 +92,7 @@ class ModelOptions(_Group):
     std: tuple[float, ...] | None = None
     crop_ratio: float | None = None
     interpolation: str | None = None
+    labels: str | Path | Sequence[str] | Mapping[Any, Any] | None = None
     device: str = "auto"
     dtype: str | None = None
     backend: str = "auto"
@@ -234,7 +238,31 @@ class FitOptions(_Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions(_Group):
+class SetOptions(_Group):
+    """How a sample set is read.
+
+    Args:
+        split: the part of a set that has several: a folder such as val, or a split of a set on the Hub.
+        image_column, label_column: of a table of labels or of parquet; None: those that look like it.
+    """
+
+    split: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def refuse_reading(self, why: str, hint: str) -> None:
+        """Raise UsageError if any of these options was given, by the name of the first one.
+
+        Args:
+            why: completes the sentence "--NAME was given".
+        """
+        for field in dataclasses.fields(SetOptions):
+            if getattr(self, field.name) is not None:
+                raise UsageError(f"{flag(field.name, None)} was given{why}", hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(SetOptions):
     """Which images to measure on, and with how much effort.
 
     Args:

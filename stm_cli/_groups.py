@@ -23,9 +23,12 @@ from stm_cli._options import (
     FitImages,
     FitOn,
     Hsp,
+    ImageColumn,
     ImageSize,
     Interpolation,
     Json,
+    LabelColumn,
+    Labels,
     Mean,
     Method,
     NoCache,
@@ -37,6 +40,7 @@ from stm_cli._options import (
     Schedule,
     Sides,
     SpanConv,
+    Split,
     Stages,
     Std,
     StepScale,
@@ -89,6 +93,15 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a sample set is read: `stm.options.SetOptions`, option by option."""
+
+    split: Split = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Display:
     """How a report is shown."""
 
@@ -112,6 +125,7 @@ class Source:
     std: Std = None
     crop_ratio: CropRatio = None
     interpolation: Interpolation = None
+    labels: Labels = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -228,10 +228,22 @@ ServedBatch = Annotated[
 ]
 # For the commands that measure accuracy. `stm plan` can do without labels, and has `Pictures`.
 _DATA = (
-    "Labelled images: a folder a class, labels.csv, or ImageNet's validation folder; of the Hub: imagenet-v2, or"
-    " hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
+    "Labelled images: a folder per class, labels.csv or another table, or ImageNet's validation folder; of the Hub:"
+    " imagenet-v2, or hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
 )
 Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
+Split = Annotated[
+    str | None,
+    _option("--split", CHECK, "The part of a set that has several, such as val.", "NAME"),
+]
+ImageColumn = Annotated[
+    str | None,
+    _option("--image-column", CHECK, "Column of the images in a table or parquet, if not clear.", "NAME"),
+]
+LabelColumn = Annotated[
+    str | None,
+    _option("--label-column", CHECK, "Column of the labels in a table or parquet, if not clear.", "NAME"),
+]
 Records = Annotated[
     Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")
 ]
@@ -379,6 +391,10 @@ CropRatio = Annotated[
     _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number),
 ]
 Interpolation = Annotated[str | None, _choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
+Labels = Annotated[
+    Path | None,
+    _option("--labels", SOURCE, "Names of the classes: one per line, JSON, or a CSV with a column of indices.", "FILE"),
+]
 Device = Annotated[str, _option("--device", MACHINE, "auto, cpu, cuda, cuda:1, mps. Default: auto.", "DEVICE")]
 Dtype = Annotated[str | None, _choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
 Backend = Annotated[str, _option("--backend", MACHINE, "A name that stm env lists. Default: auto.", "NAME")]

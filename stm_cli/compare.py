@@ -32,6 +32,7 @@ def run(
     also: o.Also = None,
     fitted: g.Fitted,
     data: o.Data = None,
+    reading: g.Reading,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
     seed: o.Seed = 0,
@@ -53,7 +54,7 @@ def run(
         report = compare(
             model,
             g.model_options(source, machine),
-            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             fitted.options(),
             saving=saving,
             rate=rate,

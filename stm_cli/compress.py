@@ -48,6 +48,7 @@ def run(
     calibration: o.CalibrationImages = None,
     fitted: g.Fitted,
     data: o.Data = None,
+    reading: g.Reading,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
     seed: o.OptionalSeed = None,
@@ -66,7 +67,7 @@ def run(
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
     from stm.commands.compress import compress
     from stm.hub.push import PushOptions
-    from stm.options import EvalOptions
+    from stm.options import EvalOptions, SetOptions
 
     output = Output(**vars(display))
     with output.progress() as on_progress:
@@ -74,7 +75,7 @@ def run(
             model,
             g.model_options(source, machine),
             merging.options(),
-            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             fitted.options(),
             recipe=recipe,
             calibration=calibration,
@@ -106,7 +107,7 @@ def run(
         again = typed()
         output.next(*([tuple(word for word in again if word != "--dry-run")] if again else []))
     else:
-        images = () if data is None else ("--data", str(data))
+        images = () if data is None else ("--data", str(data), *SetOptions(**vars(reading)).words())
         output.next(
             *milder(report),
             ("stm", "eval", report.output, *images),

@@ -26,6 +26,7 @@ def run(
     model: o.OptionalModel = None,
     *,
     data: o.Data = None,
+    reading: g.Reading,
     records: o.Records = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
@@ -47,7 +48,7 @@ def run(
         report = evaluate(
             model,
             options,
-            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             records=records,
             world=world,
             on_progress=on_progress,

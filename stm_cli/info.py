@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
+from stm.errors import listed
 from stm.recipe import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
@@ -63,6 +64,7 @@ def screen(report: InfoReport) -> RenderableType:
         *fit_rows(_fit(config)),
         *flops_rows(report.flops, exact=True),  # to the unit, to be compared with a paper's table
         ("parameters", f"{report.parameters:,}"),
+        *_classes(config),
         ("source", source_text(report.source)),
     ]
     for measured in report.measured:  # as the folder records it: nothing is measured here
@@ -73,6 +75,14 @@ def screen(report: InfoReport) -> RenderableType:
 def _fit(config: dict[str, Any]) -> Fit | None:
     """Return what decided the schedule, from the document of the folder."""
     return decode(Fit | None, (config["recipe"] or {}).get("fit"), "recipe.fit")
+
+
+def _classes(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the row with the names of the classes; none without names, or if they only repeat the indices."""
+    names = config["label_names"]
+    return (
+        [] if names in (None, [str(index) for index in range(config["num_classes"])]) else [("classes", listed(names))]
+    )
 
 
 def _shape(config: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ def run(
     schedule: o.Schedule = None,
     fitted: g.Fitted,
     data: o.Pictures = None,
+    reading: g.Reading,
     limit: o.Few = None,
     seconds: o.Seconds = None,
     seed: o.Seed = 0,
@@ -44,7 +45,7 @@ def run(
 ) -> None:
     """Show what savings of 10% to 45% cost and keep, measured on this machine, and recommend one."""
     from stm.commands.plan import plan
-    from stm.options import MergeOptions
+    from stm.options import MergeOptions, SetOptions
 
     output = Output(**vars(display))
     with output.progress() as on_progress:
@@ -54,6 +55,7 @@ def run(
             MergeOptions(method=method, schedule=schedule),
             fitted.options(),
             data=data,
+            how=SetOptions(**vars(reading)),
             limit=limit,
             seconds=seconds,
             seed=seed,

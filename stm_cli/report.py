@@ -21,6 +21,7 @@ def run(
     folder: o.FolderOrRepo,
     *,
     data: o.Data = None,
+    reading: g.Reading,
     records: o.Records = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 32,
@@ -45,7 +46,7 @@ def run(
             folder,
             # Only these: a folder tells everything else about its model.
             ModelOptions(revision=revision, token=token, **vars(machine)),
-            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             records=records,
             sweep=sweep,
             bench=bench,

@@ -42,6 +42,7 @@ def run(
     also: o.Also = None,
     fitted: g.Fitted,
     data: o.Data = None,
+    reading: g.Reading,
     limit: o.SweepLimit = 100,
     batch_size: o.BatchSize = 32,
     seed: o.Seed = 0,
@@ -75,7 +76,7 @@ def run(
         report = sweep(
             model,
             g.model_options(source, machine),
-            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers),
+            EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             grid,
             fitted.options(),
             also=also or (),

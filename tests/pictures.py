@@ -1,5 +1,7 @@
 """Small images, folders of them, and the config of a model that takes them."""
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -9,13 +11,13 @@ from stm.data.open import open_samples
 PREP = Preprocess(resize=6, crop=4)
 
 
-def make_config(classes=10, label_names=None, **source):
-    model = ModelConfig(image_size=4, patch=2, stride=2, d_model=8, depth=2, dt_rank=1)
+def make_config(classes=10, label_names=None, channels=3, **source):
+    model = ModelConfig(image_size=4, patch=2, stride=2, d_model=8, depth=2, dt_rank=1, in_chans=channels)
     return Config(
         model=model,
         num_classes=classes,
         schedule=dense_schedule(model),
-        preprocessing=PREP,
+        preprocessing=PREP if channels == 3 else replace(PREP, mean=(0.0,) * channels, std=(1.0,) * channels),
         label_names=label_names,
         source=Source(**source),
     )

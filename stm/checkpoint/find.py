@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stm.checkpoint.heads import Head, find_head
 from stm.checkpoint.infer import official_shapes
+from stm.checkpoint.stored import READ
 from stm.config import ModelConfig
 from stm.errors import CheckpointError, listed
 
@@ -61,7 +62,8 @@ class StoredViM:
         key: the way to it, as messages and `--weights-key` name it: `model_ema.module`; "." is the document itself.
         state: its tensors by official names. What is unknown stays under its own name, and is refused later.
         holder: the path of the dict that holds it.
-        notes: sentences about its head, and about what was left out.
+        notes: sentences about its head.
+        dropped: names among its tensors that are the trainer's own, and are left out.
         averaged: whether its way says that it is an average of the training's steps.
         missing: official names that it lacks.
         question: in words, if its head is one of several layers.
@@ -71,6 +73,7 @@ class StoredViM:
     state: dict[str, Tensor]
     holder: Path
     notes: tuple[str, ...]
+    dropped: tuple[str, ...]
     averaged: bool
     missing: tuple[str, ...]
     question: str | None
@@ -106,7 +109,8 @@ def choose(
             raise CheckpointError(
                 f"{where} holds no ViM under {key!r}, but under {keys}", f"--weights-key {whole[0].key}"
             )
-        return chosen[0], (f"the weights are those under {listed([repr(key)])}, as asked", *chosen[0].notes)
+        asked = f"the weights are those under {listed([repr(key)])}, as asked"
+        return chosen[0], (asked, *chosen[0].notes, *_left_out(document, chosen[0], vims))
     averaged, plain = [each for each in whole if each.averaged], [each for each in whole if not each.averaged]
     if ema and not averaged:
         held = listed(map(repr, document)) if isinstance(document, dict) else keys
@@ -120,7 +124,23 @@ def choose(
         notes.append(f"the weights are those under {listed([repr(one.key)])}")
     if plain and averaged and not ema:
         notes.append(f"the file also holds averaged weights ({listed([averaged[0].key])}): --ema takes those")
-    return one, (*notes, *one.notes)
+    return one, (*notes, *one.notes, *_left_out(document, one, vims))
+
+
+def _left_out(document: Any, one: StoredViM, vims: list[StoredViM]) -> tuple[str, ...]:
+    """Return a sentence that lists what is not read: on the way to a ViM, and among its tensors; none if all is."""
+    used = {id(tensor) for each in vims for tensor in each.state.values()}
+    names, at = [], document
+    for depth in range(len(one.holder) + 1):
+        inside = one.holder[depth] if depth < len(one.holder) else None
+        for name, value in _items(at):
+            read = name == inside or name.lower() in READ or isinstance(value, str | bool | None)
+            named = isinstance(at, dict | argparse.Namespace)  # what is in a list has no name
+            if named and not read and used.isdisjoint(id(leaf.value) for leaf in _leaves(name, {name: value})):
+                names.append(name)
+        at = dict(_items(at)).get(inside) if inside is not None else None
+    left = dict.fromkeys([*names, *one.dropped])
+    return (f"left out, as the trainer's own: {listed(left)}",) if left else ()
 
 
 def settings(document: Any, holder: Path) -> dict[str, Any] | None:
@@ -210,13 +230,12 @@ def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves:
     depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
     expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
     question, notes = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
-    if dropped:
-        notes += (f"left out, as the trainer's own: {listed(dropped)}",)
     for name, value in beside.items():  # unknown, and refused by a name that is no tensor's of the ViM
         state[name if name not in expected else f"beside it, {name}"] = value
     key = prefix.removesuffix(".") or "."
     missing = tuple(name for name in expected if name not in state)
-    return StoredViM(key, state, holder, notes, any(map(_is_average, key.split("."))), missing, question)
+    averaged = any(map(_is_average, key.split(".")))
+    return StoredViM(key, state, holder, notes, tuple(dropped), averaged, missing, question)
 
 
 def _give_head(

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pth.tar", ".pt.tar")
+from stm.hub.aliases import ENDINGS
+
 INDEX = ".safetensors.index.json"
 # What trainers write beside the weights and that holds none.
 _BESIDE = re.compile(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stm.artifact.tensors import dtype_name
 from stm.checkpoint import file as checkpoint_file
+from stm.checkpoint.class_names import Named, names_in
 from stm.checkpoint.find import choose, find, largest, settings
 from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
@@ -34,6 +35,7 @@ class Checkpoint:
         source_sha256: of the file's bytes.
         notes: sentences about what was taken from names, assumed or ignored.
         by_name: the options that a name decided; given to `read`, they make the same model of a renamed file.
+        label_names: of the classes, by index, if the file has them.
     """
 
     model: ModelConfig
@@ -43,6 +45,7 @@ class Checkpoint:
     source_sha256: str
     notes: tuple[str, ...]
     by_name: dict[str, Any] = field(default_factory=dict)
+    label_names: tuple[str, ...] | None = None
 
 
 def read(
@@ -89,6 +92,7 @@ def read(
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     inferred = infer(where, shapes, Stored.of(document, path.name, repo), asked)
     other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
+    named = names_in(document, inferred.num_classes)
     # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
     del document
     tensors = _stack(where, state, inferred.model.depth)
@@ -98,6 +102,9 @@ def read(
     notes = inferred.notes
     if other:
         notes += (f"{' and '.join(other)} weights are computed with in float32",)
+    labels = None if named is None or len(named.names) != inferred.num_classes else named.names
+    if named is not None:
+        notes += (_names_note(named, inferred.num_classes),)
     return Checkpoint(
         model=inferred.model,
         num_classes=inferred.num_classes,
@@ -106,7 +113,15 @@ def read(
         source_sha256=checkpoint_file.sha256(path),
         notes=notes + ignored,
         by_name=inferred.by_name,
+        label_names=labels,
     )
+
+
+def _names_note(named: Named, classes: int) -> str:
+    """Say that the file names its classes, or why its names are not taken."""
+    if len(named.names) == classes:
+        return f"the classes are named by the file's own {named.key}: {listed(named.names)}"
+    return f"the file's own {named.key} does not fit, with {len(named.names)} names for {classes} classes: left out"
 
 
 def _tuple(name: str, value: Any) -> tuple[float, ...] | None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stm.checkpoint import class_names
+
 T = TypeVar("T")
 Settings = Mapping[str, Any]
 
@@ -25,6 +27,16 @@ _HELD = (
     *("hyper_parameters", "hparams", "model_config", "cfg", "opt", "opts"),
 )
 _BUILDERS = ("model", "arch", "model_name", "architecture")
+# Names of settings, in lower case: what has one is not left out.
+READ = frozenset(
+    (
+        *_HELD,
+        *_BUILDERS,
+        *map(str.lower, class_names.KEYS),
+        *("input_size", "img_size", "num_classes", "mean", "std", "crop_pct", "eval_crop_ratio", "interpolation"),
+        *("crop_mode", "use_middle_cls_token", "if_divide_out", "meta", "metadata", "_metadata", "version"),
+    )
+)
 _PIXELS = 10**5  # per side: a larger number in settings or a name is no image size
 
 

@@ -76,7 +76,7 @@ def compare(
         on_progress=on_progress,
     )
     ours = next(entrant.model.config for entrant in entered if entrant.method == "stm")
-    samples = open_chosen(images, ours, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(images, ours, need_labels=False, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs

@@ -14,7 +14,8 @@ from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_s
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config, Protection
 from stm.config_file import to_json
-from stm.data.open import open_chosen, open_samples
+from stm.data.images import MODES
+from stm.data.open import CROPS, open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
 from stm.evaluations import Assessment, OfSet
@@ -134,11 +135,14 @@ def compress(
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
+        if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
+            dense.config = dataclasses.replace(dense.config, label_names=wish.recorded.label_names)
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
-    if given is not None and given.sorted_names:  # from now on the model names its classes, and so does its folder
-        dense.config = dataclasses.replace(dense.config, label_names=given.sorted_names)
+    if given is not None and (names := given.sorted_names or given.own_names):
+        # From now on the model names its classes, and so does its folder.
+        dense.config = dataclasses.replace(dense.config, label_names=names)
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
         averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
@@ -355,6 +359,12 @@ def _notes(config: Config, output: Path, outcome: _Outcome, recorded: Config | N
         where = shlex.quote(model_of(str(output)))
         notes.append(
             f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR"
+        )
+    channels = config.model.in_chans
+    if figures is not None and figures.data == CROPS and channels not in MODES:
+        notes.append(
+            f"the model takes {channels} channels and the photographs of the check have three, which repeat: images of"
+            " your own say more"
         )
     if recorded is not None and figures is not None and recorded.measured:
         data = recorded.measured[0].data

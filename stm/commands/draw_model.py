@@ -26,7 +26,7 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
         raise UsageError(f"--random-weights was given, but {model} is not one of {', '.join(ALIASES)}", "leave it out")
     alias = ALIASES[model]
     # These options say which weights are read or how images become inputs. Both are absent here, so silence would lie.
-    options.refuse(model, "drawn with random weights", "file", "revision", *WEIGHTS_OPTIONS)
+    options.refuse(model, "drawn with random weights", "file", "revision", "labels", *WEIGHTS_OPTIONS)
     device = pick(options.device)
     try:
         shape = ModelConfig(

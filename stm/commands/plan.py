@@ -21,14 +21,17 @@ from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.table import as_csv
 from stm.model.vim import ViM
-from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions, SetOptions
 from stm.plots import plan as plots_plan
 from stm.plots import style as plots
 from stm.progress import OnProgress
 
 PLANNED = ("plan.csv", "plan.json", "plan.png", "plan.svg")
 # The options that name images: without trained weights there is nothing to look at them for.
-_OF_IMAGES = ("data", "limit", "seconds", "fit_on", "fit_images", "no_cache")
+_OF_IMAGES = (
+    *("data", "split", "image_column", "label_column", "limit", "seconds"),
+    *("fit_on", "fit_images", "no_cache"),
+)
 _NOTHING_TO_FIT = (
     "random weights have nothing to fit: the rows are those of --method staged, and the commands fit the real weights"
 )
@@ -44,6 +47,7 @@ def plan(
     fit: FitOptions = FitOptions(),
     *,
     data: str | Path | None = None,
+    how: SetOptions = SetOptions(),
     limit: int | None = None,
     seconds: float | None = None,
     batch_size: int = 1,
@@ -65,6 +69,7 @@ def plan(
         fit: the images that a fitted schedule comes from. They are left out of every figure.
         data: a folder of images, with labels for the drop, or a set on the Hub; None: the embedded images. If `fit`
             names no others and there are enough, a fitted schedule comes from a part of them.
+        how: which part of the set is read, and which columns.
         limit: the number of images, drawn by the seed; None: as many as the time allows.
         seconds: the time for the images, without the fit; None: `IMAGE_SECONDS`, or no bound if `limit` is given.
         batch_size: of the forwards that are timed.
@@ -77,7 +82,7 @@ def plan(
         UsageError: an impossible option, a model that is compressed already, or an output that cannot be written.
         StmError: what reading and fitting raise; matplotlib is not installed and a figure is wanted.
     """
-    given = {"data": data, "limit": limit, "seconds": seconds, **vars(fit)}
+    given = {"data": data, "limit": limit, "seconds": seconds, **vars(how), **vars(fit)}
     _check(merge, fit, given, batch_size, random_weights)
     # Measuring may take minutes, so the place of its result is checked first.
     if out is not None:
@@ -86,7 +91,7 @@ def plan(
     # A number of images is a bound of its own, so a time is set only if neither is given.
     if seconds is None and limit is None:
         seconds = savings.IMAGE_SECONDS
-    images = EvalOptions(data=data, limit=limit, seed=seed or None)
+    images = EvalOptions(data=data, limit=limit, seed=seed or None, **vars(how))
     # Each printed command reads the model, merges, fits and measures as this run did; only the saving differs.
     again = (*source.words(), *merge.words(), *fit.words(), *images.words())
     with on_threads(threads):

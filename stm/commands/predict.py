@@ -38,7 +38,7 @@ def predict(
     """
     vim = open_model(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
-    samples, predictions = from_files(_files(images)), []
+    samples, predictions = from_files(_files(images, vim.config.model.in_chans)), []
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
         # An image that cannot be read gets a prediction too, so that every file has exactly one.
         by_index = {
@@ -69,9 +69,13 @@ def predict(
     )
 
 
-def _files(images: Sequence[str | Path]) -> list[Path]:
+def _files(images: Sequence[str | Path], channels: int) -> list[Path]:
     """Return the files that were named, with the images of each folder in its place."""
     files = []
     for path in map(Path, images):
-        files += [path / sample.file for sample in unlabelled_folder(path).samples] if path.is_dir() else [path]
+        files += (
+            [path / sample.file for sample in unlabelled_folder(path, channels=channels).samples]
+            if path.is_dir()
+            else [path]
+        )
     return files

@@ -68,7 +68,7 @@ def report(
         check_path(records)
     given = _read_given(bench=bench, sweep=sweep)
     model = _open_compressed(folder, source, on_progress)
-    samples = open_chosen(images, model.config, token=source.token, on_progress=on_progress)
+    samples = open_chosen(images, model.config, need_labels=False, token=source.token, on_progress=on_progress)
     # The records too: the page shows single images, and the dense model's interval is counted from them.
     evaluation, measured = assess_each(
         model, samples, images, reference=model.with_plan(None), records=records, on_progress=on_progress

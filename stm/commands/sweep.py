@@ -69,7 +69,7 @@ def sweep(
         on_progress=on_progress,
     )
     decided = deciding(plan)
-    samples = open_chosen(images, decided, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(images, decided, need_labels=False, token=source.token, world=world, on_progress=on_progress)
     environment = environment_of(dense, world)
     # Each cell has its own cut; what decided them is the same.
     decided_by = None if decided.recipe is None else decided.recipe.fit

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
-from stm.data.images import Openable, Sample, fit
+from stm.data.images import Crop, Openable, Sample, pixels
 from stm.errors import DataError, HubError
 
 SAFE_PATH = "PYTHONSAFEPATH"
-Decoded = bytes | str  # the pixels, (H, W, C) uint8, or a sentence that says why the image could not be read
+Decoded = bytes | str  # what `pixels` returns, or a sentence that says why the image could not be read
 
 
 def decode_all(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int = 0) -> Iterator[list[Decoded]]:
@@ -50,7 +50,7 @@ def _decode(sample: Sample, prep: Preprocess) -> Decoded:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with sample.source.open() as image:
-                return fit(image, prep).tobytes()
+                return pixels(image, prep, repeat=isinstance(sample.source, Crop))
     except HubError:  # the connection is at fault, not the image: the run stops, and goes on from its records
         raise
     # A broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more.

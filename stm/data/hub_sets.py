@@ -10,21 +10,24 @@ pasted.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stm.config import Config
-from stm.data.folders import labelled_folder, unlabelled_folder
+from stm.data.folders import Found, as_set, labelled_folder, unlabelled_folder
 from stm.data.images import ParquetImage, Sample, open_parquet, read_column
-from stm.data.labels import SPLITS, NoLabels, class_indices, imagenet
+from stm.data.labels import SPLITS, NoLabels, class_indices, imagenet, names_in_order, spelled
 from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import unpack
+from stm.distributed import ALONE, World
 from stm.errors import DataError, UsageError, brief, listed
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, translate_errors
 from stm.hub.fetch import check_hash, fetch, list_files
+from stm.options import SetOptions
 from stm.progress import OnProgress
 
 LABEL_NAMES = ("label", "labels", "class", "target", "cls", "class_label", "fine_label")
@@ -37,8 +40,9 @@ def open_hub_set(
     *,
     config: Config,
     need_labels: bool = True,
-    column: str | None = None,
+    how: SetOptions = SetOptions(),
     token: str | None = None,
+    world: World = ALONE,
     on_progress: OnProgress | None = None,
 ) -> SampleSet:
     """Return the set of a name. It is downloaded once.
@@ -47,7 +51,8 @@ def open_hub_set(
         spec: the name; the module's docstring lists the forms.
         config: of the model that will see the images.
         need_labels: if False, no image has a label.
-        column: of the labels, in a set that is kept in parquet; None: the one that looks like it.
+        how: the split, and the columns of a set that is kept in parquet.
+        world: the processes that all open this set.
 
     Raises:
         UsageError: the name has another form, or the set does not have the split.
@@ -61,9 +66,8 @@ def open_hub_set(
             "it is hf:USER/SET, hf:USER/SET:SPLIT or hf:USER/SET@REVISION:SPLIT",
         )
     if name.alias is None:
-        return _from_parquet(name, config, need_labels, column, token, on_progress)
-    if column is not None:
-        raise UsageError(f"{LABEL_QUERY}{column} names a column, and {spec} has folders", "leave it out")
+        return _from_parquet(with_split(name, how.split), config, need_labels, how, token, on_progress)
+    how.refuse_reading(f", and {spec} is one folder per class, without parts or columns", "leave it out")
     return _from_archive(name, config, need_labels, token, on_progress)
 
 
@@ -87,19 +91,25 @@ def _from_archive(
     while len(inside := [path for path in root.iterdir() if not path.name.startswith(".")]) == 1 and inside[0].is_dir():
         root = inside[0]
     images = labelled_folder(root, config.num_classes, config.label_names) if need_labels else unlabelled_folder(root)
-    return SampleSet(
-        f"{name.alias}@{archive.revision}",
-        tuple(images.samples),
-        tuple(images.skipped),
-        sorted_names=images.names or (),
-    )
+    return as_set(f"{name.alias}@{archive.revision}", [images])
+
+
+def with_split(name: SetName, split: str | None) -> SetName:
+    """Return the name of a set with the split that was asked for beside it.
+
+    Raises:
+        UsageError: the name has another split.
+    """
+    if split is not None and name.split not in (None, split):
+        raise UsageError(f"split is {split}, and the set's name says {name.split}", "give one of the two")
+    return name if split is None else replace(name, split=split)
 
 
 def _from_parquet(
     name: SetName,
     config: Config,
     need_labels: bool,
-    column: str | None,
+    how: SetOptions,
     token: str | None,
     on_progress: OnProgress | None,
 ) -> SampleSet:
@@ -108,14 +118,12 @@ def _from_parquet(
     split, shards = choose_shards(
         asked, list_files(name.repo, kind="dataset", revision=name.revision, token=token), name.split
     )
-    revision, samples = name.revision, list[Sample]()
+    revision, contents = name.revision, list[Found]()
     for shard in shards:
         file = fetch(name.repo, shard, kind="dataset", revision=revision, token=token, on_progress=on_progress)
         revision = file.revision  # the first file's commit for all, although the branch may move meanwhile
-        samples += parquet_samples(file.path, shard, config, need_labels, column)
-    if not samples:
-        raise DataError(f"{asked}:{split} holds no images")
-    return SampleSet(f"hf:{name.repo}@{revision}:{split}", tuple(samples))
+        contents.append(parquet_samples(file.path, shard, config, need_labels, how))
+    return as_set(f"hf:{name.repo}@{revision}:{split}", contents)
 
 
 def need_pyarrow(name: str) -> None:
@@ -133,7 +141,7 @@ def choose_shards(
     splits: dict[str, list[str]] = defaultdict(list)
     for file in files:
         if file.endswith(ending):
-            splits[_split_of(file)].append(file)
+            splits[split_of(file)].append(file)
     if not splits:
         bare = name.partition("@")[0]
         hint = f"the Hub converts many sets: try {bare}@refs/convert/parquet"
@@ -142,7 +150,7 @@ def choose_shards(
     # No default among several: the split decides what a number means.
     if split is None and len(names) > 1:
         raise UsageError(f"{name} has the splits {listed(names)}", f"name one: {name}:{names[-1]}")
-    chosen = split or names[0]
+    chosen = spelled(split or names[0], names)
     if chosen not in splits:
         raise UsageError(f"{name} has no split {chosen}, only {listed(names)}", f"name one: {name}:{names[-1]}")
     folders = sorted({file.rpartition("/")[0] for file in splits[chosen]})
@@ -160,7 +168,7 @@ def choose_shards(
     return chosen, sorted(splits[chosen])
 
 
-def _split_of(file: str) -> str:
+def split_of(file: str) -> str:
     """Return the split of a file by its name; "train" if the name tells none.
 
     `data/test-00000-of-00002.parquet`, `default/test/0000.parquet` and `test.parquet` are of split "test".
@@ -174,36 +182,62 @@ def _split_of(file: str) -> str:
 
 
 def parquet_samples(
-    path: Path | HubFile, shard: str, config: Config, need_labels: bool, column: str | None = None
-) -> list[Sample]:
-    """Return the images of a parquet file. Only the column of labels is read now.
+    path: Path | HubFile, shard: str, config: Config, need_labels: bool, how: SetOptions = SetOptions()
+) -> Found:
+    """Return the images of a parquet file, without those that have no label. Only the column of labels is read now.
 
     Args:
-        column: of the labels; None: the one that looks like it.
+        how: the columns; None: those that look like it.
 
     Raises:
-        NoLabels: the file has no column of labels, or an empty one.
+        NoLabels: the file has no column of labels.
         DataError: the file cannot be read, or holds no images and labels that fit the model.
     """
     from pyarrow import ArrowException
 
-    samples: list[Sample] = []
+    places: list[tuple[int, int]] = []
+    values: list[Any] = []
     try:
         with open_parquet(path) as file:
             features = _features(file.schema_arrow)
-            image = _image_column(file.schema_arrow, features, shard)
-            label, names = _label_column(file.schema_arrow, features, shard, column) if need_labels else (None, None)
+            image = _image_column(file.schema_arrow, features, shard, how.image_column)
+            label, names = None, None
+            if need_labels:
+                label, names = _label_column(file.schema_arrow, features, shard, how.label_column)
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                values = [None] * rows if label is None else read_column(file, group, label).to_pylist()
-                labels = values if label is None else label_indices(values, names, config, f"{shard}, {label}")
-                # The images stay in the file: a sample knows its row, and `ParquetImage.open` reads it.
-                for row, index in enumerate(labels):
-                    samples.append(Sample(f"{shard}[{len(samples)}]", index, ParquetImage(path, image, group, row)))
+                places += ((group, row) for row in range(rows))
+                values += [None] * rows if label is None else read_column(file, group, label).to_pylist()
     except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
         why = str(getattr(error, "strerror", None) or error).strip().splitlines() or ["no reason given"]
         raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
-    return samples
+    # A row without a label says nothing about the others, nor does a row group of such rows.
+    labelled = {row: value for row, value in enumerate(values) if label is None or not is_missing(value)}
+    indices, order = labelled, None
+    if label is not None:
+        order = sorted_names(labelled, config)
+        indices = label_indices(labelled, names, config, f"{shard}, {label}", order)
+    # The images stay in the file: a sample knows its row, and `ParquetImage.open` reads it.
+    samples = [Sample(f"{shard}[{row}]", indices[row], ParquetImage(path, image, *places[row])) for row in labelled]
+    own = tuple(names) if names is not None and label is not None and _decide(names, config) else None
+    return Found(samples, [], names=order, own_names=own, unlabelled=len(values) - len(labelled))
+
+
+def sorted_names(labels: Mapping[int, Any], config: Config) -> tuple[str, ...] | None:
+    """Return the names among labels in sorted order, if that order tells the classes; see `names_in_order`."""
+    names = {*labels.values()} if all(isinstance(label, str) for label in labels.values()) else set()
+    return names_in_order(names, config.num_classes, config.label_names) if names else None
+
+
+def is_missing(label: Any) -> bool:
+    """Return whether a label says that there is none, as those of test splits do."""
+    return label is None or (label == -1 and not isinstance(label, bool))
+
+
+def _decide(names: Sequence[str], config: Config) -> bool:
+    """Return whether a set's names are the model's classes, which then get these names."""
+    unknown = config.label_names is None and len(names) == config.num_classes != len(imagenet().labels)
+    return unknown and list(names) != [str(index) for index in range(len(names))]
 
 
 def _features(schema: Any) -> dict[str, Any]:
@@ -218,7 +252,7 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
 
 
-def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
+def _image_column(schema: Any, features: dict[str, Any], shard: str, column: str | None) -> str:
     """Return the column of the encoded images: a struct of bytes and a path, or bytes alone."""
     from pyarrow import types
 
@@ -230,8 +264,14 @@ def _image_column(schema: Any, features: dict[str, Any], shard: str) -> str:
             columns[field.name] = field.name
     # Other bytes may stand beside the image, such as a mask's. If the file describes its columns, that decides.
     images = [name for name in columns if features.get(name, {}).get("_type") == "Image"] or list(columns)
+    if column is not None:
+        images = [name for name in columns if name == column]
     if len(images) != 1:
-        raise DataError(f"{shard} has {len(images)} columns of images among {listed(schema.names)}, expected one")
+        called = "one" if column is None else f"one called {column}"
+        raise DataError(
+            f"{shard} has {len(images)} columns of images among {listed(schema.names)}, expected {called}",
+            f"name the column: --image-column {next(iter(columns))}" if columns else "images are in it as bytes",
+        )
     return columns[images[0]]
 
 
@@ -273,11 +313,22 @@ def _label_column(
     return label, [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def label_indices(values: Sequence[Any], names: list[str] | None, config: Config, where: str) -> list[int]:
-    """Return the model's class of each label. A label is a name, a number into `names`, or the index itself."""
-    classes = config.num_classes
-    if values and all(value is None or value == -1 for value in values):
-        raise NoLabels(f"{where}: no row has a label", "a split without labels measures no accuracy: choose another")
+def label_indices(
+    labels: Mapping[int, Any],
+    names: list[str] | None,
+    config: Config,
+    where: str,
+    order: Sequence[str] | None = None,
+) -> dict[int, int]:
+    """Return the model's class of each label, by row. A label is a name, a number into `names`, or the index itself.
+
+    Args:
+        order: the names of the classes by index, if the set decides; see `sorted_names`.
+    """
+    if order is not None:
+        place = {name: index for index, name in enumerate(order)}
+        return {row: place[label] for row, label in labels.items()}
+    classes, values = config.num_classes, labels.values()
     if classes != 2 and any(isinstance(value, bool) for value in values):
         raise DataError(f"{where}: true and false tell two classes, and the model has {classes}, {ONE_CLASS}")
     if values and all(isinstance(value, str) for value in values):
@@ -289,12 +340,9 @@ def label_indices(values: Sequence[Any], names: list[str] | None, config: Config
     else:
         indices = class_indices(dict.fromkeys(names, where), classes, config.label_names)
         table = {number: indices[name] for number, name in enumerate(names)}
-    for row, value in enumerate(values):
+    for row, value in labels.items():
         if isinstance(value, list | dict):
             raise DataError(f"{where}, row {row}: a {'list' if isinstance(value, list) else 'mapping'}, {ONE_CLASS}")
         if value not in table:
-            raise DataError(
-                f"{where}, row {row}: {brief(repr(value))} is not one of the {len(table)} classes",
-                "a split without labels measures nothing",
-            )
-    return [table[value] for value in values]
+            raise DataError(f"{where}, row {row}: {brief(repr(value))} is not one of the {len(table)} classes")
+    return {row: table[value] for row, value in labels.items()}

@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
+from stm.data.arrays import ARRAY, Array, planes, read_bands, read_npy, shown, stacked
 from stm.data.formats import check_file, open_image
 from stm.errors import DataError
 
@@ -34,9 +35,17 @@ class ImageFile:
 
     path: Path
 
-    def open(self) -> Image.Image:
+    def open(self) -> Image.Image | Array:
         """Return the image. As in every source below, the caller closes it."""
-        return open_image(self.path)
+        if self.path.suffix.lower() == ARRAY:
+            return read_npy(self.path)
+        try:
+            return open_image(self.path)
+        except UnidentifiedImageError:
+            bands = read_bands(self.path)
+            if bands is None:
+                raise
+            return bands
 
     def fingerprint(self) -> str:
         """Return the size in bytes, which is a cheap way to tell two contents apart."""
@@ -48,7 +57,10 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of an image in a file: `box` is left, top, right, bottom in pixels."""
+    """A part of an embedded photograph: `box` is left, top, right, bottom in pixels.
+
+    A model of more than three channels sees its colours repeated, as it sees drawn pictures (`as_channels`).
+    """
 
     path: Path
     box: tuple[int, int, int, int]
@@ -178,6 +190,27 @@ class Sample:
     source: "Openable | Tensor"
 
 
+def pixels(image: Image.Image | Array, prep: Preprocess, *, repeat: bool = False) -> bytes:
+    """Return an image as a model of any number of channels sees it.
+
+    Args:
+        repeat: whether red, green and blue repeat in a model of another number of channels than 1 and 3.
+
+    Returns:
+        (H, W, C) in uint8, or in float32 from 0 to 1 if the image has more than 8 bits per channel.
+
+    Raises:
+        DataError: as `fit`, or the image has another number of channels.
+    """
+    channels = len(prep.mean)
+    if isinstance(image, Image.Image) and channels in MODES:
+        return fit(image, prep).tobytes()
+    if repeat and isinstance(image, Image.Image):
+        colours = image.convert("RGB").split()
+        return stacked([cropped(colours[channel % 3], prep) for channel in range(channels)])
+    return stacked([cropped(plane, prep) for plane in planes(image, channels)])
+
+
 def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
     """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop on PIL images.
 
@@ -190,7 +223,11 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
         DataError: the pixels have no known range, the image is so narrow that resizing would explode it, or the model
             takes no resizing and the image does not have the size of the crop.
     """
-    image = _as_mode(image, len(prep.mean))
+    return cropped(_as_mode(image, len(prep.mean)), prep)
+
+
+def cropped(image: Image.Image, prep: Preprocess) -> Image.Image:
+    """Resize the short side and crop the center, in the mode of the image; see `fit`."""
     width, height = image.size
     if prep.interpolation == "none":
         if image.size != (prep.crop, prep.crop):
@@ -221,13 +258,18 @@ def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
     if not isinstance(sample.source, Openable):
         raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
     times = 1 if prep.interpolation == "none" else -(-side // prep.crop)
+    larger = dataclasses.replace(prep, resize=prep.resize * times, crop=prep.crop * times)
     with sample.source.open() as image:
-        return fit(image, dataclasses.replace(prep, resize=prep.resize * times, crop=prep.crop * times))
+        if isinstance(image, Image.Image) and len(prep.mean) in MODES:
+            return fit(image, larger)
+        if isinstance(sample.source, Crop) and isinstance(image, Image.Image):
+            return cropped(image.convert("RGB"), larger)
+        return cropped(shown(planes(image, len(prep.mean))), larger)
 
 
 def _as_mode(image: Image.Image, channels: int) -> Image.Image:
     if channels not in MODES:
-        raise DataError(f"the model takes {channels} channels, expected 1 or 3: an image file has no others")
+        raise DataError(f"the model takes {channels} channels, expected 1 or 3")
     if image.mode in ("I", "F"):
         raise DataError(
             f"the image has 32 bits per pixel (mode {image.mode}), whose range is not known: expected 8 or 16 bits"

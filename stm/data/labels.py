@@ -9,8 +9,22 @@ from typing import NamedTuple
 from stm.assets import FOLDER
 from stm.errors import DataError, brief
 
-# What people call the parts of a set, as folders and as files.
-SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
+# What people call the parts of a set, as folders and as files: the spellings of each.
+SPELLINGS = (
+    ("train", "training"),
+    ("validation", "valid", "val", "dev"),
+    ("test", "testing"),
+    ("eval", "evaluation"),
+)
+SPLITS = tuple(name for names in SPELLINGS for name in names)
+
+
+def spelled(split: str, names: Collection[str]) -> str:
+    """Return the one of `names` that a split means, in any case and usual spelling (`val`: `validation`); else it."""
+    if split in names:
+        return split
+    meant = next((each for each in SPELLINGS if split.casefold() in each), (split.casefold(),))
+    return next((name for name in sorted(names) if name.casefold() in meant), split)
 
 
 class NoLabels(DataError):

@@ -3,6 +3,7 @@
 import operator
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ from torch import Tensor
 
 from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.config import Config
-from stm.data.folders import labelled_folder, unlabelled_folder
+from stm.data.folders import as_set, labelled_folder, part_of, unlabelled_folder
 from stm.data.formats import open_image
-from stm.data.images import Crop, ImageFile, Pixels, Sample
+from stm.data.images import Crop, Pixels, Sample
 from stm.data.labels import NoLabels
 from stm.data.sets import SampleSet, evenly
+from stm.data.tables import TABLE_SUFFIXES
 from stm.distributed import ALONE, World
 from stm.errors import DataError, check_name
-from stm.options import EvalOptions
+from stm.options import EvalOptions, SetOptions
 from stm.progress import OnProgress
 
 DIGITS = FOLDER / f"{EMBEDDED_MODEL}.samples.safetensors"  # beside the folder, which holds a model and nothing else
 PHOTOGRAPHS = FOLDER / "photographs"
+CROPS = "photograph-crops"  # the name of the set of their crops
 
 
 def open_samples(
@@ -32,6 +35,7 @@ def open_samples(
     limit: int | None = None,
     seed: int = 0,
     need_labels: bool = True,
+    how: SetOptions = SetOptions(),
     token: str | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
@@ -39,12 +43,14 @@ def open_samples(
     """Return the sample set that a user names.
 
     Args:
-        spec: a folder (`labelled_folder` lists the layouts), a set on the Hub (`stm.data.hub_sets`), shards that are
-            read in place (`stm.data.streams`), or None for a set of the package. For vim-digits and models made of it
-            that set is the held-out digits; for any other model it is unlabelled crops of three photographs.
+        spec: a folder (`labelled_folder` lists the layouts) or a table of the images beside it, a set on the Hub
+            (`stm.data.hub_sets`), shards that are read in place (`stm.data.streams`), or None for a set of the package.
+            For vim-digits and models made of it that set is the held-out digits; for any other model it is unlabelled
+            crops of three photographs.
         config: of the model that will see the images.
         limit, seed: see `SampleSet.take`.
         need_labels: if False, every image in the folder or below it is taken, and none has a label.
+        how: which part of the set is read, and which columns.
         token, on_progress: of a download.
         world: the processes that all open this set.
 
@@ -55,6 +61,7 @@ def open_samples(
     """
     # From the form that only one reader takes to the folder, which may have any name.
     if spec is None:
+        how.refuse_reading(", and what is embedded has neither parts nor columns", "name the set: --data DATA")
         return (embedded_digits() if is_embedded(config) else photograph_crops()).take(limit, seed)
     from stm.data.hub_sets import LABEL_QUERY, open_hub_set
     from stm.data.streams import is_stream, open_stream
@@ -62,35 +69,36 @@ def open_samples(
 
     # A folder may have any name. Of shards and sets on the Hub, what follows `?label=` is a column.
     named, query, column = (str(spec), "", "") if Path(spec).is_dir() else str(spec).partition(LABEL_QUERY)
-    asked = column if query else None
-    if is_stream(named):
-        of_shards = open_stream(
+    reader = open_stream if is_stream(named) else open_hub_set if is_set_name(named) else None
+    if reader is not None:
+        of_shards = reader(
             named,
             config=config,
             need_labels=need_labels,
-            column=asked,
+            how=replace(how, label_column=column) if query else how,
             token=token,
             world=world,
             on_progress=on_progress,
         )
         return of_shards.take(limit, seed)
-    if is_set_name(named):
-        of_hub = open_hub_set(
-            named, config=config, need_labels=need_labels, column=asked, token=token, on_progress=on_progress
-        )
-        return of_hub.take(limit, seed)
-    folder = Path(spec)
+    folder, table = Path(spec), None
+    if folder.suffix.lower() in TABLE_SUFFIXES and folder.is_file():
+        folder, table = folder.parent, folder
     if not folder.is_dir():
         raise DataError(
             f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}, expected a folder of images"
         )
+    if how.split is not None:
+        folder = part_of(folder, how.split)
     name = Path(os.path.abspath(folder)).name
     check_name(name, DataError)  # reports and config.json record this name; names of images need not be text
-    files = (
-        labelled_folder(folder, config.num_classes, config.label_names) if need_labels else unlabelled_folder(folder)
-    )
-    samples = SampleSet(name, tuple(files.samples), tuple(files.skipped), sorted_names=files.names or ())
-    return samples.take(limit, seed)
+    if need_labels:
+        files = labelled_folder(
+            folder, config.num_classes, config.label_names, how, table, channels=config.model.in_chans
+        )
+    else:
+        files = unlabelled_folder(folder, how, table, channels=config.model.in_chans)
+    return as_set(name, [files]).take(limit, seed)
 
 
 def open_chosen(
@@ -114,7 +122,13 @@ def open_chosen(
 
     def opened(labels: bool) -> SampleSet:
         return open_samples(
-            images.data, config=config, need_labels=labels, token=token, world=world, on_progress=on_progress
+            images.data,
+            config=config,
+            need_labels=labels,
+            how=images,
+            token=token,
+            world=world,
+            on_progress=on_progress,
         )
 
     try:
@@ -172,9 +186,11 @@ def embedded_digits(path: Path = DIGITS) -> SampleSet:
 
 def photographs(folder: Path = PHOTOGRAPHS) -> SampleSet:
     """Return the three photographs, without labels."""
-    return SampleSet(
-        "photographs", tuple(Sample(path.name, None, ImageFile(path)) for path in sorted(folder.glob("*.jpg")))
-    )
+    samples = []
+    for path in sorted(folder.glob("*.jpg")):
+        with open_image(path) as image:
+            samples.append(Sample(path.name, None, Crop(path, (0, 0, *image.size))))
+    return SampleSet("photographs", tuple(samples))
 
 
 def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
@@ -193,7 +209,7 @@ def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
                 for left in map(int, evenly(columns, width - side)):
                     name = f"{path.name}[{side}x{side}+{left}+{top}]"
                     samples.append(Sample(name, None, Crop(path, (left, top, left + side, top + side))))
-    return SampleSet("photograph-crops", tuple(samples))
+    return SampleSet(CROPS, tuple(samples))
 
 
 def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:

@@ -33,6 +33,8 @@ class SampleSet:
         skipped: the names of the set's files that were not taken for images.
         fitted_on: how many images were left out because they decided the schedule of the model.
         sorted_names: the model's classes by index, if the sorted names of the set's classes decided the indices.
+        own_names: the same, if the set's metadata name them and the model has no names.
+        unlabelled: how many images were left out because they alone have no label.
     """
 
     name: str
@@ -40,6 +42,8 @@ class SampleSet:
     skipped: tuple[str, ...] = ()
     fitted_on: int = 0
     sorted_names: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
+    unlabelled: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,7 +57,8 @@ class SampleSet:
     def of_set(self) -> dict[str, Any]:
         """Return the part of a report that is about the set: the fields of `stm.evaluations.OfSet`."""
         skipped = {"skipped": len(self.skipped), "skipped_files": self.skipped[:NAMES_SHOWN]}
-        return skipped | {"fitted_on": self.fitted_on, "sorted_names": self.sorted_names}
+        names = {"sorted_names": self.sorted_names, "own_names": self.own_names}
+        return skipped | {"fitted_on": self.fitted_on, "unlabelled": self.unlabelled} | names
 
     @cached_property
     def fingerprint(self) -> str:

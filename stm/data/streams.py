@@ -18,23 +18,35 @@ import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from stm.config import Config
-from stm.data.folders import Found, only
+from stm.data.folders import Found, as_set
 from stm.data.formats import SUFFIXES
-from stm.data.hub_sets import LABEL_NAMES, LABEL_QUERY, choose_shards, label_indices, need_pyarrow, parquet_samples
+from stm.data.hub_sets import (
+    LABEL_NAMES,
+    LABEL_QUERY,
+    choose_shards,
+    is_missing,
+    label_indices,
+    need_pyarrow,
+    parquet_samples,
+    sorted_names,
+    split_of,
+    with_split,
+)
 from stm.data.images import Sample, TarImage, open_shard
-from stm.data.labels import NoLabels
+from stm.data.labels import spelled
 from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import Bounded, Limits
 from stm.distributed import ALONE, World
-from stm.errors import DataError, UsageError
+from stm.errors import DataError, UsageError, listed
 from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token, translate_errors
+from stm.options import SetOptions
 from stm.progress import OnProgress, Progress
 
 PREFIX = "stream:"
@@ -52,7 +64,7 @@ def open_stream(
     *,
     config: Config,
     need_labels: bool = True,
-    column: str | None = None,
+    how: SetOptions = SetOptions(),
     token: str | None = None,
     world: World = ALONE,
     on_progress: OnProgress | None = None,
@@ -63,7 +75,7 @@ def open_stream(
         spec: the name; the module's docstring lists the forms.
         config: of the model that will see the images.
         need_labels: if False, no image has a label.
-        column: of the labels in parquet, or their key in a tar file's .json; None: the one that looks like it.
+        how: the split; the columns in parquet, or the label's key in a tar file's .json.
         world: the processes that all open this set.
 
     Raises:
@@ -71,7 +83,10 @@ def open_stream(
         HubError: the Hub does not give the set.
         DataError: the set holds no images and labels that fit the model, or reading it needs pyarrow.
     """
-    name, shards = _of_hub(spec.removeprefix(PREFIX), token) if spec.startswith(PREFIX) else _of_disk(spec)
+    if spec.startswith(PREFIX):
+        name, shards = _of_hub(spec.removeprefix(PREFIX), how.split, token)
+    else:
+        name, shards = _of_disk(spec, how.split)
     if any(shard.name.endswith(".parquet") for shard in shards):
         need_pyarrow(name)
     looked_at = 0
@@ -80,9 +95,9 @@ def open_stream(
         nonlocal looked_at
         try:
             if shard.name.endswith(".parquet"):
-                content = Found(parquet_samples(shard, _called(shard), config, need_labels, column), [])
+                content = parquet_samples(shard, _called(shard), config, need_labels, how)
             else:
-                content = tar_samples(shard, _called(shard), config, need_labels, column)
+                content = tar_samples(shard, _called(shard), config, need_labels, how)
         except OSError as error:
             raise DataError(f"{_called(shard)} cannot be read: {error.strerror or error}") from error
         # The other processes look through their shares as fast, so this one reports for all without asking them.
@@ -91,19 +106,14 @@ def open_stream(
             on_progress(Progress("look through", looked_at, len(shards), "files"))
         return content
 
-    contents = world.map(look, shards)
-    samples = [sample for content in contents for sample in content.samples]
-    skipped = [file for content in contents for file in content.skipped]
-    if not samples:
-        raise DataError(f"{name} holds no images{only(skipped)}")
-    return SampleSet(name, tuple(samples), tuple(skipped))
+    return as_set(name, world.map(look, shards))
 
 
 def _called(shard: Path | HubFile) -> str:
     return shard.file if isinstance(shard, HubFile) else shard.name
 
 
-def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
+def _of_disk(spec: str, split: str | None) -> tuple[str, Sequence[Path | HubFile]]:
     if Path(spec).is_dir():
         raise DataError(
             f"{spec} is a folder, expected a parquet or tar file", f'name the files in it: "{spec}/*.parquet"'
@@ -119,16 +129,24 @@ def _of_disk(spec: str) -> tuple[str, Sequence[Path | HubFile]]:
             f"{spec} does not exist, expected a parquet or tar file, or a pattern of several",
             'quote a pattern: "val-*.tar"',
         )
+    if split is not None:
+        splits = {path: split_of(path.name) for path in paths}
+        wanted = spelled(split, {*splits.values()})
+        paths = [path for path in paths if splits[path] == wanted]
+        if not paths:
+            held = listed(dict.fromkeys(splits.values()))
+            raise UsageError(f"{spec} has no split {split}, only {held}", "leave --split out, or name the files of one")
     return Path(spec).name, paths
 
 
-def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]]:
+def _of_hub(spec: str, split: str | None, token: str | None) -> tuple[str, Sequence[Path | HubFile]]:
     name = read_set_name(spec)
     if name is None or name.alias is not None:
         raise UsageError(
             f"{PREFIX}{spec} is no set that can be streamed",
             f"expected {PREFIX}hf:USER/SET, or with @REVISION or :SPLIT",
         )
+    name = with_split(name, split)
     check_token(token)
     with translate_errors(Request(name.repo, None, name.revision, kind="dataset")):
         from huggingface_hub import HfApi
@@ -145,20 +163,21 @@ def _of_hub(spec: str, token: str | None) -> tuple[str, Sequence[Path | HubFile]
 
 
 def tar_samples(
-    file: Path | HubFile, shard: str, config: Config, need_labels: bool, column: str | None = None
+    file: Path | HubFile, shard: str, config: Config, need_labels: bool, how: SetOptions = SetOptions()
 ) -> Found:
     """Return the images of a WebDataset's shard.
 
     Files that share their name up to the first dot are one sample. Its label is in its `.cls`, or in its `.json`.
 
     Args:
-        column: the label's key in each `.json`; None: the file's `.cls`, or a key that looks like it.
+        how: the label's key in each `.json`; None: the file's `.cls`, or a key that looks like it.
 
     Raises:
-        NoLabels: no image has a `.cls` or a `.json`.
         DataError: the file is no tar file that can be read in place, a sample has two images or no label, or a label is
             no class of the model.
     """
+    if how.image_column is not None:
+        raise UsageError(f"--image-column was given, and {shard} has no columns", "leave it out")
     # By the name that the files of a sample share:
     images: dict[str, TarImage] = {}
     names: dict[str, str] = {}  # of the image's file
@@ -200,12 +219,18 @@ def tar_samples(
         raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
     # Only now, because a sample's label may stand before its image or after it.
     if need_labels and images and not any(beside[key] for key in images):
-        raise NoLabels(f"{shard} holds images and no labels", "expected a .cls or a .json beside each image")
-    names_of = LABEL_NAMES if column is None else (column,)
-    labels: list[Any] = [_label(beside[key], f"{shard}: {key}", names_of) if need_labels else None for key in images]
-    indices = label_indices(labels, None, config, shard) if need_labels else labels
-    samples = [Sample(f"{shard}/{names[key]}", index, images[key]) for key, index in zip(images, indices, strict=True)]
-    return Found(samples, skipped)
+        return Found([], skipped, unlabelled=len(images))
+    names_of = LABEL_NAMES if how.label_column is None else (how.label_column,)
+    indices: Mapping[int, int | None] = dict.fromkeys(range(len(images)))
+    order = None
+    if need_labels:
+        labels = [_label(beside[key], f"{shard}: {key}", names_of) for key in images]
+        known = {row: label for row, label in enumerate(labels) if not is_missing(label)}
+        order = sorted_names(known, config)
+        indices = label_indices(known, None, config, shard, order)
+    keys = list(images)
+    samples = [Sample(f"{shard}/{names[keys[row]]}", label, images[keys[row]]) for row, label in indices.items()]
+    return Found(samples, skipped, order, unlabelled=len(images) - len(samples))
 
 
 def _label(parts: dict[str, bytes], sample: str, keys: Sequence[str]) -> Any:

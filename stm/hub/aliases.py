@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+ENDINGS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".pth.tar", ".pt.tar")  # of files of weights
+
 
 @dataclass(frozen=True)
 class Alias:

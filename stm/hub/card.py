@@ -16,7 +16,7 @@ from typing import Any
 from stm import __version__
 from stm.artifact.provenance import tuned
 from stm.config import Config, Measured
-from stm.errors import ArtifactError
+from stm.errors import ArtifactError, listed
 from stm.evaluations import figure_rows
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
@@ -84,6 +84,7 @@ def card(
             version=__version__,
             notes=config.extra_texts("notes"),
             datasets=config.extra_texts("datasets"),
+            names=_class_names(config),
             steps=_steps(config),
             staircase=_staircase(config.schedule.tokens_per_block(config.model.depth)),
             saving=config.schedule.saving(config.model.depth),
@@ -271,6 +272,13 @@ def fit_sentences(config: Config) -> list[str]:
         *([f"Taken: {best}."] if best else []),
         *([f"{doubt[0].upper()}{doubt[1:]}."] if doubt else []),
     ]
+
+
+def _class_names(config: Config) -> str | None:
+    """Return the names of the classes in one line; None without names, or if they only repeat the indices."""
+    if config.label_names in (None, tuple(map(str, range(config.num_classes)))):
+        return None
+    return listed(config.label_names or ())
 
 
 def _steps(config: Config) -> list[dict[str, int]]:

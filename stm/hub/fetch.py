@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.checkpoint.names import ENDINGS, weights_among
+from stm.checkpoint.names import weights_among
 from stm.errors import HubError, listed
+from stm.hub.aliases import ENDINGS
 from stm.hub.errors import Request, check_token, translate_errors
 from stm.progress import OnProgress, Progress
 
@@ -162,16 +163,11 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
     Raises:
         HubError: the Hub cannot be asked.
     """
-    with translate_errors(Request(repo, "README.md", commit)):
-        import yaml
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+    path = optional(repo, "README.md", commit, token=token)
+    if path is None:
+        return About()
+    import yaml
 
-        silent = _bar(lambda _: None, "")
-        try:
-            path = Path(hf_hub_download(repo, "README.md", revision=commit, token=token, tqdm_class=silent))
-        except EntryNotFoundError:
-            return About()
     card = path.read_text(encoding="utf-8", errors="replace")
     front = re.match(r"\s*---\n(.*?)\n---", card, re.DOTALL)
     try:
@@ -184,6 +180,23 @@ def about(repo: str, commit: str, *, token: str | None = None) -> About:
     license, sets = fields.get("license"), fields.get("datasets")
     names = [sets] if isinstance(sets, str) else sets if isinstance(sets, list) else []
     return About(license if isinstance(license, str) else None, tuple(name for name in names if isinstance(name, str)))
+
+
+def optional(repo: str, file: str, commit: str, *, token: str | None = None) -> Path | None:
+    """Return a small file of a repo at a commit, or None if the repo has no such file.
+
+    Raises:
+        HubError: the Hub cannot be asked.
+    """
+    with translate_errors(Request(repo, file, commit)):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        silent = _bar(lambda _: None, "")
+        try:
+            return Path(hf_hub_download(repo, file, revision=commit, token=token, tqdm_class=silent))
+        except EntryNotFoundError:
+            return None
 
 
 def cached(repo: str, file: str) -> Path | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stm.config import Config
 from stm.data.fit_images import unseen
+from stm.data.labels import NoLabels
 from stm.data.open import as_samples
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
@@ -85,7 +86,13 @@ def evaluate(
         >>> report.data, report.n
         ('digits-heldout', 8)
     """
-    samples = as_samples(data, model.config, need_labels=isinstance(data, str | Path))
+    by_name = isinstance(data, str | Path)
+    try:
+        samples = as_samples(data, model.config, need_labels=by_name)
+    except NoLabels:
+        if reference is None:
+            raise
+        samples = as_samples(data, model.config, need_labels=False)
     samples = unseen(samples, model.config).take(limit, seed)
     images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
     figures = assess(model, samples, images, reference=reference, records=records, on_progress=on_progress)

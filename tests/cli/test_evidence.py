@@ -47,6 +47,9 @@ EXPLAIN = {
 }
 REPORT = {
     "data": ("--data", "OTHER"),
+    "split": ("--split", "wish"),
+    "image_column": ("--image-column", "wish"),
+    "label_column": ("--label-column", "wish"),
     "records": ("--records", "records.csv"),
     "limit": ("--limit", "5"),
     "sweep": ("--sweep", "rows.json"),
@@ -66,6 +69,7 @@ ELSEWHERE = {
     "token",
     "ema",
     "weights_key",
+    "labels",
     "seed",
     "batch_size",
     "no_cache",

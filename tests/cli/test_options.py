@@ -32,6 +32,7 @@ class Case(NamedTuple):
 
 SWEEP = ("--schedule", "sweep", "--rate", "0.4")
 HSP = ("--weights", "hsp")
+READING = ("split", "image_column", "label_column")
 COMPRESS = {
     "rate": Case(("--rate", "0.2")),
     "saving": Case(("--saving", "0.3")),
@@ -53,6 +54,8 @@ COMPRESS = {
     "fit_on": Case(("--fit-on", "OTHER")),
     "fit_images": Case(("--fit-images", "6")),
     "no_eval": Case(("--no-eval",)),
+    **{name: Case((f"--{name.replace('_', '-')}", "wish")) for name in READING},  # refused: nothing embedded has any
+    "labels": Case(("--labels", "wish")),  # there is no such file
     "image_size": Case(("--image-size", "112")),
     "class_token": Case(("--class-token", "head")),
     "divide_out": Case(("--no-divide-out",)),
@@ -66,12 +69,16 @@ COMPRESS = {
     "dtype": Case(("--dtype", "bfloat16")),
     "backend": Case(("--backend", "reference")),
 }
+OF_FILE = ("labels", "divide_out", "ema", "weights_key")
 IMAGES = ("mean", "std", "crop_ratio", "interpolation")
 SOURCES = ("image_size", "class_token", "device", "dtype", "backend")
 EVAL = {
     "data": Case(("--data", "OTHER")),
     "records": Case(("--records", "records.csv")),
-    **{name: COMPRESS[name] for name in ("limit", "divide_out", "ema", "weights_key", *IMAGES, *SOURCES)},
+    **{
+        name: COMPRESS[name]
+        for name in ("limit", "labels", "divide_out", "ema", "weights_key", *READING, *IMAGES, *SOURCES)
+    },
 }
 # What the clock says is left out of the comparison: it is never the same twice.
 BENCH = {
@@ -92,7 +99,10 @@ PLAN = {
     "seconds": Case(("--seconds", "9")),
     "timed": Case(("--batch-size", "2")),
     **{name: BENCH[name] for name in ("threads", "rounds")},
-    **{name: COMPRESS[name] for name in ("method", "schedule", "divide_out", "ema", "weights_key", *IMAGES, *SOURCES)},
+    **{
+        name: COMPRESS[name]
+        for name in ("method", "schedule", "labels", "divide_out", "ema", "weights_key", *READING, *IMAGES, *SOURCES)
+    },
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
@@ -106,7 +116,7 @@ def test_every_option_is_here() -> None:
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
     assert (
         set(inspect.signature(stm_cli.bench.run).parameters)
-        <= BENCH.keys() | {"divide_out", "ema", "weights_key", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
+        <= BENCH.keys() | {"labels", "divide_out", "ema", "weights_key", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
     )
     assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()

@@ -50,8 +50,20 @@ def test_every_way_to_name_a_checkpoint(hub: Hub, repo: Repo, stm: Stm) -> None:
         (f"{hub.url}/owner/vim/resolve/main/weights/vim.pth?download=true",),
         (f"{hub.url}/owner/vim/blob/{commit}/weights/vim.pth",),
         ("hf://owner/vim", "--file", "weights/vim.pth"),
+        ("owner/vim/weights/vim.pth",),
     ):
         assert source(stm("info", *words, "--json")) == found, words
+    run = stm("info", "owner/no/vim.pth")
+    assert run.code == 1 and "owner/no/vim.pth is no file here, and on the Hub owner/no was not found" in run.err
+
+
+def test_the_class_names_beside_somebodys_weights(hub: Hub, mini: bytes, stm: Stm) -> None:
+    names = {str(index): f"class {index}" for index in range(10)}
+    config = json.dumps({"model_type": "vim", "id2label": names}).encode()
+    hub.repos["owner/trainer"] = Repo({"a/pytorch_model.bin": mini, "a/config.json": config, "optimizer.pt": b"."})
+    for words in (("owner/trainer",), ("owner/trainer/a/pytorch_model.bin",)):
+        run = stm("info", *words, "--json")
+        assert json.loads(run.out)["config"]["label_names"] == list(names.values()), run.err
 
 
 def test_an_alias(hub: Hub, mini: bytes, stm: Stm) -> None:

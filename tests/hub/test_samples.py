@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
-from stm.data.hub_sets import _split_of, choose_shards, label_indices
+from stm.data.hub_sets import choose_shards, label_indices, split_of
 from stm.data.unpack import Limits, unpack
 from stm.errors import DataError, UsageError
 from stm.hub.aliases import ARCHIVES, read_set_name
@@ -250,9 +250,9 @@ def test_classes_by_name_and_images_that_are_not_there(hub: Hub, stm: Stm) -> No
         ({"images.zip": b""}, "holds no parquet files, only images.zip"),
         ({"a/test.parquet": b"", "b/test.parquet": b""}, "is in several folders, a, b"),
         ({"test.parquet": b"no parquet"}, "test.parquet cannot be read as parquet"),
-        ({"test.parquet": ("labels", [(b"x", -1)])}, "label: no row has a label"),
+        ({"test.parquet": ("labels", [(b"x", -1)])}, "holds 1 image and no labels"),
         ({"test.parquet": ("labels", [(b"x", 10)])}, "10 is not one of the 10 classes"),
-        ({"test.parquet": ("labels", [(b"x", None)])}, "no row has a label"),
+        ({"test.parquet": ("labels", [(b"x", None)])}, "holds 1 image and no labels"),
         ({"test.parquet": ("labels", [(b"x", "cat")])}, "'cat' is not a class of the model"),
         ({"test.parquet": ("labels", [])}, "holds no images"),
     ],
@@ -294,7 +294,11 @@ def test_names_of_sets(hub: Hub, stm: Stm) -> None:
     ],
 )
 def test_splits_by_the_names_of_files(file: str, split: str) -> None:
-    assert _split_of(file) == split
+    assert split_of(file) == split
+
+
+def indices(labels: list[Any], *more: Any) -> list[int]:
+    return list(label_indices(dict(enumerate(labels)), *more).values())
 
 
 def test_labels_to_classes() -> None:
@@ -305,13 +309,13 @@ def test_labels_to_classes() -> None:
         preprocessing=CONFIG.preprocessing,
         label_names=("cat", "dog", "cow"),
     )
-    assert label_indices([2, 0], None, CONFIG, "x") == [2, 0]
-    assert label_indices([2, 0], ["a", "b", "c"], CONFIG, "x") == [2, 0], "nobody knows better"
-    assert label_indices([2, 0], ["dog", "cow", "cat"], named, "x") == [0, 1]
-    assert label_indices([1, 0], ["Dog", "cat"], named, "x") == [0, 1], "a part of the classes"
-    assert label_indices(["dog", "cat"], None, named, "x") == [1, 0]
+    assert indices([2, 0], None, CONFIG, "x") == [2, 0]
+    assert indices([2, 0], ["a", "b", "c"], CONFIG, "x") == [2, 0], "nobody knows better"
+    assert indices([2, 0], ["dog", "cow", "cat"], named, "x") == [0, 1]
+    assert indices([1, 0], ["Dog", "cat"], named, "x") == [0, 1], "a part of the classes"
+    assert indices(["dog", "cat"], None, named, "x") == [1, 0]
     with pytest.raises(DataError, match=r"'horse' is not a class of the model"):
-        label_indices([0], ["dog", "cow", "horse"], named, "x")
+        indices([0], ["dog", "cow", "horse"], named, "x")
     assert choose_shards("hf:a/b", ["default/test/0000.parquet", "default/test/0001.parquet"], None)[0] == "test"
     with pytest.raises(UsageError):
         choose_shards("hf:a/b", ["train.parquet", "test.parquet"], None)

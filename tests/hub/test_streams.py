@@ -168,7 +168,7 @@ def encoded(source: object) -> bytes:
             "cannot be read as a tar file that is not compressed",
         ),
         (b"no archive at all", "cannot be read as a tar file"),
-        (shard([("a", {"png": picture(1), "txt": b"0"})]), "set.tar holds images and no labels"),
+        (shard([("a", {"png": picture(1), "txt": b"0"})]), "set.tar holds 1 image and no labels"),
         (shard([("a", {"png": picture(1), "json": b'{"name": "x"}'})]), "a has no label"),
         (shard([("a", {"png": picture(1), "jpg": picture(1), "cls": b"0"})]), "a has two images"),
         (shard([("a", {"png": picture(1), "cls": b"3"})]), "3 is not one of the 3 classes"),

@@ -1,6 +1,7 @@
 """Names of classes that only a set knows, folders that are parts of a set, columns of labels, and sets without any."""
 
 import io
+import json
 import tarfile
 
 import pyarrow as pa
@@ -12,12 +13,14 @@ import stm
 from stm.commands.compress import compress
 from stm.commands.eval import evaluate
 from stm.commands.predict import predict
+from stm.data.decode import decode
+from stm.data.labels import imagenet
 from stm.data.open import open_chosen
-from stm.errors import DataError
+from stm.errors import DataError, UsageError
 from stm.evaluations import OfSet
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from stm.options import EvalOptions, MergeOptions
+from stm.options import EvalOptions, MergeOptions, SetOptions
 from tests.pictures import labels_of, make_config, opened, picture
 
 BUSI = ("benign", "malignant", "normal")
@@ -54,7 +57,24 @@ def test_a_root_of_train_and_val_names_the_part_to_give(tmp_path, classes):
     folders(tmp_path / "set", "train/cat", "train/dog", "val/cat", "val/dog")
     with pytest.raises(DataError, match="holds the parts of a set, train") as refused:
         opened(tmp_path / "set", classes)
-    assert str(refused.value.hint) == f"name one part: --data {tmp_path / 'set' / 'val'}"
+    assert str(refused.value.hint) == f"name one part: --data {tmp_path / 'set' / 'val'}, or --split val"
+    with pytest.raises(UsageError, match="has no part test, only train, val"):
+        opened(tmp_path / "set", classes, how=SetOptions(split="test"))
+
+
+def test_the_part_of_a_root_is_the_set_of_its_own_folder(tmp_path):
+    folders(tmp_path, "train/cat", "train/dog", "Val/cat", "Val/dog", "Val/eel")
+    for split in ("val", "Val", "validation"):
+        assert opened(tmp_path, 3, how=SetOptions(split=split)) == opened(tmp_path / "Val", 3)
+    for data in (None, "imagenet-v2"):
+        with pytest.raises(UsageError, match="--split was given, and"):
+            opened(data, how=SetOptions(split="val"))
+    shard(tmp_path / "train-0.parquet", label=[1, 1])
+    shard(tmp_path / "validation-0.parquet", label=[2, 0])
+    samples = opened(str(tmp_path / "*.parquet"), how=SetOptions(split="val"))
+    assert list(labels_of(samples).values()) == [2, 0]
+    with pytest.raises(UsageError, match="has no split test, only train, validation"):
+        opened(str(tmp_path / "*.parquet"), how=SetOptions(split="test"))
 
 
 def shard(path, **columns):
@@ -77,6 +97,40 @@ def test_the_query_chooses_among_columns(tmp_path):
     assert list(labels_of(opened(f"{path}?label=breed")).values()) == [4, 5]
     with pytest.raises(DataError, match="expected one called no"):
         opened(f"{path}?label=no")
+
+
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path):
+    """A whole row group of them, too, and a whole shard."""
+    table = shard(tmp_path / "a.parquet", label=[-1, -1, 2, None, 0])
+    pq.write_table(pq.read_table(table), table, row_group_size=2)
+    shard(tmp_path / "b.parquet", label=[None, None])
+    samples = opened(str(tmp_path / "?.parquet"))
+    assert labels_of(samples) == {"a.parquet[2]": 2, "a.parquet[4]": 0}
+    assert all(isinstance(decode([sample], make_config().preprocessing)[0], bytes) for sample in samples.samples)
+    assert "5 more images have no label, and are in no number" in OfSet(**samples.of_set).skipped_notes
+    with pytest.raises(DataError, match=r"b\.parquet holds 2 images and no labels"):
+        opened(str(tmp_path / "b.parquet"))
+
+
+def test_the_names_of_parquets_metadata(tmp_path):
+    features = {"label": {"_type": "ClassLabel", "names": [*BUSI]}}
+    path = shard(tmp_path / "a.parquet", label=[2, 0])
+    described = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(described), path)
+    samples = opened(str(path), 3)
+    assert samples.own_names == BUSI
+    assert OfSet(**samples.of_set).skipped_notes[0].endswith("were taken: 0 benign, 1 malignant, 2 normal")
+    assert opened(str(path), 3, ("Normal", "malignant", "benign")).own_names == ()
+
+
+def test_names_in_shards_are_the_classes_of_a_model_without_names(tmp_path):
+    shard(tmp_path / "a.parquet", label=["eel", "cat", "dog", None])
+    samples = opened(str(tmp_path / "a.parquet"), 3)
+    assert (list(labels_of(samples).values()), samples.sorted_names) == ([2, 0, 1], ("cat", "dog", "eel"))
+    shard(tmp_path / "b.parquet", label=["cat", "dog", "fox"])
+    with pytest.raises(DataError, match="its shards do not name the same classes"):
+        opened(str(tmp_path / "?.parquet"), 3)
+    assert len(opened(str(tmp_path / "?.parquet"), 4, ("cat", "dog", "eel", "fox"))) == 6
 
 
 def test_truths_and_lists_are_refused_in_a_sentence(tmp_path):
@@ -168,6 +222,63 @@ def test_a_table_under_any_header(tmp_path, name, text):
         picture(tmp_path / file)
     (tmp_path / name).write_text(text)
     assert labels_of(opened(tmp_path)) == {"a.png": 2, "b.png": 0}
+
+
+COLUMNS = SetOptions(image_column="scan", label_column="finding")
+
+
+def test_the_columns_that_are_named(tmp_path):
+    folders(tmp_path, "cat", "dog")
+    (tmp_path / "metadata.csv").write_text("scan,finding,label\ncat/a b (1).png,2,x\ndog/a b (1).png,0,y\n")
+    assert list(labels_of(opened(tmp_path, how=COLUMNS)).values()) == [2, 0]
+    with pytest.raises(DataError, match="has no column 'no', only scan, finding, label"):
+        opened(tmp_path, how=SetOptions(label_column="no"))
+    (tmp_path / "metadata.csv").rename(table := tmp_path / "ham.csv")
+    assert opened(table, how=COLUMNS) == opened(str(table), how=COLUMNS)
+    assert [*labels_of(opened(table, need_labels=False, how=COLUMNS)).values()] == [None, None]
+    with pytest.raises(DataError, match="no column of the image"):
+        opened(table)
+    with pytest.raises(DataError, match="has no table with a column 'scan'") as refused:
+        opened(tmp_path, how=COLUMNS)
+    assert refused.value.hint == f"name the table: --data {tmp_path}/FILE.csv"
+    path = shard(tmp_path / "a.parquet", finding=[2, 0], scan=[b"x", b"x"])
+    samples = opened(str(path), how=SetOptions(image_column="image", label_column="finding"))
+    assert list(labels_of(samples).values()) == [2, 0]
+    with pytest.raises(DataError, match="has 2 columns of images") as refused:
+        opened(str(path))
+    assert refused.value.hint == "name the column: --image-column image"
+
+
+IMAGES = [f"ILSVRC2012_val_0000000{number}.JPEG" for number in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "text"),
+    [
+        ("val", "val.txt", "".join(f"{image} {label}\n" for image, label in zip(IMAGES, (65, 0, 9), strict=True))),
+        ("", "val.txt", "".join(f"val/{image} {label}\n" for image, label in zip(IMAGES, (65, 0, 9), strict=True))),
+        ("val", "labels.txt", "65\n0\n3\n9\n"),
+        ("", "imagenet_2012_validation_synset_labels.txt", "n01751748\nn01440764\nn01484850\nn01518878\n"),
+    ],
+)
+def test_lists_beside_imagenets_validation_images(tmp_path, place, name, text):
+    for image in IMAGES:
+        picture(tmp_path / "val" / image)
+    (tmp_path / "val" / "about.txt").write_text("some words that\nlabel nothing\n")
+    (tmp_path / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in imagenet().wnids))
+    (tmp_path / place / name).write_text(text)
+    samples = opened(tmp_path / "val", 1000)
+    assert list(labels_of(samples).values()) == [65, 0, 9]
+    assert samples.skipped == ("about.txt",)
+
+
+def test_a_list_of_names_and_classes_beside_any_images(tmp_path):
+    for name in ("a b.png", "c.png", "d.png"):
+        picture(tmp_path / name)
+    (tmp_path / "train.txt").write_text("a b.png 2\n./c.png 0\n")
+    samples = opened(tmp_path)
+    assert labels_of(samples) == {"a b.png": 2, "c.png": 0}
+    assert samples.skipped == ("d.png (not in train.txt)",)
 
 
 def test_captions_are_no_labels(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from stm.config import Preprocess
 from stm.data import folders as layouts
+from stm.data import validation
 from stm.data.images import ImageFile, Sample
 from stm.data.labels import imagenet
 from stm.data.sets import iterate
@@ -66,7 +67,7 @@ def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
         ("filename,label\n../a.png,1\n", "labels.csv line 2: '../a.png' is not the name of a file in this folder"),
         ("filename,label\n/a.png,1\n", "'/a.png' is not the name of a file in this folder"),
         ('filename,label\n"a.png,1\n', "labels.csv is not a table of comma-separated values"),
-        (b"filename,label\n\xff\xfe.png,1\n", "labels.csv is not a table of comma-separated values in UTF-8"),
+        (b"filename,label\n\xff\xfe.png,1\n", "labels.csv is not text in UTF-8"),
     ],
 )
 def test_a_labels_csv_that_says_something_else_is_refused(tmp_path, text, sentence):
@@ -266,7 +267,7 @@ def test_a_table_of_classes_on_which_scipy_dies_is_one_sentence(tmp_path, monkey
     """Some damaged files end the process inside scipy.io.loadmat (scipy 1.17: SIGSEGV for a flipped byte of an
     uncompressed one)."""
     development_kit(tmp_path / "data", KIT, [4, 4])
-    monkeypatch.setattr(layouts, "_READ_META", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(validation, "_READ_META", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(DataError, match=r"meta\.mat is not the development kit's table of classes"):
         opened(validation_images(tmp_path / "val", [1, 2]), 1000)
 
@@ -302,7 +303,7 @@ def test_files_that_are_no_images_are_counted_and_litter_is_not(tmp_path):
 WALK = os.walk
 
 
-def with_an_unreadable_folder(top, onerror):
+def with_an_unreadable_folder(top, onerror=lambda error: None):
     """`os.walk`, with an error as of a folder that is another user's."""
     yield from WALK(top)
     onerror(PermissionError(13, "Permission denied", f"{top}/locked"))

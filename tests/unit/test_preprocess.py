@@ -190,7 +190,7 @@ def test_the_image_stays_as_it_was():
         ),
         (Image.new("RGB", (0, 5)), {}, "0 x 5 pixels"),
         (Image.new("RGB", (3, 2)), {"interpolation": "none"}, "3 x 2 pixels, expected 2 x 2"),
-        (Image.new("RGB", (2, 2)), {"mean": (0.5,) * 4, "std": (1.0,) * 4}, "4 channels"),
+        (Image.new("RGB", (2, 2)), {"mean": (0.5,) * 4, "std": (1.0,) * 4}, "has 3 channels, and the model takes 4"),
     ],
 )
 def test_images_that_cannot_be_fitted_are_refused(image, changes, sentence):

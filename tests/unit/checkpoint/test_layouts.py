@@ -166,6 +166,15 @@ def test_what_is_the_trainers_own_is_left_out_and_listed(state: State, tmp_path:
     }
     notes = read(save(tmp_path / "x_midclstok.pth", state | own), image_size=64).notes
     assert any(all(name in note for name in own) for note in notes)
+    trunk, weight, bias = parts(state)
+    for content in (
+        {"model": state, "model_ema": {"module": state, "decay": 0.9}},
+        {"backbone": trunk, "classifier": {"weight": weight, "bias": bias}},
+        {"net": state, "args": {"lr": 1}},
+    ):
+        beside = {"optimizer": {"state": {0: weight + 1}}, "criterion": [], "epoch": 3, "arch": "vim", "scaler": {}}
+        notes = read(save(tmp_path / "z_midclstok.pth", content | beside), image_size=64).notes
+        assert "left out, as the trainer's own: optimizer, criterion, epoch, scaler" in notes
     wrapped = prefixed(state, "net.") | own
     notes = read(save(tmp_path / "y_midclstok.pth", {"state_dict": wrapped}), image_size=64).notes
     assert any("criterion.weight" in note for note in notes)
