@@ -13,7 +13,6 @@ import typing
 from collections import Counter
 from typing import Any
 
-
 # The metadata of a field that came after folders had been written: JSON has it only if it is not the default, so that
 # the bytes of older folders stay, and a file without it has the default.
 LATER = {"later": True}

@@ -1,8 +1,8 @@
 """Bidirectional Nearest Neighbour Merging: which tokens merge, as a fixed schedule.
 
 On each side of the class token, a token is absorbed by its nearest remaining neighbour toward the class token, which
-itself is never touched. If a model has several class tokens, each has its two sides. Merges never look at data and keep the order of the tokens, so the whole schedule is a constant
-of the model: plain lists of positions, no torch.
+itself is never touched. If a model has several class tokens, each has its two sides. Merges never look at data and keep
+the order of the tokens, so the whole schedule is a constant of the model: plain lists of positions, no torch.
 
 The distance fading rule of the paper (Sequential Token Merging, arXiv 2509.22691) leaves open which neighbours merge
 first. An order decides that:

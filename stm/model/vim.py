@@ -1,7 +1,8 @@
 """Vision Mamba (ViM, bimamba v2): one model, dense or compressed.
 
-An image becomes patches, a class token joins them in the middle, or several are spread among them, and `depth` blocks mix the sequence in both
-directions. Merging is a `Plan` that acts between blocks; a dense model has none, and everything else is the same code.
+An image becomes patches, a class token joins them in the middle, or several are spread among them, and `depth` blocks
+mix the sequence in both directions. Merging is a `Plan` that acts between blocks; a dense model has none, and
+everything else is the same code.
 Tokens stay in their order throughout: the two directions are a leading axis K of parameters and kernels, forward
 first, and nothing is ever flipped.
 
