@@ -251,9 +251,12 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     grid = math.isqrt(max(patches, 0))
     if classes < 1:
         raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
-    if several != (tokens > 1):
-        kind = f"with {_REGISTERS}, expected several" if several else "(cls_token), expected 1"
-        raise CheckpointError(f"{where} is a ViM with {tokens} class token{'s' * (tokens != 1)} {kind}", _RUNS)
+    if several and tokens < 2:
+        raise CheckpointError(
+            f"{where} has {_REGISTERS} as a Mamba-R, and {tokens} class tokens, expected several", _RUNS
+        )
+    if not several and tokens != 1:
+        raise CheckpointError(f"{where} is a ViM with {tokens} class tokens (cls_token), expected 1", _RUNS)
     if height != width:
         raise CheckpointError(
             f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS

@@ -82,9 +82,9 @@ def _reading(config: Config) -> dict[str, Any]:
     shape, prep = config.model, config.preprocessing
     options: dict[str, Any] = {
         "image_size": shape.image_size,
-        "class_token": shape.class_token,
-        "divide_out": shape.divide_out,
     }
+    if shape.class_tokens == 1:  # the tensors of several tell the rest
+        options |= {"class_token": shape.class_token, "divide_out": shape.divide_out}
     # Only what differs from the preprocessing that a reader assumes: the printed command stays short.
     usual = dataclasses.replace(
         Preprocess.official(shape.image_size), resize=int(shape.image_size / usual_ratio(shape))

@@ -210,10 +210,12 @@ def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None
     """Return (r, K) by the paper's rule, whether or not both sides have the tokens for it.
 
     The rule: r = 1 below a rate of 0.175, else 2; more if the blocks would not suffice. If one side merges alone, it
-    goes as far as it can.
+    goes as far as it can. If there are more than two, because of several class tokens, r = 1 is many already.
     """
     gone, most = rate * capacity.patches, capacity.depth - 1
-    r = tokens_per_side or max(1 if rate < Fraction("0.175") else 2, math.ceil(gone / max(1, 2 * most)))
+    sides = max(2, len(capacity.sides))
+    least = 1 if rate < Fraction("0.175") or sides > 2 else 2
+    r = tokens_per_side or max(least, math.ceil(gone / max(1, sides * most)))
     if len(capacity.sides) == 1:
         r = tokens_per_side or max(1, min(r, capacity.sides[0] // 2))
         most = capacity.most_steps(r)
