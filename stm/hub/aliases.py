@@ -1,4 +1,4 @@
-"""Short names: official checkpoints (hustvl/Vim and wangf3014/Mamba-Reg, by their READMEs), and sample sets on the Hub."""
+"""Short names: official checkpoints (READMEs of hustvl/Vim and wangf3014/Mamba-Reg), and sample sets on the Hub."""
 
 import re
 from dataclasses import dataclass

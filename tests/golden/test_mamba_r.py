@@ -12,20 +12,27 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 import stm
 from stm import backends
-from stm.commands.explain import explain
 from stm.commands.export import export
+from stm.data.fit_images import pictures
 from stm.errors import CheckpointError, UsageError
+from stm.explain import cost_figures, figures
+from stm.explain.costs import cost_map, rows_of
+from stm.explain.measurements import fading, groups_by_block, losses, plan_change, walk
+from stm.fitting import fit
 from stm.measure import flops
 from stm.measure.equal_cost import solve_peer
 from stm.merging.bnnm import parts_of
-from stm.options import FitOptions, MergeOptions, ModelOptions
+from stm.merging.groups import stages
+from stm.options import ModelOptions
+from stm.page import charts
+from stm.plots import style
 from tests.golden.weights import mamba_r
-from tests.pictures import picture
 
 Error = Callable[[Tensor, Tensor], float]
 Tell = Callable[[str, float, str], None]
@@ -84,7 +91,9 @@ def test_full_size_equals_the_official_code(name: str, tmp_path: Path, error: Er
 
 
 @pytest.mark.parametrize("method", ["stm", "staged", "paper"])
-def test_merges_go_toward_the_nearest_class_token(method: str, tmp_path: Path) -> None:
+def test_merges_go_toward_the_nearest_class_token(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("_FEW", "_MANY"):  # one picture of each kind is enough for a fit here
+        monkeypatch.setattr(f"stm.data.fit_images.{bound}", 1)
     model = loaded("neck", tmp_path)
     small = stm.compress(model, rate=0.25, method=method)
     assert model.schedule.cls == (12, 25, 38, 51)
@@ -138,16 +147,23 @@ def test_peers_take_several_class_tokens_or_say_so(tmp_path: Path) -> None:
 
 
 def test_explain_measures_the_middle_class_token(tmp_path: Path) -> None:
-    saved(mini_state("neck"), tmp_path)
-    picture(tmp_path / "a.png", size=(64, 64))
-    report = explain(
-        str(tmp_path / "mambar.pth"),
-        [tmp_path / "a.png"],
-        ModelOptions(image_size=64, device="cpu"),
-        MergeOptions(method="staged", rate=0.25),
-        fit=FitOptions(fit_images=3, no_cache=True),
-        places=2,
-        out=tmp_path / "out",
-    )
-    assert all(math.isfinite(value) for value in report.losses.values())
-    assert "fading.svg" in report.files
+    """The third of four, at 38, which tokens 32 to 44 merge toward; every figure that has class tokens is drawn."""
+    model = loaded("neck", tmp_path)
+    small = stm.compress(model, saving=0.2, method="staged")
+    image = load_file(GOLDEN)["inputs"][:1]
+    with torch.inference_mode():
+        rows = fading(model, image, 2, most=2)
+        changes = [row.cls for row in losses(model, image, most=1)]
+        was, now = (list(walk(each, each.embed(image))) for each in (model, small))
+        assert [(row.side, row.distance) for row in rows] == [("left", 1), ("left", 5), ("right", 1), ("right", 5)]
+        assert all(math.isfinite(value) for value in (*changes, *(row.logits for row in rows)))
+        assert 0 < float(plan_change(was, now)[-1].max()) < 10
+    costs = cost_map(fit(model, pictures(model.config, n=3), keep=False), small.schedule.groups)
+    assert [row[2] for row in rows_of(costs)][11:14] == ["11", "", "12"]
+    picture = Image.new("RGB", (64, 64))
+    with style.style():
+        style.save(cost_figures.costs(costs, "x"), tmp_path, "costs")
+        style.save(
+            figures.groups(picture, stages(groups_by_block(now)), 68, small.schedule.cls, "x"), tmp_path, "groups"
+        )
+    assert (tmp_path / "costs.svg").stat().st_size and len(charts.costs(costs)["cls"]) == 4
