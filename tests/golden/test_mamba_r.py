@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import stm
-from stm import backends
+from stm import backends, config_file
 from stm.commands.export import export
 from stm.data.fit_images import pictures
-from stm.errors import CheckpointError, UsageError
+from stm.errors import ArtifactError, CheckpointError, UsageError
 from stm.explain import cost_figures, figures
 from stm.explain.costs import cost_map, rows_of
 from stm.explain.measurements import fading, groups_by_block, losses, plan_change, walk
@@ -125,6 +125,27 @@ def test_the_official_file_comes_back(tmp_path: Path) -> None:
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
     assert report.reading == {"image_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "problem"),
+    [
+        ("model", "class_tokens", 257, "class_tokens is 257, expected at most 64"),
+        ("model", "neck", 0, "neck is 0"),
+        ("schedule", "class_token", [51, 12, 25, 38], "expected ascending positions"),
+        ("schedule", "class_token", [12, 25, 38], "the model has 68"),
+        ("schedule", "class_token", [12, "x"], "expected an integer"),
+        ("schedule", "class_token_per_block", [[0]] * 4, "contradicts its steps"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(
+    part: str, key: str, value: object, problem: str, tmp_path: Path
+) -> None:
+    document = config_file.to_json(loaded("neck", tmp_path).config)
+    assert document["schedule"]["class_token"] == [12, 25, 38, 51] and document["model"]["neck"] == 16
+    document[part][key] = value
+    with pytest.raises(ArtifactError, match=problem):
+        config_file.from_json(document)
 
 
 def test_what_is_no_mamba_r_is_named(tmp_path: Path) -> None:
