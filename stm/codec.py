@@ -13,6 +13,10 @@ import typing
 from collections import Counter
 from typing import Any
 
+# The metadata of a field that came after folders had been written: JSON has it only if it is not the default, so that
+# the bytes of older folders stay, and a file without it has the default.
+LATER = {"later": True}
+
 
 def parse(text: str) -> Any:
     """Parse JSON as its standard has it. Python's own parser accepts more.
@@ -28,7 +32,11 @@ def parse(text: str) -> Any:
 def encode(value: Any) -> Any:
     """Return a value as JSON types: dataclasses and dicts as objects, tuples and lists as lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: encode(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata == LATER and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -68,16 +76,17 @@ def decode(kind: Any, value: Any, path: str) -> Any:
 
 
 def _decode_object(kind: Any, value: Any, path: str) -> Any:
-    """Return a JSON object as the dataclass `kind`. No field has a default here: a file that lacks a key is refused."""
+    """Return a JSON object as the dataclass `kind`. A file that lacks a key is refused, apart from those of `LATER`."""
     if not isinstance(value, dict):
         raise ValueError(f"{path or 'the file'} is {brief_json(value)}, expected an object")
     hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
     if unknown := sorted(value.keys() - hints.keys()):
         raise ValueError(f"unknown key {', '.join(prefix + key for key in unknown)}")
-    if missing := sorted(hints.keys() - value.keys()):
+    later = {f.name for f in dataclasses.fields(kind) if f.metadata == LATER}
+    if missing := sorted(hints.keys() - value.keys() - later):
         raise ValueError(f"missing key {', '.join(prefix + key for key in missing)}")
-    fields = {key: decode(hint, value[key], prefix + key) for key, hint in hints.items()}
+    fields = {key: decode(hint, value[key], prefix + key) for key, hint in hints.items() if key in value}
     try:
         return kind(**fields)
     except ValueError as error:  # of the dataclass's own checks, which do not know where the value stands

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from stm.codec import LATER
 from stm.errors import check_choice, check_within
-from stm.merging.schedule import Schedule
+from stm.merging.schedule import Fixed, Schedule
 from stm.recipe import Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,10 +22,17 @@ CLASS_TOKENS = ("middle", "head")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
 MODES = ("dynamic", "static")
-# Nothing in the weights bounds these two, and a hostile file must not take all memory.
+# Nothing in the weights bounds the first two, and a hostile file must not take all memory.
 LARGEST_SIDE = 8192  # pixels; an image of that side takes 800 MB as a model's input
 LARGEST_RESIZE = 10  # times the crop
+MOST_CLASS_TOKENS = 256
 REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
+
+
+def spread(patches: int, class_tokens: int) -> tuple[int, ...]:
+    """Return the positions of class tokens that are spread among patches; of one, the middle."""
+    run = patches // (class_tokens + 1)
+    return tuple(range(run, (run + 1) * class_tokens, run + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,9 @@ class ModelConfig:
         expand: the inner width E is `expand` * D.
         d_conv: W, the width of the causal convolution.
         class_token: "middle" (at M // 2 of M patches, as in the official models) or "head" (at 0).
+        class_tokens: n, the number of class tokens. Several are spread: they cut the patches into n + 1 runs of equal
+            length, apart from what is left over at the end (wangf3014/Mamba-Reg, `get_cls_idx`).
+        neck: the width to which each class token is reduced before the classifier reads them all; None: D, unreduced.
         divide_out: whether the two directions are averaged (official) or added.
         norm_eps: added to the mean square in every RMSNorm.
 
@@ -63,6 +74,8 @@ class ModelConfig:
     class_token: str = "middle"
     divide_out: bool = True
     norm_eps: float = 1e-5
+    class_tokens: int = field(default=1, metadata=LATER)
+    neck: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in (
@@ -76,6 +89,7 @@ class ModelConfig:
             "dt_rank",
             "expand",
             "d_conv",
+            "class_tokens",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -86,6 +100,14 @@ class ModelConfig:
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
             raise ValueError(f"norm_eps is {self.norm_eps}, expected a small positive number")
         check_choice("class_token", self.class_token, CLASS_TOKENS, ValueError)
+        most = min(self.patches, MOST_CLASS_TOKENS) if self.class_token == "middle" else 1
+        if self.class_tokens > most:
+            raise ValueError(
+                f"class_tokens is {self.class_tokens}, expected at most {most} among {self.patches} patches with"
+                f" class_token {self.class_token!r}"
+            )
+        if self.neck is not None and (self.neck < 1 or self.class_tokens == 1):
+            raise ValueError(f"neck is {self.neck} with {self.class_tokens} class tokens, expected null, or several")
 
     @property
     def grid(self) -> int:
@@ -94,13 +116,26 @@ class ModelConfig:
 
     @property
     def tokens(self) -> int:
-        """L, the number of patches and the class token."""
-        return self.grid**2 + 1
+        """L, the number of patches and class tokens."""
+        return self.patches + self.class_tokens
 
     @property
-    def cls(self) -> int:
-        """The position of the class token in the sequence that enters block 0."""
-        return self.grid**2 // 2 if self.class_token == "middle" else 0
+    def patches(self) -> int:
+        """M, the number of patches."""
+        return self.grid**2
+
+    @property
+    def cls(self) -> Fixed:
+        """The position of the class token in the sequence that enters block 0, or the positions of several."""
+        if self.class_token == "head":
+            return 0
+        places = spread(self.patches, self.class_tokens)
+        return places if self.class_tokens > 1 else places[0]
+
+    @property
+    def d_head(self) -> int:
+        """The width of what the classifier reads: the class tokens beside each other."""
+        return self.class_tokens * (self.d_model if self.neck is None else self.neck)
 
     @property
     def d_inner(self) -> int:

@@ -27,10 +27,10 @@ def to_json(config: Config) -> dict[str, Any]:
     document = encode({f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "schedule"})
     document["schedule"] = {
         "tokens": schedule.tokens,
-        "class_token": schedule.cls,
+        "class_token": encode(schedule.cls),
         "steps": [{"after": step.after, "absorb": [list(pair) for pair in step.absorb]} for step in schedule.steps],
         "tokens_per_block": list(schedule.tokens_per_block(model.depth)),
-        "class_token_per_block": list(schedule.cls_per_block(model.depth)),
+        "class_token_per_block": encode(schedule.cls_per_block(model.depth)),
     }
     # The last three are derived: their names and forms are those that timm and transformers read.
     return document | {
@@ -152,18 +152,21 @@ def _upgraded(document: dict[str, Any], where: str) -> dict[str, Any]:
 def _decode_schedule(value: Any) -> tuple[Schedule, dict[str, Any]]:
     """Return the schedule and its derived lists, which the caller compares."""
 
-    # The form in the file, which differs from Schedule's: `class_token` is a word, and lists are derived.
+    # The form in the file, which differs from Schedule's: `class_token` is a word, and lists are derived. A position is
+    # an integer, or a list of them if there are several class tokens.
     @dataclass(frozen=True)
     class Written:
         tokens: int
-        class_token: int
+        class_token: Any
         steps: tuple[Step, ...]
         tokens_per_block: tuple[int, ...]
-        class_token_per_block: tuple[int, ...]
+        class_token_per_block: tuple[Any, ...]
 
     written: Any = decode(Written, value, "schedule")
     try:
-        schedule = Schedule(written.tokens, written.class_token, written.steps)
+        several = isinstance(written.class_token, list)
+        kind = tuple[int, ...] if several else int
+        schedule = Schedule(written.tokens, decode(kind, written.class_token, "class_token"), written.steps)
     except ValueError as error:
         raise ValueError(f"schedule: {error}") from error
     return schedule, {key: list(getattr(written, key)) for key in ("tokens_per_block", "class_token_per_block")}

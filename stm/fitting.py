@@ -27,7 +27,7 @@ from stm.merging.cost_file import Effects
 from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
 from stm.merging.fit import CostTable, Group, as_schedule
 from stm.merging.regroup import PROBES, Regrouping
-from stm.merging.schedule import Schedule
+from stm.merging.schedule import Fixed, Schedule, fixed
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
 from stm.progress import OnProgress, Progress
@@ -337,9 +337,10 @@ def _effects_of(dense: ViM, samples: SampleSet, seed: int) -> Iterator[Tensor]:
             yield from effects(dense, batch.images, probes[[places.index(index) for index in batch.indices]])
 
 
-def _level(cost: Tensor, cls: int) -> float:
+def _level(cost: Tensor, cls: Fixed) -> float:
     """Return the summed cost of the pairs before the first half of the blocks, by which kinds of pictures compare."""
     blocks = max((cost.shape[0] + 1) // 2 - 1, 1)  # a model of two or three blocks has none before its half but one
     pairs = cost[:blocks, :-1, 2].clone()  # (blocks, L - 1)
-    pairs[:, max(cls - 1, 0) : cls + 1] = 0  # those of the class token
+    for c in fixed(cls):
+        pairs[:, max(c - 1, 0) : c + 1] = 0  # those of the class token
     return float(pairs.sum()) or 1.0

@@ -89,9 +89,11 @@ def _shape(config: dict[str, Any]) -> str:
     """Return the model's shape in one line."""
     model = config["model"]
     channels = f"{model['in_chans']} channel{'s' if model['in_chans'] > 1 else ''}"
-    token = "in the middle" if model["class_token"] == "middle" else "at the head"
+    token = "class token in the middle" if model["class_token"] == "middle" else "class token at the head"
+    if "class_tokens" in model:
+        token = f"{model['class_tokens']} class tokens spread"
     return (
         f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes,"
         f" {model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride"
-        f" {model['stride']}, class token {token}, {config['dtype']}"
+        f" {model['stride']}, {token}, {config['dtype']}"
     )

@@ -36,10 +36,13 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
     D, E, N, R, K, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, 2, model.d_conv
     yield "patch_embed.weight", (D, model.in_chans, model.patch, model.patch)
     yield "patch_embed.bias", (D,)
-    yield "cls_token", (1, 1, D)
+    yield "cls_token", (1, model.class_tokens, D)
     yield "pos_embed", (1, model.tokens, D)
     yield "norm_f.weight", (D,)
-    yield "head.weight", (classes, D)
+    if model.neck is not None:
+        yield "neck.weight", (model.neck, D)
+        yield "norm_neck.weight", (model.d_head,)
+    yield "head.weight", (classes, model.d_head)
     yield "head.bias", (classes,)
     # What each direction has for itself is stacked on an axis K. The two projections of a block serve both directions.
     for block in (f"layers.{number}" for number in range(model.depth)):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stm.merging.schedule import fixed
 from stm.model.vim import ViM
 
 
@@ -29,20 +30,23 @@ def gemms_of(model: ViM) -> list[Gemm]:
     only the products that reach the class token count, as the model runs it.
     """
     shape, schedule = model.config.model, model.schedule
-    last, products = shape.depth - 1, [Gemm(shape.grid**2, model.patch_embed.weight.flatten(1))]
+    last, n = shape.depth - 1, shape.class_tokens
+    products = [Gemm(shape.patches, model.patch_embed.weight.flatten(1))]
     places = zip(model.blocks, schedule.tokens_per_block(shape.depth), schedule.cls_per_block(shape.depth), strict=True)
     for number, (block, length, c) in enumerate(places):
         mixer = block.mixer
-        # In the last block each direction walks up to the class token at position c, and stops there.
-        directions = (length, length) if number < last else (c + 1, length - c)
+        # In the last block each direction walks up to its last class token, and stops there.
+        directions = (length, length) if number < last else (fixed(c)[-1] + 1, length - fixed(c)[0])
         if number < last:
             products.append(Gemm(length, mixer.in_proj.weight))
-        else:  # the gate z is needed at the class token alone
+        else:  # the gate z is needed at the class tokens alone
             to_x, to_z = mixer.in_proj.weight.chunk(2)
-            products += [Gemm(length, to_x), Gemm(1, to_z)]
+            products += [Gemm(length, to_x), Gemm(n, to_z)]
         for k, rows in enumerate(directions):
             products += [Gemm(rows, mixer.x_proj_weight[k]), Gemm(rows, mixer.dt_proj_weight[k])]
-        products.append(Gemm(length if number < last else 1, mixer.out_proj.weight))
+        products.append(Gemm(length if number < last else n, mixer.out_proj.weight))
+    if model.neck is not None:
+        products.append(Gemm(n, model.neck.weight))
     return [*products, Gemm(1, model.head.weight)]
 
 

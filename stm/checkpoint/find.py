@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stm.checkpoint.heads import Head, find_head
-from stm.checkpoint.infer import official_shapes
+from stm.checkpoint.infer import head_inputs, official_names
 from stm.checkpoint.stored import READ
-from stm.config import ModelConfig
 from stm.errors import CheckpointError, listed
 
 _DEEPEST, _MOST = 12, 500_000  # containers in containers, and values: honest files have 5 and some 10,000
@@ -227,8 +226,7 @@ def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves:
     for name in dropped:
         state.pop(name, None)
         beside.pop(name, None)
-    depth = len({name.split(".")[1] for name in state if name.startswith("layers.")})
-    expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
+    expected = official_names(state)
     question, notes = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
     for name, value in beside.items():  # unknown, and refused by a name that is no tensor's of the ViM
         state[name if name not in expected else f"beside it, {name}"] = value
@@ -242,11 +240,11 @@ def _give_head(
     state: dict[str, Tensor], beside: dict[str, Tensor], siblings: dict[str, Tensor], expected: Collection[str]
 ) -> tuple[str | None, tuple[str, ...]]:
     """Move the head to its official names in `state`. Return a question if it is one of several, and notes."""
-    norm = next((state[name] for name in ("norm_f.weight", "layers.0.norm.weight") if name in state), None)
-    if norm is None or norm.is_nested or norm.ndim != 1:
+    width = head_inputs({name: tuple(tensor.shape) for name, tensor in state.items() if not tensor.is_nested})
+    if not width:
         return None, ()
     trunk = {name for name in expected if not name.startswith("head.")}
-    head = find_head(norm.shape[0], {k: v for k, v in state.items() if k not in trunk}, beside, siblings)
+    head = find_head(width, {k: v for k, v in state.items() if k not in trunk}, beside, siblings)
     if not isinstance(head, Head):
         return head, ()
     source = next(each for each in (state, beside, siblings) if head.names[0] in each)

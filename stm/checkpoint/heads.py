@@ -28,7 +28,7 @@ def find_head(width: int, *sources: Mapping[str, Tensor]) -> Head | str | None:
     """Return the head among what is left over; the question in words if there are several; None if there is none.
 
     Args:
-        width: the number D of its inputs.
+        width: the number of its inputs: D, or that of several class tokens together.
         sources: tensors by name, the nearest to the blocks first. The first one that holds such a layer decides.
     """
     for tensors in sources:

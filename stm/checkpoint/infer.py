@@ -31,7 +31,11 @@ DIRECTED = (
 )
 
 _OFFICIAL_SIZE = 224
-_RUNS = "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions"
+_RUNS = (
+    "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions; and"
+    " Mamba-R, which has several class tokens"
+)
+_REGISTERS = "pos_embed_cls"  # the sign of a Mamba-R (wangf3014/Mamba-Reg models_mamba.py)
 # Signs of other models, each with the model in words, so that the message says more than which tensors are missing.
 _REFUSED = (
     (
@@ -55,7 +59,7 @@ _REFUSED = (
     (r"layers\.\d+\.mixer\.conv1d_weight", "the weights file of a folder that stm wrote: give the folder"),
     (r"rope\.|(.*\.)?freqs(_cos|_sin)?", "a ViM with rotary position embeddings (RoPE)"),
     (r"cls_token_(head|tail)", "a ViM with a double class token"),
-    (r"pos_embed_cls|(.*[._])?reg(ister)?_?tokens?", "a ViM with register tokens (Mamba-R)"),
+    (r"(.*[._])?reg(ister)?_?tokens?", "a ViM with register tokens beside its class token"),
     (r"temporal_pos_embedding", "a VideoMamba for video"),
     (r"(layers\.\d+\.norm|norm_f)\.bias", "a ViM with LayerNorm"),
     (r"layers\.\d+\.mixer\.gamma", "a ViM with layer scale"),
@@ -113,13 +117,13 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
     # From the general to the exact: a file of another kind is called by its kind, before hundreds of tensors are
     # reported as missing.
     _refuse_variants(where, shapes)
-    depth = len({name.split(".")[1] for name in shapes if name.startswith("layers.")})
-    _refuse_names(where, shapes, depth)
+    depth = _depth(shapes)
+    _refuse_names(where, shapes)
     config, classes, grid = _dimensions(where, shapes)
     size, stride, note = _geometry(where, config["patch"], grid, stored, asked.image_size)
     question: Question | None = None
     try:
-        token, divide, sources = _reading(where, stored, asked)
+        token, divide, sources = _reading(where, stored, asked, config["class_tokens"])
     except Question as open_question:
         # Any answer serves the checks that follow: the shapes do not depend on it.
         question, token, divide, sources = open_question, "middle", True, ()
@@ -142,19 +146,48 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the official model's tensors, by name."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
+    n = model.class_tokens
+    # Several class tokens have positions of their own. One shares the table of the patches.
+    registers: dict[str, tuple[int, ...]] = {}
+    if n > 1:
+        registers |= {"pos_embed": (1, model.patches, D), _REGISTERS: (1, n, D)}
+    if model.neck is not None:
+        registers |= {"neck.weight": (model.neck, D), "norm_neck.weight": (model.d_head,)}
     directed = dict(zip(DIRECTED, ((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,)), strict=True))
     block = {"norm.weight": (D,), "mixer.in_proj.weight": (2 * E, D), "mixer.out_proj.weight": (D, E)}
     block |= {f"mixer.{name.format(suffix)}": shape for suffix in ("", "_b") for name, shape in directed.items()}
     return {
-        "cls_token": (1, 1, D),
+        "cls_token": (1, n, D),
         "pos_embed": (1, model.tokens, D),
+        **registers,
         "patch_embed.proj.weight": (D, model.in_chans, model.patch, model.patch),
         "patch_embed.proj.bias": (D,),
         **{f"layers.{i}.{name}": shape for i in range(model.depth) for name, shape in block.items()},
         "norm_f.weight": (D,),
-        "head.weight": (classes, D),
+        "head.weight": (classes, model.d_head),
         "head.bias": (classes,),
     }
+
+
+def official_names(names: Collection[str]) -> Collection[str]:
+    """Return the names of the tensors of the official model that has the most of these names."""
+    several = _REGISTERS in names
+    neck = 1 if several and "neck.weight" in names else None
+    # Only names count here, and any config of that kind and depth has the same names.
+    kind = ModelConfig(image_size=224, d_model=1, dt_rank=1, depth=_depth(names), class_tokens=1 + several, neck=neck)
+    return official_shapes(kind, 1).keys()
+
+
+def head_inputs(shapes: Shapes) -> int:
+    """Return the number of inputs of the head that belongs to a model's other tensors; 0 if it is unknown."""
+    first = "neck.weight" if _REGISTERS in shapes and "neck.weight" in shapes else "norm_f.weight"
+    width = next((shapes[name] for name in (first, "layers.0.norm.weight") if name in shapes), ())
+    tokens = shapes.get("cls_token", ()) if _REGISTERS in shapes else ()
+    return width[0] * (tokens[1] if len(tokens) == 3 else 1) if width else 0
+
+
+def _depth(names: Collection[str]) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith("layers.")})
 
 
 def _refuse_variants(where: str, names: Collection[str]) -> None:
@@ -166,9 +199,8 @@ def _refuse_variants(where: str, names: Collection[str]) -> None:
             raise CheckpointError(f"{where} is {what}: it has no {needed}, but {listed(names)}", _RUNS)
 
 
-def _refuse_names(where: str, shapes: Shapes, depth: int) -> None:
-    # Only names count here, and any config of that depth has the same names.
-    expected = official_shapes(ModelConfig(d_model=1, dt_rank=1, depth=depth), 1).keys()
+def _refuse_names(where: str, shapes: Shapes) -> None:
+    expected = official_names(shapes)
     missing = [name for name in expected if name not in shapes]
     unexpected = [name for name in shapes if name not in expected]
     if missing or unexpected:
@@ -178,7 +210,7 @@ def _refuse_names(where: str, shapes: Shapes, depth: int) -> None:
             if names
         ]
         raise CheckpointError(
-            f"{where} does not hold the tensors of a ViM with {depth} blocks: {', '.join(parts)}", _RUNS
+            f"{where} does not hold the tensors of a ViM with {_depth(shapes)} blocks: {', '.join(parts)}", _RUNS
         )
 
 
@@ -212,27 +244,32 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     _, L, _ = shape("pos_embed", 3)
     _, tokens, _ = shape("cls_token", 3)
     classes, _ = shape(r"head\.weight", 2)
+    several = _REGISTERS in shapes
+    neck = shape(r"neck\.weight", 2)[0] if several and "neck.weight" in shapes else None
     # The checks that follow guard divisions and roots. `ModelConfig` and `_refuse_shapes` check everything else.
-    grid = math.isqrt(max(L - 1, 0))
+    patches = L if several else L - 1
+    grid = math.isqrt(max(patches, 0))
     if classes < 1:
         raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
-    if tokens != 1:
+    if several and tokens < 2:
+        raise CheckpointError(
+            f"{where} has {_REGISTERS} as a Mamba-R, and {tokens} class tokens, expected several", _RUNS
+        )
+    if not several and tokens != 1:
         raise CheckpointError(f"{where} is a ViM with {tokens} class tokens (cls_token), expected 1", _RUNS)
     if height != width:
         raise CheckpointError(
             f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS
         )
-    if grid < 1 or grid**2 != L - 1:
+    if grid < 1 or grid**2 != patches:
+        beside = "" if several else " and one class token"
         raise CheckpointError(
-            f"{where} has {L} positions (pos_embed), expected a square grid of patches and one class token", _RUNS
+            f"{where} has {L} positions (pos_embed), expected a square grid of patches{beside}", _RUNS
         )
     if D < 1 or E % D:
         raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
-    return (
-        {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height},
-        classes,
-        grid,
-    )
+    config = {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}
+    return config | {"class_tokens": tokens, "neck": neck}, classes, grid
 
 
 def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
@@ -294,8 +331,16 @@ def _stride(size: int, patch: int, grid: int, stored: int | None) -> int | None:
     return whole[0] if whole else fitting[0] if len(fitting) == 1 else None
 
 
-def _reading(where: str, stored: Stored, asked: Asked) -> tuple[str, bool, tuple[str, ...]]:
+def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tuple[str, bool, tuple[str, ...]]:
     """Return the class token's place, whether the directions are averaged, and sentences about the sources."""
+    if class_tokens > 1:  # the tensors tell: no other model has several
+        if asked.class_token == "head" or asked.divide_out is False:
+            raise UsageError(
+                f"{where} is a Mamba-R: its {class_tokens} class tokens are spread, and its directions are averaged",
+                "leave out --class-token and --no-divide-out",
+            )
+        what = f"a Mamba-R with {class_tokens} class tokens, spread among the patches; the two directions are averaged"
+        return "middle", True, (what,)
     said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
     values: dict[str, Any] = {}
     by_name: dict[str, list[str]] = {}  # from a name in words to what it decided; settings get no note

@@ -17,7 +17,7 @@ from stm.checkpoint.class_names import Named, names_in
 from stm.checkpoint.find import choose, find, largest, settings
 from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
-from stm.config import ModelConfig, Preprocess
+from stm.config import ModelConfig, Preprocess, spread
 from stm.errors import CheckpointError, UsageError, listed
 
 _STATES = ("model", "state_dict")
@@ -95,7 +95,7 @@ def read(
     named = names_in(document, inferred.num_classes)
     # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
     del document
-    tensors = _stack(where, state, inferred.model.depth)
+    tensors = _stack(where, state)
     # Asked last: whoever has a damaged file should not have to answer first.
     if inferred.question is not None:
         raise inferred.question
@@ -143,8 +143,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the official format has no place for a tensor, such as that of a merge plan.
     """
-    depth = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
-    names = _names(depth)
+    names = _names(tensors)
     if unknown := sorted(tensors.keys() - names.keys()):
         raise CheckpointError(f"{unknown[0]} has no place in an official ViM checkpoint: only a dense model has one")
     state: dict[str, Tensor] = {}
@@ -152,15 +151,31 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parts = [tensors[ours]] if len(theirs) == 1 else [part.clone() for part in tensors[ours]]
         if ours.endswith("conv1d_weight"):
             parts = [part.unsqueeze(1) for part in parts]  # (E, 1, W), as torch's depthwise Conv1d has it
+        elif len(theirs) == 2 and ours == "pos_embed":
+            n = tensors["cls_token"].shape[1]
+            places = spread(tensors[ours].shape[1] - n, n)
+            patches = [position for position in range(tensors[ours].shape[1]) if position not in places]
+            parts = [tensors[ours][:, patches], tensors[ours][:, list(places)]]
         state.update(zip(theirs, parts, strict=True))
     return state
 
 
-def _names(depth: int) -> dict[str, tuple[str, ...]]:
-    """Return, for stm's name of each tensor, the official name, or the official names of the two directions."""
+def _names(held: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Return, for stm's name of each tensor, the official name, or the official names of the two that it joins.
+
+    Two directions are stacked. The positions of patches and of several class tokens are one table, in the order of the
+    sequence.
+
+    Args:
+        held: the model's tensors by either names.
+    """
+    depth = len({name.split(".")[1] for name in held if name.startswith("layers.")})
     names: dict[str, tuple[str, ...]] = {
         name: (name,) for name in ("cls_token", "pos_embed", "norm_f.weight", "head.weight", "head.bias")
     }
+    if held["cls_token"].shape[1] > 1:
+        names["pos_embed"] = ("pos_embed", "pos_embed_cls")
+        names |= {name: (name,) for name in ("neck.weight", "norm_neck.weight") if name in held}
     names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
     for block in (f"layers.{i}" for i in range(depth)):
         names |= {
@@ -214,19 +229,31 @@ def _no_state(where: str, document: Any) -> CheckpointError:
     return CheckpointError(f"{where} holds no tensors" + (f" under {key!r}" if key else ""))
 
 
-def _stack(where: str, state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+def _stack(where: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters by stm's names, float32, and empty `state` on the way.
 
     Each official tensor leaves `state` when it is copied, so that memory never holds two whole models.
     """
     tensors = {}
-    for ours, theirs in _names(depth).items():
+    for ours, theirs in _names(state).items():
         parts = [_float32(where, name, state.pop(name)) for name in theirs]
         # Copied in either case: a view would keep the mapped file alive, and change if the file does.
+        if ours == "pos_embed" and len(parts) == 2:
+            tensors[ours] = _in_order(*parts)
+            continue
         one = len(parts) == 1
         tensor = parts[0].clone(memory_format=torch.contiguous_format) if one else torch.stack(parts)  # (K, ...)
         tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
     return tensors
+
+
+def _in_order(patches: Tensor, class_tokens: Tensor) -> Tensor:
+    """Return the positions of patches (1, M, D) and class tokens (1, n, D) as the sequence has them, (1, M + n, D)."""
+    places = spread(patches.shape[1], class_tokens.shape[1])
+    rest = [position for position in range(patches.shape[1] + len(places)) if position not in places]
+    table = patches.new_empty(1, len(rest) + len(places), patches.shape[2])
+    table[:, rest], table[:, list(places)] = patches, class_tokens
+    return table
 
 
 def _float32(where: str, name: str, tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig,
 from stm.errors import CheckpointError, UsageError
 
 RATIO = 0.875  # hustvl/Vim's, and timm's if a model has none of its own
+_WHOLE = 1.0  # of wangf3014/Mamba-Reg's evaluation (README): the short side, and nothing is cropped from it
 RATIOS = (0.1, 1.0)
 _SMALL = 32  # pixels: hustvl/Vim takes images of up to this size as they are
 # For each statistic: the usual value of colour images, the value that changes nothing, the limits.
@@ -14,6 +15,11 @@ _COLOURS = {
     "mean": (IMAGENET_MEAN, 0.0, (0.0, 1.0)),
     "std": (IMAGENET_STD, 1.0, (1e-6, 1.0)),
 }
+
+
+def usual_ratio(model: ModelConfig) -> float:
+    """Return the crop ratio of the official evaluation of such a model."""
+    return _WHOLE if model.class_tokens > 1 else RATIO
 
 
 def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
@@ -49,16 +55,17 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
             f"the model takes {_channels(model.in_chans)}: their {names} {are} unknown, {values} {are} assumed"
         )
 
+    default, theirs = usual_ratio(model), "wangf3014/Mamba-Reg" if model.class_tokens > 1 else "hustvl/Vim"
     ratio, from_file = _value("crop_ratio", stored, asked)
     if ratio is not None and not RATIOS[0] <= ratio <= RATIOS[1]:
         if not from_file:
             raise UsageError(f"crop_ratio is {ratio:g}, expected {RATIOS[0]:g} to {RATIOS[1]:g}")
         # A trainer's file may hold any number, and its weights are not worse for it. An option is a mistake to report.
-        notes.append(f"by {OWN} the crop ratio is {ratio:g}, which cannot be: {RATIO} is taken")
-        ratio = RATIO
+        notes.append(f"by {OWN} the crop ratio is {ratio:g}, which cannot be: {default:g} is taken")
+        ratio = default
     elif ratio is None:
-        ratio = RATIO
-        usual.append(f"crop ratio {RATIO}")
+        ratio = default
+        usual.append(f"crop ratio {default:g}")
     elif from_file:
         from_settings.append(f"crop ratio {ratio:g}")
     # hustvl/Vim takes small images as they are. timm resizes images of any size, and so does whoever asks for a ratio.
@@ -89,7 +96,7 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
             notes.append(f"preprocessing by {OWN}: {', '.join(from_settings)}")
         if usual:
             notes.append(
-                f"no word on {'the rest of ' if from_settings else ''}the preprocessing, hence as in hustvl/Vim:"
+                f"no word on {'the rest of ' if from_settings else ''}the preprocessing, hence as in {theirs}:"
                 f" {', '.join(usual)}"
             )
     return Preprocess(resize=resize, crop=model.image_size, interpolation=interpolation, **colours), tuple(notes)

@@ -1,5 +1,6 @@
 """`stm export`: a model in another format."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from stm.artifact import atomic
 from stm.artifact import folder as artifact
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
+from stm.checkpoint.preprocess import usual_ratio
 from stm.config import INTERPOLATIONS, Config, Preprocess
 from stm.errors import check_choice
 from stm.loading import open_model
@@ -80,11 +82,13 @@ def _reading(config: Config) -> dict[str, Any]:
     shape, prep = config.model, config.preprocessing
     options: dict[str, Any] = {
         "image_size": shape.image_size,
-        "class_token": shape.class_token,
-        "divide_out": shape.divide_out,
     }
+    if shape.class_tokens == 1:  # the tensors of several tell the rest
+        options |= {"class_token": shape.class_token, "divide_out": shape.divide_out}
     # Only what differs from the preprocessing that a reader assumes: the printed command stays short.
-    usual = Preprocess.official(shape.image_size)
+    usual = dataclasses.replace(
+        Preprocess.official(shape.image_size), resize=int(shape.image_size / usual_ratio(shape))
+    )
     options |= {
         name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)
     }

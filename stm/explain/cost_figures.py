@@ -9,7 +9,8 @@ from PIL import Image
 
 from stm.explain.costs import CostMap
 from stm.explain.figures import bare, outlined
-from stm.merging.groups import Groups, patches, runs
+from stm.merging.groups import Groups, patch_number, patches, runs
+from stm.merging.schedule import fixed
 from stm.plots import style as plots
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ def costs(cost_map: CostMap, title: str) -> "Figure":
     # A dark line under the bright one keeps it visible on every colour of the map.
     axis.add_collection(LineCollection(bars, colors="black", linewidths=2.6, capstyle="butt"))
     axis.add_collection(LineCollection(bars, colors="white", linewidths=1.3, capstyle="butt"))
-    axis.axvline(cost_map.cls, color=plots.ORANGE, linewidth=1.2)
-    axis.annotate("class token", (cost_map.cls, 1), (0, 3), xycoords=("data", "axes fraction"),
-                  textcoords="offset points", ha="center", color=plots.ORANGE, fontsize=7)  # fmt: skip
+    places = fixed(cost_map.cls)
+    for c in places:
+        axis.axvline(c, color=plots.ORANGE, linewidth=1.2 if len(places) == 1 else 0.6)
+    axis.annotate("class token" + "s" * (len(places) > 1), (places[len(places) // 2], 1), (0, 3),
+                  xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", color=plots.ORANGE,
+                  fontsize=7)  # fmt: skip
     axis.set_xlim(-0.5, tokens - 0.5)
     axis.set_ylim(depth - 0.5, 0.5)
     axis.set_xlabel("position in the sequence; a bar covers the positions that become one token")
@@ -75,13 +79,15 @@ def schedule(
     colours = ScalarMappable(Normalize(1, last), plots.MAP)
     outlined(axis, image, per_block[-1], cost_map.tokens, cost_map.cls, grid)
     for position, block in cost_map.first_merge.items():
-        if position != cost_map.cls:
-            row, column = divmod(position - (position > cost_map.cls), grid)
+        if position not in fixed(cost_map.cls):
+            row, column = divmod(patch_number(position, cost_map.cls), grid)
             colour = colours.cmap((block - 1) / (last - 1))
             axis.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="none", alpha=FAINT))
     figure.colorbar(
         colours, ax=axis, label="first merged before block", pad=0.02, shrink=0.9, ticks=MaxNLocator(integer=True)
     )
     whole = len(patches(per_block[-1], cost_map.cls))
-    figure.suptitle(f"{title}\n{file}: {cost_map.tokens - 1} patches become {whole} tokens", fontsize=8)
+    figure.suptitle(
+        f"{title}\n{file}: {cost_map.tokens - len(fixed(cost_map.cls))} patches become {whole} tokens", fontsize=8
+    )
     return figure

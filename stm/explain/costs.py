@@ -11,8 +11,10 @@ from itertools import pairwise
 
 from stm.data.fit_images import pictures
 from stm.fitting import Fitting, fit, kept
+from stm.merging.bnnm import parts_of
 from stm.merging.costs import never_dearer
-from stm.merging.groups import Formed, Groups, formed
+from stm.merging.groups import Formed, Groups, formed, patch_number
+from stm.merging.schedule import Fixed, fixed
 from stm.model.vim import ViM
 from stm.progress import OnProgress
 from stm.recipe import DRAWN, Fit
@@ -29,13 +31,13 @@ class CostMap:
         cost: [block - 1][position], from block 1 on: the smaller cost, per token-layer saved, of the two pairs of
             neighbours that hold the position, if one of them merged before the block. NaN: no pair holds it, or that
             pair costs nothing. The level means nothing, only ratios do.
-        cls: the class token's position.
+        cls: the class token's position, or the positions of several.
         images: in words, what the costs come from.
         merges: what the plan merges, in the order of the blocks.
     """
 
     cost: tuple[tuple[float, ...], ...]
-    cls: int
+    cls: Fixed
     images: str
     merges: tuple[Formed, ...] = ()
 
@@ -67,7 +69,7 @@ def cost_map(fitting: Fitting, merged: Sequence[Groups]) -> CostMap:
     """
     shape = fitting.dense.config.model
     pairs = never_dearer(fitting.effects.cost[:, :, 2]).tolist()  # (depth - 1, L): of the positions i and i + 1
-    within = [{first for first, _ in pairwise(part)} for part in (range(shape.cls), range(shape.cls + 1, shape.tokens))]
+    within = [{min(pair) for pair in pairwise(part)} for part in parts_of(shape.tokens, shape.cls, "both")]
     possible = set[int]().union(*within)
     rows = []
     for block, costs in enumerate(pairs, start=1):
@@ -109,5 +111,5 @@ def rows_of(costs: CostMap) -> Iterator[tuple[int, int, str, float | str]]:
     """Yield a line per block and position: both, the patch (empty for the class token), and the cost, if it has one."""
     for block, row in enumerate(costs.cost, start=1):
         for position, cost in enumerate(row):
-            patch = "" if position == costs.cls else str(position - (position > costs.cls))
+            patch = "" if position in fixed(costs.cls) else str(patch_number(position, costs.cls))
             yield block, position, patch, "" if math.isnan(cost) else cost

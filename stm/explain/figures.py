@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from stm.explain.measurements import REACHING_SIDES, RULES, Faded, Influence, Loss, some
+from stm.explain.measurements import REACHING_SIDES, RULES, Faded, Influence, Loss, measured, some
 from stm.findings import Fit
-from stm.merging.groups import Groups, Stage, edges, patches, pruned, scattered
+from stm.merging.groups import Groups, Stage, edges, patch_number, patches, pruned, scattered
+from stm.merging.schedule import Fixed, fixed
 from stm.plots import style as plots
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Maps:
         name: of the model: "dense", or the method that compressed it.
         state: [direction][token], the Frobenius norm of the state after each token.
         attention: [token t][token j]: the forward walk's at and below the diagonal, the backward walk's above it.
-        cls: the class token's position.
+        cls: the position of the class token that is measured.
         groups: the positions that each token holds.
     """
 
@@ -44,23 +45,23 @@ class Maps:
     cls: int
     groups: Groups
 
-    def by_patch(self, values: Sequence[float], tokens: int, cls: int) -> list[float]:
+    def by_patch(self, values: Sequence[float], tokens: int, cls: Fixed) -> list[float]:
         """Return one value per patch from one per token: that of the token that holds the patch; NaN if pruned."""
         out = [math.nan] * tokens  # matplotlib leaves NaN blank
         for value, group in zip(values, self.groups, strict=True):
             for position in group:
                 out[position] = value
-        return out[:cls] + out[cls + 1 :]
+        return [value for position, value in enumerate(out) if position not in fixed(cls)]
 
 
-def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: int) -> "Figure":
+def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: Fixed) -> "Figure":
     """Draw the photograph, the state's norm along both walks, the class token's attention and all attention.
 
     Each model has a row. The models share the colours of a column, so that rows can be compared. A dashed line across
     the map of the class token's attention is the class token's place in the sequence.
     """
     figure, axes = plots.new(1.42 * len(rows) + 0.62, len(rows), 5)
-    grid = math.isqrt(tokens - 1)
+    grid = math.isqrt(tokens - len(fixed(cls)))
     titles = ("image", "|h|, forward", "|h|, backward", "class attention", "attention a(t, j)")
     columns: list[list[list[list[float]]]] = [[], [], [], []]
     for row in rows:
@@ -86,9 +87,10 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
     # An invisible colour bar under the photographs keeps all pictures of a row the same size.
     invisible = figure.colorbar(shown, ax=list(axes[:, 0]), location="bottom", aspect=18, pad=0.03)
     invisible.ax.set_visible(False)
+    before = patch_number(measured(cls), cls)
     for axis in axes[:, 3]:
         # The outline of the patches before the class token, without its parts on the picture's own border.
-        for (x0, y0), (x1, y1) in edges(range(cls), grid) if cls else []:
+        for (x0, y0), (x1, y1) in edges(range(before), grid) if before else []:
             if not (x0 == x1 in (0, grid) or y0 == y1 in (0, grid)):
                 axis.plot((x0 - 0.5, x1 - 0.5), (y0 - 0.5, y1 - 0.5), color="white", linewidth=0.8, linestyle="--")
     return figure
@@ -198,7 +200,7 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
     return figure
 
 
-def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, name: str) -> "Figure":
+def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed, name: str) -> "Figure":
     """Draw the photograph once per stage with the merged groups outlined; pruned patches are dark."""
     shown = some(stages, MOST_STAGES)
     columns = min(4, len(shown))
@@ -206,7 +208,7 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, n
     size = plots.WIDTH / 4
     figure, axes = plots.new((size + 0.2) * rows + 0.2, rows, columns, width=max(3.4, size * columns))
     cells = list(axes.flat)
-    grid = math.isqrt(tokens - 1)
+    grid = math.isqrt(tokens - len(fixed(cls)))
     for axis, stage in zip(cells, shown, strict=False):
         bare(axis)
         outlined(axis, image, stage.groups, tokens, cls, grid)
@@ -222,7 +224,7 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: int, n
     return figure
 
 
-def outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: int, grid: int) -> None:
+def outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: Fixed, grid: int) -> None:
     """Draw the image with the outline of each group's patches."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle

@@ -23,6 +23,7 @@ from stm.explain.measurements import Faded, Influence, Loss
 from stm.explain.states import attention, state_norms
 from stm.findings import Fit
 from stm.merging.groups import Groups, patches, pruned, stages
+from stm.merging.schedule import Fixed
 from stm.model.vim import ViM
 from stm.plots import style as plots
 from stm.progress import OnProgress, Progress
@@ -158,7 +159,9 @@ def _maps(name: str, trace: explain.BlockTrace, groups: Groups) -> Maps:
     # The forward walk fills the lower triangle and the backward walk the upper one, so one picture holds both. The
     # diagonal, a token's attention to itself, is in both: the forward walk's is shown.
     both = forward + backward.triu(1)
-    return Maps(name, state_norms(trace.scan)[:, 0].tolist(), both.tolist(), int(trace.entered.cls), groups)
+    return Maps(
+        name, state_norms(trace.scan)[:, 0].tolist(), both.tolist(), explain.measured(trace.entered.cls), groups
+    )
 
 
 def write(folder: Path, explanation: Explanation, small: ViM, costs: CostMap, title: str) -> tuple[str, ...]:
@@ -184,7 +187,7 @@ def write(folder: Path, explanation: Explanation, small: ViM, costs: CostMap, ti
     return (*files, *_write_data(folder, explanation, costs, tokens, cls))
 
 
-def _write_data(folder: Path, explanation: Explanation, costs: CostMap, tokens: int, cls: int) -> list[str]:
+def _write_data(folder: Path, explanation: Explanation, costs: CostMap, tokens: int, cls: Fixed) -> list[str]:
     tables: dict[str, tuple[Sequence[str], Iterable[Sequence[Any]]]] = {
         "fading.csv": (
             ("side", "distance", "merged", "predicted", "logits", *(f"class_block_{b}" for b in _blocks(explanation))),
@@ -236,7 +239,7 @@ def _map_rows(of_models: Iterable[Maps]) -> Iterable[Sequence[Any]]:
             yield maps.name, token, " ".join(map(str, group)), *states, maps.attention[maps.cls][token]
 
 
-def _groups_document(image: OfImage, tokens: int, cls: int) -> dict[str, Any]:
+def _groups_document(image: OfImage, tokens: int, cls: Fixed) -> dict[str, Any]:
     """Return the JSON document of an image's groups. Patches are numbered row by row from 0, without the class
     token."""
     return {

@@ -12,6 +12,8 @@ there.
 - `plan_change`: the change that a whole plan makes, against the dense model.
 - `groups_by_block`: which tokens went where.
 
+Of several class tokens (Mamba-R) the middle one is measured, and the tokens that merge toward it.
+
 One image is run with many variants of a merge at once: the variants are the batch. S counts them.
 """
 
@@ -28,11 +30,12 @@ from stm.data.sets import evenly
 from stm.explain.states import TAPS, Scan, change, decay_to, state_at
 from stm.findings import Fit
 from stm.merging import hsp
+from stm.merging.bnnm import parts_of
 from stm.merging.constants import rule_weights
 from stm.merging.groups import Groups, follow
 from stm.merging.merge import Merge, merge
 from stm.merging.plan import State
-from stm.merging.schedule import Step
+from stm.merging.schedule import Fixed, Step, fixed, left_over
 from stm.model.vim import ViM
 
 T = TypeVar("T")
@@ -64,6 +67,13 @@ def walk(model: ViM, state: State, start: int = 0) -> Iterator[BlockTrace]:
         state = left if model.plan is None or number == last else model.plan(number, left, taps)
 
 
+def measured(cls: Fixed | Tensor) -> int:
+    """Return the position of the class token whose state is measured: of several, the middle one."""
+    if isinstance(cls, Tensor):
+        return int(cls)
+    return fixed(cls)[len(fixed(cls)) // 2]
+
+
 @dataclass(frozen=True)
 class Single:
     """One token that is absorbed by its neighbour toward the class token.
@@ -85,11 +95,14 @@ class Single:
         return self.into - (self.into > self.source)
 
 
-def singles(tokens: int, cls: int, most: int | None = None) -> list[Single]:
+def singles(tokens: int, cls: Fixed, most: int | None = None) -> list[Single]:
     """Return every merge of one token, one per distance and side; at most `most` per side, evenly spread."""
-    left = [Single(0, cls - d - 1, cls - d, d) for d in range(1, cls)]
-    right = [Single(1, cls + d + 1, cls + d, d) for d in range(1, tokens - cls - 1)]
-    return [*some(left, most), *some(right, most)]
+    c, out = measured(cls), []
+    for side, name in enumerate(REACHING_SIDES):
+        step = 1 if side else -1
+        length = next((len(part) for part in parts_of(tokens, cls, name) if part[-1] == c + step), 0)
+        out += some([Single(side, c + step * (d + 1), c + step * d, d) for d in range(1, length)], most)
+    return out
 
 
 def _portions(model: ViM, items: Sequence[Any]) -> list[Sequence[Any]]:
@@ -112,11 +125,11 @@ def single_weights(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> Te
 
     `rule` is prune, mean, or hsp, which takes its weights from the block's own scan.
     """
-    tokens, cls = trace.left.x.shape[1], int(trace.left.cls)
+    tokens = trace.left.x.shape[1]
     if rule == "hsp":
         # The least-squares weight of a pair depends on no other pair, so one step holds all variants.
         pairs = Step(trace.number, tuple((single.source, single.into) for single in merges))
-        absorbed = hsp.Absorbed(*(index.to(trace.left.x.device) for index in hsp.absorbed(pairs, tokens, cls)))
+        absorbed = hsp.Absorbed(*(index.to(trace.left.x.device) for index in hsp.absorbed(pairs, tokens)))
         w = hsp.least_squares(trace.scan.delta, trace.scan.B, trace.scan.A, absorbed)[0]  # (S,)
         weights = w.new_ones(len(merges), tokens)
         return weights.scatter(1, absorbed.src[:, None], w[:, None])
@@ -127,9 +140,10 @@ def single_weights(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> Te
 def merge_singles(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> State:
     """Return the state that enters the next block after each merge: S images of L - 1 tokens.
 
-    All merges must be of one side: the class token moves by one if its left neighbours lose a token.
+    All merges must be of one side: the class tokens behind it move by one.
     """
-    tokens, cls = trace.left.x.shape[1], int(trace.left.cls)
+    tokens, cls = trace.left.x.shape[1], trace.left.cls
+    assert not isinstance(cls, Tensor)  # the dense model's
     device = trace.left.x.device
     keep = torch.tensor(
         [[p for p in range(tokens) if p != single.source] for single in merges], device=device
@@ -140,7 +154,7 @@ def merge_singles(trace: BlockTrace, rule: str, merges: Sequence[Single]) -> Sta
         torch.tensor([[single.merged_into] for single in merges], device=device),
     )
     x = trace.left.stream.expand(len(merges), -1, -1)  # (S, L, D)
-    return State(merge(x, index, single_weights(trace, rule, merges).to(x)), cls=cls - (merges[0].side == 0))
+    return State(merge(x, index, single_weights(trace, rule, merges).to(x)), cls=left_over(cls, [merges[0].source]))
 
 
 @dataclass(frozen=True)
@@ -176,18 +190,19 @@ def fading(dense: ViM, image: Tensor, before: int, rule: str = "mean", most: int
     """
     run = list(walk(dense, dense.embed(image)))
     merging, logits = run[before - 1], dense.classify(run[-1].left)
-    c = int(merging.left.cls)
+    cls = dense.config.model.cls
+    c = measured(cls)
     # Per block and direction, (1, E, N). Only a plan moves the class token, and the dense model has none.
     at_cls = [[state_at(trace.scan, side, [c]) for side in range(len(REACHING_SIDES))] for trace in run]
     out = []
     for side, name in enumerate(REACHING_SIDES):
-        chosen = [single for single in singles(merging.left.x.shape[1], c, most) if single.side == side]
+        chosen = [single for single in singles(merging.left.x.shape[1], cls, most) if single.side == side]
         for part in _portions(dense, chosen):
             merged = merge_singles(merging, rule, part)
             first, changes = None, []
             for trace in walk(dense, merged, before):
                 first = first or trace
-                h = state_at(trace.scan, side, [int(merged.cls)] * len(part))  # (S, E, N)
+                h = state_at(trace.scan, side, [measured(merged.cls)] * len(part))  # (S, E, N)
                 changes.append(change(at_cls[trace.number][side], h))
                 last = trace.left
             assert first is not None
@@ -248,8 +263,8 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
     run = list(walk(dense, dense.embed(image)))
     out = []
     for merging, following in pairwise(run):
-        c = int(merging.left.cls)
-        every = singles(merging.left.x.shape[1], c, most)
+        c = measured(dense.config.model.cls)
+        every = singles(merging.left.x.shape[1], dense.config.model.cls, most)
         for rule in RULES:
             merged, cls = [], []
             for side in range(len(REACHING_SIDES)):
@@ -261,7 +276,7 @@ def losses(dense: ViM, image: Tensor, most: int | None = None) -> list[Loss]:
                     was = state_at(following.scan, side, [single.into for single in part])  # (S, E, N)
                     now = state_at(scan, side, [single.merged_into for single in part])  # (S, E, N)
                     merged.append(change(was, now))
-                    cls.append(change(at_cls, state_at(scan, side, [int(state.cls)] * len(part))))
+                    cls.append(change(at_cls, state_at(scan, side, [measured(state.cls)] * len(part))))
             out.append(Loss(merging.number, rule, torch.cat(merged).mean().item(), torch.cat(cls).mean().item()))
     return out
 
@@ -285,7 +300,7 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
         image: (1, C, H, W), normalised.
         most: the most tokens per side, evenly spread; None: all.
     """
-    tokens, c = dense.config.model.tokens, dense.config.model.cls
+    tokens, c = dense.config.model.tokens, measured(dense.config.model.cls)
     sides = [some(range(c), most), some(range(c + 1, tokens), most)]
     columns: list[list[Tensor]] = [[], []]
     for trace in walk(dense, dense.embed(image)):
@@ -298,7 +313,7 @@ def influence(dense: ViM, image: Tensor, most: int | None = None) -> list[Influe
                 without[torch.arange(len(part)), torch.tensor(part)] = 0
                 # Each block starts from the dense model's own stream: a token's influence on one block, not on all
                 # before.
-                state = State(without, cls=c)
+                state = State(without, cls=dense.config.model.cls)
                 _, taps = dense.blocks[trace.number](state, TAPS)
                 changes.append(change(at_cls, state_at(Scan.of(state, taps), side, [c] * len(part))))
             columns[side].append(torch.cat(changes))
@@ -324,7 +339,7 @@ def plan_change(was: Sequence[BlockTrace], now: Sequence[BlockTrace]) -> Tensor:
 
 
 def _at_class(trace: BlockTrace, direction: int) -> Tensor:
-    return state_at(trace.scan, direction, [int(trace.entered.cls)])
+    return state_at(trace.scan, direction, [measured(trace.entered.cls)])
 
 
 def groups_by_block(run: Sequence[BlockTrace]) -> tuple[Groups, ...]:

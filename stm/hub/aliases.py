@@ -1,4 +1,4 @@
-"""Short names: the official ViM checkpoints (hustvl/Vim, README, "Model Weights"), and sample sets on the Hub."""
+"""Short names: official checkpoints (READMEs of hustvl/Vim and wangf3014/Mamba-Reg), and sample sets on the Hub."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ class Alias:
         repo, file: its address.
         top1: its accuracy on ImageNet-1k's validation set as its authors report it, a fraction.
         parameters: their number.
-        d_model: D, the residual width; all models have 24 blocks and a state of 16.
+        d_model: D, the residual width; all models have a state of 16.
         image_size, patch, stride: of its input, in pixels.
-        tokens: that enter the first block, class token included.
-        license: SPDX, from the header of the repo's card; the card's text may say more.
+        tokens: that enter the first block, class tokens included.
+        license: SPDX, from the header of the repo's card; the card's text may say more. None: nothing is known.
+        depth: the number of blocks.
+        class_tokens, neck: as in `ModelConfig`.
     """
 
     repo: str
@@ -29,7 +31,15 @@ class Alias:
     stride: int
     image_size: int = 224
     patch: int = 16
-    license: str = "apache-2.0"
+    license: str | None = "apache-2.0"
+    depth: int = 24
+    class_tokens: int = 1
+    neck: int | None = None
+
+
+def _mamba_r(size: str, top1: float, parameters: int, d_model: int, neck: int, depth: int = 24, n: int = 12) -> Alias:
+    file = f"mambar_{size}_patch16_224.pth"
+    return Alias("Wangf3014/Mamba-Reg", file, top1, parameters, d_model, 196 + n, 16, 224, 16, None, depth, n, neck)
 
 
 # Written down here, so that listing the models needs no network.
@@ -39,6 +49,9 @@ ALIASES = {
     "vim-s": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 0.805, 25_796_584, 384, 197, 16),
     "vim-s-plus": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816, 26_001_256, 384, 730, 8),
     "vim-b": Alias("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819, 97_598_440, 768, 197, 16),
+    "mambar-s": _mamba_r("small", 0.814, 27_801_064, 384, 192),
+    "mambar-b": _mamba_r("base", 0.830, 99_301_096, 768, 192),
+    "mambar-l": _mamba_r("large", 0.836, 341_222_376, 1024, 128, 48, 16),
 }
 
 

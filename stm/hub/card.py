@@ -20,6 +20,7 @@ from stm.errors import ArtifactError, listed
 from stm.evaluations import figure_rows
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
+from stm.merging.schedule import fixed
 from stm.options import CHECKPOINT_OPTIONS, words
 from stm.reports import Environment, Flops, ServedSpeed
 from stm.units import operations, percent
@@ -281,17 +282,18 @@ def _class_names(config: Config) -> str | None:
     return listed(config.label_names or ())
 
 
-def _steps(config: Config) -> list[dict[str, int]]:
+def _steps(config: Config) -> list[dict[str, Any]]:
     """Return the rows of the schedule's table."""
     # `tokens[l]` enter block l, and `tokens[l + 1]` are left after the merge that follows it.
-    tokens, cls = (f(config.model.depth) for f in (config.schedule.tokens_per_block, config.schedule.cls_per_block))
+    depth = config.model.depth
+    tokens, cls = config.schedule.tokens_per_block(depth), config.schedule.cls_per_block(depth)
     return [
         {
             "after": s.after,
             "before": tokens[s.after],
             "absorbed": len(s.absorb),
             "left": tokens[s.after + 1],
-            "cls": cls[s.after + 1],
+            "cls": fixed(cls[s.after + 1]),
         }
         for s in config.schedule.steps
     ]

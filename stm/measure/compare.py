@@ -92,7 +92,7 @@ def contenders(
     Raises:
         UsageError: an unknown name, a budget out of reach, or another model that takes other images.
     """
-    names = _names(methods)
+    names = _names(methods, dense.config.model.class_tokens)
     check_choice("at", at, AT)
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
@@ -238,9 +238,10 @@ def rows(entered: Sequence[Contender], runs: Sequence[Run], *, data: str, seed: 
     return tuple(out)
 
 
-def _names(methods: Sequence[str] | None) -> list[str]:
+def _names(methods: Sequence[str] | None, class_tokens: int) -> list[str]:
     """Return the methods that were asked for in the table's order. Ours and random pruning are always among them."""
-    asked = (*OWN_METHODS, *DEFAULT) if methods is None else ("stm", "random", *methods)
+    usual = [name for name in DEFAULT if class_tokens == 1 or PEERS[name].kind.several]
+    asked = (*OWN_METHODS, *usual) if methods is None else ("stm", "random", *methods)
     known = (*OWN_METHODS, *PEERS)
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"unknown method {unknown[0]!r}, expected some of {', '.join(known)}")

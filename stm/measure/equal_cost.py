@@ -13,7 +13,7 @@ from stm.config import Config
 from stm.errors import UsageError
 from stm.measure import flops
 from stm.merging.bnnm import capacity_of, staged, uneven
-from stm.merging.budget import NEAR, Capacity, all_stages
+from stm.merging.budget import NEAR, all_stages
 from stm.merging.plan import StaticPlan
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
@@ -101,8 +101,8 @@ def _staged(config: Config) -> Iterator[Schedule]:
 def _papers(config: Config, saving: float) -> Iterator[Schedule]:
     """Yield what the paper's schedule can be around a saving."""
     model, order = config.model, PRESETS["paper"].order
-    sides = tuple(n for n in (model.cls, model.tokens - 1 - model.cls) if n)
-    capacity = Capacity(model.tokens, model.depth, sides)
+    capacity = capacity_of(model, "both")
+    sides = capacity.sides
 
     def made(counts: Sequence[int]) -> Schedule:
         return uneven(model.tokens, model.cls, order, counts)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from stm.config import Config, ModelConfig
 from stm.merging.plan import Plan, StaticPlan
+from stm.merging.schedule import fixed
 from stm.reports import Flops
 
 
@@ -45,13 +46,14 @@ def paper(model: ModelConfig, num_classes: int, plan: Plan) -> int:
     # The official convolution computes L + W - 1 outputs and cuts the last W - 1 off; the counter counts them all.
     blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L in plan.lengths(model))
     own = sum(plan.flops(block, model).paper for block in range(model.depth - 1))
-    return model.in_chans * model.patch**2 * D * model.tokens + blocks + own + D * num_classes
+    return model.in_chans * model.patch**2 * D * model.tokens + blocks + own + _classifier(model, num_classes)
 
 
 def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
     """Return the count of everything that has to be computed, the plan's own work included."""
     D, E, last = model.d_model, model.d_inner, model.depth - 1
-    total = model.in_chans * model.patch**2 * D * (model.tokens - 1) + D * num_classes
+    total = model.in_chans * model.patch**2 * D * model.patches + _classifier(model, num_classes)
+    n = model.class_tokens
     for block, (L, c, span) in enumerate(plan.entering(model)):
         # Evaluations of the convolution per token. A merged token stands for its first W repeats: from then on the
         # window holds that token alone, and the result stays the same.
@@ -59,10 +61,10 @@ def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
         if block < last:
             total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
         else:
-            # Only the class token is read: z, y and out_proj are computed at it alone. Each direction walks up to it if
-            # its position is the same in every image, and over all tokens otherwise.
-            passed = (windows, windows) if c is None else (windows[: c + 1], windows[c:])
-            total += D * E * (L + 1) + sum(_direction(model, part, 1) for part in passed) + E * D
+            # Only the class tokens are read: z, y and out_proj are computed at them alone. Each direction walks up to
+            # its last one if their positions are the same in every image, and over all tokens otherwise.
+            passed = (windows, windows) if c is None else (windows[: fixed(c)[-1] + 1], windows[fixed(c)[0] :])
+            total += D * E * (L + n) + sum(_direction(model, part, n) for part in passed) + n * E * D
     return total
 
 
@@ -71,8 +73,15 @@ def parameters(model: ModelConfig, num_classes: int) -> int:
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     direction = (W + 1) * E + (R + 2 * N) * E + (R + 1) * E + N * E + E  # conv1d, x_proj, dt_proj, A_log, D
     block = D + 2 * E * D + 2 * direction + D * E
-    embedding = (model.in_chans * model.patch**2 + 1) * D + D + model.tokens * D  # patches, class token, positions
-    return embedding + model.depth * block + D + (D + 1) * num_classes
+    # Patches, class tokens, positions.
+    embedding = (model.in_chans * model.patch**2 + 1) * D + model.class_tokens * D + model.tokens * D
+    neck = 0 if model.neck is None else D * model.neck + model.d_head
+    return embedding + model.depth * block + D + neck + (model.d_head + 1) * num_classes
+
+
+def _classifier(model: ModelConfig, num_classes: int) -> int:
+    neck = 0 if model.neck is None else model.class_tokens * model.d_model * model.neck
+    return neck + model.d_head * num_classes
 
 
 def _direction(model: ModelConfig, windows: Sequence[int], outputs: int) -> int:

@@ -1,8 +1,8 @@
 """Bidirectional Nearest Neighbour Merging: which tokens merge, as a fixed schedule.
 
 On each side of the class token, a token is absorbed by its nearest remaining neighbour toward the class token, which
-itself is never touched. Merges never look at data and keep the order of the tokens, so the whole schedule is a constant
-of the model: plain lists of positions, no torch.
+itself is never touched. If a model has several class tokens, each has its two sides. Merges never look at data and keep
+the order of the tokens, so the whole schedule is a constant of the model: plain lists of positions, no torch.
 
 The distance fading rule of the paper (Sequential Token Merging, arXiv 2509.22691) leaves open which neighbours merge
 first. An order decides that:
@@ -16,7 +16,7 @@ gradients instead: stm/merging/fit.py.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 
 from stm.config import ModelConfig
 from stm.errors import UsageError, check_choice
@@ -29,7 +29,7 @@ from stm.merging.budget import (
     steps_for_rate,
     steps_for_saving,
 )
-from stm.merging.schedule import Schedule, Step
+from stm.merging.schedule import Fixed, Schedule, Step, fixed
 from stm.recipe import ORDERS, SIDES
 
 DEFAULT_RATE = 0.4
@@ -56,12 +56,14 @@ _PASS: dict[str, Callable[[int], Iterable[int]]] = {
 }
 
 
-def gradual(tokens: int, cls: int, order: str, tokens_per_side: int, merge_steps: int, sides: str = "both") -> Schedule:
+def gradual(
+    tokens: int, cls: Fixed, order: str, tokens_per_side: int, merge_steps: int, sides: str = "both"
+) -> Schedule:
     """Return the schedule that merges `tokens_per_side` tokens per side after each of the first `merge_steps` blocks.
 
     Args:
         tokens: L, class token included.
-        cls: the position of the class token.
+        cls: the position of the class token, or the positions of several.
         order: border, sweep, even or outward.
         tokens_per_side: r.
         merge_steps: K.
@@ -74,12 +76,12 @@ def gradual(tokens: int, cls: int, order: str, tokens_per_side: int, merge_steps
     return uneven(tokens, cls, order, [tokens_per_side] * merge_steps, sides)
 
 
-def uneven(tokens: int, cls: int, order: str, counts: Sequence[int], sides: str = "both") -> Schedule:
+def uneven(tokens: int, cls: Fixed, order: str, counts: Sequence[int], sides: str = "both") -> Schedule:
     """Return the schedule of `gradual`, with its own number of tokens per side for each step."""
     return _schedule(tokens, cls, sides, order, range(len(counts)), lambda number, left: counts[number])
 
 
-def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") -> Schedule:
+def staged(tokens: int, cls: Fixed, stages: Sequence[int], sides: str = "both") -> Schedule:
     """Return the schedule that merges every pair of a side before each block of `stages`; see `gradual`.
 
     Raises:
@@ -89,7 +91,7 @@ def staged(tokens: int, cls: int, stages: Sequence[int], sides: str = "both") ->
 
 
 def _schedule(
-    tokens: int, cls: int, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]
+    tokens: int, cls: Fixed, sides: str, order: str, afters: Iterable[int], quota: Callable[[int, int], int]
 ) -> Schedule:
     """Return a schedule with one step after each block of `afters`.
 
@@ -124,7 +126,8 @@ def capacity_of(model: ModelConfig, sides: str) -> Capacity:
     Raises:
         UsageError: there is no token on them.
     """
-    capacity = Capacity(model.tokens, model.depth, tuple(map(len, parts_of(model.tokens, model.cls, sides))))
+    parts = tuple(map(len, parts_of(model.tokens, model.cls, sides)))
+    capacity = Capacity(model.tokens, model.depth, parts, model.class_tokens)
     if not capacity.sides:
         raise UsageError(
             f"sides is {sides!r}, but there is no token on that side of the class token at {model.cls} of"
@@ -133,14 +136,22 @@ def capacity_of(model: ModelConfig, sides: str) -> Capacity:
     return capacity
 
 
-def parts_of(tokens: int, cls: int, sides: str) -> list[range]:
+def parts_of(tokens: int, cls: Fixed, sides: str) -> list[range]:
     """Return the positions of each side that takes part and has any, from the border to the class token.
 
+    Of several class tokens each has its sides. The border between two of them is in the middle: a token merges toward
+    the nearer one.
+
     Args:
-        sides: both, left or right of the class token at `cls`.
+        sides: both, left or right of the class tokens at `cls`.
     """
-    left, right = range(cls), range(tokens - 1, cls, -1)
-    return [part for part in {"both": (left, right), "left": (left,), "right": (right,)}[sides] if part]
+    places = fixed(cls)
+    borders = [0, *((a + b) // 2 + 1 for a, b in pairwise(places)), tokens]  # the first position after each
+    parts = list[range]()
+    for c, first, end in zip(places, borders, borders[1:], strict=False):
+        left, right = range(first, c), range(end - 1, c, -1)
+        parts += {"both": (left, right), "left": (left,), "right": (right,)}[sides]
+    return [part for part in parts if part]
 
 
 def _merges(side: list[int], order: str) -> Iterator[tuple[int, int]]:

@@ -23,12 +23,20 @@ class Capacity:
     Args:
         tokens: L, class token included.
         depth: the number of blocks.
-        sides: the number of tokens on each side of the class token that takes part, one or two numbers above 0.
+        sides: the number of tokens on each side of a class token that takes part, all above 0; two numbers at most for
+            each class token.
+        class_tokens: their number among the tokens.
     """
 
     tokens: int
     depth: int
     sides: tuple[int, ...]
+    class_tokens: int = 1
+
+    @property
+    def patches(self) -> int:
+        """The number of patch tokens."""
+        return self.tokens - self.class_tokens
 
     @property
     def token_layers(self) -> int:
@@ -130,7 +138,7 @@ def paper_saving(capacity: Capacity, rate: float) -> int:
     Raises:
         UsageError: a rate that this schedule cannot reach.
     """
-    patches = capacity.tokens - 1
+    patches = capacity.patches
     paper = Capacity(capacity.tokens, capacity.depth, tuple(n for n in (patches // 2, patches - patches // 2) if n))
     return paper.gradual_saving(*steps_for_rate(paper, rate))
 
@@ -202,10 +210,12 @@ def _paper_steps(capacity: Capacity, rate: Fraction, tokens_per_side: int | None
     """Return (r, K) by the paper's rule, whether or not both sides have the tokens for it.
 
     The rule: r = 1 below a rate of 0.175, else 2; more if the blocks would not suffice. If one side merges alone, it
-    goes as far as it can.
+    goes as far as it can. If there are more than two, because of several class tokens, r = 1 is many already.
     """
-    gone, most = rate * (capacity.tokens - 1), capacity.depth - 1
-    r = tokens_per_side or max(1 if rate < Fraction("0.175") else 2, math.ceil(gone / max(1, 2 * most)))
+    gone, most = rate * capacity.patches, capacity.depth - 1
+    sides = max(2, len(capacity.sides))
+    least = 1 if rate < Fraction("0.175") or sides > 2 else 2
+    r = tokens_per_side or max(least, math.ceil(gone / max(1, sides * most)))
     if len(capacity.sides) == 1:
         r = tokens_per_side or max(1, min(r, capacity.sides[0] // 2))
         most = capacity.most_steps(r)

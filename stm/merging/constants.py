@@ -133,7 +133,7 @@ def _static(w: Tensor, absorbed: hsp.Absorbed, protection: Protection) -> Tensor
 
 
 def _absorbed(schedule: Schedule, step: Step, depth: int) -> hsp.Absorbed:
-    return hsp.absorbed(step, schedule.tokens_per_block(depth)[step.after], schedule.cls_per_block(depth)[step.after])
+    return hsp.absorbed(step, schedule.tokens_per_block(depth)[step.after])
 
 
 def _scale(sizes: Sequence[int], protection: Protection) -> Tensor:

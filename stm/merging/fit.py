@@ -1,6 +1,6 @@
 """The fitted schedule: which neighbours become one token, and before which block, so that a budget costs least.
 
-Each side of the class token is cut into groups of 1 to 16 neighbours. A group of two or more merges at once, before
+Each side of a class token is cut into groups of 1 to 16 neighbours. A group of two or more merges at once, before
 one block t: n tokens enter the first t blocks, one token the others. For a price per token-layer, a dynamic programme
 over the positions finds the cut of the smallest cost plus price; a bisection over the price finds the budget.
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.merging.schedule import Schedule, Step
+from stm.merging.schedule import Fixed, Schedule, Step, fixed
 
 _BISECTIONS = 60
 # Prices per token-layer, in units of the largest cost. Between the first and the last blocks of some models lie twenty
@@ -231,13 +231,13 @@ def _by_block(group: Group) -> tuple[int, int]:
     return group.before, group.start
 
 
-def as_schedule(groups: Iterable[Group], tokens: int, cls: int) -> Schedule:
-    """Return groups as a schedule. The member nearest to the class token absorbs the others.
+def as_schedule(groups: Iterable[Group], tokens: int, cls: Fixed) -> Schedule:
+    """Return groups as a schedule. The member nearest to the group's class token, the nearest one, absorbs the others.
 
     Args:
         groups: a group may hold whole groups that merge earlier; it then merges what is left of them.
         tokens: L, class token included.
-        cls: the position of the class token.
+        cls: the position of the class token, or the positions of several.
     """
     ordered = sorted(groups, key=_by_block)
     sequence, steps = list(range(tokens)), []  # the original positions that are still tokens
@@ -247,7 +247,8 @@ def as_schedule(groups: Iterable[Group], tokens: int, cls: int) -> Schedule:
         for group in ordered:
             if group.before == before:
                 members = [position for position in group.positions if position in index]
-                kept = members[-1] if group.start < cls else members[0]
+                nearest = min(fixed(cls), key=lambda c: abs(c - group.start))  # of all members, as of the first
+                kept = members[-1] if group.start < nearest else members[0]
                 into |= {position: kept for position in members if position != kept}
         steps.append(Step(before - 1, tuple(sorted((index[source], index[kept]) for source, kept in into.items()))))
         sequence = [position for position in sequence if position not in into]

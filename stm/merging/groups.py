@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+from stm.merging.schedule import Fixed, fixed
+
 Groups = tuple[tuple[int, ...], ...]  # per token, the original positions merged into it; pruned positions are in none
 
 
@@ -74,12 +76,15 @@ def stages(per_block: Sequence[Groups]) -> list[Stage]:
     return out
 
 
-def patches(groups: Groups, cls: int) -> list[tuple[int, ...]]:
-    """Return the groups as numbers of patches, row by row, without the class token's group.
+def patch_number(position: int, cls: Fixed) -> int:
+    """Return the number of the patch at a position: each class token before it makes the position one larger."""
+    return position - sum(c < position for c in fixed(cls))
 
-    Patches after the class token stand one position later than their number, since the token sits between them.
-    """
-    held = (tuple(position - (position > cls) for position in group if position != cls) for group in groups)
+
+def patches(groups: Groups, cls: Fixed) -> list[tuple[int, ...]]:
+    """Return the groups as numbers of patches, row by row, without the groups of class tokens."""
+    places = fixed(cls)
+    held = (tuple(patch_number(position, cls) for position in group if position not in places) for group in groups)
     return [group for group in held if group]
 
 
@@ -89,10 +94,10 @@ def runs(group: Sequence[int]) -> list[list[int]]:
     return [[position for _, position in run] for _, run in numbered]
 
 
-def pruned(groups: Groups, tokens: int, cls: int) -> tuple[int, ...]:
+def pruned(groups: Groups, tokens: int, cls: Fixed) -> tuple[int, ...]:
     """Return the patches that are in no group, because a method removed them instead of merging them."""
     left = {patch for group in patches(groups, cls) for patch in group}
-    return tuple(patch for patch in range(tokens - 1) if patch not in left)
+    return tuple(patch for patch in range(tokens - len(fixed(cls))) if patch not in left)
 
 
 def scattered(group: Iterable[int], grid: int) -> bool:

@@ -41,13 +41,13 @@ class Absorbed(NamedTuple):
     between: Tensor
 
 
-def absorbed(step: Step, tokens: int, cls: int) -> Absorbed:
-    """Return the constants of a step that acts on `tokens` tokens, the class token at `cls`."""
+def absorbed(step: Step, tokens: int) -> Absorbed:
+    """Return the constants of a step that acts on `tokens` tokens."""
     between = torch.zeros(len(step.absorb), tokens)  # (S, L)
     for row, (i, k) in enumerate(step.absorb):
         # Forward (i < k): i + 1 to k. Backward (k < i): k to i - 1.
         between[row, min(i + 1, k) : max(i, k + 1)] = 1
-    direction = [int(source > cls) for source in step.sources]
+    direction = [int(source > destination) for source, destination in step.absorb]
     return Absorbed(torch.tensor(step.sources), torch.tensor(step.destinations), torch.tensor(direction), between)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stm.config import ModelConfig, Protection
 from stm.merging import hsp
 from stm.merging.merge import Merge, merge
-from stm.merging.schedule import Schedule
+from stm.merging.schedule import Fixed, Schedule, left_over
 
 
 class State(NamedTuple):
@@ -25,7 +25,7 @@ class State(NamedTuple):
     Args:
         x: (B, L, D), the residual stream, float32.
         h: (B, L, D), the mixer's output, still to be added to x; None if there is nothing to add.
-        cls: the position of the class token; (B,) if a plan moves it per image.
+        cls: the position of the class token, or the positions of several; (B,) if a plan moves it per image.
         size: (L,) or (B, L): original tokens merged into each token; set only by data-dependent plans.
         scale: (L,) or (B, L): factors by which the blocks multiply Delta.
         token_sizes: original tokens merged into each token, as constants for the span convolution.
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
     x: Tensor
     h: Tensor | None = None
-    cls: int | Tensor = 0
+    cls: Fixed | Tensor = 0
     size: Tensor | None = None
     scale: Tensor | None = None
     token_sizes: tuple[int, ...] | None = None
@@ -76,12 +76,12 @@ class Entry(NamedTuple):
 
     Args:
         tokens: L, class token included; the same for every image, whatever the plan.
-        cls: the class token's position; None if it differs per image.
+        cls: the class token's position, or the positions of several; None if they differ per image.
         token_sizes: original tokens merged into each token; None if the convolution does not see them.
     """
 
     tokens: int
-    cls: int | None
+    cls: Fixed | None
     token_sizes: tuple[int, ...] | None = None
 
 
@@ -188,7 +188,7 @@ class MergeStep(nn.Module):
         cls = schedule.cls_per_block(model.depth)[step.after]
         keep = sorted(set(range(tokens)) - set(step.sources))
         new_position = {old: new for new, old in enumerate(keep)}
-        self.cls = new_position[cls]
+        self.cls = left_over(cls, step.sources)
         self.leaves = Entry(len(keep), self.cls, schedule.sizes[number + 1] if protection.span_conv else None)
         self.operations = model.d_model * tokens  # the weighting, D per token; the additions are not multiplied
         self.normalized = protection.normalized
@@ -198,7 +198,7 @@ class MergeStep(nn.Module):
         if protection.mode == "dynamic":
             self.weight = None
             self.operations += hsp.operations(step, model.d_inner, model.d_state)
-            for name, value in hsp.absorbed(step, tokens, cls)._asdict().items():
+            for name, value in hsp.absorbed(step, tokens)._asdict().items():
                 self._constant(name, value)
         else:
             self.register_buffer("weight", torch.ones(tokens))

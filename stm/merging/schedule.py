@@ -4,9 +4,24 @@ Positions are those of the sequence that leaves the block, class token included,
 a shorter sequence than the step before it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+
+# The position of the class token; of a model with several of them, all their positions, ascending.
+Fixed = int | tuple[int, ...]
+
+
+def fixed(cls: Fixed) -> tuple[int, ...]:
+    """Return the positions of the class tokens, which no merge touches, as a tuple."""
+    return (cls,) if isinstance(cls, int) else cls
+
+
+def left_over(cls: Fixed, gone: Collection[int]) -> Fixed:
+    """Return where the class tokens are after the tokens at `gone` have left: those behind a token move forward."""
+    moved = tuple(c - sum(position < c for position in gone) for c in fixed(cls))
+    return moved[0] if isinstance(cls, int) else moved
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Schedule:
 
     Args:
         tokens: the number of tokens that enter block 0, class token included.
-        cls: the position of the class token among them.
+        cls: the position of the class token among them, or the positions of several.
         steps: the merges, in the order of the blocks.
 
     Raises:
@@ -47,19 +62,20 @@ class Schedule:
     """
 
     tokens: int
-    cls: int
+    cls: Fixed
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cls < self.tokens:
-            raise ValueError(f"class token at {self.cls}, expected a position below the {self.tokens} tokens")
+        if not fixed(self.cls) or any(a >= b for a, b in pairwise((-1, *fixed(self.cls), self.tokens))):
+            expected = "a position" if isinstance(self.cls, int) else "ascending positions"
+            raise ValueError(f"class token at {self.cls}, expected {expected} below the {self.tokens} tokens")
         tokens, cls, previous = self.tokens, self.cls, -1
         for number, step in enumerate(self.steps):
             where = f"step {number} (after block {step.after})"
             if step.after <= previous:
                 raise ValueError(f"{where}: expected a block after {previous}")
             _check_absorb(where, step, tokens, cls)
-            cls -= sum(source < cls for source in step.sources)  # tokens before it leave, so it moves forward
+            cls = left_over(cls, step.sources)
             tokens -= len(step.absorb)
             previous = step.after
 
@@ -95,13 +111,13 @@ class Schedule:
     def removed_share(self) -> float:
         """The share of the patch tokens that is gone after the last step."""
         gone = sum(len(step.absorb) for step in self.steps)
-        return gone / (self.tokens - 1) if self.tokens > 1 else 0.0
+        return gone / max(1, self.tokens - len(fixed(self.cls)))
 
     def tokens_per_block(self, depth: int) -> tuple[int, ...]:
         """Return the number of tokens that enters each of `depth` blocks."""
         return tuple(tokens for tokens, _ in self._entering(depth))
 
-    def cls_per_block(self, depth: int) -> tuple[int, ...]:
+    def cls_per_block(self, depth: int) -> tuple[Fixed, ...]:
         """Return the class token's position in the sequence that enters each of `depth` blocks."""
         return tuple(cls for _, cls in self._entering(depth))
 
@@ -116,18 +132,18 @@ class Schedule:
                 f"a step after block {self.steps[-1].after}: expected at most {depth - 2} of {depth} blocks"
             )
 
-    def _entering(self, depth: int) -> Iterator[tuple[int, int]]:
+    def _entering(self, depth: int) -> Iterator[tuple[int, Fixed]]:
         """Yield the number of tokens and the class token's position before each of `depth` blocks."""
         at = {step.after: step for step in self.steps}
         tokens, cls = self.tokens, self.cls
         for block in range(depth):
             yield tokens, cls
             if block in at:
-                cls -= sum(source < cls for source in at[block].sources)
+                cls = left_over(cls, at[block].sources)
                 tokens -= len(at[block].absorb)
 
 
-def _check_absorb(where: str, step: Step, tokens: int, cls: int) -> None:
+def _check_absorb(where: str, step: Step, tokens: int, cls: Fixed) -> None:
     """Raise ValueError if a step is not possible on `tokens` tokens; `where` names the step in the message."""
     sources = set(step.sources)
     if not step.absorb:
@@ -138,7 +154,7 @@ def _check_absorb(where: str, step: Step, tokens: int, cls: int) -> None:
         pair = f"{where}: {source} into {destination}"
         if not (0 <= source < tokens and 0 <= destination < tokens):
             raise ValueError(f"{pair} points outside the {tokens} tokens")
-        if cls in (source, destination):
-            raise ValueError(f"{pair} touches the class token at {cls}")
+        if touched := {source, destination}.intersection(fixed(cls)):
+            raise ValueError(f"{pair} touches the class token at {min(touched)}")
         if destination in sources:
             raise ValueError(f"{pair}, which is itself absorbed")

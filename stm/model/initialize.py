@@ -19,7 +19,11 @@ def initialize(model: ViM, seed: int = 0) -> ViM:
     g = torch.Generator().manual_seed(seed)
     shape = model.config.model
     with torch.no_grad():
-        for parameter in (model.cls_token, model.pos_embed, model.head.weight):
+        drawn = [model.cls_token, model.pos_embed, model.head.weight]
+        if model.neck is not None and model.norm_neck is not None:
+            drawn.append(model.neck.weight)
+            model.norm_neck.weight.fill_(1)
+        for parameter in drawn:
             nn.init.trunc_normal_(parameter, std=0.02, generator=g)
         fan_in = shape.in_chans * shape.patch**2
         # LeCun's normal. The constant is the standard deviation of a normal distribution cut at 2 sigma.

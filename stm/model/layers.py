@@ -16,25 +16,34 @@ from stm.backends import Backend
 from stm.backends.reference import gated, projected, step_sizes
 from stm.config import ModelConfig
 from stm.merging.plan import State, Taps
+from stm.merging.schedule import Fixed, fixed
 from stm.model import products
 
 REVERSE: tuple[bool, ...] = (False, True)  # per direction, whether it walks from the last token to the first
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def at(x: Tensor, position: int | Tensor) -> Tensor:
-    """Return one token of x.
+def at(x: Tensor, position: Fixed | Tensor) -> Tensor:
+    """Return the n tokens of x at a position, or at several.
 
     Args:
         x: (..., L, D); (B, L, D) if the position is a tensor.
         position: the same for every image, or one per image, (B,).
 
     Returns:
-        (..., D).
+        (..., n, D).
     """
+    if isinstance(position, Tensor):
+        return x[torch.arange(x.shape[0], device=x.device), position][:, None]
     if isinstance(position, int):
-        return x[..., position, :]
-    return x[torch.arange(x.shape[0], device=x.device), position]
+        return x[..., position : position + 1, :]
+    # Views, not a list of indices: that would be copied to the device, which no CUDA graph can record.
+    return torch.cat([x[..., p : p + 1, :] for p in position], -2)
+
+
+def first_places(cls: Fixed | Tensor) -> Fixed:
+    """Return where the class tokens are if they are the whole sequence."""
+    return tuple(range(len(cls))) if isinstance(cls, tuple) else 0
 
 
 class Linear(nn.Linear):
@@ -78,15 +87,18 @@ class Patches(nn.Conv2d):
         pass
 
 
-def seen_by(direction: int, c: int | Tensor) -> tuple[slice, int | Tensor]:
-    """Return the tokens that a direction passes up to the class token at c, and the position of c among them.
+def seen_by(direction: int, c: Fixed | Tensor) -> tuple[slice, Fixed | Tensor]:
+    """Return the tokens that a direction passes up to the class tokens at c, and the positions of c among them.
 
-    A scan is causal: what a direction passes after the class token cannot change its output there. If the position
-    differs per image, one slice cannot serve the batch, and the direction passes all tokens.
+    A scan is causal: what a direction passes after the last class token cannot change its output there. If the
+    position differs per image, one slice cannot serve the batch, and the direction passes all tokens.
     """
-    if not isinstance(c, int):
+    if isinstance(c, Tensor):
         return slice(None), c
-    return (slice(c, None), 0) if REVERSE[direction] else (slice(0, c + 1), c)
+    first, last = fixed(c)[0], fixed(c)[-1]
+    if not REVERSE[direction]:
+        return slice(0, last + 1), c
+    return slice(first, None), 0 if isinstance(c, int) else tuple(p - first for p in c)
 
 
 class Block(nn.Module):
@@ -109,9 +121,9 @@ class Block(nn.Module):
         return state._replace(x=x, h=h), taps
 
     def forward_cls(self, state: State) -> State:
-        """Return the class token (B, 1, D) that leaves the last block, computing only what reaches it."""
+        """Return the n class tokens (B, n, D) that leave the last block, computing only what reaches them."""
         x, u = self._add_norm(state)  # (B, L, D), both
-        return State(at(x, state.cls)[:, None], self.mixer.forward_cls(u, state)[:, None])
+        return State(at(x, state.cls), self.mixer.forward_cls(u, state), cls=first_places(state.cls))
 
     def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
         assert self.norm.eps is not None  # only the type of nn.RMSNorm allows None
@@ -187,15 +199,15 @@ class Mixer(nn.Module):
         return self.out_proj(gated(y, z) if split else y), taps
 
     def forward_cls(self, u: Tensor, state: State) -> Tensor:
-        """Return the output of `forward` at the class token, (B, D), exactly.
+        """Return the output of `forward` at the n class tokens, (B, n, D), exactly.
 
-        The classifier reads nothing else of the last block, so each direction stops at the class token. If the token's
-        position differs per image, both directions pass all tokens (`seen_by`). The gate and `out_proj` act on single
-        tokens, so the class token's are enough.
+        The classifier reads nothing else of the last block, so each direction stops at its last class token. If the
+        token's position differs per image, both directions pass all tokens (`seen_by`). The gate and `out_proj` act on
+        single tokens, so the class tokens' are enough.
         """
         c = state.cls
         to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D), both
-        inputs, z = products.linear(u, to_x), products.linear(at(u, c), to_z)  # (B, L, E), (B, E)
+        inputs, z = products.linear(u, to_x), products.linear(at(u, c), to_z)  # (B, L, E), (B, n, E)
         A, at_c = self.decay_rates(), []
         # The directions pass different numbers of tokens, so they cannot share a call.
         for k in range(len(REVERSE)):
@@ -222,8 +234,8 @@ class Mixer(nn.Module):
                 gap=None if state.gap is None else state.gap[one, :, tokens],
                 split=True,
             )
-            at_c.append(at(y[0], position))  # (B, E)
-        return self.out_proj(gated(torch.stack(at_c), z))  # (K, B, E) and (B, E) to (B, D)
+            at_c.append(at(y[0], position))  # (B, n, E)
+        return self.out_proj(gated(torch.stack(at_c), z))  # (K, B, n, E) and (B, n, E) to (B, n, D)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Give the weights of the matrix products a dtype, in place.

@@ -22,7 +22,8 @@ from stm.backends import Backend
 from stm.backends.native_calls import Prepared, for_product
 from stm.backends.reference import gated
 from stm.merging.plan import State, Taps
-from stm.model.layers import REVERSE, Block, at, seen_by
+from stm.merging.schedule import Fixed
+from stm.model.layers import REVERSE, Block, at, first_places, seen_by
 
 NO_TAPS = Taps()
 
@@ -128,25 +129,25 @@ class PreparedBlock(nn.Module):
     def forward_cls(self, state: State) -> State:
         """Return what `Block.forward_cls` returns."""
         c = state.cls
-        if not isinstance(c, int) or _is_rare(state):
+        if isinstance(c, Tensor) or _is_rare(state):
             return self.block.forward_cls(state)
         calls = self._calls(state, self._lay_out_reading, c)
         x = self._norm(calls, state)
         to_x, to_z = self.block.mixer.in_proj.weight.chunk(2)  # (E, D)
-        inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, E)
+        inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, n, E)
         at_c = []
         for k, (walk, y) in enumerate(zip(calls.walks, calls.y, strict=True)):
             tokens, position = seen_by(k, c)
             walk(inputs[:, tokens], None if state.scale is None else state.scale[..., tokens])
-            at_c.append(at(y, position))  # (B, E)
-        return State(at(x, c)[:, None], self._out_proj(gated(torch.stack(at_c), z))[:, None])
+            at_c.append(at(y, position))  # (B, n, E)
+        return State(at(x, c), self._out_proj(gated(torch.stack(at_c), z)), cls=first_places(c))
 
-    def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *cls: int) -> _Calls:
+    def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *cls: Fixed) -> _Calls:
         """Return the calls for the shape of a state, laid out when the shape is first met.
 
         Args:
             lay_out: makes the walks and their outputs.
-            cls: the position of the class token, if the layout depends on it.
+            cls: where the class tokens are, if the layout depends on it.
         """
         scale = None if state.scale is None else state.scale.stride()
         shape = (cls, state.x.shape, state.h is None, state.token_sizes, scale)  # all that the layout depends on
@@ -182,7 +183,7 @@ class PreparedBlock(nn.Module):
         return tuple(walks), (y,)
 
     def _lay_out_reading(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor, ...]]:
-        """Return the walks of a last block, one per direction up to the class token, and their outputs."""
+        """Return the walks of a last block, one per direction up to its last class token, and their outputs."""
         x = u.new_empty(*u.shape[:2], self._to_selected.shape[1])  # (B, L, E), for its strides
         passed = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
         y = [torch.empty_like(x[:, tokens]).contiguous() for tokens in passed]

@@ -1,7 +1,8 @@
 """Vision Mamba (ViM, bimamba v2): one model, dense or compressed.
 
-An image becomes patches, a class token joins them in the middle, and `depth` blocks mix the sequence in both
-directions. Merging is a `Plan` that acts between blocks; a dense model has none, and everything else is the same code.
+An image becomes patches, a class token joins them in the middle, or several are spread among them, and `depth` blocks
+mix the sequence in both directions. Merging is a `Plan` that acts between blocks; a dense model has none, and
+everything else is the same code.
 Tokens stay in their order throughout: the two directions are a leading axis K of parameters and kernels, forward
 first, and nothing is ever flipped.
 
@@ -23,7 +24,7 @@ from stm.artifact.tensors import check_images
 from stm.backends import Backend, choose, status
 from stm.config import Config
 from stm.merging.plan import Plan, State, StaticPlan
-from stm.merging.schedule import Schedule
+from stm.merging.schedule import Schedule, fixed
 from stm.model.layers import TORCH_DTYPES, Block, Linear, Patches, at
 
 if TYPE_CHECKING:
@@ -50,11 +51,16 @@ class ViM(nn.Module):
         model = config.model
         # These names and the shapes are the keys of `model.safetensors`.
         self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, model.d_model))
+        self.cls_token = nn.Parameter(torch.empty(1, model.class_tokens, model.d_model))
         self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
         self.layers = nn.ModuleList(Block(model, backend) for _ in range(model.depth))
         self.norm_f = nn.RMSNorm(model.d_model, eps=model.norm_eps)
-        self.head = Linear(model.d_model, config.num_classes)
+        self.neck: Linear | None = None
+        self.norm_neck: nn.RMSNorm | None = None
+        if model.neck is not None:
+            self.neck = Linear(model.d_model, model.neck, bias=False)
+            self.norm_neck = nn.RMSNorm(model.d_head, eps=model.norm_eps)
+        self.head = Linear(model.d_head, config.num_classes)
         self.plan: Plan | None = None
         if config.schedule.steps and config.protection is not None:
             self.plan = StaticPlan(config.schedule, config.protection, model)
@@ -84,7 +90,7 @@ class ViM(nn.Module):
         return self.classify(self.run(self.embed(images)))
 
     def embed(self, images: Tensor) -> State:
-        """Return the state that enters block 0: patches, the class token among them, plus the position embedding.
+        """Return the state that enters block 0: patches, the class tokens among them, plus the position embedding.
 
         Raises:
             UsageError: see `forward`.
@@ -94,9 +100,14 @@ class ViM(nn.Module):
         check_images(images, (model.in_chans, model.image_size, model.image_size), self.cls_token.device)
         patches = self.patch_embed(images.to(self.patch_embed.weight.dtype))  # (B, D, H', W')
         # The residual stream is float32 from here on, whatever the dtype of the weights.
-        patches = patches.flatten(2).mT.to(self.pos_embed.dtype)  # (B, L - 1, D)
-        cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, 1, D)
-        x = torch.cat([patches[:, : model.cls], cls, patches[:, model.cls :]], 1) + self.pos_embed  # (B, L, D)
+        patches = patches.flatten(2).mT.to(self.pos_embed.dtype)  # (B, M, D)
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)  # (B, n, D)
+        parts, first = [], 0
+        for number, position in enumerate(fixed(model.cls)):
+            before = position - number  # so many patches stand before this class token
+            parts += [patches[:, first:before], cls[:, number : number + 1]]
+            first = before
+        x = torch.cat([*parts, patches[:, first:]], 1) + self.pos_embed  # (B, L, D)
         return State(x, cls=model.cls)
 
     def run(self, state: State, full: bool = False) -> State:
@@ -105,7 +116,7 @@ class ViM(nn.Module):
         Args:
             state: what `embed` returns.
             full: compute every token of the last block too. Otherwise the last block computes only what reaches the
-                class token, which is exact, and the returned state holds that token alone.
+                class tokens, which is exact, and the returned state holds those tokens alone.
         """
         last = self.config.model.depth - 1
         for number, block in enumerate(self.blocks):
@@ -117,9 +128,12 @@ class ViM(nn.Module):
         return state
 
     def classify(self, state: State) -> Tensor:
-        """Return the logits (B, classes), float32, from the class token of the state that leaves the last block."""
-        token = at(state.stream, state.cls)  # (B, D)
-        return self.head(self.norm_f(token).to(self.head.weight.dtype)).to(token.dtype)
+        """Return the logits (B, classes), float32, from the class tokens of the state that leaves the last block."""
+        tokens = at(state.stream, state.cls)  # (B, n, D)
+        read, dtype = self.norm_f(tokens), self.head.weight.dtype
+        if self.neck is not None and self.norm_neck is not None:
+            read = self.norm_neck(self.neck(read.to(dtype)).flatten(1).to(tokens.dtype))
+        return self.head(read.flatten(1).to(dtype)).to(tokens.dtype)
 
     def features(self, images: Tensor) -> Tensor:
         """Return normalised patch features (B, D, H', W') for dense prediction.
@@ -132,7 +146,8 @@ class ViM(nn.Module):
         for token, group in enumerate(self.schedule.groups[-1]):
             for position in group:
                 holder[position] = token
-        del holder[self.schedule.cls]  # what is left are the patches, row by row
+        for c in reversed(fixed(self.schedule.cls)):
+            del holder[c]  # what is left are the patches, row by row
         grid = self.config.model.grid
         return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))  # (B, D, H', W')
 
@@ -161,8 +176,9 @@ class ViM(nn.Module):
         # Compare before the cast, which changes the checksums. Weights that were intact are marked anew below, since a
         # cast is no training.
         intact = self.mark is not None and dtype != config.dtype and not is_changed(self, config, self.mark)
-        for module in (self.patch_embed, self.head):
-            module.to(to)
+        for module in (self.patch_embed, self.neck, self.head):
+            if module is not None:
+                module.to(to)
         for block in self.blocks:
             block.mixer.cast(to)
         self.config = as_cast(config, dtype)

@@ -12,7 +12,8 @@ from typing import Any
 
 from stm.evaluations import Evaluation
 from stm.explain.costs import CostMap
-from stm.merging.groups import Groups, edges, patches, runs
+from stm.merging.groups import Groups, edges, patch_number, patches, runs
+from stm.merging.schedule import Fixed, fixed
 
 Interval = tuple[float, float]
 
@@ -92,7 +93,7 @@ def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
     return {"rows": marks, "ticks": [{"x": across(tick), "value": tick} for tick in across.ticks], "bottom": 72}
 
 
-def outlines(groups: Groups, cls: int, grid: int) -> dict[str, str]:
+def outlines(groups: Groups, cls: Fixed, grid: int) -> dict[str, str]:
     """Return the outlines of single patches and of merged groups as paths of a drawing with `CELL` units per patch."""
     every = patches(groups, cls)
     return {
@@ -177,7 +178,7 @@ def costs(cost_map: CostMap) -> dict[str, Any]:
             for made in cost_map.merges
             for run in runs(made.group)
         ],
-        "cls": across(cost_map.cls),
+        "cls": [across(c) for c in fixed(cost_map.cls)],
         "left": left,
         "right": right,
         "top": top,
@@ -194,7 +195,7 @@ def first_merges(cost_map: CostMap, groups: Groups, grid: int) -> dict[str, Any]
     last = max(2, len(cost_map.cost))
     by_block: dict[int, list[int]] = {}
     for position, block in cost_map.first_merge.items():
-        by_block.setdefault(block, []).append(position - (position > cost_map.cls))
+        by_block.setdefault(block, []).append(patch_number(position, cost_map.cls))
     fills = []
     for block, held in sorted(by_block.items()):
         red, green, blue = colour((block - 1) / (last - 1))

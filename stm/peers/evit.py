@@ -12,6 +12,7 @@ from torch import Tensor
 from stm.config import ModelConfig
 from stm.errors import check_choice
 from stm.merging.plan import Cost, State, Taps
+from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, clipped, cls_of, merged, middle, patches, pruned, pruning, with_cls
 
@@ -75,7 +76,7 @@ class EViT(Peer):
         m = absorbing(keep, dropped[:, 1:], holder.expand_as(dropped[:, 1:]), tokens)
         return merged(state, m, weights, new_cls)
 
-    def place(self, block: int, cls: int, tokens: int) -> int | None:
+    def place(self, block: int, cls: Fixed, tokens: int) -> int | None:
         return None if self.order == "original" else middle(self.model.class_token, tokens - 1 - self.removals[block])
 
     @classmethod

@@ -7,7 +7,9 @@ from the data. Fixed counts give every image of a batch the same length, and let
 from collections.abc import Iterator, Mapping, Sequence
 
 from stm.config import ModelConfig
+from stm.errors import UsageError
 from stm.merging.plan import Cost, Entry, Plan, State, Taps
+from stm.merging.schedule import Fixed
 
 Removals = Mapping[int, int]  # block, counted from 0, to the number of tokens that leave after it
 
@@ -23,9 +25,15 @@ class Peer(Plan):
     """
 
     static = False  # whether it removes the same tokens of every image
+    several = False  # whether it takes a model with several class tokens
 
     def __init__(self, model: ModelConfig, removals: Removals) -> None:
         super().__init__()
+        if model.class_tokens > 1 and not self.several:
+            raise UsageError(
+                f"{type(self).__name__} takes models with one class token, and this one has {model.class_tokens}",
+                "leave it out: --methods stm,staged,paper,random",
+            )
         self.model = model
         # Without blocks that remove nothing, so that no tap is computed for them.
         self.removals = {block: count for block, count in sorted(removals.items()) if count}
@@ -38,7 +46,7 @@ class Peer(Plan):
         """Return the names of the taps that `reduce` needs of the block before it."""
         return ()
 
-    def place(self, block: int, cls: int, tokens: int) -> int | None:
+    def place(self, block: int, cls: Fixed, tokens: int) -> Fixed | None:
         """Return the class token's place after the removal behind a block that leaves it at `cls` of `tokens` tokens.
 
         None if the place differs from image to image.
@@ -51,7 +59,7 @@ class Peer(Plan):
 
     @classmethod
     def most(cls, tokens: int) -> int:
-        """Return how many of so many tokens can leave at once."""
+        """Return how many of so many tokens can leave at once. Several class tokens count as one."""
         # Methods that merge pairs can remove every second patch; the class token has no partner.
         return (tokens - 1) // 2
 
@@ -63,7 +71,7 @@ class Peer(Plan):
         after a block that does not have as many.
         """
         yielded: Removals = {}
-        for total in range(1, cls.most(model.tokens) * len(places) + 1):
+        for total in range(1, cls.most(model.patches + 1) * len(places) + 1):
             r, m = divmod(total, len(places))
             removals = cls.fitted(model, {block: r + (number < m) for number, block in enumerate(places)})
             if removals != yielded:  # once every block gives what it has, a larger total changes nothing
@@ -73,7 +81,7 @@ class Peer(Plan):
     @classmethod
     def fitted(cls, model: ModelConfig, removals: Removals) -> Removals:
         """Return the removals with each count lowered to what can leave there."""
-        tokens, fitted = model.tokens, {}
+        tokens, fitted = model.patches + 1, {}
         for block, count in sorted(removals.items()):
             fitted[block] = min(count, cls.most(tokens))
             tokens -= fitted[block]

@@ -8,16 +8,16 @@ from torch import Tensor
 from stm.config import ModelConfig
 from stm.merging.merge import Merge
 from stm.merging.plan import State, Taps
+from stm.merging.schedule import Fixed, fixed, left_over
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import pruned
 
 
-def drawn(tokens: int, cls: int, count: int, generator: random.Random) -> tuple[list[int], int]:
-    """Draw `count` patches to leave; return the positions that stay, in order, and the class token's place among
+def drawn(tokens: int, cls: Fixed, count: int, generator: random.Random) -> tuple[list[int], Fixed]:
+    """Draw `count` patches to leave; return the positions that stay, in order, and where the class tokens are among
     them."""
-    gone = set(generator.sample([position for position in range(tokens) if position != cls], count))
-    keep = [position for position in range(tokens) if position not in gone]
-    return keep, keep.index(cls)
+    gone = set(generator.sample([position for position in range(tokens) if position not in fixed(cls)], count))
+    return [position for position in range(tokens) if position not in gone], left_over(cls, gone)
 
 
 class RandomPruning(Peer):
@@ -28,12 +28,13 @@ class RandomPruning(Peer):
     """
 
     static = True
+    several = True
 
     def __init__(self, model: ModelConfig, removals: Removals, seed: int = 0) -> None:
         super().__init__(model, removals)
         # Python's generator, not torch's: drawing must not move the global state that callers seed for other things.
         generator, tokens, cls = random.Random(seed), model.tokens, model.cls
-        self.cls: dict[int, int] = {}
+        self.cls: dict[int, Fixed] = {}
         for block, count in self.removals.items():
             keep, cls = drawn(tokens, cls, count, generator)
             self.register_buffer(f"keep{block}", torch.tensor(keep), persistent=False)
@@ -43,7 +44,7 @@ class RandomPruning(Peer):
         keep: Tensor = getattr(self, f"keep{block}")  # (L',), shared by the batch
         return pruned(state, Merge(keep, keep[:0], keep[:0]), self.cls[block])
 
-    def place(self, block: int, cls: int, tokens: int) -> int | None:
+    def place(self, block: int, cls: Fixed, tokens: int) -> Fixed | None:
         return self.cls[block]
 
     @classmethod

@@ -20,6 +20,7 @@ from stm.config import ModelConfig
 from stm.errors import check_choice
 from stm.merging.merge import Merge, merge, take
 from stm.merging.plan import Cost, State, Taps
+from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, cls_of, composed, middle, patches, sizes, staying, sums, with_cls
 
@@ -126,7 +127,7 @@ class STORM(Peer):
             merge(state.x, m, ones), merge(state.h, m, ones), cls=new_cls, size=sums(sizes(state), m), last_merge=m
         )
 
-    def place(self, block: int, cls: int, tokens: int) -> int | None:
+    def place(self, block: int, cls: Fixed, tokens: int) -> int | None:
         return middle(self.model.class_token, tokens - 1 - self.removals[block])
 
     @classmethod

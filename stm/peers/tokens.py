@@ -14,12 +14,14 @@ from torch import Tensor
 
 from stm.merging.merge import Merge, merge, take
 from stm.merging.plan import State
+from stm.merging.schedule import Fixed
 
 
 def cls_of(state: State) -> Tensor:
     """Return the class token's position in each image, (B,)."""
     if isinstance(state.cls, Tensor):
         return state.cls
+    assert isinstance(state.cls, int)  # a peer that asks takes one class token
     return torch.full((state.x.shape[0],), state.cls, device=state.x.device)
 
 
@@ -90,7 +92,7 @@ def composed(first: Merge, second: Merge, tokens: int) -> Merge:
     return Merge(first.keep.gather(1, second.keep), src, torch.cat([then.gather(1, first.dst), second.dst], 1))
 
 
-def merged(state: State, m: Merge, weights: Tensor, cls: int | None = None) -> State:
+def merged(state: State, m: Merge, weights: Tensor, cls: Fixed | None = None) -> State:
     """Return the state after a merge of the stream; the sizes of merged tokens add up.
 
     Args:
@@ -100,12 +102,12 @@ def merged(state: State, m: Merge, weights: Tensor, cls: int | None = None) -> S
     return State(merge(state.stream, m, weights), cls=_moved(state, m, cls), size=sums(sizes(state), m), last_merge=m)
 
 
-def pruned(state: State, m: Merge, cls: int | None = None) -> State:
+def pruned(state: State, m: Merge, cls: Fixed | None = None) -> State:
     """Return the state after a pruning of the stream; arguments as in `merged`."""
     return State(take(state.stream, m.keep), cls=_moved(state, m, cls), last_merge=m)
 
 
-def _moved(state: State, m: Merge, cls: int | None) -> int | Tensor:
+def _moved(state: State, m: Merge, cls: Fixed | None) -> Fixed | Tensor:
     return places(m.keep, state.x.shape[1]).gather(1, cls_of(state)[:, None])[:, 0] if cls is None else cls
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from stm.config import ModelConfig
 from stm.merging.merge import Merge, take
 from stm.merging.plan import Cost, State, Taps
+from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import (
     absorbing,
@@ -65,7 +66,7 @@ class ToMe(Peer):
         size = sizes(state)
         return merged(state, m, shares(size if self.sized else torch.ones_like(size), m), new_cls)
 
-    def place(self, block: int, cls: int, tokens: int) -> int | None:
+    def place(self, block: int, cls: Fixed, tokens: int) -> int | None:
         return middle(self.model.class_token, tokens - 1 - self.removals[block])
 
     def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:

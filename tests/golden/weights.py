@@ -108,6 +108,28 @@ def state_dict(D, depth, N=16, tokens=197, classes=1000, patch=16, seed=0):
     return out
 
 
+def mamba_r(D, depth, class_tokens, reduce, patches=196, classes=1000, patch=16, seed=0):
+    """The same for a Mamba-R (wangf3014/Mamba-Reg), which has several class tokens, and a neck if reduce > 1.
+
+    The tensors that differ from a ViM's are drawn last, with generators 10000 to 10004 after the seed:
+      cls_token, pos_embed_cls 0.2 n    head.weight, neck.weight n / sqrt(fan_in)    norm_neck.weight 1 + 0.2 n
+    """
+    out = state_dict(D, depth, tokens=patches, classes=classes, patch=patch, seed=seed)
+    width = class_tokens * D // reduce
+    drawn = {
+        "cls_token": ((1, class_tokens, D), 0, 0.2),
+        "pos_embed_cls": ((1, class_tokens, D), 0, 0.2),
+        "head.weight": ((classes, width), 0, 1 / math.sqrt(width)),
+        "neck.weight": ((D // reduce, D), 0, 1 / math.sqrt(D)),
+        "norm_neck.weight": ((width,), 1, 0.2),
+    }
+    for index, (key, (shape, mean, std)) in enumerate(drawn.items()):
+        g = torch.Generator().manual_seed(seed + 10_000 + index)
+        if reduce > 1 or "neck" not in key:
+            out[key] = (mean + std * torch.randn(shape, generator=g, dtype=torch.float64)).to(torch.float32)
+    return out
+
+
 def fingerprint(sd):
     """Small numbers that tell whether another machine drew the same weights: key -> [shape, sum, sum of squares,
     first]."""

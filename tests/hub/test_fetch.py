@@ -1,13 +1,16 @@
 """Downloads against a real server on the loopback interface (server.py): what comes, which file is meant, short
 names."""
 
+import math
 from pathlib import Path
 
 import pytest
 
+from stm.config import ModelConfig
 from stm.errors import HubError
 from stm.hub.aliases import ALIASES
 from stm.hub.fetch import only_checkpoint
+from stm.measure import flops
 from tests.hub.client import SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
 
@@ -123,8 +126,9 @@ def test_the_only_checkpoint_of_a_repo() -> None:
 def test_aliases_are_those_of_the_official_readme() -> None:
     """Names and accuracies: hustvl/Vim, README; the accuracy is in each file's name. Tokens and parameters follow from
     the model."""
-    assert list(ALIASES) == ["vim-ti", "vim-ti-plus", "vim-s", "vim-s-plus", "vim-b"]
-    for alias in ALIASES.values():
+    vims = ["vim-ti", "vim-ti-plus", "vim-s", "vim-s-plus", "vim-b"]
+    assert [name for name in ALIASES if name.startswith("vim-")] == vims
+    for alias in map(ALIASES.__getitem__, vims):
         assert f"_{alias.top1 * 100:.1f}acc.pth".replace(".", "p", 1) in alias.file
         grid = (alias.image_size - alias.patch) // alias.stride + 1
         assert alias.tokens == grid**2 + 1
@@ -133,3 +137,18 @@ def test_aliases_are_those_of_the_official_readme() -> None:
     assert plus.parameters - base.parameters == (plus.tokens - base.tokens) * 192  # the positions alone
     plus, base = ALIASES["vim-s-plus"], ALIASES["vim-s"]
     assert plus.parameters - base.parameters == (plus.tokens - base.tokens) * 384
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("mambar-s", 208), ("mambar-b", 208), ("mambar-l", 212)])
+def test_mamba_r_has_the_shape_of_its_builder(name: str, tokens: int) -> None:
+    """wangf3014/Mamba-Reg@0f7c2da, models_mamba.py and README."""
+    alias = ALIASES[name]
+    shape = ModelConfig(
+        d_model=alias.d_model,
+        dt_rank=math.ceil(alias.d_model / 16),
+        depth=alias.depth,
+        class_tokens=alias.class_tokens,
+        neck=alias.neck,
+    )
+    assert (alias.tokens, alias.parameters) == (shape.tokens, flops.parameters(shape, 1000)) and shape.tokens == tokens
+    assert alias.license is None  # nothing that we could read states it

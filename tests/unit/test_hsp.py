@@ -62,7 +62,7 @@ def test_least_squares_is_the_projection_of_what_is_left_in_the_state(
     """w_i = <P_i, B_k> / <B_k, B_k>, so that the error of the rank-one form is orthogonal to B_k. The decays between: i
     + 1 .. k on the left; where k comes before i (never in our schedules), those are k .. i - 1 of the mirrored walk."""
     delta, B, A = ssm
-    found = hsp.least_squares(delta, B, A, hsp.absorbed(Step(0, absorb), L, C))
+    found = hsp.least_squares(delta, B, A, hsp.absorbed(Step(0, absorb), L))
     for b in range(2):
         for column, (i, k) in enumerate(absorb):
             d = int(i > C)
@@ -78,13 +78,13 @@ def test_least_squares_is_the_projection_of_what_is_left_in_the_state(
 
 def test_a_token_without_input_gives_no_nan(ssm: tuple[Tensor, Tensor, Tensor]) -> None:
     delta, B, A = ssm
-    w = hsp.least_squares(delta, torch.zeros_like(B), A, hsp.absorbed(Step(0, ((0, 1),)), L, C))
+    w = hsp.least_squares(delta, torch.zeros_like(B), A, hsp.absorbed(Step(0, ((0, 1),)), L))
     assert w.tolist() == [[0.0], [0.0]]
 
 
 def test_weights_are_one_elsewhere_and_normalized_by_group() -> None:
     """Groups {0, 1 -> 2} and {8 -> 6}: (x_k + sum w_i x_i) / (1 + sum w_i)."""
-    absorbed = hsp.absorbed(Step(0, ((0, 2), (1, 2), (8, 6))), L, C)
+    absorbed = hsp.absorbed(Step(0, ((0, 2), (1, 2), (8, 6))), L)
     weights = hsp.token_weights(torch.tensor([[0.5, 0.25, -0.5]], dtype=torch.float64), absorbed)
     assert weights.tolist() == [[0.5, 0.25, 1, 1, 1, 1, 1, 1, -0.5]]
     found = hsp.normalize(weights, absorbed)[0].tolist()

@@ -328,7 +328,7 @@ def test_what_merging_costs_is_drawn_over_the_blocks() -> None:
         (233.64, 349.56, 22.0),
     ]
     assert [bar["y"] for bar in drawn["bars"]] == [22.0, 22.0, 94.0, 94.0], "a token that lies apart has two bars"
-    assert (drawn["low"], drawn["high"], drawn["cls"]) == (-4.0, -2.0, 195.0)
+    assert (drawn["low"], drawn["high"], drawn["cls"]) == (-4.0, -2.0, [195.0])
     placed = charts.first_merges(COSTS, CONFIG.schedule.groups[-1], 2)
     assert [each["block"] for each in placed["fills"]] == [1] and placed["fills"][0]["fill"] == "#440154"
     assert placed["fills"][0]["path"].count("M") == 4, "all four patches merged at once, and later again"

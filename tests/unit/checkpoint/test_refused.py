@@ -129,7 +129,7 @@ def without(state: State, *parts: str) -> State:
         (lambda s: s | {"layers.0.norm.bias": torch.zeros(32)}, ["LayerNorm", "layers.0.norm.bias"]),
         (lambda s: s | {"norm_f.bias": torch.zeros(32)}, ["LayerNorm"]),
         (lambda s: without(s, "conv1d_b", "x_proj_b", "dt_proj_b", "D_b"), ["bimamba v1", "conv1d_b"]),
-        (lambda s: s | {"pos_embed_cls": torch.zeros(1, 12, 32)}, ["register tokens (Mamba-R)", "pos_embed_cls"]),
+        (lambda s: s | {"pos_embed_cls": torch.zeros(1, 12, 32)}, ["Mamba-R", "pos_embed_cls", "1 class tokens"]),
         (lambda s: s | {"register_tokens": torch.zeros(1, 4, 32)}, ["register tokens"]),
         (lambda s: s | {"reg_token": torch.zeros(1, 4, 32)}, ["register tokens"]),
         (lambda s: s | {"cls_token": torch.zeros(1, 3, 32)}, ["3 class tokens"]),
