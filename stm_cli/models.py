@@ -25,7 +25,7 @@ def run(*, display: g.Display) -> None:
         "licenses are those of the model cards' headers: read the text of a card too, which may say more, or something"
         " else"
     )
-    output.next(("stm", "compress", report.models[-1].name))  # a model of the Hub; the first one is embedded
+    output.next(("stm", "compress", report.models[1].name))  # a model of the Hub; the first one is embedded
 
 
 def screen(report: ModelsReport) -> RenderableType:

@@ -1,4 +1,7 @@
-"""Choose a checkpoint's preprocessing: as asked, else by its settings, else as in hustvl/Vim (vim/datasets.py)."""
+"""Choose a checkpoint's preprocessing: as asked, else by its settings, else as in the official evaluation.
+
+hustvl/Vim (vim/datasets.py) and OpenGVLab/VideoMamba (videomamba/image_sm/datasets.py) evaluate in the same way.
+"""
 
 from typing import Any
 
@@ -84,12 +87,13 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
 
     if stored.crop_mode not in (None, "center"):
         notes.append(f"by {OWN} crop_mode is {stored.crop_mode}: stm crops the center")
+    whose = "hustvl/Vim" if model.class_token == "middle" or model.divide_out else "OpenGVLab/VideoMamba"
     if not stored.fixed:  # DeiT's trainer has no other values than the usual ones
         if from_settings:
             notes.append(f"preprocessing by {OWN}: {', '.join(from_settings)}")
         if usual:
             notes.append(
-                f"no word on {'the rest of ' if from_settings else ''}the preprocessing, hence as in hustvl/Vim:"
+                f"no word on {'the rest of ' if from_settings else ''}the preprocessing, hence as in {whose}:"
                 f" {', '.join(usual)}"
             )
     return Preprocess(resize=resize, crop=model.image_size, interpolation=interpolation, **colours), tuple(notes)

@@ -1,4 +1,5 @@
-"""Short names: the official ViM checkpoints (hustvl/Vim, README, "Model Weights"), and sample sets on the Hub."""
+"""Short names: official checkpoints (hustvl/Vim, README, "Model Weights"; OpenGVLab/VideoMamba, videomamba/image_sm,
+MODEL_ZOO.md), and sample sets on the Hub."""
 
 import re
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ class Alias:
         repo, file: its address.
         top1: its accuracy on ImageNet-1k's validation set as its authors report it, a fraction.
         parameters: their number.
-        d_model: D, the residual width; all models have 24 blocks and a state of 16.
-        image_size, patch, stride: of its input, in pixels.
+        d_model: D, the residual width; all models have a state of 16.
         tokens: that enter the first block, class token included.
+        image_size, patch, stride: of its input, in pixels.
+        depth: the number of blocks.
+        class_token, divide_out: how its tensors are read; see `stm.config.ModelConfig`.
         license: SPDX, from the header of the repo's card; the card's text may say more.
     """
 
@@ -27,7 +30,29 @@ class Alias:
     stride: int
     image_size: int = 224
     patch: int = 16
+    depth: int = 24
+    class_token: str = "middle"
+    divide_out: bool = True
     license: str = "apache-2.0"
+
+
+def _videomamba(size: str, image_size: int, top1: float, parameters: int, d_model: int, depth: int = 24) -> Alias:
+    """Return an image model of VideoMamba: the class token at the head, the directions added, patches edge to edge."""
+    # Fine-tuned at 448 pixels after 224, and at 576 after those: the file's name tells the whole way.
+    sizes = "to".join(str(each) for each in (224, 448, 576) if each <= image_size)
+    return Alias(
+        "OpenGVLab/VideoMamba",
+        f"videomamba_{size}16_in1k_res{sizes}.pth",
+        top1,
+        parameters,
+        d_model,
+        (image_size // 16) ** 2 + 1,
+        16,
+        image_size=image_size,
+        depth=depth,
+        class_token="head",
+        divide_out=False,
+    )
 
 
 # Written down here, so that listing the models needs no network.
@@ -37,6 +62,16 @@ ALIASES = {
     "vim-s": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth", 0.805, 25_796_584, 384, 197, 16),
     "vim-s-plus": Alias("hustvl/Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth", 0.816, 26_001_256, 384, 730, 8),
     "vim-b": Alias("hustvl/Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth", 0.819, 97_598_440, 768, 197, 16),
+    "videomamba-ti": _videomamba("t", 224, 0.769, 7_148_008, 192),
+    "videomamba-ti-448": _videomamba("t", 448, 0.793, 7_260_904, 192),
+    "videomamba-ti-576": _videomamba("t", 576, 0.796, 7_359_208, 192),
+    "videomamba-s": _videomamba("s", 224, 0.812, 25_796_584, 384),
+    "videomamba-s-448": _videomamba("s", 448, 0.832, 26_022_376, 384),
+    "videomamba-s-576": _videomamba("s", 576, 0.835, 26_218_984, 384),
+    "videomamba-m": _videomamba("m", 224, 0.828, 74_217_448, 576, depth=32),
+    "videomamba-m-448": _videomamba("m", 448, 0.838, 74_556_136, 576, depth=32),
+    "videomamba-m-576": _videomamba("m", 576, 0.840, 74_851_048, 576, depth=32),
+    "videomamba-b": _videomamba("b", 224, 0.827, 97_598_440, 768),
 }
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from stm.checkpoint.stored import Stored
+from stm.config import ModelConfig
 from stm.errors import HubError
 from stm.hub.aliases import ALIASES
 from stm.hub.fetch import only_checkpoint
+from stm.measure.flops import parameters
 from tests.hub.client import SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
 
@@ -123,8 +126,9 @@ def test_the_only_checkpoint_of_a_repo() -> None:
 def test_aliases_are_those_of_the_official_readme() -> None:
     """Names and accuracies: hustvl/Vim, README; the accuracy is in each file's name. Tokens and parameters follow from
     the model."""
-    assert list(ALIASES) == ["vim-ti", "vim-ti-plus", "vim-s", "vim-s-plus", "vim-b"]
-    for alias in ALIASES.values():
+    ours = {name: alias for name, alias in ALIASES.items() if not name.startswith("videomamba")}
+    assert list(ours) == ["vim-ti", "vim-ti-plus", "vim-s", "vim-s-plus", "vim-b"]
+    for alias in ours.values():
         assert f"_{alias.top1 * 100:.1f}acc.pth".replace(".", "p", 1) in alias.file
         grid = (alias.image_size - alias.patch) // alias.stride + 1
         assert alias.tokens == grid**2 + 1
@@ -133,3 +137,36 @@ def test_aliases_are_those_of_the_official_readme() -> None:
     assert plus.parameters - base.parameters == (plus.tokens - base.tokens) * 192  # the positions alone
     plus, base = ALIASES["vim-s-plus"], ALIASES["vim-s"]
     assert plus.parameters - base.parameters == (plus.tokens - base.tokens) * 384
+
+
+def test_aliases_of_videomamba_are_those_of_its_model_zoo() -> None:
+    """OpenGVLab/VideoMamba, videomamba/image_sm/MODEL_ZOO.md. The names of the files tell how they are read, so that
+    the same file from elsewhere is the same model."""
+    found = {name: alias for name, alias in ALIASES.items() if name.startswith("videomamba")}
+    assert {name: (alias.file, alias.top1) for name, alias in found.items()} == {
+        "videomamba-ti": ("videomamba_t16_in1k_res224.pth", 0.769),
+        "videomamba-ti-448": ("videomamba_t16_in1k_res224to448.pth", 0.793),
+        "videomamba-ti-576": ("videomamba_t16_in1k_res224to448to576.pth", 0.796),
+        "videomamba-s": ("videomamba_s16_in1k_res224.pth", 0.812),
+        "videomamba-s-448": ("videomamba_s16_in1k_res224to448.pth", 0.832),
+        "videomamba-s-576": ("videomamba_s16_in1k_res224to448to576.pth", 0.835),
+        "videomamba-m": ("videomamba_m16_in1k_res224.pth", 0.828),
+        "videomamba-m-448": ("videomamba_m16_in1k_res224to448.pth", 0.838),
+        "videomamba-m-576": ("videomamba_m16_in1k_res224to448to576.pth", 0.840),
+        "videomamba-b": ("videomamba_b16_in1k_res224.pth", 0.827),
+    }
+    for alias in found.values():
+        stored = Stored.of(None, alias.file)
+        assert stored.size_by_name is not None and stored.size_by_name.value == alias.image_size
+        assert {said.value for said in stored.class_token} == {alias.class_token} == {"head"}
+        assert {said.value for said in stored.divide_out} == {alias.divide_out} == {False}
+        assert alias.tokens == {224: 197, 448: 785, 576: 1297}[alias.image_size]
+        assert (alias.depth, alias.repo, alias.license) == (
+            32 if alias.d_model == 576 else 24,
+            "OpenGVLab/VideoMamba",
+            "apache-2.0",
+        )
+        shape = ModelConfig(
+            image_size=alias.image_size, d_model=alias.d_model, depth=alias.depth, dt_rank=alias.d_model // 16
+        )
+        assert alias.parameters == parameters(shape, 1000)
