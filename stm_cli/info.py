@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
+from stm.config import in_pixels
 from stm.recipe import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
@@ -82,6 +83,6 @@ def _shape(config: dict[str, Any]) -> str:
     token = "in the middle" if model["class_token"] == "middle" else "at the head"
     return (
         f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes,"
-        f" {model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride"
+        f" {in_pixels(model['image_size'])} pixels, {channels}, patch {model['patch']}, stride"
         f" {model['stride']}, class token {token}, {config['dtype']}"
     )

@@ -28,7 +28,7 @@ def gemms_of(model: ViM) -> list[Gemm]:
     only the products that reach the class token count, as the model runs it.
     """
     shape, schedule = model.config.model, model.schedule
-    last, products = shape.depth - 1, [Gemm(shape.grid**2, model.patch_embed.weight.flatten(1))]
+    last, products = shape.depth - 1, [Gemm(shape.patches, model.patch_embed.weight.flatten(1))]
     places = zip(model.blocks, schedule.tokens_per_block(shape.depth), schedule.cls_per_block(shape.depth), strict=True)
     for number, (block, length, c) in enumerate(places):
         mixer = block.mixer

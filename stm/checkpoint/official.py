@@ -16,8 +16,10 @@ from stm.checkpoint import file as checkpoint_file
 from stm.checkpoint.find import choose, find, largest, settings
 from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
-from stm.config import ModelConfig, Preprocess
+from stm.config import ModelConfig, Preprocess, Size
 from stm.errors import CheckpointError, UsageError, listed
+from stm.model.positions import interpolated
+from stm.options import ModelOptions
 
 _STATES = ("model", "state_dict")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -29,6 +31,8 @@ class Checkpoint:
 
     Args:
         model: the shape of the model.
+        trained: the model that the weights are of, if its images have another size: the table of positions was
+            interpolated.
         tensors: its parameters by stm's names, float32, none of them a view of the file.
         preprocessing: from a photograph to the input of the model.
         source_sha256: of the file's bytes.
@@ -43,12 +47,13 @@ class Checkpoint:
     source_sha256: str
     notes: tuple[str, ...]
     by_name: dict[str, Any] = field(default_factory=dict)
+    trained: ModelConfig | None = None
 
 
 def read(
     path: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
@@ -63,7 +68,7 @@ def read(
 
     Args:
         image_size, class_token, divide_out: properties that the tensors do not show; these arguments win over the
-            file's settings and its name.
+            file's settings and its name. For another size than the file's own the table of positions is interpolated.
         ema: take the averaged weights (`model_ema`).
         weights_key: where the weights are, if the file holds several: `teacher`, `model_ema.module`.
         mean, std, crop_ratio, interpolation: of the preprocessing; they win over the file's settings.
@@ -78,7 +83,7 @@ def read(
     where = str(path)
     colours = {name: _tuple(name, value) for name, value in (("mean", mean), ("std", std))}
     asked = Asked(
-        image_size=image_size,
+        image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
         crop_ratio=crop_ratio,
@@ -92,6 +97,8 @@ def read(
     # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
     del document
     tensors = _stack(where, state, inferred.model.depth)
+    if inferred.trained is not None:
+        tensors["pos_embed"] = interpolated(tensors["pos_embed"], inferred.trained, inferred.model)
     # Asked last: whoever has a damaged file should not have to answer first.
     if inferred.question is not None:
         raise inferred.question
@@ -106,6 +113,7 @@ def read(
         source_sha256=checkpoint_file.sha256(path),
         notes=notes + ignored,
         by_name=inferred.by_name,
+        trained=inferred.trained,
     )
 
 

@@ -6,7 +6,7 @@ hustvl/Vim (vim/datasets.py) and OpenGVLab/VideoMamba (videomamba/image_sm/datas
 from typing import Any
 
 from stm.checkpoint.stored import OWN, Asked, Stored
-from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess
+from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess, as_size, sides
 from stm.errors import CheckpointError, UsageError
 
 RATIO = 0.875  # hustvl/Vim's, and timm's if a model has none of its own
@@ -66,9 +66,12 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
         from_settings.append(f"crop ratio {ratio:g}")
     # hustvl/Vim takes small images as they are. timm resizes images of any size, and so does whoever asks for a ratio.
     as_they_are = (
-        model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
+        max(sides(model.image_size)) <= _SMALL
+        and asked.crop_ratio is None
+        and (stored.fixed or stored.crop_ratio is None)
     )
-    resize = model.image_size if as_they_are else int(model.image_size / ratio)  # rounded down, as both do
+    cut = ratio if not as_they_are else 1.0
+    resize = as_size(*(int(side / cut) for side in sides(model.image_size)))  # rounded down, as both do
 
     interpolation, from_file = _value("interpolation", stored, asked)
     if interpolation is None:

@@ -69,7 +69,7 @@ def bench(
             )
         rows = benching.measure(
             variants,
-            (shape.in_chans, shape.image_size, shape.image_size),
+            shape.input_shape,
             device,
             batch_sizes=batch_sizes,
             rounds=rounds,

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stm.config import Preprocess
+from stm.config import Preprocess, sides
 from stm.data.images import fit
 
 
@@ -18,7 +18,7 @@ def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
         prep: for a model of one or three channels.
 
     Returns:
-        (C, H, W) float32, H = W = `prep.crop`.
+        (C, H, W) float32, H and W those of `prep.crop`.
 
     Raises:
         DataError: `fit` refuses the image.
@@ -28,7 +28,7 @@ def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
 
 def normalise(images: Sequence[bytes], prep: Preprocess) -> Tensor:
     """Return (pixel / 255 - mean) / std of B images, given as bytes of (H, W, C) uint8, as (B, C, H, W) float32."""
-    shape = (len(images), prep.crop, prep.crop, len(prep.mean))
+    shape = (len(images), *sides(prep.crop), len(prep.mean))
     pixels = (
         torch.frombuffer(bytearray().join(images), dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
     )
