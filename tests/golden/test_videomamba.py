@@ -72,6 +72,22 @@ def test_full_size_videomamba_tiny_equals_the_official_code(
     assert errors[worst] <= BOUND
 
 
+def test_the_table_of_another_size_is_the_one_that_the_official_code_trains_on_with(
+    mini_file: Path, error: Error, tell: Tell
+) -> None:
+    """image_sm/main.py interpolates from 8 x 8 to 12 x 12 patches; its own model then runs at 96 pixels."""
+    expected = load_file(GOLDEN / "golden_mini.safetensors")
+    model = stm.load_checkpoint(mini_file, device="cpu", image_size=96)
+    with torch.inference_mode():
+        errors = {
+            "pos_embed_12": error(model.pos_embed, expected["pos_embed_12"]),
+            "logits_12": error(model(images_of(96, seed=33)), expected["logits_12"]),
+        }
+    worst = max(errors, key=errors.__getitem__)
+    tell("VideoMamba mini at 96 pixels", errors[worst], worst)
+    assert errors[worst] <= BOUND
+
+
 @pytest.mark.parametrize("method", ["stm", "staged", "paper"])
 def test_compressing_merges_on_the_one_side_that_there_is(method: str, mini_file: Path) -> None:
     dense, images = stm.load_checkpoint(mini_file, device="cpu"), images_of(64, seed=35)
