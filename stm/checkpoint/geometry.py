@@ -44,9 +44,8 @@ def geometry_of(where: str, patch: int, patches: int, stored: Stored, asked: Siz
             raise own
         return own
     named = stored.size_by_name
-    by = (
-        named.by if stored.input_size is None and named is not None and named.value == asked else None
-    )  # see `_reading`
+    # A recipe passes as an option what a name had told, and must make the same bytes.
+    by = named.by if stored.input_size is None and named is not None and named.value == asked else None
     source = f"by {by}" if by else "as asked"
     told = stored.input_size is not None or named is not None
     stride = _stride(asked, patch, patches, stored.stride) or _stride(asked, patch, patches, None)
