@@ -140,7 +140,7 @@ class STORM(Peer):
         if model.grid != (side_of_all, side_of_all):
             raise UsageError(
                 f"storm merges square grids, and this model's is {' x '.join(map(str, model.grid))}",
-                "leave it out of --methods",
+                "leave it out",
             )
         drops_of_all = {
             tuple(least + (number in more) for number in range(len(places)))

@@ -17,7 +17,7 @@ from stm.data.pictures import drawn
 from stm.errors import CheckpointError, UsageError
 from stm.model.positions import interpolated
 from stm.options import EvalOptions, ModelOptions, words
-from stm.peers import PEERS
+from stm.peers import DEFAULT, PEERS, suited
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini.pth"  # 64 pixels, 4 x 4 patches of 16
 SHAPE: dict[str, Any] = {"image_size": 64, "d_model": 8, "depth": 2, "dt_rank": 1}
@@ -142,7 +142,8 @@ def test_pictures_and_photographs_of_any_proportions() -> None:
     )
 
 
-def test_storm_says_that_it_merges_squares() -> None:
+def test_storm_says_that_it_merges_squares_and_is_not_among_the_defaults_of_others() -> None:
     shape = ModelConfig(**SHAPE | {"image_size": (32, 96)})
+    assert suited(DEFAULT, shape) == DEFAULT[:-1] and suited(DEFAULT, ModelConfig(**SHAPE)) == DEFAULT
     with pytest.raises(UsageError, match="storm merges square grids, and this model's is 2 x 6"):
         next(iter(PEERS["storm"].kind.budgets(shape, (0,))))
