@@ -59,8 +59,12 @@ def decode(kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _decode_object(kind, value, path)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # our only unions are with None
-        return None if value is None else decode(next(a for a in args if a is not type(None)), value, path)
+    if origin is types.UnionType:
+        if value is None and type(None) in args:
+            return None
+        kinds = [a for a in args if a is not type(None)]  # one, or a number and a tuple, which JSON tells apart
+        as_tuple = isinstance(value, list)
+        return decode(next((a for a in kinds if (typing.get_origin(a) is tuple) == as_tuple), kinds[0]), value, path)
     if origin is tuple and isinstance(value, list):
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) == len(value):

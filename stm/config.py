@@ -6,7 +6,7 @@ is a path, a clock time or a speed, so that two runs write the same bytes.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,6 +28,30 @@ LARGEST_RESIZE = 10  # times the crop
 MOST_CLASS_TOKENS = 256
 REWRITE_HINT = "copy or download the folder again, or write it again with stm compress"
 
+Size = int | tuple[int, int]  # pixels: the side of a square, or height and width of what is none
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def as_size(height: int, width: int) -> Size:
+    """Return height and width as every `Size` is written: a square as one number."""
+    return height if height == width else (height, width)
+
+
+def in_pixels(size: Size) -> str:
+    """Return a size in words: `224 x 448`."""
+    return " x ".join(map(str, sides(size)))
+
+
+def _check_size(name: str, size: Size) -> None:
+    if min(sides(size)) < 1:
+        raise ValueError(f"{name} is {size}, expected at least 1")
+    if size != as_size(*sides(size)):
+        raise ValueError(f"{name} is {size}, expected {sides(size)[0]} for a square")
+
 
 def spread(patches: int, class_tokens: int) -> tuple[int, ...]:
     """Return the positions of class tokens that are spread among patches; of one, the middle."""
@@ -40,7 +64,7 @@ class ModelConfig:
     """The shape of a ViM (hustvl/Vim, bimamba v2). The letters are those of docs/design.md.
 
     Args:
-        image_size: side of the square input, in pixels.
+        image_size: side of a square input, or height and width, in pixels.
         patch: side of a patch, in pixels.
         stride: distance between two patches, in pixels; patches overlap if it is smaller than `patch`.
         in_chans: channels of an image.
@@ -61,7 +85,7 @@ class ModelConfig:
         ValueError: a value that no ViM can have.
     """
 
-    image_size: int = 224
+    image_size: Size = 224
     patch: int = 16
     stride: int = 16
     in_chans: int = 3
@@ -78,8 +102,8 @@ class ModelConfig:
     neck: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
+        _check_size("image_size", self.image_size)
         for name in (
-            "image_size",
             "patch",
             "stride",
             "in_chans",
@@ -93,9 +117,9 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.image_size > LARGEST_SIDE:
+        if max(sides(self.image_size)) > LARGEST_SIDE:
             raise ValueError(f"image_size is {self.image_size}, expected at most {LARGEST_SIDE}")
-        if self.patch > self.image_size:
+        if self.patch > min(sides(self.image_size)):
             raise ValueError(f"patch is {self.patch}, expected at most the image_size {self.image_size}")
         if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
             raise ValueError(f"norm_eps is {self.norm_eps}, expected a small positive number")
@@ -110,19 +134,25 @@ class ModelConfig:
             raise ValueError(f"neck is {self.neck} with {self.class_tokens} class tokens, expected null, or several")
 
     @property
-    def grid(self) -> int:
-        """The number of patches along a side of the image."""
-        return (self.image_size - self.patch) // self.stride + 1
+    def input_shape(self) -> tuple[int, int, int]:
+        """C, H and W of an image."""
+        return (self.in_chans, *sides(self.image_size))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The rows and the columns of patches in an image."""
+        rows, columns = ((side - self.patch) // self.stride + 1 for side in sides(self.image_size))
+        return rows, columns
+
+    @property
+    def patches(self) -> int:
+        """M, the number of patches."""
+        return math.prod(self.grid)
 
     @property
     def tokens(self) -> int:
         """L, the number of patches and class tokens."""
         return self.patches + self.class_tokens
-
-    @property
-    def patches(self) -> int:
-        """M, the number of patches."""
-        return self.grid**2
 
     @property
     def cls(self) -> Fixed:
@@ -147,35 +177,45 @@ class ModelConfig:
 class Preprocess:
     """How a photograph becomes the model's input: resize the short side, center crop, scale to 0..1, normalise.
 
+    If the crop is no square, an image is resized until it just covers a box, without a change of its proportions.
+
     Args:
-        resize: the short side after resizing, in pixels.
-        crop: side of the center crop, in pixels.
+        resize: the short side after resizing, or height and width of that box, in pixels.
+        crop: of the center: its side, or height and width, in pixels.
         interpolation: "bicubic" or "bilinear" (antialiased), "nearest", or "none": the image must have the crop's size.
         mean, std: one value per channel.
     """
 
-    resize: int = 256
-    crop: int = 224
+    resize: Size = 256
+    crop: Size = 224
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         check_choice("interpolation", self.interpolation, (*INTERPOLATIONS, "none"), ValueError)
-        if not 1 <= self.crop <= self.resize:
+        for name, size in (("resize", self.resize), ("crop", self.crop)):
+            _check_size(name, size)
+        pairs = list(zip(sides(self.crop), sides(self.resize), strict=True))
+        if any(crop > resize for crop, resize in pairs):
             raise ValueError(f"crop is {self.crop}, expected 1 to the resized short side {self.resize}")
-        if self.resize > LARGEST_RESIZE * self.crop:
+        if any(resize > LARGEST_RESIZE * crop for crop, resize in pairs):
             raise ValueError(f"resize is {self.resize}, expected at most {LARGEST_RESIZE} times the crop {self.crop}")
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(f"mean {self.mean} and std {self.std}: expected as many of each, every std above 0")
 
     @classmethod
-    def official(cls, image_size: int) -> "Preprocess":
-        """Return the preprocessing of hustvl/Vim for an image size.
+    def official(cls, image_size: Size, ratio: float = 0.875) -> "Preprocess":
+        """Return the preprocessing of hustvl/Vim for an image size, or that with another ratio of crop to image.
 
         Short side int(size / 0.875), bicubic, center crop, ImageNet mean and std. Source: hustvl/Vim, vim/datasets.py.
         """
-        return cls(resize=int(image_size / 0.875), crop=image_size)
+        return cls(resize=as_size(*(int(side / ratio) for side in sides(image_size))), crop=image_size)
+
+    def at(self, image_size: Size) -> "Preprocess":
+        """Return the same preprocessing for another size: what is resized keeps its ratio to the crop."""
+        ratios = zip(sides(image_size), sides(self.resize), sides(self.crop), strict=True)
+        return replace(self, resize=as_size(*(side * old // crop for side, old, crop in ratios)), crop=image_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stm.codec import brief_json, decode, encode, parse
-from stm.config import REWRITE_HINT, Config
+from stm.config import REWRITE_HINT, Config, sides
 from stm.errors import ArtifactError
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
@@ -40,9 +40,9 @@ def to_json(config: Config) -> dict[str, Any]:
         "num_features": model.d_model,
         "id2label": None if config.label_names is None else {str(i): name for i, name in enumerate(config.label_names)},
         "pretrained_cfg": {
-            "input_size": [model.in_chans, prep.crop, prep.crop],
+            "input_size": list(model.input_shape),
             "interpolation": prep.interpolation,
-            "crop_pct": prep.crop / prep.resize,
+            "crop_pct": sides(prep.crop)[0] / sides(prep.resize)[0],
             "mean": list(prep.mean),
             "std": list(prep.std),
             "num_classes": config.num_classes,

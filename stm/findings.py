@@ -6,6 +6,7 @@ The rules of `stm.reports` hold. The two modules are apart because the runtime n
 from dataclasses import dataclass, field
 
 from stm import recipe
+from stm.config import Size
 from stm.evaluations import Assessment, Evaluation, OfSet
 from stm.reports import Flops, Report, Warned
 
@@ -49,7 +50,7 @@ class BenchReport(Report):
     """
 
     random_weights: bool
-    image_size: int
+    image_size: Size
     tokens_per_block: tuple[int, ...]
     rows: tuple[BenchRow, ...]
     # Side by side, because the first is the promise and the second is what a user gets.

@@ -18,12 +18,13 @@ from stm.artifact import folder as artifact
 from stm.artifact.provenance import TUNED, mark
 from stm.artifact.tensors import check_claims, check_tensors
 from stm.assets import EMBEDDED_MODEL, FOLDER
-from stm.config import DTYPES, Config, Source, dense_schedule
+from stm.config import DTYPES, Config, Size, Source, dense_schedule, in_pixels
 from stm.device import pick
-from stm.errors import ArtifactError, CheckpointError, HubError, check_choice
+from stm.errors import ArtifactError, CheckpointError, HubError, UsageError, check_choice
+from stm.model.positions import INTERPOLATED, interpolated, interpolation_note, interpolation_record
 from stm.model.vim import ViM
 from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
-from stm.options import CHECKPOINT_OPTIONS, ModelOptions
+from stm.options import FILE_OPTIONS, ModelOptions
 from stm.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load(
     file: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
@@ -83,7 +84,7 @@ def load(
         file=file,
         revision=revision,
         token=token,
-        image_size=image_size,
+        image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
@@ -132,7 +133,7 @@ def open_model(
 def load_checkpoint(
     path: str | os.PathLike[str],
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
@@ -152,7 +153,8 @@ def load_checkpoint(
     in the file, else from the file's name: `vim_..._midclstok`, `videomamba_..._res224to448`.
 
     Args:
-        image_size: side of the input, in pixels.
+        image_size: side of the input in pixels, or (height, width). For another size than the file's own, the table of
+            positions is interpolated.
         class_token: "middle" (ViM) or "head" (VideoMamba).
         divide_out: whether the two directions are averaged (ViM) or added (VideoMamba).
         ema: take the trainer's averaged weights (`model_ema`).
@@ -173,7 +175,7 @@ def load_checkpoint(
         >>> model.save_pretrained("vim-s")
     """
     options = ModelOptions(
-        image_size=image_size,
+        image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
         ema=ema,
@@ -209,7 +211,61 @@ def _from_folder(folder: Path, options: ModelOptions) -> ViM:
     config = _with_labels(config, options)
     model = ViM(config, backends.choose(options.backend, device.type))
     check_tensors(model.state_dict(), tensors, weights, ArtifactError)
+    if options.image_size not in (None, config.model.image_size):
+        at = _at_another_size(str(folder), config, options.image_size)
+        tensors = tensors | {"pos_embed": interpolated(tensors["pos_embed"], config.model, at.model)}
+        model = ViM(at, model.backend)
     return _filled(model, tensors, device, options.dtype)
+
+
+def _at_another_size(where: str, config: Config, image_size: Size) -> Config:
+    """Return the config of a dense folder's model at another image size.
+
+    Raises:
+        UsageError: the folder's model is compressed, or no whole number of patches fits.
+    """
+    own = config.model
+    if config.schedule.steps:
+        raise UsageError(
+            f"image_size is {in_pixels(image_size)}, but the schedule of {where} is for the {own.patches} patches of"
+            f" {in_pixels(own.image_size)} pixels",
+            "compress the dense model at the new size instead",
+        )
+    if INTERPOLATED in config.extra:
+        raise UsageError(
+            f"image_size is {in_pixels(image_size)}, but the table of positions of {where} is interpolated already",
+            "read the model that it was made of at the new size instead",
+        )
+    try:
+        model = dataclasses.replace(own, image_size=image_size)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+    over = [(side - own.patch) % own.stride for side in model.input_shape[1:]]
+    if any(over):
+        less = [side - part for side, part in zip(model.input_shape[1:], over, strict=True)]
+        raise UsageError(
+            f"image_size is {in_pixels(image_size)}, but {where} has patches of {own.patch} pixels at stride"
+            f" {own.stride}, which leave pixels over",
+            f"the nearest smaller size is {'x'.join(map(str, less))}",
+        )
+    asked = config.extra.get("asked")
+    notes = [*config.extra_texts("notes"), interpolation_note(own, model)]
+    return dataclasses.replace(
+        config,
+        model=model,
+        schedule=dense_schedule(model),
+        preprocessing=config.preprocessing.at(image_size),
+        protection=None,
+        recipe=None,
+        measured=(),  # at the other size
+        extra=config.extra
+        | {"notes": notes, INTERPOLATED: interpolation_record(own)}
+        | {"asked": (asked if isinstance(asked, dict) else {}) | {"image_size": _as_json(image_size)}},
+    )
+
+
+def _as_json(size: Size) -> Any:
+    return list(size) if isinstance(size, tuple) else size
 
 
 def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
@@ -237,7 +293,8 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
         preprocessing=checkpoint.preprocessing,
         label_names=None if labels is None else plain_names(labels),
         source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
-        extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)},
+        extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)}
+        | ({} if checkpoint.trained is None else {INTERPOLATED: interpolation_record(checkpoint.trained)}),
     )
     return _filled(
         ViM(_with_labels(config, options), backends.choose(options.backend, device.type)),
@@ -293,7 +350,7 @@ def _from_hub_file(
 
 def _from_hub_folder(config: "Fetched", options: ModelOptions) -> ViM:
     """Return a model that stm wrote. The repository is the source of a dense one that knows of no other repository."""
-    options.refuse(config.repo, "a folder that stm wrote", *CHECKPOINT_OPTIONS)
+    options.refuse(config.repo, "a folder that stm wrote", *FILE_OPTIONS)
     model = _from_folder(config.path.parent, options)
     source = model.config.source
     if model.plan is None and source.repo is None and source.file != EMBEDDED_MODEL:

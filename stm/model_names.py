@@ -14,7 +14,7 @@ from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL
 from stm.errors import CheckpointError
 from stm.hub.aliases import ALIASES, ENDINGS
-from stm.options import CHECKPOINT_OPTIONS, ModelOptions
+from stm.options import CHECKPOINT_OPTIONS, FILE_OPTIONS, ModelOptions
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _IN_REPO = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/(.+)")
@@ -92,7 +92,7 @@ def parse(model: str | os.PathLike[str], options: ModelOptions) -> ModelName:
         options.refuse(text, "a folder", "file", "revision")
         return File(file)
     if path.is_dir() or artifact.is_model(path):
-        options.refuse(text, "a folder", "file", "revision", *CHECKPOINT_OPTIONS)
+        options.refuse(text, "a folder", "file", "revision", *FILE_OPTIONS)
         return Folder(path)
     if isinstance(model, str) and not path.exists() and is_repo(text) and not _is_file(text):
         return (

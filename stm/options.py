@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stm.config import Protection
+from stm.config import Protection, Size, as_size
 from stm.errors import UsageError, check_choice
 from stm.recipe import PRESET_NAMES
 
@@ -21,6 +21,7 @@ from stm.recipe import PRESET_NAMES
 _SHAPE_OPTIONS = ("image_size", "class_token", "divide_out")
 WEIGHTS_OPTIONS = ("ema", "weights_key", "mean", "std", "crop_ratio", "interpolation")
 CHECKPOINT_OPTIONS = (*_SHAPE_OPTIONS, *WEIGHTS_OPTIONS)
+FILE_OPTIONS = tuple(name for name in CHECKPOINT_OPTIONS if name != "image_size")  # a dense folder takes a size too
 _EITHER = {"divide_out": ("--divide-out", "--no-divide-out"), "span_conv": ("--span-conv", "--plain-conv")}
 
 
@@ -44,7 +45,8 @@ def words(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             out.append(word)
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        joint = "x" if name == "image_size" else ","
+        text = joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         out += [f"{word}={text}"] if text.startswith("-") else [word, text]  # else the value would be an option
     return out
 
@@ -83,7 +85,7 @@ class ModelOptions(_Group):
     file: str | None = None
     revision: str | None = None
     token: str | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     class_token: str | None = None
     divide_out: bool | None = None
     ema: bool = False
@@ -101,6 +103,20 @@ class ModelOptions(_Group):
     def per_channel(values: "float | Sequence[float] | None") -> tuple[float, ...] | None:
         """Return a number, or one per channel, as `mean` and `std` hold them: one alone stands for every channel."""
         return values if values is None else (values,) if isinstance(values, int | float) else tuple(values)
+
+    @staticmethod
+    def size(value: Any) -> Size | None:
+        """Return an image size as `image_size` holds it, given as a number, or as a pair of height and width.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        numbers = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if value is None:
+            return None
+        if len(numbers) not in (1, 2) or not all(type(number) is int for number in numbers):  # a bool is no number
+            raise UsageError(f"image_size is {value!r}, expected a number of pixels, or (height, width)")
+        return as_size(numbers[0], numbers[-1])
 
     @property
     def checkpoint(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stm.codec import encode
-from stm.config import Measured, Protection, Source
+from stm.config import Measured, Protection, Size, Source
 from stm.evaluations import Assessment
 from stm.recipe import Recipe
 
@@ -90,7 +90,9 @@ class Warned(Report):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport(Warned, Assessment):
-    """`stm eval`."""
+    """`stm eval`. `notes` says if the dense model beside it is the same model at another image size."""
+
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +233,7 @@ class ListedModel:
     license: str | None
     parameters: int
     tokens: int
-    image_size: int
+    image_size: Size
     top1: float | None
     cached: bool
     bytes: int | None = None

@@ -12,7 +12,7 @@ import typer
 
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, WEIGHTS
 from stm.recipe import ORDERS, PRESET_NAMES, SIDES
-from stm_cli._parsers import _blocks, _list, _number, _one_of, _points, _sizes, _whole, _words
+from stm_cli._parsers import _blocks, _image_size, _list, _number, _one_of, _points, _sizes, _whole, _words
 
 # Panels of the help screen. The order of a command's options decides the order of its panels.
 BUDGET, METHOD, FIT, CHECK, OUTPUT, SOURCE, MACHINE = (
@@ -358,9 +358,13 @@ File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub reposi
 Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
 Token = Annotated[str | None, _option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]
 ImageSize = Annotated[
-    int | None,
+    Any,  # Size | None: typer knows no other unions than those with None
     _option(
-        "--image-size", SOURCE, "Side of the input in pixels, where the file does not say.", "PIXELS", parser=_whole(1)
+        "--image-size",
+        SOURCE,
+        "The input's side, or HEIGHTxWIDTH, if the file does not say it, or to run at another size.",
+        "PIXELS",
+        parser=_image_size,
     ),
 ]
 ClassToken = Annotated[

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import typer
+
+from stm.config import Size, as_size
 
 
 def _number(text: str) -> float:
@@ -36,6 +38,18 @@ def _whole(at_least: int) -> Callable[[Any], int]:
         return number
 
     return parse
+
+
+def _image_size(value: Any) -> Size | None:
+    if not isinstance(value, str):  # typer passes the default through the parser too
+        return cast("Size | None", value)
+    try:
+        numbers = [int(part) for part in value.lower().split("x")]
+    except ValueError:
+        numbers = [0]
+    if len(numbers) > 2 or min(numbers) < 1:
+        raise typer.BadParameter(f"{value!r} is not a size in pixels such as 224, or 224x448 (height x width)")
+    return as_size(numbers[0], numbers[-1])
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def run(
         if model is not None
         else (f"no MODEL was named: this is {_DEFAULTS.get(report.model, 'the only one below this folder')}",)
     )
-    for note in (*named, *report.environment.fallbacks, *image_notes(report)):
+    for note in (*named, *report.environment.fallbacks, *report.notes, *image_notes(report)):
         output.note(note)
     for warning in report.warnings:
         output.warn(warning)

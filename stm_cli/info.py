@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
+from stm.config import in_pixels
 from stm.errors import listed
 from stm.recipe import Fit
 from stm.reports import InfoReport
@@ -94,6 +95,6 @@ def _shape(config: dict[str, Any]) -> str:
         token = f"{model['class_tokens']} class tokens spread"
     return (
         f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes,"
-        f" {model['image_size']} x {model['image_size']} pixels, {channels}, patch {model['patch']}, stride"
+        f" {in_pixels(model['image_size'])} pixels, {channels}, patch {model['patch']}, stride"
         f" {model['stride']}, {token}, {config['dtype']}"
     )

@@ -67,7 +67,7 @@ def milliseconds(models: Mapping[str, ViM]) -> dict[str, float]:
     """
     served = {name: model.optimize(batch_size=BATCH) for name, model in models.items()}
     shape = next(iter(models.values())).config.model
-    images = torch.zeros(BATCH, shape.in_chans, shape.image_size, shape.image_size)
+    images = torch.zeros(BATCH, *shape.input_shape)
     device = next(iter(models.values())).cls_token.device
     seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():

@@ -137,7 +137,7 @@ def served_speed(
     """
     shape, device = dense.config.model, dense.cls_token.device
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=generator).to(device)
+    images = torch.randn(batch_size, *shape.input_shape, generator=generator).to(device)
     calls = {
         name: waiting(partial(optimize(model, batch_size), images), device)
         for name, model in ((DENSE, dense), (COMPRESSED, small))

@@ -84,9 +84,7 @@ def table(
     if len(models) == 1:
         raise UsageError(f"no saving can be planned; {SAVINGS[0]:g}: {refused[SAVINGS[0]]}")
     shape, device = dense.config.model, dense.cls_token.device
-    images = torch.randn(
-        batch_size, shape.in_chans, shape.image_size, shape.image_size, generator=torch.Generator().manual_seed(0)
-    )
+    images = torch.randn(batch_size, *shape.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), evaluating(*models.values()):
         kept, n = _kept(list(models.values()), samples, seconds, clock, on_progress)
         calls = {str(saving): waiting(partial(model, images.to(device)), device) for saving, model in models.items()}

@@ -5,16 +5,18 @@ token and the sum of the directions decide every number. If nothing tells them, 
 assumption.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from stm.checkpoint.geometry import geometry_of
 from stm.checkpoint.preprocess import preprocessing
 from stm.checkpoint.stored import OWN, Asked, Said, Stored
-from stm.config import CLASS_TOKENS, LARGEST_SIDE, ModelConfig, Preprocess
+from stm.config import CLASS_TOKENS, ModelConfig, Preprocess
 from stm.errors import CheckpointError, Question, UsageError, listed
+from stm.model.positions import interpolation_note
 from stm.options import words
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +32,6 @@ DIRECTED = (
     "D{}",
 )
 
-_OFFICIAL_SIZE = 224
 _RUNS = (
     "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions; and"
     " Mamba-R, which has several class tokens"
@@ -78,6 +79,8 @@ class Inferred(NamedTuple):
     """A model as its checkpoint tells it.
 
     Args:
+        trained: the model that the weights are of, if it has another image size: the table of positions is to be
+            interpolated.
         notes: a sentence for everything that was assumed, or taken from elsewhere than the tensors.
         by_name: the options that a name decided; given to `read`, they make the same model of a renamed file.
         question: the question to answer before the model means anything, if the class token's place or the sum of the
@@ -86,6 +89,7 @@ class Inferred(NamedTuple):
     """
 
     model: ModelConfig
+    trained: ModelConfig | None
     num_classes: int
     preprocessing: Preprocess
     notes: tuple[str, ...]
@@ -119,8 +123,8 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
     _refuse_variants(where, shapes)
     depth = _depth(shapes)
     _refuse_names(where, shapes)
-    config, classes, grid = _dimensions(where, shapes)
-    size, stride, note = _geometry(where, config["patch"], grid, stored, asked.image_size)
+    config, classes, patches = _dimensions(where, shapes)
+    geometry = geometry_of(where, config["patch"], patches, stored, asked.image_size)
     question: Question | None = None
     try:
         token, divide, sources = _reading(where, stored, asked, config["class_tokens"])
@@ -128,10 +132,18 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
         # Any answer serves the checks that follow: the shapes do not depend on it.
         question, token, divide, sources = open_question, "middle", True, ()
     try:
-        model = ModelConfig(image_size=size, stride=stride, depth=depth, class_token=token, divide_out=divide, **config)
+        model = ModelConfig(
+            image_size=geometry.size,
+            stride=geometry.stride,
+            depth=depth,
+            class_token=token,
+            divide_out=divide,
+            **config,
+        )
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
-    _refuse_shapes(where, shapes, official_shapes(model, classes))
+    trained = None if geometry.table is None else replace(model, image_size=geometry.table)
+    _refuse_shapes(where, shapes, official_shapes(trained or model, classes))
     prep, remarks = preprocessing(where, model, stored, asked)
     # A recipe records these options: without the name, the file would be read as another model.
     by_name: dict[str, Any] = {}
@@ -139,8 +151,10 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
         if said and said[0].by != OWN:
             by_name[name] = value
     if stored.size_by_name is not None and stored.input_size is None:
-        by_name["image_size"] = size
-    return Inferred(model, classes, prep, (note, *sources, *remarks), by_name, question)
+        by_name["image_size"] = geometry.size
+    note = geometry.note if trained is None else interpolation_note(trained, model)
+    notes = (*filter(None, (note,)), *sources, *remarks)
+    return Inferred(model, trained, classes, prep, notes, by_name, question)
 
 
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
@@ -223,7 +237,7 @@ def _refuse_shapes(where: str, shapes: Shapes, expected: Shapes) -> None:
 
 
 def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
-    """Return the model's dimensions, its number of classes and the number of patches along a side.
+    """Return the model's dimensions, its number of classes and the number of patches.
 
     If blocks differ in the shape of a tensor, the commonest shape counts. `_refuse_shapes` then names the others.
     """
@@ -246,9 +260,8 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     classes, _ = shape(r"head\.weight", 2)
     several = _REGISTERS in shapes
     neck = shape(r"neck\.weight", 2)[0] if several and "neck.weight" in shapes else None
-    # The checks that follow guard divisions and roots. `ModelConfig` and `_refuse_shapes` check everything else.
     patches = L if several else L - 1
-    grid = math.isqrt(max(patches, 0))
+    # The checks that follow guard divisions. `ModelConfig` and `_refuse_shapes` check everything else.
     if classes < 1:
         raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
     if several and tokens < 2:
@@ -261,74 +274,13 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
         raise CheckpointError(
             f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS
         )
-    if grid < 1 or grid**2 != patches:
+    if patches < 1:
         beside = "" if several else " and one class token"
-        raise CheckpointError(
-            f"{where} has {L} positions (pos_embed), expected a square grid of patches{beside}", _RUNS
-        )
+        raise CheckpointError(f"{where} has {L} positions (pos_embed), expected a grid of patches{beside}", _RUNS)
     if D < 1 or E % D:
         raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
     config = {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}
-    return config | {"class_tokens": tokens, "neck": neck}, classes, grid
-
-
-def _geometry(where: str, patch: int, grid: int, stored: Stored, asked: int | None) -> tuple[int, int, str]:
-    """Return image size, stride, and a sentence about their source.
-
-    The size is the one asked for, else the one in the settings, else the one in a name, else the official one.
-    """
-    fits = f"{grid} x {grid} patches of {patch} pixels"
-    edge = f"edge to edge, they make --image-size {grid * patch}"
-    own, named = stored.input_size, stored.size_by_name
-    if asked is not None:
-        if (stride := _stride(asked, patch, grid, stored.stride) or _stride(asked, patch, grid, None)) is None:
-            raise UsageError(f"image_size is {asked}, but {where} holds {fits}", edge)
-        by = named.by if own is None and named is not None and named.value == asked else None  # as in `_reading`
-        return (
-            asked,
-            stride,
-            f"image size {asked} {f'by {by}' if by else 'as asked'}, stride {stride} as it gives {fits}",
-        )
-    if own is not None:
-        if (stride := _stride(own, patch, grid, stored.stride)) is None:
-            settings = f"input_size {own}" + (f" and stride {stored.stride}" if stored.stride else "")
-            raise CheckpointError(
-                f"{where}: its own arguments say {settings}, but it holds {fits}", "give the right one: --image-size N"
-            )
-        return own, stride, f"image size {own} from the file's own arguments, stride {stride} as it gives {fits}"
-    if named is not None:
-        if (stride := _stride(named.value, patch, grid, stored.stride)) is None:
-            raise CheckpointError(
-                f"{where}: by {named.by} its images have {named.value} pixels, but it holds {fits}", edge
-            )
-        return named.value, stride, f"image size {named.value} by {named.by}, stride {stride} as it gives {fits}"
-    stride = _stride(_OFFICIAL_SIZE, patch, grid, stored.stride)
-    if stride is None or stride * (grid - 1) != _OFFICIAL_SIZE - patch:
-        raise CheckpointError(
-            f"{where} holds {fits} and does not say the image size, nor is it the usual {_OFFICIAL_SIZE}",
-            f"give it: --image-size N (edge to edge, the patches make {grid * patch})",
-        )
-    return _OFFICIAL_SIZE, stride, f"image size {_OFFICIAL_SIZE} is assumed: at stride {stride} it gives {fits}"
-
-
-def _stride(size: int, patch: int, grid: int, stored: int | None) -> int | None:
-    """Return the stride that cuts an image of `size` pixels into `grid` patches per side; None if it is not certain.
-
-    Args:
-        stored: the stride that the settings give; None if they give none.
-    """
-    if not patch <= size <= LARGEST_SIDE:  # a file's own numbers may be any
-        return None
-    fitting = [
-        stride
-        for stride in (range(1, patch + 1) if stored is None else (stored,))
-        if stride and (size - patch) // stride + 1 == grid
-    ]
-    # Several may fit if some leave pixels over. Patches edge to edge come first, then a stride that leaves none.
-    whole = [stride for stride in fitting if stride * (grid - 1) == size - patch]
-    if patch in fitting:
-        return patch
-    return whole[0] if whole else fitting[0] if len(fitting) == 1 else None
+    return config | {"class_tokens": tokens, "neck": neck}, classes, patches
 
 
 def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tuple[str, bool, tuple[str, ...]]:

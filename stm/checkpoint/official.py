@@ -17,8 +17,10 @@ from stm.checkpoint.class_names import Named, names_in
 from stm.checkpoint.find import choose, find, largest, settings
 from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
-from stm.config import ModelConfig, Preprocess, spread
+from stm.config import ModelConfig, Preprocess, Size, spread
 from stm.errors import CheckpointError, UsageError, listed
+from stm.model.positions import interpolated
+from stm.options import ModelOptions
 
 _STATES = ("model", "state_dict")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -30,6 +32,8 @@ class Checkpoint:
 
     Args:
         model: the shape of the model.
+        trained: the model that the weights are of, if its images have another size: the table of positions was
+            interpolated.
         tensors: its parameters by stm's names, float32, none of them a view of the file.
         preprocessing: from a photograph to the input of the model.
         source_sha256: of the file's bytes.
@@ -46,12 +50,13 @@ class Checkpoint:
     notes: tuple[str, ...]
     by_name: dict[str, Any] = field(default_factory=dict)
     label_names: tuple[str, ...] | None = None
+    trained: ModelConfig | None = None
 
 
 def read(
     path: str | Path,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
     ema: bool = False,
@@ -66,7 +71,7 @@ def read(
 
     Args:
         image_size, class_token, divide_out: properties that the tensors do not show; these arguments win over the
-            file's settings and its name.
+            file's settings and its name. For another size than the file's own the table of positions is interpolated.
         ema: take the averaged weights (`model_ema`).
         weights_key: where the weights are, if the file holds several: `teacher`, `model_ema.module`.
         mean, std, crop_ratio, interpolation: of the preprocessing; they win over the file's settings.
@@ -81,7 +86,7 @@ def read(
     where = str(path)
     colours = {name: _tuple(name, value) for name, value in (("mean", mean), ("std", std))}
     asked = Asked(
-        image_size=image_size,
+        image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
         crop_ratio=crop_ratio,
@@ -96,6 +101,8 @@ def read(
     # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
     del document
     tensors = _stack(where, state)
+    if inferred.trained is not None:
+        tensors["pos_embed"] = interpolated(tensors["pos_embed"], inferred.trained, inferred.model)
     # Asked last: whoever has a damaged file should not have to answer first.
     if inferred.question is not None:
         raise inferred.question
@@ -114,6 +121,7 @@ def read(
         notes=notes + ignored,
         by_name=inferred.by_name,
         label_names=labels,
+        trained=inferred.trained,
     )
 
 

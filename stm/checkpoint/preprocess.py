@@ -1,9 +1,12 @@
-"""Choose a checkpoint's preprocessing: as asked, else by its settings, else as in hustvl/Vim (vim/datasets.py)."""
+"""Choose a checkpoint's preprocessing: as asked, else by its settings, else as in the official evaluation.
+
+hustvl/Vim (vim/datasets.py) and OpenGVLab/VideoMamba (videomamba/image_sm/datasets.py) evaluate in the same way.
+"""
 
 from typing import Any
 
 from stm.checkpoint.stored import OWN, Asked, Stored
-from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess
+from stm.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ModelConfig, Preprocess, as_size, sides
 from stm.errors import CheckpointError, UsageError
 
 RATIO = 0.875  # hustvl/Vim's, and timm's if a model has none of its own
@@ -20,6 +23,13 @@ _COLOURS = {
 def usual_ratio(model: ModelConfig) -> float:
     """Return the crop ratio of the official evaluation of such a model."""
     return _WHOLE if model.class_tokens > 1 else RATIO
+
+
+def _authors(model: ModelConfig) -> str:
+    """Return the repository whose evaluation such a model gets."""
+    if model.class_tokens > 1:
+        return "wangf3014/Mamba-Reg"
+    return "hustvl/Vim" if model.class_token == "middle" or model.divide_out else "OpenGVLab/VideoMamba"
 
 
 def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) -> tuple[Preprocess, tuple[str, ...]]:
@@ -55,7 +65,7 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
             f"the model takes {_channels(model.in_chans)}: their {names} {are} unknown, {values} {are} assumed"
         )
 
-    default, theirs = usual_ratio(model), "wangf3014/Mamba-Reg" if model.class_tokens > 1 else "hustvl/Vim"
+    default, theirs = usual_ratio(model), _authors(model)
     ratio, from_file = _value("crop_ratio", stored, asked)
     if ratio is not None and not RATIOS[0] <= ratio <= RATIOS[1]:
         if not from_file:
@@ -70,9 +80,12 @@ def preprocessing(where: str, model: ModelConfig, stored: Stored, asked: Asked) 
         from_settings.append(f"crop ratio {ratio:g}")
     # hustvl/Vim takes small images as they are. timm resizes images of any size, and so does whoever asks for a ratio.
     as_they_are = (
-        model.image_size <= _SMALL and asked.crop_ratio is None and (stored.fixed or stored.crop_ratio is None)
+        max(sides(model.image_size)) <= _SMALL
+        and asked.crop_ratio is None
+        and (stored.fixed or stored.crop_ratio is None)
     )
-    resize = model.image_size if as_they_are else int(model.image_size / ratio)  # rounded down, as both do
+    cut = ratio if not as_they_are else 1.0
+    resize = as_size(*(int(side / cut) for side in sides(model.image_size)))  # rounded down, as both do
 
     interpolation, from_file = _value("interpolation", stored, asked)
     if interpolation is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stm.checkpoint import class_names
+from stm.config import Size, as_size
 
 T = TypeVar("T")
 Settings = Mapping[str, Any]
@@ -58,7 +59,7 @@ class Reading(NamedTuple):
 class Asked:
     """The caller's options, which win over all else; None if not given. As in `stm.load_checkpoint`."""
 
-    image_size: int | None = None
+    image_size: Size | None = None
     class_token: str | None = None
     divide_out: bool | None = None
     mean: tuple[float, ...] | None = None
@@ -81,7 +82,7 @@ class Stored:
             std and bicubic interpolation, and has a setting of its own for the ratio of the crop.
     """
 
-    input_size: int | None = None
+    input_size: Size | None = None
     stride: int | None = None
     size_by_name: Said[int] | None = None
     class_token: tuple[Said[str], ...] = ()
@@ -116,7 +117,7 @@ class Stored:
         deit = _first(settings, _number, "eval_crop_ratio")
         ratio = _first(settings, _number, "crop_pct")
         return cls(
-            input_size=_first(settings, _side, "input_size", "img_size"),
+            input_size=_first(settings, _size, "input_size", "img_size"),
             stride=int(strides[0]) if strides else None,
             size_by_name=sizes[0] if sizes else None,
             class_token=tuple(Said(each.class_token, by) for each, by in readings if each.class_token is not None),
@@ -208,13 +209,13 @@ def _numbers(value: Any) -> tuple[float, ...] | None:
     return tuple(number for number in numbers if number is not None) if numbers and None not in numbers else None
 
 
-def _side(value: Any) -> int | None:
-    """Return the side of a square, given as N, (N, N), or timm's (channels, N, N)."""
+def _size(value: Any) -> Size | None:
+    """Return the size of an image, given as N, (height, width), or timm's (channels, height, width)."""
     numbers = _numbers(value)
     # timm's `input_size` begins with the channels, so the last two numbers count.
-    if numbers is None or len(numbers) > 3 or len(set(numbers[-2:])) != 1:
+    if not numbers or len(numbers) > 3 or not all(n.is_integer() and abs(n) <= _PIXELS for n in numbers[-2:]):
         return None
-    return int(numbers[-1]) if numbers[-1].is_integer() and abs(numbers[-1]) <= _PIXELS else None
+    return as_size(int(numbers[-2:][0]), int(numbers[-1]))
 
 
 def _text(value: Any) -> str | None:

@@ -65,7 +65,7 @@ def bench(
             notes += absent
         rows = benching.measure(
             variants,
-            (shape.in_chans, shape.image_size, shape.image_size),
+            shape.input_shape,
             device,
             batch_sizes=batch_sizes,
             rounds=rounds,
@@ -105,7 +105,7 @@ def _rivals(
     if runtime == "vit":
         # On the same device and in the same dtype, so that the architecture alone differs.
         model = model.to(dense.cls_token.device, TORCH_DTYPES[config.dtype])
-    forms, absent = rivals.rivals(runtime, model, (shape.in_chans, shape.image_size, shape.image_size))
+    forms, absent = rivals.rivals(runtime, model, shape.input_shape)
     flops = vit.flops(shape, config.num_classes)
     return {
         f"{called} {form.precision}": benching.Variant(form.prepare, flops, in_torch=runtime == "vit") for form in forms

@@ -34,14 +34,12 @@ def draw_model(model: str, options: ModelOptions) -> ViM:
             patch=alias.patch,
             stride=alias.stride,
             d_model=alias.d_model,
-            # The same in every official model: a rank of d_model / 16 (the rule of the Mamba package), and class tokens
-            # in the middle, or spread, with averaged directions.
             depth=alias.depth,
             class_tokens=alias.class_tokens,
             neck=alias.neck,
-            dt_rank=math.ceil(alias.d_model / 16),
-            class_token=options.class_token or "middle",
-            divide_out=options.divide_out is not False,
+            dt_rank=math.ceil(alias.d_model / 16),  # the rule of the Mamba package, which all official models follow
+            class_token=options.class_token or alias.class_token,
+            divide_out=alias.divide_out if options.divide_out is None else options.divide_out,
         )
     except ValueError as error:
         raise UsageError(f"{model}: {error}") from error

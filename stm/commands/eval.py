@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stm.artifact import folder as artifact
 from stm.assets import EMBEDDED_MODEL
+from stm.config import in_pixels
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
@@ -15,6 +16,7 @@ from stm.loading import open_model, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.measure.records import check_path
+from stm.model.positions import INTERPOLATED
 from stm.model_names import model_of
 from stm.options import EvalOptions, ModelOptions, command
 from stm.progress import OnProgress
@@ -32,7 +34,9 @@ def evaluate(
 ) -> EvalReport:
     """Run `stm eval`: measure a model. A compressed model is measured beside the dense model, whose weights it holds.
 
-    If a dtype is given, the dense model keeps the dtype of the file: what the dtype costs is then part of the drop.
+    A dense model at another image size than its weights' own is measured beside itself at that size, which needs no
+    labels. If a dtype is given, the dense model keeps the dtype of the file: what the dtype costs is then part of the
+    drop.
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`. None: see `find_default`.
@@ -52,6 +56,16 @@ def evaluate(
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
     # A dense model in the dtype of its file would be compared with itself.
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
+    notes = tuple[str, ...]()
+    if dense is None and source.image_size is not None and INTERPOLATED in own.config.extra:
+        at_own = open_model(named, dataclasses.replace(source, dtype=None, image_size=None), on_progress)
+        if at_own.config.model != own.config.model:
+            dense = at_own
+            here, there = (in_pixels(each.config.model.image_size) for each in (own, at_own))
+            notes = (
+                f"the table of positions is interpolated to {here} pixels; the dense model beside it is the same model"
+                f" at its own {there} pixels",
+            )
     samples = open_chosen(
         images,
         vim.config,
@@ -75,6 +89,7 @@ def evaluate(
         command="eval",
         model=named,
         environment=environment_of(vim, world),
+        notes=notes,
         **vars(figures),
         **warned(figures, config),
     )

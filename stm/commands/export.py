@@ -1,6 +1,5 @@
 """`stm export`: a model in another format."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from stm.artifact import folder as artifact
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
 from stm.checkpoint.preprocess import usual_ratio
-from stm.config import INTERPOLATIONS, Config, Preprocess
+from stm.config import INTERPOLATIONS, Config, Preprocess, sides
 from stm.errors import check_choice
 from stm.loading import open_model
 from stm.measure.environment import environment_of
@@ -86,19 +85,18 @@ def _reading(config: Config) -> dict[str, Any]:
     if shape.class_tokens == 1:  # the tensors of several tell the rest
         options |= {"class_token": shape.class_token, "divide_out": shape.divide_out}
     # Only what differs from the preprocessing that a reader assumes: the printed command stays short.
-    usual = dataclasses.replace(
-        Preprocess.official(shape.image_size), resize=int(shape.image_size / usual_ratio(shape))
-    )
+    usual = Preprocess.official(shape.image_size, usual_ratio(shape))
     options |= {
         name: list(getattr(prep, name)) for name in ("mean", "std") if getattr(prep, name) != getattr(usual, name)
     }
     if prep.interpolation != usual.interpolation and prep.interpolation in INTERPOLATIONS:
         options["interpolation"] = prep.interpolation
     if prep.resize != usual.resize:
+        crop, resize = sides(prep.crop)[0], sides(prep.resize)[0]
         # Take the ratio with the fewest digits that gives this side. A reader computes int(crop / ratio), which rounds
         # down, so the search aims half a pixel above the side. Some sides have no such ratio.
-        ratios = (round(prep.crop / (prep.resize + 0.5), digits) for digits in range(1, 16))
+        ratios = (round(crop / (resize + 0.5), digits) for digits in range(1, 16))
         options |= next(
-            ({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(prep.crop / ratio) == prep.resize), {}
+            ({"crop_ratio": ratio} for ratio in ratios if 0 < ratio <= 1 and int(crop / ratio) == resize), {}
         )
     return options

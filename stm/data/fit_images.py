@@ -215,7 +215,7 @@ def as_set(images: Any, config: Config, *, labels: bool = False) -> SampleSet:
     """
     if not isinstance(images, Tensor):
         return as_samples(images, config, need_labels=labels)
-    shape = (config.model.in_chans, config.model.image_size, config.model.image_size)
+    shape = config.model.input_shape
     if images.dim() != 4 or images.shape[1:] != shape or not images.is_floating_point():
         raise DataError(
             f"the images to fit on are {images.dtype} {tuple(images.shape)}, expected normalised floats (n, "

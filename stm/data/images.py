@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from stm.config import Preprocess
+from stm.config import Preprocess, Size, as_size, sides
 from stm.data.arrays import ARRAY, Array, planes, read_bands, read_npy, shown, stacked
 from stm.data.formats import check_file, open_image
 from stm.errors import DataError
@@ -214,6 +214,8 @@ def pixels(image: Image.Image | Array, prep: Preprocess, *, repeat: bool = False
 def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
     """Resize the short side and crop the center, pixel for pixel as torchvision's Resize and CenterCrop on PIL images.
 
+    For a crop that is no square, the image is resized as timm's ResizeKeepRatio does it: it just covers `prep.resize`.
+
     The image becomes RGB, or grayscale for a model of one channel, as Pillow's `convert` does it: transparency is
     dropped. Of 16-bit grayscale the high byte is taken, because Pillow would clip nearly everything to white. EXIF
     orientation is not applied, because the official evaluation (hustvl/Vim datasets.py, through torchvision's
@@ -229,24 +231,31 @@ def fit(image: Image.Image, prep: Preprocess) -> Image.Image:
 def cropped(image: Image.Image, prep: Preprocess) -> Image.Image:
     """Resize the short side and crop the center, in the mode of the image; see `fit`."""
     width, height = image.size
+    down, across = sides(prep.crop)
     if prep.interpolation == "none":
-        if image.size != (prep.crop, prep.crop):
+        if image.size != (across, down):
             raise DataError(
-                f"the image is {width} x {height} pixels, expected {prep.crop} x {prep.crop}: this model takes no"
-                " resizing"
+                f"the image is {width} x {height} pixels, expected {across} x {down}: this model takes no resizing"
             )
         return image
     if not width or not height:
         raise DataError(f"the image is {width} x {height} pixels, expected at least one")
-    short, long = min(width, height), max(width, height)
-    resized = int(prep.resize * long / short)  # rounded down, as torchvision does
-    if Image.MAX_IMAGE_PIXELS is not None and prep.resize * resized > Image.MAX_IMAGE_PIXELS:
+    resized = _resized(width, height, prep.resize)
+    if Image.MAX_IMAGE_PIXELS is not None and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
         raise DataError(f"the image is {width} x {height} pixels: too narrow to resize its short side to {prep.resize}")
-    width, height = (prep.resize, resized) if width <= height else (resized, prep.resize)
-    image = image.resize((width, height), FILTERS[prep.interpolation])
+    image = image.resize(resized, FILTERS[prep.interpolation])
     # Python rounds halves to even here, as in torchvision: 0.5 becomes 0, and 1.5 becomes 2.
-    left, top = round((width - prep.crop) / 2), round((height - prep.crop) / 2)
-    return image.crop((left, top, left + prep.crop, top + prep.crop))
+    left, top = round((resized[0] - across) / 2), round((resized[1] - down) / 2)
+    return image.crop((left, top, left + across, top + down))
+
+
+def _resized(width: int, height: int, to: Size) -> tuple[int, int]:
+    """Return the width and the height of an image that keeps its proportions and just covers a size."""
+    if isinstance(to, int):
+        long = int(to * max(width, height) / min(width, height))  # rounded down, as torchvision does
+        return (to, long) if width <= height else (long, to)
+    ratio = min(height / to[0], width / to[1])
+    return round(width / ratio), round(height / ratio)  # to the nearest, as timm does
 
 
 def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
@@ -257,8 +266,9 @@ def enlarged(sample: Sample, prep: Preprocess, side: int) -> Image.Image:
     """
     if not isinstance(sample.source, Openable):
         raise DataError(f"{sample.file} is a tensor, expected an image that can be shown")
-    times = 1 if prep.interpolation == "none" else -(-side // prep.crop)
-    larger = dataclasses.replace(prep, resize=prep.resize * times, crop=prep.crop * times)
+    times = 1 if prep.interpolation == "none" else -(-side // min(sides(prep.crop)))
+    resize, crop = (as_size(*(times * each for each in sides(size))) for size in (prep.resize, prep.crop))
+    larger = dataclasses.replace(prep, resize=resize, crop=crop)
     with sample.source.open() as image:
         if isinstance(image, Image.Image) and len(prep.mean) in MODES:
             return fit(image, larger)

@@ -213,7 +213,7 @@ def photograph_crops(folder: Path = PHOTOGRAPHS) -> SampleSet:
 
 
 def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:
-    shape = (config.model.in_chans, config.model.image_size, config.model.image_size)
+    shape = config.model.input_shape
     samples = []
     for number, pair in enumerate(pairs):
         try:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stm.config import Preprocess
+from stm.config import Preprocess, sides
 from stm.data.images import pixels
 
 
@@ -19,7 +19,7 @@ def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
         prep: of a model whose channels the image has; one of one or three channels takes every image.
 
     Returns:
-        (C, H, W) float32, H = W = `prep.crop`.
+        (C, H, W) float32, H and W those of `prep.crop`.
 
     Raises:
         DataError: `fit` refuses the image.
@@ -29,7 +29,7 @@ def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
 
 def normalise(images: Sequence[bytes], prep: Preprocess) -> Tensor:
     """Return (pixel - mean) / std of B images, given as `stm.data.images.pixels` does, as (B, C, H, W) float32."""
-    shape = (len(images), prep.crop, prep.crop, len(prep.mean))
+    shape = (len(images), *sides(prep.crop), len(prep.mean))
     sizes = {*map(len, images)}
     if sizes - {math.prod(shape[1:])}:  # more than 8 bits per channel, if only in some
         floats = [_floats(image, shape[1:]) for image in images]

@@ -58,13 +58,13 @@ def costs(cost_map: CostMap, title: str) -> "Figure":
 
 
 def schedule(
-    image: Image.Image, cost_map: CostMap, per_block: tuple[Groups, ...], title: str, grid: int, file: str
+    image: Image.Image, cost_map: CostMap, per_block: tuple[Groups, ...], title: str, grid: tuple[int, int], file: str
 ) -> "Figure":
     """Draw the tokens that the last block sees over the photograph. The colour of a patch is its first merge's block.
 
     Args:
         per_block: the groups that enter each block.
-        grid: patches per side.
+        grid: the rows and columns of patches.
         file: the image's name.
     """
     from matplotlib.cm import ScalarMappable
@@ -80,7 +80,7 @@ def schedule(
     outlined(axis, image, per_block[-1], cost_map.tokens, cost_map.cls, grid)
     for position, block in cost_map.first_merge.items():
         if position not in fixed(cost_map.cls):
-            row, column = divmod(patch_number(position, cost_map.cls), grid)
+            row, column = divmod(patch_number(position, cost_map.cls), grid[1])
             colour = colours.cmap((block - 1) / (last - 1))
             axis.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, edgecolor="none", alpha=FAINT))
     figure.colorbar(

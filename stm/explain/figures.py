@@ -54,20 +54,25 @@ class Maps:
         return [value for position, value in enumerate(out) if position not in fixed(cls)]
 
 
-def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: Fixed) -> "Figure":
+def maps(
+    image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls: Fixed, grid: tuple[int, int]
+) -> "Figure":
     """Draw the photograph, the state's norm along both walks, the class token's attention and all attention.
 
     Each model has a row. The models share the colours of a column, so that rows can be compared. A dashed line across
     the map of the class token's attention is the class token's place in the sequence.
+
+    Args:
+        grid: the rows and columns of patches.
     """
     figure, axes = plots.new(1.42 * len(rows) + 0.62, len(rows), 5)
-    grid = math.isqrt(tokens - len(fixed(cls)))
+    down, across = grid
     titles = ("image", "|h|, forward", "|h|, backward", "class attention", "attention a(t, j)")
     columns: list[list[list[list[float]]]] = [[], [], [], []]
     for row in rows:
-        columns[0].append(_square(row.by_patch(row.state[0], tokens, cls), grid))
-        columns[1].append(_square(row.by_patch(row.state[1], tokens, cls), grid))
-        columns[2].append(_square(row.by_patch(_log10(row.attention[row.cls]), tokens, cls), grid))
+        columns[0].append(_rows(row.by_patch(row.state[0], tokens, cls), across))
+        columns[1].append(_rows(row.by_patch(row.state[1], tokens, cls), across))
+        columns[2].append(_rows(row.by_patch(_log10(row.attention[row.cls]), tokens, cls), across))
         columns[3].append([_log10(line) for line in row.attention])
     for number, (row, line) in enumerate(zip(rows, axes, strict=True)):
         for axis, title in zip(line, titles, strict=True):
@@ -90,8 +95,8 @@ def maps(image: Image.Image, rows: Sequence[Maps], block: int, tokens: int, cls:
     before = patch_number(measured(cls), cls)
     for axis in axes[:, 3]:
         # The outline of the patches before the class token, without its parts on the picture's own border.
-        for (x0, y0), (x1, y1) in edges(range(before), grid) if before else []:
-            if not (x0 == x1 in (0, grid) or y0 == y1 in (0, grid)):
+        for (x0, y0), (x1, y1) in edges(range(before), across) if before else []:
+            if not (x0 == x1 in (0, across) or y0 == y1 in (0, down)):
                 axis.plot((x0 - 0.5, x1 - 0.5), (y0 - 0.5, y1 - 0.5), color="white", linewidth=0.8, linestyle="--")
     return figure
 
@@ -200,7 +205,9 @@ def influence(rows: Sequence[Influence], images: int) -> "Figure":
     return figure
 
 
-def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed, name: str) -> "Figure":
+def groups(
+    image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed, grid: tuple[int, int], name: str
+) -> "Figure":
     """Draw the photograph once per stage with the merged groups outlined; pruned patches are dark."""
     shown = some(stages, MOST_STAGES)
     columns = min(4, len(shown))
@@ -208,7 +215,6 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed,
     size = plots.WIDTH / 4
     figure, axes = plots.new((size + 0.2) * rows + 0.2, rows, columns, width=max(3.4, size * columns))
     cells = list(axes.flat)
-    grid = math.isqrt(tokens - len(fixed(cls)))
     for axis, stage in zip(cells, shown, strict=False):
         bare(axis)
         outlined(axis, image, stage.groups, tokens, cls, grid)
@@ -216,7 +222,7 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed,
     for axis in cells[len(shown) :]:
         axis.set_axis_off()
     notes = []
-    if any(scattered(group, grid) for stage in shown for group in patches(stage.groups, cls)):
+    if any(scattered(group, grid[1]) for stage in shown for group in patches(stage.groups, cls)):
         notes.append("patches of one token that lie apart have their mean colour")
     if any(pruned(stage.groups, tokens, cls) for stage in shown):
         notes.append("dark patches were removed")
@@ -224,39 +230,42 @@ def groups(image: Image.Image, stages: Sequence[Stage], tokens: int, cls: Fixed,
     return figure
 
 
-def outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: Fixed, grid: int) -> None:
+def outlined(axis: "Axes", image: Image.Image, held: Groups, tokens: int, cls: Fixed, grid: tuple[int, int]) -> None:
     """Draw the image with the outline of each group's patches."""
     from matplotlib.collections import LineCollection
     from matplotlib.patches import Rectangle
 
-    every = patches(held, cls)
+    every, (down, across) = patches(held, cls), grid
     shown = image.convert("RGB")
-    if apart := [group for group in every if len(group) > 1 and scattered(group, grid)]:
+    if apart := [group for group in every if len(group) > 1 and scattered(group, across)]:
         # An outline cannot join pieces that lie apart: one colour shows that they are one token.
         shown = _averaged(shown, apart, grid)
-    axis.imshow(shown, extent=(0, grid, grid, 0), interpolation="bilinear")
-    faint = [edge for group in every if len(group) == 1 for edge in edges(group, grid)]
-    merged = [edge for group in every if len(group) > 1 for edge in edges(group, grid)]
+    axis.imshow(shown, extent=(0, across, down, 0), interpolation="bilinear")
+    faint = [edge for group in every if len(group) == 1 for edge in edges(group, across)]
+    merged = [edge for group in every if len(group) > 1 for edge in edges(group, across)]
     axis.add_collection(LineCollection(faint, colors="white", linewidths=0.25, alpha=0.6))
     # A black line under the coloured one keeps it visible on bright and dark images.
     axis.add_collection(LineCollection(merged, colors="black", linewidths=1.5, capstyle="projecting"))
     axis.add_collection(LineCollection(merged, colors=plots.AMBER, linewidths=0.8, capstyle="projecting"))
     for patch in pruned(held, tokens, cls):
-        axis.add_patch(Rectangle((patch % grid, patch // grid), 1, 1, facecolor="black", edgecolor="none", alpha=0.75))
-    axis.set_xlim(-0.05, grid + 0.05)
-    axis.set_ylim(grid + 0.05, -0.05)
+        axis.add_patch(
+            Rectangle((patch % across, patch // across), 1, 1, facecolor="black", edgecolor="none", alpha=0.75)
+        )
+    axis.set_xlim(-0.05, across + 0.05)
+    axis.set_ylim(down + 0.05, -0.05)
 
 
-def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: int) -> Image.Image:
+def _averaged(image: Image.Image, every: Sequence[Sequence[int]], grid: tuple[int, int]) -> Image.Image:
     """Return the image with the patches of each group in their mean colour."""
-    small = image.resize((grid, grid), Image.Resampling.BOX)  # one pixel per patch: its mean
+    down, across = grid
+    small = image.resize((across, down), Image.Resampling.BOX)  # one pixel per patch: its mean
     out = image.copy()
-    step = image.width / grid
+    step = image.width / across
     for group in every:
-        pixels = [small.getpixel((patch % grid, patch // grid)) for patch in group]
+        pixels = [small.getpixel((patch % across, patch // across)) for patch in group]
         mean = tuple(round(sum(channel) / len(pixels)) for channel in zip(*pixels, strict=True))
         for patch in group:
-            row, column = divmod(patch, grid)
+            row, column = divmod(patch, across)
             box = (round(column * step), round(row * step), round((column + 1) * step), round((row + 1) * step))
             out.paste(mean, box)
     return out
@@ -287,8 +296,8 @@ def _log10(values: Sequence[float]) -> list[float]:
     return [math.log10(value) if value > 0 else math.nan for value in values]
 
 
-def _square(values: Sequence[float], grid: int) -> list[list[float]]:
-    return [list(values[row * grid : (row + 1) * grid]) for row in range(grid)]
+def _rows(values: Sequence[float], across: int) -> list[list[float]]:
+    return [list(values[first : first + across]) for first in range(0, len(values), across)]
 
 
 def bare(axis: "Axes") -> None:

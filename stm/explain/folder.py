@@ -181,8 +181,8 @@ def write(folder: Path, explanation: Explanation, small: ViM, costs: CostMap, ti
         "schedule": cost_figures.schedule(first.picture, costs, first.groups, title, grid, first.file),
     }
     for number, image in enumerate(explanation.images):
-        drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, explanation.block, tokens, cls)
-        drawn[_name(number, "groups")] = figures.groups(image.picture, stages(image.groups), tokens, cls, title)
+        drawn[_name(number, "maps")] = figures.maps(image.picture, image.maps, explanation.block, tokens, cls, grid)
+        drawn[_name(number, "groups")] = figures.groups(image.picture, stages(image.groups), tokens, cls, grid, title)
     files = [name for stem, figure in drawn.items() for name in plots.save(figure, folder, stem)]
     return (*files, *_write_data(folder, explanation, costs, tokens, cls))
 

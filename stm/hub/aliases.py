@@ -1,4 +1,5 @@
-"""Short names: official checkpoints (READMEs of hustvl/Vim and wangf3014/Mamba-Reg), and sample sets on the Hub."""
+"""Short names: official checkpoints (READMEs of hustvl/Vim and wangf3014/Mamba-Reg; OpenGVLab/VideoMamba,
+videomamba/image_sm/MODEL_ZOO.md), and sample sets on the Hub."""
 
 import re
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ class Alias:
         top1: its accuracy on ImageNet-1k's validation set as its authors report it, a fraction.
         parameters: their number.
         d_model: D, the residual width; all models have a state of 16.
-        image_size, patch, stride: of its input, in pixels.
         tokens: that enter the first block, class tokens included.
-        license: SPDX, from the header of the repo's card; the card's text may say more. None: nothing is known.
+        image_size, patch, stride: of its input, in pixels.
         depth: the number of blocks.
-        class_tokens, neck: as in `ModelConfig`.
+        class_token, divide_out, class_tokens, neck: as in `stm.config.ModelConfig`.
+        license: SPDX, from the header of the repo's card; the card's text may say more. None: nothing is known.
     """
 
     repo: str
@@ -31,15 +32,48 @@ class Alias:
     stride: int
     image_size: int = 224
     patch: int = 16
-    license: str | None = "apache-2.0"
     depth: int = 24
+    class_token: str = "middle"
+    divide_out: bool = True
     class_tokens: int = 1
     neck: int | None = None
+    license: str | None = "apache-2.0"
 
 
 def _mamba_r(size: str, top1: float, parameters: int, d_model: int, neck: int, depth: int = 24, n: int = 12) -> Alias:
-    file = f"mambar_{size}_patch16_224.pth"
-    return Alias("Wangf3014/Mamba-Reg", file, top1, parameters, d_model, 196 + n, 16, 224, 16, None, depth, n, neck)
+    """Return a Mamba-R: n class tokens spread among the patches, each reduced to `neck` before the head."""
+    return Alias(
+        "Wangf3014/Mamba-Reg",
+        f"mambar_{size}_patch16_224.pth",
+        top1,
+        parameters,
+        d_model,
+        196 + n,
+        16,
+        depth=depth,
+        class_tokens=n,
+        neck=neck,
+        license=None,
+    )
+
+
+def _videomamba(size: str, image_size: int, top1: float, parameters: int, d_model: int, depth: int = 24) -> Alias:
+    """Return an image model of VideoMamba: the class token at the head, the directions added, patches edge to edge."""
+    # Fine-tuned at 448 pixels after 224, and at 576 after those: the file's name tells the whole way.
+    sizes = "to".join(str(each) for each in (224, 448, 576) if each <= image_size)
+    return Alias(
+        "OpenGVLab/VideoMamba",
+        f"videomamba_{size}16_in1k_res{sizes}.pth",
+        top1,
+        parameters,
+        d_model,
+        (image_size // 16) ** 2 + 1,
+        16,
+        image_size=image_size,
+        depth=depth,
+        class_token="head",
+        divide_out=False,
+    )
 
 
 # Written down here, so that listing the models needs no network.
@@ -52,6 +86,16 @@ ALIASES = {
     "mambar-s": _mamba_r("small", 0.814, 27_801_064, 384, 192),
     "mambar-b": _mamba_r("base", 0.830, 99_301_096, 768, 192),
     "mambar-l": _mamba_r("large", 0.836, 341_222_376, 1024, 128, 48, 16),
+    "videomamba-ti": _videomamba("t", 224, 0.769, 7_148_008, 192),
+    "videomamba-ti-448": _videomamba("t", 448, 0.793, 7_260_904, 192),
+    "videomamba-ti-576": _videomamba("t", 576, 0.796, 7_359_208, 192),
+    "videomamba-s": _videomamba("s", 224, 0.812, 25_796_584, 384),
+    "videomamba-s-448": _videomamba("s", 448, 0.832, 26_022_376, 384),
+    "videomamba-s-576": _videomamba("s", 576, 0.835, 26_218_984, 384),
+    "videomamba-m": _videomamba("m", 224, 0.828, 74_217_448, 576, depth=32),
+    "videomamba-m-448": _videomamba("m", 448, 0.838, 74_556_136, 576, depth=32),
+    "videomamba-m-576": _videomamba("m", 576, 0.840, 74_851_048, 576, depth=32),
+    "videomamba-b": _videomamba("b", 224, 0.827, 97_598_440, 768),
 }
 
 

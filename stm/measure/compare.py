@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stm.bake import bake, bake_again
+from stm.config import ModelConfig
 from stm.data.sets import Batch, SampleSet, batches_of, iterate, workers_for
 from stm.distributed import ALONE, World
 from stm.errors import UsageError, check_choice
@@ -26,7 +27,7 @@ from stm.merging.budget import NEAR
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
-from stm.peers import DEFAULT, PEERS
+from stm.peers import DEFAULT, PEERS, suited
 from stm.peers.peer import Peer
 from stm.progress import OnProgress, Progress
 from stm.recipe import PRESET_NAMES
@@ -92,7 +93,7 @@ def contenders(
     Raises:
         UsageError: an unknown name, a budget out of reach, or another model that takes other images.
     """
-    names = _names(methods, dense.config.model.class_tokens)
+    names = _names(methods, dense.config.model)
     check_choice("at", at, AT)
     if rate is not None and saving is not None:
         raise UsageError("rate and saving were given, expected only one of them")
@@ -238,10 +239,9 @@ def rows(entered: Sequence[Contender], runs: Sequence[Run], *, data: str, seed: 
     return tuple(out)
 
 
-def _names(methods: Sequence[str] | None, class_tokens: int) -> list[str]:
+def _names(methods: Sequence[str] | None, model: ModelConfig) -> list[str]:
     """Return the methods that were asked for in the table's order. Ours and random pruning are always among them."""
-    usual = [name for name in DEFAULT if class_tokens == 1 or PEERS[name].kind.several]
-    asked = (*OWN_METHODS, *usual) if methods is None else ("stm", "random", *methods)
+    asked = (*OWN_METHODS, *suited(DEFAULT, model)) if methods is None else ("stm", "random", *methods)
     known = (*OWN_METHODS, *PEERS)
     if unknown := [name for name in asked if name not in known]:
         raise UsageError(f"unknown method {unknown[0]!r}, expected some of {', '.join(known)}")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import Config
+from stm.config import Config, in_pixels
 from stm.data.fit_images import unseen
 from stm.data.labels import NoLabels
 from stm.data.open import as_samples
@@ -67,7 +67,8 @@ def evaluate(
         data: a folder of labelled images, a set on the Hub (imagenet-v2, hf:USER/SET:SPLIT), a sample set, pairs
             (image, label), or None for what comes with the package. Without labels there is no accuracy, but agreement
             and KL to the dense model. Images that decided the model's schedule are left out.
-        reference: the dense model.
+        reference: the dense model. Its images may have another size if the set holds files: each model then gets its
+            own input of each image.
         limit: the most images, drawn at random by `seed`; None: all.
         batch_size: images per batch.
         records: a CSV file for one record per image, from which a stopped run resumes.
@@ -134,7 +135,7 @@ def assess_each(
     if batch_size < 1:
         raise UsageError(f"batch size is {batch_size}, expected at least 1")
     if reference is not None:
-        _check_pair(model.config, reference.config)
+        _check_pair(model.config, reference.config, samples)
     same_work(world, model, samples)
     # Before the first batch: a run of an hour must not end at a file that cannot be written.
     file = None
@@ -197,19 +198,14 @@ def run(
     timings: list[list[Timing]] = [[] for _ in range(world.size)]
     report = on_progress or (lambda progress: None)
     report(Progress("evaluate", len(records), len(samples), "images"))
-    batches = iterate(
-        samples,
-        model.config.preprocessing,
-        batch_size=batch_size,
-        workers=workers_for(samples, world) if workers is None else workers,
-        start=len(records),
-        world=world,
-    )
+    workers = workers_for(samples, world) if workers is None else workers
+    options = {"batch_size": batch_size, "workers": workers, "start": len(records)}
+    batches = _inputs(samples, model, reference, world=world, **options)
     with torch.inference_mode(), evaluating(model, reference):
-        for batch in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
+        for inputs in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
             # In the last round a process may have no batch left. It still takes part: every process must gather.
-            scored = None if batch is None else _score(model, reference, samples, batch)
-            del batch  # its images would be in memory beside those of the next batch
+            scored = None if inputs is None else _score(model, reference, samples, *inputs)
+            del inputs  # its images would be in memory beside those of the next batch
             # Results arrive in the order of the processes, which is the order of the batches, so records stay sorted.
             for theirs, (done, timing) in zip(timings, filter(None, world.gather(scored)), strict=False):
                 if timing[0]:
@@ -242,13 +238,28 @@ def forward(model: ViM, images: Tensor) -> Tensor:
     return torch.cat([model(part) for part in parts])
 
 
-def _score(model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch) -> tuple[list[Record], Timing]:
+def _inputs(samples: SampleSet, model: ViM, reference: ViM | None, **options: Any) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch of the model, and the same images as the reference takes them."""
+    batches = iterate(samples, model.config.preprocessing, **options)
+    if reference is None or reference.config.model.image_size == model.config.model.image_size:
+        yield from ((batch, batch.images) for batch in batches)
+        return
+    for batch, other in zip(batches, iterate(samples, reference.config.preprocessing, **options), strict=True):
+        # A narrow image may be one that only one of the sizes takes: it is broken for both.
+        both = [index for index in batch.indices if index in other.indices]
+        mine, theirs = ([each.indices.index(index) for index in both] for each in (batch, other))
+        yield Batch(tuple(both), batch.images[mine], other.errors | batch.errors), other.images[theirs]
+
+
+def _score(
+    model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch, for_reference: Tensor
+) -> tuple[list[Record], Timing]:
     """Return a batch's records in the set's order, and the model's time."""
     logits, dense_logits, seconds = None, None, 0.0
     if batch.indices:
         files = [samples.samples[index].file for index in batch.indices]
         # The larger model runs first: the memory that it frees holds all that the smaller one needs.
-        dense_logits = None if reference is None else logits_of(reference, batch.images, files, "the dense model")[0]
+        dense_logits = None if reference is None else logits_of(reference, for_reference, files, "the dense model")[0]
         logits, seconds = logits_of(model, batch.images, files, "the model")
     return recorded(samples, batch, logits, dense_logits), (len(batch.indices), seconds)
 
@@ -315,14 +326,14 @@ def same_work(world: World, model: ViM, samples: SampleSet) -> None:
         world.check_same(model=fingerprint(model), sample_set=samples.fingerprint)
 
 
-def _check_pair(config: Config, reference: Config) -> None:
-    # Both models see the same batch, so they must take the same images and know the same classes.
+def _check_pair(config: Config, reference: Config, samples: SampleSet) -> None:
+    # Both models see the same images, and must know the same classes. Tensors have one size, and cannot be resized.
     for what, this, dense in (
         ("classes", config.num_classes, reference.num_classes),
-        ("pixels per side", config.model.image_size, reference.model.image_size),
+        ("pixels", in_pixels(config.model.image_size), in_pixels(reference.model.image_size)),
         ("channels", config.model.in_chans, reference.model.in_chans),
     ):
-        if this != dense:
+        if this != dense and (what != "pixels" or isinstance(samples.samples[0].source, Tensor)):
             raise UsageError(f"the reference has {dense} {what}, expected the model's {this}")
 
 

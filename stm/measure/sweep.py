@@ -27,7 +27,7 @@ from stm.measure.sweep_file import CellFile
 from stm.merging.plan import Plan
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
-from stm.peers import PEERS
+from stm.peers import PEERS, suited
 from stm.progress import OnProgress, Progress
 from stm.recipe import PRESET_NAMES
 from stm.reports import Flops
@@ -184,7 +184,8 @@ def planned(
         out.append(_of_preset(cell, small))
         assert cell.rate is not None
         targets.setdefault(cell.rate, out[-1].known["flops"].honest_saving)
-    for name, (rate, target) in product(grid.peers, targets.items()):
+    peers = suited(CURVES, dense.config.model) if grid.peers == CURVES else grid.peers
+    for name, (rate, target) in product(peers, targets.items()):
         cell = Cell(method=name, rate=rate)
         if name in SOLVED:
             out.append(_of_preset(cell, solve_preset(dense, name, target)[0]))

@@ -71,7 +71,7 @@ class Served(nn.Module):
             UsageError: images of another kind, dtype or shape, no images, or images that require a gradient.
         """
         shape = self.model.config.model
-        expected = (shape.in_chans, shape.image_size, shape.image_size)
+        expected = shape.input_shape
         check_images(images, expected)
         if not images.shape[0]:
             raise UsageError(
@@ -234,7 +234,7 @@ def _recorded(model: ViM, batch_size: int, cuda: Any = torch.cuda) -> Run:
         cuda: torch.cuda; a test without a device passes another.
     """
     shape = model.config.model
-    static = torch.zeros(batch_size, shape.in_chans, shape.image_size, shape.image_size, device=model.cls_token.device)
+    static = torch.zeros(batch_size, *shape.input_shape, device=model.cls_token.device)
     with torch.inference_mode():
         # torch's recipe for CUDA graphs: warm up on a side stream, so that no work of the default stream is recorded.
         side = cuda.Stream()

@@ -97,7 +97,7 @@ class ViM(nn.Module):
         """
         model = self.config.model
         # Here, and nowhere later: every way into the model passes this line.
-        check_images(images, (model.in_chans, model.image_size, model.image_size), self.cls_token.device)
+        check_images(images, model.input_shape, self.cls_token.device)
         patches = self.patch_embed(images.to(self.patch_embed.weight.dtype))  # (B, D, H', W')
         # The residual stream is float32 from here on, whatever the dtype of the weights.
         patches = patches.flatten(2).mT.to(self.pos_embed.dtype)  # (B, M, D)
@@ -149,7 +149,7 @@ class ViM(nn.Module):
         for c in reversed(fixed(self.schedule.cls)):
             del holder[c]  # what is left are the patches, row by row
         grid = self.config.model.grid
-        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, (grid, grid))  # (B, D, H', W')
+        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, grid)  # (B, D, H', W')
 
     def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
         """Return this model under another plan; both models share every parameter.

@@ -93,12 +93,16 @@ def intervals(evaluation: Evaluation, dense_ci: Interval) -> dict[str, Any]:
     return {"rows": marks, "ticks": [{"x": across(tick), "value": tick} for tick in across.ticks], "bottom": 72}
 
 
-def outlines(groups: Groups, cls: Fixed, grid: int) -> dict[str, str]:
-    """Return the outlines of single patches and of merged groups as paths of a drawing with `CELL` units per patch."""
+def outlines(groups: Groups, cls: Fixed, across: int) -> dict[str, str]:
+    """Return the outlines of single patches and of merged groups as paths of a drawing with `CELL` units per patch.
+
+    Args:
+        across: the patches per row.
+    """
     every = patches(groups, cls)
     return {
-        "single": _path([edge for group in every if len(group) == 1 for edge in edges(group, grid)]),
-        "merged": _path([edge for group in every if len(group) > 1 for edge in edges(group, grid)]),
+        "single": _path([edge for group in every if len(group) == 1 for edge in edges(group, across)]),
+        "merged": _path([edge for group in every if len(group) > 1 for edge in edges(group, across)]),
     }
 
 
@@ -190,7 +194,7 @@ def costs(cost_map: CostMap) -> dict[str, Any]:
     }
 
 
-def first_merges(cost_map: CostMap, groups: Groups, grid: int) -> dict[str, Any]:
+def first_merges(cost_map: CostMap, groups: Groups, across: int) -> dict[str, Any]:
     """Return the patches by the block before which they first merged, and the outlines of the tokens that are left."""
     last = max(2, len(cost_map.cost))
     by_block: dict[int, list[int]] = {}
@@ -200,7 +204,7 @@ def first_merges(cost_map: CostMap, groups: Groups, grid: int) -> dict[str, Any]
     for block, held in sorted(by_block.items()):
         red, green, blue = colour((block - 1) / (last - 1))
         squares = "".join(
-            f"M{patch % grid * CELL} {patch // grid * CELL}h{CELL}v{CELL}h-{CELL}z" for patch in sorted(held)
+            f"M{patch % across * CELL} {patch // across * CELL}h{CELL}v{CELL}h-{CELL}z" for patch in sorted(held)
         )
         fills.append({"block": block, "fill": f"#{red:02x}{green:02x}{blue:02x}", "path": squares})
-    return outlines(groups, cost_map.cls, grid) | {"fills": fills, "left": len(patches(groups, cost_map.cls))}
+    return outlines(groups, cost_map.cls, across) | {"fills": fills, "left": len(patches(groups, cost_map.cls))}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from stm.codec import decode
-from stm.config import Config
+from stm.config import Config, Size, sides
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
@@ -155,19 +155,21 @@ def merged_patches(config: Config) -> list[tuple[str, Groups]]:
     return [(f"{stage.blocks}: {len(stage.groups)} tokens", stage.groups) for stage in merged]
 
 
-def photograph() -> str:
-    """Return an embedded photograph's middle square as a data URI."""
+def photograph(size: Size) -> str:
+    """Return the middle of an embedded photograph, in the proportions of a model's input, as a data URI."""
+    height, width = sides(size)
     with open_image(PHOTOGRAPHS / PHOTOGRAPH) as image:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return as_data(image.crop((left, top, left + side, top + side)), PHOTOGRAPH_SIDE)
+        across = min(image.width, image.height * width // height)
+        down = min(image.height, image.width * height // width)
+        left, top = (image.width - across) // 2, (image.height - down) // 2
+        return as_data(image.crop((left, top, left + across, top + down)), PHOTOGRAPH_SIDE)
 
 
 def as_data(image: Image.Image, side: int) -> str:
-    """Return a square picture as a data URI, at most `side` pixels wide."""
+    """Return a picture as a data URI, at most `side` pixels wide."""
     buffer = io.BytesIO()
     if image.width > side:
-        image = image.resize((side, side), Image.Resampling.LANCZOS)
+        image = image.resize((side, max(1, side * image.height // image.width)), Image.Resampling.LANCZOS)
     image.convert("RGB").save(buffer, "JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

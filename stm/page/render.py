@@ -83,16 +83,17 @@ def render(config: Config, findings: Findings) -> str:
         tokens=tokens,
         saving=schedule.saving(shape.depth),
         stairs=charts.staircase(tokens),
-        photograph=facts.photograph(),
+        photograph=facts.photograph(shape.image_size),
         photograph_by=facts.PHOTOGRAPH_BY,
-        side=charts.CELL * shape.grid,
+        down=charts.CELL * shape.grid[0],
+        across=charts.CELL * shape.grid[1],
         panels=[
-            {"caption": caption} | charts.outlines(held, schedule.cls, shape.grid)
+            {"caption": caption} | charts.outlines(held, schedule.cls, shape.grid[1])
             for caption, held in facts.merged_patches(config)
         ],
         costs=drawn,
         costs_picture=None if drawn is None else facts.as_picture(drawn["pixels"]),
-        placed=None if findings.costs is None else charts.first_merges(findings.costs, last, shape.grid),
+        placed=None if findings.costs is None else charts.first_merges(findings.costs, last, shape.grid[1]),
         fit=fit_sentences(config),
         spans=None if findings.dense_ci is None else charts.intervals(evaluation, findings.dense_ci),
         accuracy=figure_rows(evaluation, LABELS, findings.dense_ci),

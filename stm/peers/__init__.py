@@ -5,7 +5,7 @@ are the fair variants, without the quirks of official code. Variants that equal 
 included, stand beside the tests that hold them to it (tests/golden/upstream.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,3 +87,17 @@ PEERS: dict[str, Method] = {
 }
 # One row per published method; the variants of a method need to be asked for by name.
 DEFAULT = ("random", "hsa", "rmeeto", "evit", "tome", "famba-v", "utr", "mtr", "mame-like", "storm")
+
+
+def suited(names: Sequence[str], model: ModelConfig) -> tuple[str, ...]:
+    """Return the names of a default that take a model.
+
+    STORM merges squares of patches, so it needs a square grid. Most peers take one class token only (`Peer.several`).
+    """
+    rows, columns = model.grid
+    return tuple(
+        name
+        for name in names
+        if (name != "storm" or rows == columns)
+        and (model.class_tokens == 1 or name not in PEERS or PEERS[name].kind.several)
+    )

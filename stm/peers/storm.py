@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.errors import check_choice
+from stm.errors import UsageError, check_choice
 from stm.merging.merge import Merge, merge, take
 from stm.merging.plan import Cost, State, Taps
 from stm.merging.schedule import Fixed
@@ -137,20 +137,26 @@ class STORM(Peer):
         Any of the places may take the one more, up to as many places as STORM has itself. Of more places, those that do
         are neighbours: their number would double with each place.
         """
+        side_of_all = model.grid[0]
+        if model.grid != (side_of_all, side_of_all):
+            raise UsageError(
+                f"storm merges square grids, and this model's is {' x '.join(map(str, model.grid))}",
+                "leave it out",
+            )
         drops_of_all = {
             tuple(least + (number in more) for number in range(len(places)))
             for more in _choices(len(places))
-            for least in range(model.grid)
+            for least in range(side_of_all)
         }
         for drops in sorted(drops_of_all):
-            side, removals = model.grid, {}
+            side, removals = side_of_all, {}
             for block, drop in zip(places, drops, strict=True):
                 if drop > side // 2:  # a row of `side` tokens has no more pairs
                     break
                 removals[block] = side**2 - (side - drop) ** 2
                 side -= drop
             else:
-                if side < model.grid:
+                if side < side_of_all:
                     yield removals
 
     def cost(self, tokens: int, count: int, model: ModelConfig) -> Cost:

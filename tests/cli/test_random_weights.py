@@ -32,6 +32,11 @@ def test_random_weights_of_any_image_size() -> None:
         draw_model("vim-ti", ModelOptions(device="cpu", image_size=8))
 
 
+def test_random_weights_of_videomamba_are_read_as_its_checkpoints_are() -> None:
+    shape = draw_model("videomamba-m-448", ModelOptions(device="cpu", image_size=32)).config.model
+    assert (shape.class_token, shape.cls, shape.divide_out, shape.depth, shape.d_model) == ("head", 0, False, 32, 576)
+
+
 def test_random_weights_and_images_exclude_each_other(labelled: Path) -> None:
     with pytest.raises(UsageError, match="random weights agree with nothing"):
         plan_command.plan("vim-ti", ModelOptions(device="cpu"), random_weights=True, data=labelled)

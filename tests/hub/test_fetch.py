@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stm.checkpoint.stored import Stored
 from stm.config import ModelConfig
 from stm.errors import HubError
 from stm.hub.aliases import ALIASES
@@ -152,3 +153,36 @@ def test_mamba_r_has_the_shape_of_its_builder(name: str, tokens: int) -> None:
     )
     assert (alias.tokens, alias.parameters) == (shape.tokens, flops.parameters(shape, 1000)) and shape.tokens == tokens
     assert alias.license is None  # nothing that we could read states it
+
+
+def test_aliases_of_videomamba_are_those_of_its_model_zoo() -> None:
+    """OpenGVLab/VideoMamba, videomamba/image_sm/MODEL_ZOO.md. The names of the files tell how they are read, so that
+    the same file from elsewhere is the same model."""
+    found = {name: alias for name, alias in ALIASES.items() if name.startswith("videomamba")}
+    assert {name: (alias.file, alias.top1) for name, alias in found.items()} == {
+        "videomamba-ti": ("videomamba_t16_in1k_res224.pth", 0.769),
+        "videomamba-ti-448": ("videomamba_t16_in1k_res224to448.pth", 0.793),
+        "videomamba-ti-576": ("videomamba_t16_in1k_res224to448to576.pth", 0.796),
+        "videomamba-s": ("videomamba_s16_in1k_res224.pth", 0.812),
+        "videomamba-s-448": ("videomamba_s16_in1k_res224to448.pth", 0.832),
+        "videomamba-s-576": ("videomamba_s16_in1k_res224to448to576.pth", 0.835),
+        "videomamba-m": ("videomamba_m16_in1k_res224.pth", 0.828),
+        "videomamba-m-448": ("videomamba_m16_in1k_res224to448.pth", 0.838),
+        "videomamba-m-576": ("videomamba_m16_in1k_res224to448to576.pth", 0.840),
+        "videomamba-b": ("videomamba_b16_in1k_res224.pth", 0.827),
+    }
+    for alias in found.values():
+        stored = Stored.of(None, alias.file)
+        assert stored.size_by_name is not None and stored.size_by_name.value == alias.image_size
+        assert {said.value for said in stored.class_token} == {alias.class_token} == {"head"}
+        assert {said.value for said in stored.divide_out} == {alias.divide_out} == {False}
+        assert alias.tokens == {224: 197, 448: 785, 576: 1297}[alias.image_size]
+        assert (alias.depth, alias.repo, alias.license) == (
+            32 if alias.d_model == 576 else 24,
+            "OpenGVLab/VideoMamba",
+            "apache-2.0",
+        )
+        shape = ModelConfig(
+            image_size=alias.image_size, d_model=alias.d_model, depth=alias.depth, dt_rank=alias.d_model // 16
+        )
+        assert alias.parameters == flops.parameters(shape, 1000)

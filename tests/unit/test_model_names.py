@@ -62,7 +62,7 @@ def test_the_table(model: str | Path, options: dict[str, Any], meant: ModelName)
     ("model", "options", "sentence"),
     [
         ("vim-digits", {"revision": "r"}, "--revision was given, but vim-digits is the embedded model"),
-        ("small", {"image_size": 64}, "--image-size was given, but small is a folder"),
+        ("vim-digits", {"image_size": 64}, "--image-size was given, but vim-digits is the embedded model"),
         ("small", {"divide_out": False}, "--no-divide-out was given, but small is a folder"),
         ("a/b.pth", {"file": "x"}, "--file was given, but a/b.pth is a file"),
         ("user/repo/x.pth", {"file": "y"}, "a file in a repository, which does not take it"),

@@ -225,7 +225,7 @@ def test_the_staircase() -> None:
 
 def test_a_border_between_two_groups_is_drawn_once() -> None:
     """2 x 2 patches, those of the upper row merged: an outline of four lines, and two squares that share a border."""
-    found = charts.outlines(((0, 1), (2,), (3,), (4,)), cls=4, grid=2)
+    found = charts.outlines(((0, 1), (2,), (3,), (4,)), cls=4, across=2)
     c = charts.CELL
     assert sorted(found["merged"].split("M")[1:]) == sorted(
         [f"0 0L{2 * c} 0", f"0 {c}L{2 * c} {c}", f"0 0L0 {c}", f"{2 * c} 0L{2 * c} {c}"]

@@ -96,14 +96,14 @@ def test_pictures_have_the_levels_of_a_file() -> None:
 
 def test_ellipses_are_plain_regions_with_edges() -> None:
     for seed in range(4):
-        x = ellipses(64, generator(seed))
+        x = ellipses(64, 64, generator(seed))
         assert x.shape == (3, 64, 64) and x.min() >= 0 and x.max() <= 1
         flat = (x[:, :, 1:] == x[:, :, :-1]).all(0).float().mean()
         assert 0.5 < flat < 1  # most neighbours are equal, and some are not
 
 
 def test_pink_noise_falls_as_one_over_the_frequency() -> None:
-    images = torch.stack([pink_noise(64, generator(seed)) for seed in range(24)])
+    images = torch.stack([pink_noise(64, 64, generator(seed)) for seed in range(24)])
     assert images.mean() == pytest.approx(0.5, abs=0.02)
     spectrum = torch.fft.fft2(images - images.mean((2, 3), keepdim=True)).abs().square().mean((0, 1))
     low, high = spectrum[0, 2:5].mean(), spectrum[0, 8:20].mean()
@@ -114,7 +114,7 @@ def test_pink_noise_falls_as_one_over_the_frequency() -> None:
 
 
 def test_four_pixels_are_enough() -> None:
-    for x in (ellipses(2, generator()), pink_noise(2, generator())):
+    for x in (ellipses(2, 2, generator()), pink_noise(2, 2, generator())):
         assert x.shape == (3, 2, 2) and x.isfinite().all()
 
 

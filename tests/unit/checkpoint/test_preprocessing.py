@@ -49,12 +49,18 @@ def test_sizes_as_timm_writes_them(state: State, tmp_path: Path, size: Any, said
     assert read(save(tmp_path / "x.pth", content)).model.image_size == said
 
 
-@pytest.mark.parametrize(
-    "size", [[3, 64, 32], "64x64", [], [1, 3, 64, 64], True, [3, None, None], 64.5, 10**400, 10**40]
-)
+@pytest.mark.parametrize("size", ["64x64", [], [1, 3, 64, 64], True, [3, None, None], 64.5, 10**400, 10**40])
 def test_sizes_of_no_kind_say_nothing(state: State, tmp_path: Path, size: Any) -> None:
-    with pytest.raises(CheckpointError, match="does not say the image size"):
-        read(save(tmp_path / "x.pth", {"state_dict": state, "arch": OFFICIAL, "args": {"input_size": size}}))
+    got = read(save(tmp_path / "x.pth", {"state_dict": state, "arch": OFFICIAL, "args": {"input_size": size}}))
+    assert got.model.image_size == 64 and "image size 64 is assumed: edge to edge" in got.notes[0]
+
+
+def test_a_size_that_is_no_square(state: State, tmp_path: Path) -> None:
+    content: dict[str, Any] = {"state_dict": state, "arch": OFFICIAL, "args": {"input_size": [3, 32, 128]}}
+    assert read(save(tmp_path / "x.pth", content)).model.grid == (2, 8)
+    content["args"] = {"input_size": [3, 64, 32]}
+    with pytest.raises(CheckpointError, match="say input_size 64x32, but it holds 4 x 4 patches of 16 pixels"):
+        read(save(tmp_path / "x.pth", content))
 
 
 @pytest.mark.parametrize(

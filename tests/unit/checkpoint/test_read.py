@@ -210,15 +210,14 @@ def test_the_usual_image_size_where_it_can_be(state: State, tmp_path: Path) -> N
         got = read(path)
         assert (got.model.image_size, got.model.stride) == (224, stride)
         assert any("224 is assumed" in note for note in got.notes)
+    # Where 224 leaves pixels over or does not fit at all, the patches are taken to lie edge to edge.
     odd = state | {"patch_embed.proj.weight": torch.zeros(32, 3, 15, 15), "pos_embed": torch.zeros(1, 197, 32)}
-    refused(
-        save(tmp_path / "x.pth", odd), "14 x 14 patches of 15 pixels", "does not say the image size"
-    )  # 14 at stride 15, 14 over
-    for tokens in (2, 17, 26):
-        error = refused(
-            save(tmp_path / "x.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)}), "does not say the image size"
-        )
-        assert "--image-size" in str(error.hint)
+    assert read(save(tmp_path / "midclstok.pth", odd)).model.image_size == 210  # 14 at stride 15; 224 has 14 over
+    for tokens, size in ((2, 16), (17, 64), (26, 80)):
+        got = read(save(tmp_path / "midclstok.pth", state | {"pos_embed": torch.zeros(1, tokens, 32)}))
+        assert got.model.image_size == size and f"image size {size} is assumed: edge to edge" in got.notes[0]
+    by_stride = with_args(state, tmp_path / "x.pth", model="a_stride8_midclstok_div2", input_size=None)
+    assert (read(by_stride).model.image_size, read(by_stride).model.stride) == (40, 8)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(64, 16), (70, 16), (58, 14), (28, 4), (31, 5), (17, None), (60, None)])
@@ -242,7 +241,7 @@ def test_an_image_size_that_cannot_be(state: State, tmp_path: Path) -> None:
         assert "--image-size 64" in str(caught.value.hint)
     refused(with_args(state, tmp_path / "x.pth", input_size=224), "input_size 224", "4 x 4 patches")
     refused(with_args(state, tmp_path / "x.pth", model="a_stride8_b"), "input_size 64 and stride 8", "4 x 4 patches")
-    refused(with_args(state, tmp_path / "x.pth", input_size="large"), "does not say the image size")
+    assert read(with_args(state, tmp_path / "x.pth", input_size="large")).model.image_size == 64
 
 
 def test_a_class_token_that_no_model_has() -> None:

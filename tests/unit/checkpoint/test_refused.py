@@ -138,8 +138,6 @@ def without(state: State, *parts: str) -> State:
         (lambda s: s | {"temporal_pos_embedding": torch.zeros(1, 8, 32)}, ["VideoMamba for video"]),
         (lambda s: s | {"layers.2.mixer.gamma": torch.zeros(32)}, ["layer scale"]),
         (lambda s: read(MINI).tensors, ["a folder that stm wrote"]),
-        (lambda s: s | {"pos_embed": torch.zeros(1, 16, 32)}, ["16 positions", "square grid"]),
-        (lambda s: s | {"pos_embed": torch.zeros(1, 15 * 20 + 1, 32)}, ["301 positions", "square grid"]),
         (lambda s: s | {"patch_embed.proj.weight": torch.zeros(32, 3, 16, 8)}, ["16 x 8 pixels"]),
         (lambda s: s | {"head.weight": torch.zeros(0, 32), "head.bias": torch.zeros(0)}, ["head without classes"]),
     ],
