@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from stm import recipe
 from stm.evaluations import Assessment, Evaluation, OfSet
-from stm.reports import Flops, Report, Warned
+from stm.reports import Flops, Ran, Warned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport(Report):
+class BenchReport(Ran):
     """`stm bench`. The three gains and times below are those of the first batch size.
 
     Args:
@@ -127,7 +127,7 @@ class Recommended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(OfSet, Report):
+class PlanReport(OfSet, Ran):
     """`stm plan`: for each saving, its cost and what it keeps, and the saving to take.
 
     Args:
@@ -186,7 +186,7 @@ class CompareRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport(OfSet, Report):
+class CompareReport(OfSet, Ran):
     """`stm compare`.
 
     Args:
@@ -243,7 +243,7 @@ class SweepRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport(OfSet, Report):
+class SweepReport(OfSet, Ran):
     """`stm sweep`.
 
     Args:
@@ -278,7 +278,7 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainReport(Report):
+class ExplainReport(Ran):
     """`stm explain`. Changes are relative changes of the class token's state, |h - h'| / |h|, means over the images.
 
     Args:

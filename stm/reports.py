@@ -67,12 +67,15 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The fields of every report. `model` is the name that the user gave."""
+    """The fields of every report. `model` is the name that the user gave.
+
+    `environment` is null if nothing was run.
+    """
 
     schema_version: int = REPORT_VERSION
     command: str
     model: str
-    environment: Environment
+    environment: Environment | None = None
 
     def to_json(self) -> str:
         """Return the report as one JSON document, keys sorted."""
@@ -81,7 +84,14 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warned(Report):
+class Ran(Report):
+    """A report of a command that ran something, in the environment that it names."""
+
+    environment: Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Ran):
     """A report that may warn of a loss beyond chance. `milder` is then a command line that loses less, if known."""
 
     warnings: tuple[str, ...] = ()
@@ -150,7 +160,7 @@ class Pushed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushReport(Report, Pushed):
+class PushReport(Ran, Pushed):
     """`stm push`: `model` is the folder."""
 
 
@@ -201,7 +211,7 @@ class InfoReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport(Report):
+class ExportReport(Ran):
     """`stm export`: the file, and in `notes` what it does not hold of the model.
 
     `reading` has the options that read an official file as this model.
@@ -263,7 +273,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictReport(Report):
+class PredictReport(Ran):
     """`stm predict`."""
 
     predictions: tuple[Prediction, ...]
@@ -279,7 +289,7 @@ class BackendStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvReport(Report):
+class EnvReport(Ran):
     """`stm env`: versions of what is installed, devices, and each backend with its reason."""
 
     python: str

@@ -7,7 +7,8 @@ from the data. Fixed counts give every image of a batch the same length, and let
 from collections.abc import Iterator, Mapping, Sequence
 
 from stm.config import ModelConfig
-from stm.merging.plan import Cost, Entry, Plan, State, Taps
+from stm.merging.outline import Cost, Entry
+from stm.merging.plan import Plan, State, Taps
 
 Removals = Mapping[int, int]  # block, counted from 0, to the number of tokens that leave after it
 

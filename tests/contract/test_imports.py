@@ -33,8 +33,8 @@ RUNTIME = (
         "reports",
         "verdicts",
     ),
-    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
-    *("hub.aliases", "model_names", "loading", "saving"),
+    *("artifact", "backends", "merging.merge", "merging.outline", "merging.hsp", "merging.plan", "model", "device"),
+    *("hub.aliases", "model_names", "resolving", "loading", "saving"),
 )
 LIBRARY = (
     *("checkpoint", "merging", "findings", "distributed", "hub", "data", "peers"),
@@ -210,6 +210,8 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
         "import sys; sys.argv = ['stm', '--help']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'compress', '--help']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'compress', 'x', '--rate', 'abc']; from stm_cli.main import main; main()",
+        "import sys; sys.argv = ['stm', 'models', '--quiet']; from stm_cli.main import main; main()",
+        "import sys; sys.argv = ['stm', 'info', 'stm/assets/vim-digits', '-q']; from stm_cli.main import main; main()",
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
