@@ -40,6 +40,7 @@ from stm_cli._options import (
     Stages,
     Std,
     StepScale,
+    TableFormat,
     Token,
     TokensPerSide,
     Weights,
@@ -94,6 +95,13 @@ class Display:
 
     json: Json = False
     quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDisplay(Display):
+    """How a report is shown whose table can be pasted."""
+
+    format: TableFormat = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -307,6 +307,10 @@ Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wr
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
+TableFormat = Annotated[
+    str | None,
+    _choice("--format", OUTPUT, "print the table, to be pasted; latex needs booktabs.", ("markdown", "latex")),
+]
 RepoId = Annotated[
     str | None,
     typer.Argument(

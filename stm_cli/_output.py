@@ -17,9 +17,11 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from stm.distributed import current_world
+from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
+from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
 
 R = TypeVar("R", bound=Report)
@@ -61,23 +63,39 @@ class Output:
         json: print the report as one JSON document.
         quiet: print its one essential value, if there is one; no progress, notes or hints. Of several processes all but
             the first are quiet.
+        format: print the table of the report in one of the forms of `_tables.PASTED`, and nothing else.
+
+    Raises:
+        UsageError: two forms were asked for.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
-        self.json, self.quiet = json, quiet or not current_world().first
+    def __init__(self, *, json: bool, quiet: bool, format: str | None = None) -> None:
+        self.json, self.quiet, self.format = json, quiet or not current_world().first, format
+        if format is not None and (json or quiet):
+            other = "--json" if json else "--quiet"
+            raise UsageError(f"--format and {other} were both given, and stdout has one form", "leave one of them out")
 
-    def report(self, report: R, screen: Callable[[R], RenderableType], value: Callable[[R], str]) -> None:
+    def report(
+        self,
+        report: R,
+        screen: Callable[[R], RenderableType],
+        value: Callable[[R], str],
+        table: Callable[[R], Rows] | None = None,
+    ) -> None:
         """Print a report to stdout, in the one form that was asked for.
 
         Args:
             screen: draws the report for people. It gets the report with every text in it visible (`_visible`).
             value: returns the one value for scripts, from the same report.
+            table: returns heads and rows, one value per cell, for `format`.
         """
         if self.json:
             sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
         elif self.quiet:
             text = value(visible_report(report))
             sys.stdout.write(f"{text}\n" if text else "")  # without rich, which would make spaces of tabs
+        elif self.format is not None and table is not None:
+            sys.stdout.write(PASTED[self.format](*table(visible_report(report))) + "\n")
         else:
             terminal = console()
             with terminal.capture() as screen_text:
