@@ -43,7 +43,8 @@ def compress(
 
     Args:
         rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
-            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
+            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0 merges nothing. 0.4 if no
+            budget is given.
         saving: instead of a rate, the share of token-layers to save.
         max_drop: instead of a rate, the most top-1 to lose, a fraction: the largest saving that keeps this promise with
             95% certainty on a part of `fit_on`, which must have labels.

@@ -88,10 +88,11 @@ Places = Annotated[
 ]
 Rate = Annotated[
     float | None,
-    _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number),
+    _option("--rate", BUDGET, "The paper's rate, below 1; 0 merges nothing. Default: 0.4.", "RATE", parser=_number),
 ]
 Saving = Annotated[
-    float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)
+    float | None,
+    _option("--saving", BUDGET, "Share of the token-layers to save; 0 merges nothing.", "SHARE", parser=_number),
 ]
 Stages = Annotated[
     Sequence[int] | None,
