@@ -9,13 +9,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from stm.artifact.written import Written, so_far
 from stm.distributed import current_world
 from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
@@ -37,6 +38,18 @@ def error(message: str, hint: str | None = None) -> None:
     _labelled("Error: ", "bold red", message)
     if hint:
         _labelled("Hint: ", "bold", hint)
+
+
+def stopped(written: Sequence[Written]) -> None:
+    """Write what a run that somebody stopped has written, and what the same command would do."""
+    growing = [each.place for each in written if each.grows]
+    whole = [each.place for each in written if not each.grows]
+    said = "nothing was written; the same command starts from the beginning"
+    if growing:
+        said = f"what was finished is in {', '.join(growing)}; the same command goes on from there"
+    elif whole:
+        said = f"{', '.join(whole)} {'is' if len(whole) == 1 else 'are'} written whole"
+    _labelled("Stopped: ", "bold yellow", said)
 
 
 def typed() -> tuple[str, ...]:
@@ -89,19 +102,28 @@ class Output:
             value: returns the one value for scripts, from the same report.
             table: returns heads and rows, one value per cell, for `format`.
         """
+        text = ""
         if self.json:
-            sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
+            text = visible_json(report.to_json())
+            sys.stdout.buffer.write(text.encode() + b"\n")  # UTF-8 whatever the locale
         elif self.quiet:
             text = value(visible_report(report))
             sys.stdout.write(f"{text}\n" if text else "")  # without rich, which would make spaces of tabs
         elif self.format is not None and table is not None:
-            sys.stdout.write(PASTED[self.format](*table(visible_report(report))) + "\n")
+            text = PASTED[self.format](*table(visible_report(report)))
+            sys.stdout.write(text + "\n")
         else:
             terminal = console()
             with terminal.capture() as screen_text:
                 terminal.print(screen(visible_report(report)), crop=False)
             # Tables pad every line with spaces, which would be in the way when output is compared or copied.
-            sys.stdout.write(re.sub(r" +$", "", screen_text.get(), flags=re.MULTILINE))
+            text = re.sub(r" +$", "", screen_text.get(), flags=re.MULTILINE)
+            sys.stdout.write(text)
+        # Whatever a command writes is named, if the report did not do so. A screen folds long paths.
+        printed = "".join(text.split())
+        unnamed = [each.place for each in so_far() if "".join(visible(each.place).split()) not in printed]
+        if unnamed:
+            self.note(f"written: {', '.join(unnamed)}")
 
     def note(self, text: str) -> None:
         """Write something that a person should know beside the report."""

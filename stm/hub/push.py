@@ -11,6 +11,7 @@ from typing import Any
 from stm import __version__
 from stm.artifact import folder as artifact
 from stm.artifact.scratch import scratch
+from stm.artifact.written import tell
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
@@ -272,6 +273,7 @@ def _upload(
 
     if remote is None:
         api.create_repo(repo, private=to.private or None, exist_ok=to.exist_ok)
+        tell(f"{endpoint()}/{repo}", grows=True)
     if to.revision not in (None, "main") and (remote is None or not remote.has_branch):
         api.create_branch(repo, branch=to.revision, exist_ok=True)
     # One commit, from the files' own folder. `upload_folder` may split a large upload into several commits, and would

@@ -23,6 +23,7 @@ PUBLIC = [
     "evaluate",
     "load",
     "load_checkpoint",
+    "preprocess",
 ]
 
 # docs/design.md section 4
