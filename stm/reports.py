@@ -14,6 +14,7 @@ from typing import Any
 from stm.codec import encode
 from stm.config import Measured, Protection, Source
 from stm.evaluations import Assessment
+from stm.notebook import as_html
 from stm.recipe import Recipe
 
 REPORT_VERSION = 1  # the `schema_version` of every document; a key that is renamed or removed needs another one
@@ -81,6 +82,10 @@ class Report:
         """Return the report as one JSON document, keys sorted."""
         # NaN is not JSON: `allow_nan=False` makes it an error here instead of a document that no other reader takes.
         return json.dumps(encode(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        """Return the report as a notebook shows it."""
+        return as_html(self)
 
 
 @dataclass(frozen=True, kw_only=True)

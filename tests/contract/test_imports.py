@@ -30,6 +30,7 @@ RUNTIME = (
         "config_file",
         "options",
         "evaluations",
+        "notebook",
         "reports",
         "verdicts",
     ),
