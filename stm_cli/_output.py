@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -25,12 +26,68 @@ from stm.units import size
 from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
 
+if TYPE_CHECKING:
+    from rich.status import Status
+
 R = TypeVar("R", bound=Report)
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console that prints text unchanged: a file called `[bold].png` must not become markup."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+class _Waiting:
+    """A sign on a terminal that something happens, from 0.3 seconds on until anything else is written.
+
+    Importing torch and reading a model take seconds, in which no work has a number.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._over = threading.Lock(), False
+        self._status: Status | None = None
+        self._timer = threading.Timer(0.3, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._status = console(stderr=True).status("starting")
+                self._status.start()
+
+    def end(self) -> None:
+        """Take the sign away."""
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._status is not None:
+                self._status.stop()
+
+
+_waiting: _Waiting | None = None
+
+
+@contextmanager
+def starting(*, quiet: bool) -> Iterator[None]:
+    """Show that a command has begun, until it writes something or ends."""
+    global _waiting
+    _waiting = _Waiting() if _is_live(quiet) else None
+    try:
+        yield
+    finally:
+        _settle()
+
+
+def _settle() -> None:
+    global _waiting
+    if _waiting is not None:
+        _waiting.end()
+        _waiting = None
+
+
+def _is_live(quiet: bool) -> bool:
+    return not quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 def error(message: str, hint: str | None = None) -> None:
@@ -65,6 +122,7 @@ def typed() -> tuple[str, ...]:
 
 
 def _labelled(label: str, style: str, text: str) -> None:
+    _settle()
     # Soft wrap leaves breaking to the terminal: a line that rich breaks cannot be pasted or searched.
     console(stderr=True).print(Text.assemble((label, style), visible(text)), soft_wrap=True)
 
@@ -102,6 +160,7 @@ class Output:
             value: returns the one value for scripts, from the same report.
             table: returns heads and rows, one value per cell, for `format`.
         """
+        _settle()
         text = ""
         if self.json:
             text = visible_json(report.to_json())
@@ -145,7 +204,7 @@ class Output:
     @property
     def live(self) -> bool:
         """Return whether progress is shown."""
-        return not self.quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
+        return _is_live(self.quiet)
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
@@ -160,11 +219,16 @@ class Output:
             bars.BarColumn(),
             bars.TextColumn("{task.fields[count]}", markup=False),
             bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(compact=True),
         )
+        _settle()
         with bars.Progress(*columns, console=console(stderr=True), transient=True) as live:
             stages: dict[str, bars.TaskID] = {}
+            loading = live.add_task("load", total=None, count="")
 
             def show(progress: Progress) -> None:
+                live.update(loading, visible=False)  # reading a model has no number; whatever follows has one
                 if progress.stage not in stages:
                     stages[progress.stage] = live.add_task(visible(progress.stage), total=progress.total, count="")
                 task = stages[progress.stage]
@@ -180,7 +244,7 @@ def amount(progress: Progress, speed: float | None = None) -> str:
     """Return progress in words: counts, or for bytes their size and speed."""
     if progress.unit != "B":
         of = "" if progress.total is None else f"/{progress.total:,}"
-        return f"{progress.done:,}{of} {progress.unit}"
+        return f"{progress.done:,}{of} {progress.unit}" + (f", {visible(progress.detail)}" if progress.detail else "")
     of = "" if progress.total is None else f" of {size(progress.total)}"
     return size(progress.done) + of + (f", {size(int(speed))}/s" if speed else "")
 

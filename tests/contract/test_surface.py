@@ -36,7 +36,7 @@ SIGNATURES = {
     "crop_ratio, interpolation, device, dtype, backend",
     "compress": (
         "model, *, rate, saving, max_drop, speedup, fit_on, method, schedule, stages, sides, tokens_per_side, weights,"
-        " hsp, step_scale, span_conv, normalize, calibration, seed, on_progress"
+        " hsp, step_scale, span_conv, normalize, calibration, seed, progress, on_progress"
     ),
 }
 
