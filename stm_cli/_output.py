@@ -37,8 +37,12 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
+_MOMENT = 0.1  # seconds after which a command that has said nothing shows that it has begun
+_DETAIL = 24  # characters of a method's name beside a bar: the time left stands behind it
+
+
 class _Waiting:
-    """A sign on a terminal that something happens, from 0.3 seconds on until anything else is written.
+    """A sign on a terminal that something happens, from a moment on until anything else is written.
 
     Importing torch and reading a model take seconds, in which no work has a number.
     """
@@ -46,7 +50,7 @@ class _Waiting:
     def __init__(self) -> None:
         self._lock, self._over = threading.Lock(), False
         self._status: Status | None = None
-        self._timer = threading.Timer(0.3, self._show)
+        self._timer = threading.Timer(_MOMENT, self._show)
         self._timer.daemon = True
         self._timer.start()
 
@@ -244,9 +248,14 @@ def amount(progress: Progress, speed: float | None = None) -> str:
     """Return progress in words: counts, or for bytes their size and speed."""
     if progress.unit != "B":
         of = "" if progress.total is None else f"/{progress.total:,}"
-        return f"{progress.done:,}{of} {progress.unit}" + (f", {visible(progress.detail)}" if progress.detail else "")
+        return f"{progress.done:,}{of} {progress.unit}" + (f", {_brief(progress.detail)}" if progress.detail else "")
     of = "" if progress.total is None else f" of {size(progress.total)}"
     return size(progress.done) + of + (f", {size(int(speed))}/s" if speed else "")
+
+
+def _brief(text: str) -> str:
+    text = visible(text)
+    return text if len(text) <= _DETAIL else f"{text[: _DETAIL - 1]}…"
 
 
 def _set(variable: str) -> bool:

@@ -290,9 +290,8 @@ def measure_cells(
 
     def within(cells: int, each: Planned) -> OnProgress:
         """Report the images of a cell: it may take long, and the number of cells does not move meanwhile."""
-        return lambda images: report(
-            Progress("sweep", cells, total, "cells", f"{each.cell}, {images.done:,}/{images.total:,} images")
-        )
+        name = each.cell.method if each.cell.rate is None else f"{each.cell.method} {each.cell.rate:g}"
+        return lambda at: report(Progress("sweep", cells, total, "cells", f"{name}, {at.done:,}/{at.total:,}"))
 
     begun = within(total - len(todo), plan[0])
     reference = run_all(

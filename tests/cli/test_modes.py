@@ -22,6 +22,7 @@ def test_downloads_show_their_size_and_speed() -> None:
     assert amount(Progress("download a.pth", 999, None, "B")) == "999 bytes"
     assert amount(Progress("evaluating", 1500, 2000, "images"), 3.0) == "1,500/2,000 images"
     assert amount(Progress("compare", 1, 2, "images", "rmeeto")) == "1/2 images, rmeeto"
+    assert amount(Progress("compare", 1, 2, "images", "a" * 30)) == f"1/2 images, {'a' * 23}…", "the time left fits"
 
 
 def no_screen(report: CompressReport) -> str:
