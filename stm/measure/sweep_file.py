@@ -144,5 +144,6 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that is there with all of its text, or as it was before."""
-    with atomic.drafted(path) as draft:
+    with atomic.drafted(path, kept=False) as draft:
         draft.write_text(text, encoding="utf-8")
+    tell(path.parent, grows=True)  # the folder is the result, and goes on from its cells

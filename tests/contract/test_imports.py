@@ -212,7 +212,7 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
         "import sys; sys.argv = ['stm', 'compress', '--help']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'compress', 'x', '--rate', 'abc']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'models', '--quiet']; from stm_cli.main import main; main()",
-        "import sys; sys.argv = ['stm', 'info', 'stm/assets/vim-digits', '-q']; from stm_cli.main import main; main()",
+        "import sys; sys.argv = 'stm info stm/assets/vim-digits --json'.split(); from stm_cli.main import main; main()",
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
