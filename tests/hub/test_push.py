@@ -95,11 +95,9 @@ def test_a_dry_run_needs_no_login(hub: Hub, stm: Stm, small: Path) -> None:
     hub.repos["me/vim"] = Repo({"config.json": b"{}"})
     run = stm("push", "small", "me/vim", "--dry-run", "--json")
     assert changes(run)["config.json"] == "changed" and "nobody is logged in" in run.err
-    run = stm("push", "small", "--dry-run")
-    assert run.code == 0 and "small would go to" in run.out and f"{hub.url}/USER/small" in run.out
+    assert f"small would go to {hub.url}/USER/small" in " ".join(stm("push", "small", "--dry-run").out.split())
     assert stm("compress", MINI, "--no-eval", "--out", "dry", "--push-to", "me/dry", "--dry-run").code == 0
-    assert stm("push", "small", "me/vim", "--dry-run", "--token", "hf_wrong").code == 1, "a wrong token is still wrong"
-    assert list(hub.repos) == ["me/vim"]
+    assert stm("push", "small", "me/vim", "--dry-run", "--token", "hf_wrong").code == 1
 
 
 def test_private_and_exist_ok(hub: Hub, stm: Stm, small: Path) -> None:
@@ -195,7 +193,6 @@ def test_compress_pushes(hub: Hub, stm: Stm, tmp_path: Path) -> None:
 
 
 # --- what is refused
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
