@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from PIL import Image
 
 import stm
-from stm.data.preprocess import preprocess
 
 small = stm.compress(stm.load("vim-digits"), rate=0.4)  # or stm.load("a folder that stm compress wrote")
 served = small.optimize(batch_size=1)  # a request brings one image, so the calls are laid out for one
@@ -22,11 +21,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         try:
-            image = preprocess(Image.open(io.BytesIO(body)), small.config.preprocessing)  # (C, H, W)
+            images = small.preprocess(Image.open(io.BytesIO(body)))  # (1, C, H, W)
         except Exception as error:  # Pillow's decoders raise errors of many kinds at a broken file
             self.send_error(400, f"not an image that can be read: {error}")
             return
-        probability, index = served(image[None])[0].softmax(-1).max(-1)
+        probability, index = served(images)[0].softmax(-1).max(-1)
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()

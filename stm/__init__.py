@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stm.compressing import compress
     from stm.config import Config, ModelConfig, Preprocess
     from stm.errors import StmError
+    from stm.inputs import preprocess
     from stm.loading import load, load_checkpoint
     from stm.measure.evaluate import evaluate
     from stm.merging.schedule import Schedule, Step
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate": "stm.measure.evaluate",
     "load": "stm.loading",
     "load_checkpoint": "stm.loading",
+    "preprocess": "stm.inputs",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_checkpoint",
+    "preprocess",
 ]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stm.artifact.provenance import as_trained, is_changed, mark
 from stm.bake import CalibrationImages, bake
+from stm.bar import drawn
 from stm.data.fit_images import FitImages, as_set, pictures, whole
 from stm.errors import UsageError
 from stm.fitting import budget_of, fit
@@ -37,13 +38,15 @@ def compress(
     normalize: bool = False,
     calibration: Tensor | CalibrationImages | None = None,
     seed: int = 0,
+    progress: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ViM:
     """Return a compressed copy of a dense model; the model itself is not touched.
 
     Args:
         rate: how much to merge: for a gradual schedule the share of patch tokens that is gone in the end (the paper's
-            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0.4 if no budget is given.
+            rate), for `fitted` and `staged` what the paper's schedule saves at that rate. 0 merges nothing. 0.4 if no
+            budget is given.
         saving: instead of a rate, the share of token-layers to save.
         max_drop: instead of a rate, the most top-1 to lose, a fraction: the largest saving that keeps this promise with
             95% certainty on a part of `fit_on`, which must have labels.
@@ -67,6 +70,8 @@ def compress(
         calibration: normalised images (n, C, H, W) that static hsp weights are averaged over; without them they come
             from the parameters alone.
         seed: draws the images of the fit, and its probes.
+        progress: draw a bar, in a terminal or a notebook.
+        on_progress: called with each `stm.progress.Progress`, for a bar of one's own.
 
     Raises:
         UsageError: options that exclude each other, a budget out of reach, or a model that is already compressed.
@@ -98,11 +103,23 @@ def compress(
         step_scale=step_scale,
         span_conv=span_conv,
     )
+    with drawn(progress, on_progress, stage="compress") as tell:
+        return _compressed(model, options, Goal(max_drop=max_drop, speedup=speedup), fit_on, calibration, seed, tell)
+
+
+def _compressed(
+    model: ViM,
+    options: MergeOptions,
+    goal: Goal,
+    fit_on: Any,
+    calibration: Tensor | CalibrationImages | None,
+    seed: int,
+    on_progress: OnProgress | None,
+) -> ViM:
     if is_changed(model, model.config, model.mark):
         dense = model.with_plan(model.plan, as_trained(model.config, model.mark))
         dense.mark = mark(dense, dense.config)
         model = dense
-    goal = Goal(max_drop=max_drop, speedup=speedup)
     goal.check(options)
     fitting = None
     if fit_on is not None or goal.given:

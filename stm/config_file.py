@@ -118,7 +118,9 @@ def _migrate(document: Any, where: str) -> dict[str, Any]:
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(
             f"{where}: schema_version is {brief_json(version)}, this stm reads 1 to {SCHEMA_VERSION}",
-            f"a newer version of stm may read it: {install_command()}",
+            f"a newer version of stm may read it: {install_command()}"
+            if type(version) is int and version > SCHEMA_VERSION
+            else REWRITE_HINT,
         )
     document = {key: value for key, value in document.items() if key != "schema_version"}
     return _upgraded(document, where)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from stm import recipe
 from stm.config import Size
 from stm.evaluations import Assessment, Evaluation, OfSet
-from stm.reports import Flops, Report, Warned
+from stm.reports import Flops, Ran, Warned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchReport(Report):
+class BenchReport(Ran):
     """`stm bench`. The three gains and times below are those of the first batch size.
 
     Args:
@@ -130,7 +130,7 @@ class Recommended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanReport(OfSet, Report):
+class PlanReport(OfSet, Ran):
     """`stm plan`: for each saving, its cost and what it keeps, and the saving to take.
 
     Args:
@@ -189,7 +189,7 @@ class CompareRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareReport(OfSet, Report):
+class CompareReport(OfSet, Ran):
     """`stm compare`.
 
     Args:
@@ -246,7 +246,7 @@ class SweepRow(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport(OfSet, Report):
+class SweepReport(OfSet, Ran):
     """`stm sweep`.
 
     Args:
@@ -281,7 +281,7 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainReport(Report):
+class ExplainReport(Ran):
     """`stm explain`. Changes are relative changes of the class token's state, |h - h'| / |h|, means over the images.
 
     Args:

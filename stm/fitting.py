@@ -30,7 +30,7 @@ from stm.merging.regroup import PROBES, Regrouping
 from stm.merging.schedule import Fixed, Schedule, fixed
 from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress
 from stm.recipe import Fit, Tried
 
 STEP_SCALES = (0.5, 0.75, 1.0)  # the candidates for p
@@ -304,6 +304,7 @@ def key_of(dense: ViM, images: FitImages, sha256: str) -> str:
 def _computed(dense: ViM, images: FitImages, on_progress: OnProgress | None) -> Effects:
     """Return the effects of all images, the mean of the kinds."""
     costs, probes, done = [], list[Tensor](), 0
+    meter = Meter(on_progress, "fit", images.n)
     for samples in images.sources.values():
         total, n = torch.zeros(()), 0
         for portion in _effects_of(dense, samples, images.seed):
@@ -316,8 +317,7 @@ def _computed(dense: ViM, images: FitImages, on_progress: OnProgress | None) -> 
             if images.judges is not None and sum(map(len, probes)) < PROBES:
                 probes.append(portion.float())
             done += len(portion)
-            if on_progress is not None:
-                on_progress(Progress("fit", done, images.n, "images"))
+            meter.finished(done)
         costs.append(total / max(n, 1))
     if len(costs) > 1:
         costs = [cost / _level(cost, dense.config.model.cls) for cost in costs]

@@ -8,27 +8,25 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stm import backends
 from stm.artifact import folder as artifact
-from stm.artifact.provenance import TUNED, mark
-from stm.artifact.tensors import check_claims, check_tensors
-from stm.assets import EMBEDDED_MODEL, FOLDER
+from stm.artifact.provenance import mark
+from stm.artifact.shapes import check_claims
+from stm.artifact.tensors import check_tensors
 from stm.config import DTYPES, Config, Size, Source, dense_schedule, in_pixels
 from stm.device import pick
 from stm.errors import ArtifactError, CheckpointError, HubError, UsageError, check_choice
 from stm.model.positions import INTERPOLATED, interpolated, interpolation_note, interpolation_record
 from stm.model.vim import ViM
-from stm.model_names import Embedded, File, Folder, HubFile, HubRepo, parse
-from stm.options import FILE_OPTIONS, ModelOptions
+from stm.model_names import File, HubFile
+from stm.options import ModelOptions
 from stm.progress import OnProgress
-
-if TYPE_CHECKING:
-    from stm.hub.fetch import Fetched
+from stm.resolving import Ours, resolve
 
 
 def load(
@@ -112,22 +110,31 @@ def open_model(
     Raises:
         StmError: as `load`.
     """
-    match parse(model, options):
-        case Embedded():
-            return _embedded(options)
-        case Folder(path):
-            return _from_folder(path, options)
+    return open_found(resolve(model, options, on_progress), options, on_progress)
+
+
+def open_found(found: Ours | File | HubFile, options: ModelOptions, on_progress: OnProgress | None = None) -> ViM:
+    """Return the model that `resolve` found.
+
+    Raises:
+        StmError: as `load`.
+    """
+    match found:
+        case Ours(path, sourced):
+            model = _from_folder(path, options)
+            model.config = sourced(model.config)
+            return model
         case File(path):
             return _from_file(path, Source(file=path.name), options)
-        case HubFile(repo, file, revision, license, path):
+        case HubFile():
             try:
-                return _from_hub_file(repo, file, revision, license, options, on_progress)
+                return _from_hub_file(found, options, on_progress)
             except HubError as error:
-                if path is None:
+                if found.path is None:
                     raise
-                raise CheckpointError(f"{path} is no file here, and on the Hub {error.message}", error.hint) from error
-        case HubRepo(repo, revision):
-            return _from_hub_repo(repo, revision, options, on_progress)
+                raise CheckpointError(
+                    f"{found.path} is no file here, and on the Hub {error.message}", error.hint
+                ) from error
 
 
 def load_checkpoint(
@@ -190,16 +197,6 @@ def load_checkpoint(
         backend=backend,
     )
     return _from_file(Path(path), Source(file=Path(path).name), options)
-
-
-def _embedded(options: ModelOptions) -> ViM:
-    """Return the model that comes with the package. Its source is its own weights."""
-    model = _from_folder(FOLDER / EMBEDDED_MODEL, options)
-    source = dataclasses.replace(
-        model.config.source, file=EMBEDDED_MODEL, sha256=model.config.files[artifact.WEIGHTS].sha256
-    )
-    model.config = dataclasses.replace(model.config, source=source)
-    return model
 
 
 def _from_folder(folder: Path, options: ModelOptions) -> ViM:
@@ -304,70 +301,29 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
     )
 
 
-def _from_hub_repo(repo: str, revision: str | None, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
-    """Return the model of a repository: a folder that stm wrote, else the only checkpoint in it."""
-    from stm.hub.fetch import list_files, only_checkpoint  # huggingface_hub takes a while to import
-
-    names = list_files(repo, revision=revision, token=options.token)
-    if {artifact.CONFIG, artifact.WEIGHTS} <= set(names):
-        config = download(repo, revision=revision, token=options.token, on_progress=on_progress)
-        if artifact.is_model(config.path.parent):
-            return _from_hub_folder(config, options)
-    return _from_hub_file(repo, only_checkpoint(repo, names), revision, None, options, on_progress)
-
-
-def _from_hub_file(
-    repo: str,
-    file: str,
-    revision: str | None,
-    license: str | None,
-    options: ModelOptions,
-    on_progress: OnProgress | None,
-) -> ViM:
+def _from_hub_file(found: HubFile, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
+    repo, file = found.repo, found.file
     from stm.checkpoint.file import shards
     from stm.checkpoint.names import INDEX
     from stm.hub.fetch import about, fetch, optional
 
-    fetched = fetch(repo, file, revision=revision, token=options.token, on_progress=on_progress)
+    fetched = fetch(repo, file, revision=found.revision, token=options.token, on_progress=on_progress)
     if file.endswith(INDEX):
         for shard in shards(fetched.path):
             name = str(PurePosixPath(file).with_name(shard))
             fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
-    if license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
+    if found.license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
         beside = str(PurePosixPath(file).with_name(artifact.CONFIG))
         optional(repo, beside, fetched.revision, token=options.token)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
-        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or license
+        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or found.license
     )
     model = _from_file(fetched.path, source, options)
     extra: dict[str, Any] = {"path": file} if file != source.file else {}
     if card.datasets:
         extra["datasets"] = list(card.datasets)
     model.config = dataclasses.replace(model.config, extra=model.config.extra | extra)
-    return model
-
-
-def _from_hub_folder(config: "Fetched", options: ModelOptions) -> ViM:
-    """Return a model that stm wrote. The repository is the source of a dense one that knows of no other repository."""
-    options.refuse(config.repo, "a folder that stm wrote", *FILE_OPTIONS)
-    model = _from_folder(config.path.parent, options)
-    source = model.config.source
-    if model.plan is None and source.repo is None and source.file != EMBEDDED_MODEL:
-        from stm.hub.fetch import about
-
-        model.config = dataclasses.replace(
-            model.config,
-            source=Source(
-                repo=config.repo,
-                file=artifact.WEIGHTS,
-                revision=config.revision,
-                sha256=model.config.files[artifact.WEIGHTS].sha256,
-                license=source.license or about(config.repo, config.revision, token=options.token).license,
-            ),
-            # the mark of a fine-tuned model goes: these are the source's own weights
-            extra={key: value for key, value in model.config.extra.items() if key != TUNED},
-        )
     return model
 
 
@@ -398,24 +354,3 @@ def ready(model: ViM, device: torch.device, dtype: str | None) -> ViM:
     if model.mark is None:
         model.mark = mark(model, model.config)
     return model.to(device).eval()
-
-
-def download(
-    repo: str, *, revision: str | None = None, token: str | None = None, on_progress: OnProgress | None = None
-) -> "Fetched":
-    """Fetch the config of a repository, and its weights beside it in the cache if stm wrote the config.
-
-    Raises:
-        HubError: they cannot be fetched, or huggingface_hub is not installed.
-    """
-    try:
-        from stm.hub.fetch import fetch  # the runtime does without
-    except ImportError as error:
-        raise HubError(
-            f"{repo} is not a local folder, and reading it from the Hub needs huggingface_hub",
-            "pip install huggingface_hub",
-        ) from error
-    config = fetch(repo, artifact.CONFIG, revision=revision, token=token, on_progress=on_progress)
-    if artifact.is_model(config.path.parent):
-        fetch(repo, artifact.WEIGHTS, revision=config.revision, token=token, on_progress=on_progress)
-    return config

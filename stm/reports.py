@@ -14,6 +14,7 @@ from typing import Any
 from stm.codec import encode
 from stm.config import Measured, Protection, Size, Source
 from stm.evaluations import Assessment
+from stm.notebook import as_html
 from stm.recipe import Recipe
 
 REPORT_VERSION = 1  # the `schema_version` of every document; a key that is renamed or removed needs another one
@@ -67,21 +68,35 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The fields of every report. `model` is the name that the user gave."""
+    """The fields of every report. `model` is the name that the user gave.
+
+    `environment` is null if nothing was run.
+    """
 
     schema_version: int = REPORT_VERSION
     command: str
     model: str
-    environment: Environment
+    environment: Environment | None = None
 
     def to_json(self) -> str:
         """Return the report as one JSON document, keys sorted."""
         # NaN is not JSON: `allow_nan=False` makes it an error here instead of a document that no other reader takes.
         return json.dumps(encode(self), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
+    def _repr_html_(self) -> str:
+        """Return the report as a notebook shows it."""
+        return as_html(self)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Warned(Report):
+class Ran(Report):
+    """A report of a command that ran something, in the environment that it names."""
+
+    environment: Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Ran):
     """A report that may warn of a loss beyond chance. `milder` is then a command line that loses less, if known."""
 
     warnings: tuple[str, ...] = ()
@@ -152,7 +167,7 @@ class Pushed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushReport(Report, Pushed):
+class PushReport(Ran, Pushed):
     """`stm push`: `model` is the folder."""
 
 
@@ -203,7 +218,7 @@ class InfoReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport(Report):
+class ExportReport(Ran):
     """`stm export`: the file, and in `notes` what it does not hold of the model.
 
     `reading` has the options that read an official file as this model.
@@ -265,7 +280,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictReport(Report):
+class PredictReport(Ran):
     """`stm predict`."""
 
     predictions: tuple[Prediction, ...]
@@ -281,7 +296,7 @@ class BackendStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvReport(Report):
+class EnvReport(Ran):
     """`stm env`: versions of what is installed, devices, and each backend with its reason.
 
     Args:

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import typer
 
+from stm.artifact.written import Written, noting, so_far
 from stm.distributed import current_world
 from stm.errors import Question, StmError
-from stm_cli._output import error, typed
+from stm_cli._output import error, stopped, typed
 from stm_cli._visible import visible_traceback
 
 DEBUG = "STM_DEBUG"
+_STOPPED = 130
 _ALLOCATOR = "DefaultCPUAllocator: "  # in torch's message when the memory of the machine is used up
 
 
@@ -78,8 +80,8 @@ def _line(caught: BaseException) -> str:
 TABLE: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (StmError, _ours),
     (typer.TyperException, _usage),
-    (typer.Abort, lambda _: Failure(130)),
-    (KeyboardInterrupt, lambda _: Failure(130)),
+    (typer.Abort, lambda _: Failure(_STOPPED)),
+    (KeyboardInterrupt, lambda _: Failure(_STOPPED)),
     (BrokenPipeError, lambda _: Failure(1)),
     (OSError, _system),
     (MemoryError, _memory),
@@ -97,9 +99,16 @@ def describe(caught: BaseException) -> Failure:
 
 def guard(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code. No exception but SystemExit leaves this function."""
+    written: tuple[Written, ...] = ()
     try:
-        code = command()  # Typer returns the code of a `typer.Exit` instead of raising it: 130 for Ctrl-C
+        with noting():
+            try:
+                code = command()  # Typer returns the code of a `typer.Exit` instead of raising it: 130 for Ctrl-C
+            finally:
+                written = so_far()
         sys.stdout.flush()  # now, so that a full disk is a failure with a sentence
+        if code == _STOPPED:
+            raise KeyboardInterrupt
     except BaseException as caught:
         failure = describe(caught)
         if os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -111,6 +120,8 @@ def guard(command: Callable[[], Any]) -> int:
             # Every process of torchrun parses the same words, and only the first one reports the error. If another
             # process failed earlier, torchrun would end the first one in the middle of its sentence.
             return 0
+        if failure.code == _STOPPED and current_world().first:
+            stopped(written)
         if failure.message:
             error(failure.message, failure.hint)
         return failure.code

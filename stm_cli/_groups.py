@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any
 
+from stm.distributed import current_world
 from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm_cli._options import (
     Backend,
@@ -44,11 +45,13 @@ from stm_cli._options import (
     Stages,
     Std,
     StepScale,
+    TableFormat,
     Token,
     TokensPerSide,
     Weights,
     WeightsKey,
 )
+from stm_cli._output import starting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,13 @@ class Display:
 
     json: Json = False
     quiet: Quiet = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableDisplay(Display):
+    """How a report is shown whose table can be pasted."""
+
+    format: TableFormat = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +180,9 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
             name: group(**{option.name: options.pop(option.name) for option in fields(group)})
             for name, group in groups.items()
         }
-        run(*args, **options, **made)
+        display = made.get("display")
+        with starting(quiet=display is None or display.quiet or not current_world().first):
+            run(*args, **options, **made)
 
     command.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # inspect's own protocol
     return command

@@ -88,10 +88,11 @@ Places = Annotated[
 ]
 Rate = Annotated[
     float | None,
-    _option("--rate", BUDGET, "The paper's rate, above 0 and below 1. Default: 0.4.", "RATE", parser=_number),
+    _option("--rate", BUDGET, "The paper's rate, below 1; 0 merges nothing. Default: 0.4.", "RATE", parser=_number),
 ]
 Saving = Annotated[
-    float | None, _option("--saving", BUDGET, "Share of the token-layers to save.", "SHARE", parser=_number)
+    float | None,
+    _option("--saving", BUDGET, "Share of the token-layers to save; 0 merges nothing.", "SHARE", parser=_number),
 ]
 Stages = Annotated[
     Sequence[int] | None,
@@ -325,6 +326,10 @@ Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wr
 DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
 Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
 Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
+TableFormat = Annotated[
+    str | None,
+    _choice("--format", OUTPUT, "print the table, to be pasted; latex needs booktabs.", ("markdown", "latex")),
+]
 RepoId = Annotated[
     str | None,
     typer.Argument(

@@ -9,18 +9,25 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from stm.artifact.written import Written, so_far
 from stm.distributed import current_world
+from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
+from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 R = TypeVar("R", bound=Report)
 
@@ -30,11 +37,80 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
+_MOMENT = 0.1  # seconds after which a command that has said nothing shows that it has begun
+_DETAIL = 24  # characters of a method's name beside a bar: the time left stands behind it
+
+
+class _Waiting:
+    """A sign on a terminal that something happens, from a moment on until anything else is written.
+
+    Importing torch and reading a model take seconds, in which no work has a number.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._over = threading.Lock(), False
+        self._status: Status | None = None
+        self._timer = threading.Timer(_MOMENT, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._over:
+                self._status = console(stderr=True).status("starting")
+                self._status.start()
+
+    def end(self) -> None:
+        """Take the sign away."""
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._status is not None:
+                self._status.stop()
+
+
+_waiting: _Waiting | None = None
+
+
+@contextmanager
+def starting(*, quiet: bool) -> Iterator[None]:
+    """Show that a command has begun, until it writes something or ends."""
+    global _waiting
+    _waiting = _Waiting() if _is_live(quiet) else None
+    try:
+        yield
+    finally:
+        _settle()
+
+
+def _settle() -> None:
+    global _waiting
+    if _waiting is not None:
+        _waiting.end()
+        _waiting = None
+
+
+def _is_live(quiet: bool) -> bool:
+    return not quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
+
+
 def error(message: str, hint: str | None = None) -> None:
     """Write what failed and what to do next, each on one line that no terminal width breaks."""
     _labelled("Error: ", "bold red", message)
     if hint:
         _labelled("Hint: ", "bold", hint)
+
+
+def stopped(written: Sequence[Written]) -> None:
+    """Write what a run that somebody stopped has written, and what the same command would do."""
+    growing = [each.place for each in written if each.grows]
+    whole = [each.place for each in written if not each.grows]
+    said = "nothing was written; the same command starts from the beginning"
+    if growing:
+        said = f"what was finished is in {', '.join(growing)}; the same command goes on from there"
+    elif whole:
+        said = f"{', '.join(whole)} {'is' if len(whole) == 1 else 'are'} written whole"
+    _labelled("Stopped: ", "bold yellow", said)
 
 
 def typed() -> tuple[str, ...]:
@@ -50,6 +126,7 @@ def typed() -> tuple[str, ...]:
 
 
 def _labelled(label: str, style: str, text: str) -> None:
+    _settle()
     # Soft wrap leaves breaking to the terminal: a line that rich breaks cannot be pasted or searched.
     console(stderr=True).print(Text.assemble((label, style), visible(text)), soft_wrap=True)
 
@@ -61,29 +138,55 @@ class Output:
         json: print the report as one JSON document.
         quiet: print its one essential value, if there is one; no progress, notes or hints. Of several processes all but
             the first are quiet.
+        format: print the table of the report in one of the forms of `_tables.PASTED`, and nothing else.
+
+    Raises:
+        UsageError: two forms were asked for.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
-        self.json, self.quiet = json, quiet or not current_world().first
+    def __init__(self, *, json: bool, quiet: bool, format: str | None = None) -> None:
+        self.json, self.quiet, self.format = json, quiet or not current_world().first, format
+        if format is not None and (json or quiet):
+            other = "--json" if json else "--quiet"
+            raise UsageError(f"--format and {other} were both given, and stdout has one form", "leave one of them out")
 
-    def report(self, report: R, screen: Callable[[R], RenderableType], value: Callable[[R], str]) -> None:
+    def report(
+        self,
+        report: R,
+        screen: Callable[[R], RenderableType],
+        value: Callable[[R], str],
+        table: Callable[[R], Rows] | None = None,
+    ) -> None:
         """Print a report to stdout, in the one form that was asked for.
 
         Args:
             screen: draws the report for people. It gets the report with every text in it visible (`_visible`).
             value: returns the one value for scripts, from the same report.
+            table: returns heads and rows, one value per cell, for `format`.
         """
+        _settle()
+        text = ""
         if self.json:
-            sys.stdout.buffer.write(visible_json(report.to_json()).encode() + b"\n")  # UTF-8 whatever the locale
+            text = visible_json(report.to_json())
+            sys.stdout.buffer.write(text.encode() + b"\n")  # UTF-8 whatever the locale
         elif self.quiet:
             text = value(visible_report(report))
             sys.stdout.write(f"{text}\n" if text else "")  # without rich, which would make spaces of tabs
+        elif self.format is not None and table is not None:
+            text = PASTED[self.format](*table(visible_report(report)))
+            sys.stdout.write(text + "\n")
         else:
             terminal = console()
             with terminal.capture() as screen_text:
                 terminal.print(screen(visible_report(report)), crop=False)
             # Tables pad every line with spaces, which would be in the way when output is compared or copied.
-            sys.stdout.write(re.sub(r" +$", "", screen_text.get(), flags=re.MULTILINE))
+            text = re.sub(r" +$", "", screen_text.get(), flags=re.MULTILINE)
+            sys.stdout.write(text)
+        # Whatever a command writes is named, if the report did not do so. A screen folds long paths.
+        printed = "".join(text.split())
+        unnamed = [each.place for each in so_far() if "".join(visible(each.place).split()) not in printed]
+        if unnamed:
+            self.note(f"written: {', '.join(unnamed)}")
 
     def note(self, text: str) -> None:
         """Write something that a person should know beside the report."""
@@ -105,7 +208,7 @@ class Output:
     @property
     def live(self) -> bool:
         """Return whether progress is shown."""
-        return not self.quiet and console(stderr=True).is_terminal and not _set("HF_HUB_DISABLE_PROGRESS_BARS")
+        return _is_live(self.quiet)
 
     @contextmanager
     def progress(self) -> Iterator[OnProgress]:
@@ -120,11 +223,16 @@ class Output:
             bars.BarColumn(),
             bars.TextColumn("{task.fields[count]}", markup=False),
             bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(compact=True),
         )
+        _settle()
         with bars.Progress(*columns, console=console(stderr=True), transient=True) as live:
             stages: dict[str, bars.TaskID] = {}
+            loading = live.add_task("load", total=None, count="")
 
             def show(progress: Progress) -> None:
+                live.update(loading, visible=False)  # reading a model has no number; whatever follows has one
                 if progress.stage not in stages:
                     stages[progress.stage] = live.add_task(visible(progress.stage), total=progress.total, count="")
                 task = stages[progress.stage]
@@ -140,9 +248,14 @@ def amount(progress: Progress, speed: float | None = None) -> str:
     """Return progress in words: counts, or for bytes their size and speed."""
     if progress.unit != "B":
         of = "" if progress.total is None else f"/{progress.total:,}"
-        return f"{progress.done:,}{of} {progress.unit}"
+        return f"{progress.done:,}{of} {progress.unit}" + (f", {_brief(progress.detail)}" if progress.detail else "")
     of = "" if progress.total is None else f" of {size(progress.total)}"
     return size(progress.done) + of + (f", {size(int(speed))}/s" if speed else "")
+
+
+def _brief(text: str) -> str:
+    text = visible(text)
+    return text if len(text) <= _DETAIL else f"{text[: _DETAIL - 1]}…"
 
 
 def _set(variable: str) -> bool:

@@ -65,11 +65,23 @@ def tame_libraries() -> None:
     # A handler would not do: a library may add handlers of its own. Every record comes from the factory.
     logging.setLogRecordFactory(_Record)
     warnings.formatwarning = _warning
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_retries)
 
 
 class _Record(logging.LogRecord):
     def getMessage(self) -> str:
         return visible(super().getMessage())
+
+
+def _retries(record: logging.LogRecord) -> bool:
+    """Make one sentence of the lines in which huggingface_hub tells of each attempt. A limit of the Hub stays."""
+    if record.levelno != logging.WARNING or str(record.msg).startswith("Rate limited"):
+        return True
+    if not str(record.msg).startswith("Retrying in"):
+        return False
+    first = "[Retry 1/" in str(record.msg)
+    record.msg, record.args = "Note: the Hub failed, and is asked again for up to half a minute", ()
+    return first
 
 
 def _warning(

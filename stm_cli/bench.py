@@ -1,8 +1,6 @@
 """`stm bench`: time a dense model against the compressed one."""
 
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from stm.findings import BenchReport
 from stm.units import operations, size
@@ -10,6 +8,7 @@ from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import Row, environment_text, fields, staircase, tokens
 from stm_cli._output import Output
+from stm_cli._tables import Columns
 
 EXAMPLES = (
     "stm bench vim-digits-stm40 --batch-sizes 1,8 --threads 1",
@@ -59,18 +58,16 @@ def run(
 
 def screen(report: BenchReport) -> RenderableType:
     """Draw one line per variant and batch size, and the meaning of the columns below."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, show_edge=False)
-    for name in ("", "batch", "ms/image", "+-", "images/s", "gain", "peak", "FLOPs"):
-        # A name may take two lines; no number is ever cut.
-        table.add_column(Text(name), justify="right" if name else "left", no_wrap=bool(name))
+    lines = []
     for row in report.rows:
         # Half the distance between the quartiles, because people read a number after +- as a half width.
         cells = (f"{row.ms_per_image:.2f}", f"{row.ms_iqr / 2:.2f}", f"{row.images_per_second:.1f}", f"{row.gain:.2f}x")
         # Not every device counts the memory of tensors; torch counts it on CUDA.
         peak = "-" if row.peak_bytes is None else size(row.peak_bytes)
         # The honest count: the paper's leaves out work that the clock sees.
-        table.add_row(*map(Text, (row.variant, str(row.batch_size), *cells, peak, operations(row.flops.honest))))
-    return Group(report.model, table, fields(_below(report)))
+        lines.append((row.variant, str(row.batch_size), *cells, peak, operations(row.flops.honest)))
+    heads = ("", "batch", "ms/image", "+-", "images/s", "gain", "peak", "FLOPs")
+    return Group(report.model, Columns(heads, lines, gap=2), fields(_below(report)))
 
 
 def _below(report: BenchReport) -> list[Row]:

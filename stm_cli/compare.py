@@ -1,16 +1,16 @@
 """`stm compare`: measure every method at the same saving, on the same images."""
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from stm.findings import CompareReport, CompareRow
-from stm.units import operations, percent
+from stm.units import interval, operations, percent
 from stm.verdicts import proven_loss, warning
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fit_rows
 from stm_cli._output import Output
+from stm_cli._tables import Columns, Rows, filled
 
 EXAMPLES = (
     "stm compare vim-digits",
@@ -41,7 +41,7 @@ def run(
     source: g.Source,
     machine: g.Machine,
     workers: o.Workers = None,
-    display: g.Display,
+    display: g.TableDisplay,
 ) -> None:
     """Set our presets beside the published methods and random pruning, at one saving: the paper's Table 2."""
     from stm.commands.compare import compare
@@ -66,7 +66,7 @@ def run(
             world=world,
             on_progress=on_progress,
         )
-    output.report(report, screen, lambda shown: shown.output or "")
+    output.report(report, screen, lambda shown: shown.output or "", pasted)
     for note in (
         *report.environment.fallbacks,
         *report.skipped_notes,
@@ -82,7 +82,6 @@ def run(
 def screen(report: CompareReport) -> RenderableType:
     """Draw two lines per method, and the meaning of the numbers below."""
     # Eight columns of two values each fit into 80 characters. Sixteen columns would not.
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     heads = (
         "method\n",
         "FLOPs\nhonest",
@@ -93,11 +92,7 @@ def screen(report: CompareReport) -> RenderableType:
         "agree\nKL",
         "p\nimages/s",
     )
-    # Only the names may fold: a number that is broken over two lines is another number.
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
-    for row in report.rows:
-        table.add_row(*_cells(row))
+    table = Columns(heads, [_cells(row) for row in report.rows])
     about = (
         (
             f"{report.model} on {report.n:,} images of {report.data}, each method solved for {percent(report.target)}"
@@ -111,6 +106,29 @@ def screen(report: CompareReport) -> RenderableType:
         f"measured on {environment_text(report.environment)}",
     )
     return Group(table, "", *about)
+
+
+def pasted(report: CompareReport) -> Rows:
+    """Return one line per method, with every value of the screen in a column of its own."""
+    heads = ("method", "FLOPs", "honest", "saved", "tokens", "top-1 (%)", "top-5 (%)", "drop (points)", "95%")
+    rows = [
+        (
+            _name(row),
+            operations(row.flops.paper),
+            operations(row.flops.honest),
+            percent(row.flops.honest_saving),
+            str(row.tokens_left),
+            *("" if share is None else percent(share)[:-1] for share in (row.top1, row.top5)),
+            "" if row.drop is None else f"{100 * row.drop:z.2f}",
+            "" if row.drop_ci is None else interval(row.drop_ci, 2),
+            "" if row.agreement is None else percent(row.agreement)[:-1],
+            "" if row.kl is None else f"{row.kl:.4f}",
+            "" if row.stm_p is None else f"{row.stm_p:.2g}",
+            "" if row.images_per_second is None else f"{row.images_per_second:.0f}",
+        )
+        for row in report.rows
+    ]
+    return filled((*heads, "agreement (%)", "KL", "p", "images/s"), rows)
 
 
 def _cells(row: CompareRow) -> tuple[str | Text, ...]:

@@ -36,6 +36,7 @@ app = typer.Typer(
     name="stm",
     help="Make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.",
     epilog=examples(
+        "stm models",
         "stm compress vim-digits --rate 0.4    # embedded model, no network needed",
         "stm eval vim-digits-stm40",
         "stm predict vim-digits-stm40 photo.jpg",
@@ -44,8 +45,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (plan, compress, eval, info, predict, bench, compare, sweep, explain, report, push, export, models, env):
-    app.command(module.__name__.rpartition(".")[2], epilog=examples(*module.EXAMPLES))(module.run)
+# In the order of use.
+PANELS = {
+    "Choose and compress": (models, plan, compress),
+    "Use and check the result": (eval, predict, info, bench),
+    "Compare and explain": (compare, sweep, explain),
+    "Hand it on": (report, push, export),
+    "This machine": (env,),
+}
+for panel, modules in PANELS.items():
+    for module in modules:
+        name = module.__name__.rpartition(".")[2]
+        app.command(name, epilog=examples(*module.EXAMPLES), rich_help_panel=panel)(module.run)
 
 
 SHARED = ("eval", "compare", "sweep")  # the commands whose images several processes share

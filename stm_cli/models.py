@@ -1,12 +1,12 @@
 """`stm models`: list the models that have a short name."""
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from stm.reports import ListedModel, ModelsReport
 from stm.units import percent, size
 from stm_cli import _groups as g
 from stm_cli._output import Output
+from stm_cli._tables import Columns
 
 EXAMPLES = ("stm models", "stm models --json")
 
@@ -30,16 +30,15 @@ def run(*, display: g.Display) -> None:
 
 def screen(report: ModelsReport) -> RenderableType:
     """Draw one line per model."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("name", "parameters", "tokens", "top-1", "license", "here"):
-        table.add_column(heading, no_wrap=True)
+    rows = []
     for model in report.models:
         # An empty cell and no dash: the embedded model was measured, but not on ImageNet.
         accuracy = "" if model.top1 is None else percent(model.top1)
-        table.add_row(
-            model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _presence(model)
+        rows.append(
+            (model.name, f"{model.parameters:,}", str(model.tokens), accuracy, model.license or "", _presence(model))
         )
-    return table
+    heads = ("name", "parameters", "tokens", "top-1", "license", "here")
+    return Columns(heads, rows, gap=2, left=range(1, len(heads)))
 
 
 def _presence(model: ListedModel) -> str:

@@ -1,9 +1,9 @@
 """`stm plan`: help a user to choose a saving."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from stm.findings import PlanReport, PlanRow, Recommended
@@ -12,6 +12,7 @@ from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fields, fit_rows
 from stm_cli._output import Output
+from stm_cli._tables import Columns, Rows, filled
 
 EXAMPLES = (
     "stm plan vim-digits",
@@ -41,7 +42,7 @@ def run(
     force: o.Force = False,
     source: g.Source,
     machine: g.Machine,
-    display: g.Display,
+    display: g.TableDisplay,
 ) -> None:
     """Show what savings of 10% to 45% cost and keep, measured on this machine, and recommend one."""
     from stm.commands.plan import plan
@@ -67,7 +68,7 @@ def run(
             force=force,
             on_progress=on_progress,
         )
-    output.report(report, screen, value)
+    output.report(report, screen, value, pasted)
     for note in (*report.environment.fallbacks, *report.notes, *report.skipped_notes):
         output.note(note)
     # A saving out of reach is no failure of the others, so it is a note beside the table.
@@ -85,13 +86,10 @@ def run(
 def screen(report: PlanReport) -> RenderableType:
     """Draw one line per saving, the meaning of the columns, the recommendation, and the command that makes it."""
     labelled = report.rows[0].drop is not None
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("saves", "tokens", "ms/image", "gain", "agreement", "KL", *(["drop"] if labelled else [])):
-        table.add_column(Text(name), justify="right", no_wrap=True)
+    heads = ("saves", "tokens", "ms/image", "gain", "agreement", "KL", *(["drop"] if labelled else []))
     # A saving that no schedule reaches has no numbers; a note gives its reason.
     rows = [row for row in report.rows if row.reason is None]
-    for row in rows:
-        table.add_row(*map(Text, _cells(row, labelled)))
+    table = Columns(heads, [_cells(row, labelled) for row in rows])
     below = [("on", environment_text(report.environment)), *fit_rows(report.fit)]
     below.append(
         ("saves", "share of the token-layers; tokens: in the last block; gain: both as loaded, without optimize()")
@@ -126,12 +124,38 @@ def line(best: Recommended) -> str:
     return f"saves {percent(best.saving, 0)}, {best.gain:.2f}x here, {kept}"
 
 
+def pasted(report: PlanReport) -> Rows:
+    """Return one line per saving that a schedule reaches, with the interval of a figure beside it."""
+
+    def pair(figure: float | None, ends: tuple[float, float] | None, form: Callable[[float], str]) -> tuple[str, str]:
+        return "" if figure is None else form(figure), "" if ends is None else f"{form(ends[0])} to {form(ends[1])}"
+
+    rows = []
+    for row in report.rows:
+        if row.asked_saving == 0:  # the dense model is compared with itself
+            row = replace(row, gain_ci=None, agreement_ci=None, kl_ci=None, drop_ci=None)
+        if row.reason is None and row.tokens_per_block is not None and row.ms_per_image is not None:
+            rows.append(
+                (
+                    "dense" if row.asked_saving == 0 else percent(row.saving or 0, 0),
+                    str(row.tokens_per_block[-1]),
+                    f"{row.ms_per_image:.2f}",
+                    *pair(row.gain, row.gain_ci, "{:.2f}".format),
+                    *pair(row.agreement, row.agreement_ci, lambda share: percent(share)[:-1]),
+                    *pair(row.kl, row.kl_ci, "{:.4f}".format),
+                    *pair(row.drop, row.drop_ci, lambda drop: f"{100 * drop:z.1f}"),
+                )
+            )
+    figures = ("gain", "agreement (%)", "KL", "drop (points)")
+    return filled(("saves", "tokens", "ms/image", *(head for name in figures for head in (name, "95%"))), rows)
+
+
 def _cells(row: PlanRow, labelled: bool) -> tuple[str, ...]:
     """Return the cells of a saving. A figure that was measured stands over its interval."""
     assert row.saving is not None and row.tokens_per_block is not None and row.ms_per_image is not None
     is_dense = row.asked_saving == 0
     cells = [
-        "dense" if is_dense else percent(row.saving, 0),
+        "dense" if is_dense else percent(row.saving, 0).rjust(len("dense")),
         str(row.tokens_per_block[-1]),
         f"{row.ms_per_image:.2f}",
         # The dense model is compared with itself: its figures are exact, and an interval would say nothing.

@@ -5,14 +5,14 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 from stm.findings import SweepReport, SweepRow
-from stm.units import operations, percent
+from stm.units import interval, operations, percent
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import environment_text, fit_rows
 from stm_cli._output import Output
+from stm_cli._tables import Columns, Rows, filled
 
 EXAMPLES = (
     "stm sweep vim-digits",
@@ -50,7 +50,7 @@ def run(
     source: g.Source,
     machine: g.Machine,
     workers: o.Workers = None,
-    display: g.Display,
+    display: g.TableDisplay,
 ) -> None:
     """Measure a grid of schedules, and peers at the same savings. A run that is killed goes on where it was."""
     from stm.commands.sweep import sweep
@@ -84,7 +84,7 @@ def run(
             world=world,
             on_progress=on_progress,
         )
-    output.report(report, screen, lambda shown: shown.output)
+    output.report(report, screen, lambda shown: shown.output, pasted)
     if report.resumed:  # else a run that ends at once would look like one that did nothing
         output.note(f"{report.resumed} of {len(report.rows)} cells were in {report.output} already")
     for note in (
@@ -127,24 +127,45 @@ def screen(report: SweepReport) -> RenderableType:
     return Group(*parts)
 
 
+def pasted(report: SweepReport) -> Rows:
+    """Return one line per cell, with its place on every axis."""
+    axes = ("method", "rate", "sides", "order", "weights", "p", "conv", "r")
+    heads = ("FLOPs", "honest", "saved", "top-1 (%)", "drop (points)", "95%", "agreement (%)", "KL")
+    rows = []
+    for row in report.rows:
+        place = (row.rate, row.sides, row.schedule, row.weights, row.step_scale, row.conv, row.tokens_per_side)
+        rows.append(
+            (
+                row.method,
+                *("" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in place),
+                operations(row.flops.paper),
+                operations(row.flops.honest),
+                percent(row.flops.honest_saving),
+                "" if row.top1 is None else percent(row.top1)[:-1],
+                "" if row.drop is None else f"{100 * row.drop:z.2f}",
+                "" if row.drop_ci is None else interval(row.drop_ci, 2),
+                "" if row.agreement is None else percent(row.agreement)[:-1],
+                "" if row.kl is None else f"{row.kl:.4f}",
+            )
+        )
+    return filled((*axes, *heads), rows)
+
+
 def _variant(row: SweepRow) -> str:
     """Return the heading of a table: all choices that its cells share."""
     r = "" if row.tokens_per_side is None else f", r = {row.tokens_per_side}"
     return f"{row.method}: {row.schedule} order, {row.weights} weights, p = {row.step_scale:g}, {row.conv} conv{r}"
 
 
-def _table(corner: str, rows: Sequence[SweepRow], down: Key, across: Key) -> Table:
+def _table(corner: str, rows: Sequence[SweepRow], down: Key, across: Key) -> Columns:
     """Return a table of rows by two of their values, in the order in which the values first appear."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(map(across, rows)))
-    table.add_column(corner)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    lines = []
     for name in dict.fromkeys(map(down, rows)):
         # A cell may be missing: no schedule reaches some rates, and a note says why.
         line = {across(row): row for row in rows if down(row) == name}
-        table.add_row(name, *(_cell(line[column]) if column in line else "-" for column in columns))
-    return table
+        lines.append((name, *(_cell(line[column]) if column in line else "-" for column in columns)))
+    return Columns((corner, *columns), lines, gap=2)
 
 
 def _cell(row: SweepRow) -> str:

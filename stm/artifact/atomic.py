@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stm.artifact.locks import lock, sibling, tokens, turn
+from stm.artifact.written import tell
 from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -107,6 +108,7 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
         if isinstance(error, OSError):
             raise _failure(Path(folder), error, ArtifactError) from error
         raise
+    tell(Path(folder))
     _discard(temporary, names)
 
 
@@ -165,13 +167,14 @@ def refusing(path: Path, hint: str, kind: type[StmError] = UsageError) -> Iterat
 
 
 @contextmanager
-def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
+def drafted(path: Path, *, force: bool = True, kept: bool = True) -> Iterator[Path]:
     """Yield a draft to write. The draft becomes `path` when the block ends, and is removed if the block fails.
 
     So the file at `path` is whole, or as it was before.
 
     Args:
         force: whether the draft may replace an existing file.
+        kept: whether the file is a result, of which `tell` speaks, and no entry of a cache.
 
     Raises:
         UsageError: without `force`, another process wrote the file meanwhile.
@@ -191,6 +194,8 @@ def drafted(path: Path, *, force: bool = True) -> Iterator[Path]:
             with suppress(OSError):
                 draft.unlink()
             raise
+    if kept:
+        tell(path)
 
 
 def draft_of(path: Path) -> Path:

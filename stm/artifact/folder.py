@@ -14,23 +14,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from stm import __version__
 from stm.artifact import atomic
-from stm.artifact.tensors import check_finite
+from stm.artifact.shapes import check_claims
 from stm.config import REWRITE_HINT, Config, FileInfo
 from stm.config_file import FORMAT, dumps, loads
 from stm.errors import ArtifactError, UsageError, check_name
 
+if TYPE_CHECKING:  # a folder is described without torch
+    from torch import Tensor
+
 WEIGHTS, CONFIG, CARD, RESULTS = "model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml"
 FILES = (WEIGHTS, CONFIG, CARD, RESULTS)  # all that stm puts into a folder, and all that --force may delete
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
 def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -66,7 +64,7 @@ def is_model(folder: str | os.PathLike[str]) -> bool:
 def write(
     folder: str | os.PathLike[str],
     config: Config,
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, "Tensor"],
     card: str,
     *,
     results: str | None = None,
@@ -90,6 +88,8 @@ def write(
         ArtifactError: a tensor holds NaN or infinity, the disk is full, or the system refused a write. Nothing is left
             behind, and an existing folder is unchanged.
     """
+    from stm.artifact.tensors import check_finite
+
     check_output(folder, force=force)
     check_finite(tensors, str(folder), ArtifactError)
     with atomic.replacing(folder, FILES, force=force) as new:
@@ -113,7 +113,7 @@ def read_config(folder: str | os.PathLike[str]) -> Config:
     return _read_config(_stored(folder), folder)
 
 
-def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
+def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, "Tensor"]]:
     """Return a model's config and its tensors. The tensors are mapped from the file, not copied.
 
     Whether the tensors fit the config is not checked here: `ViM` checks that when it takes them.
@@ -121,6 +121,41 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
     Raises:
         ArtifactError: as `read_config`; or the weights are missing, or their size or SHA-256 is not what was written.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config, path = _checked(folder)
+    try:
+        return config, load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{Path(folder) / WEIGHTS} cannot be read: {error}", REWRITE_HINT) from error
+
+
+def describe(folder: str | os.PathLike[str]) -> Config:
+    """Return a model's config, and hold its weights to it by their hash, names and shapes. No tensor is made.
+
+    This needs no torch. Whether the values are finite and of the right dtype is seen when the model is loaded.
+
+    Raises:
+        ArtifactError: as `read`; or the weights do not hold the tensors that the config tells of.
+    """
+    config, path = _checked(folder)
+    name = str(Path(folder) / WEIGHTS)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if length > os.fstat(file.fileno()).st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+            shapes = {key: tuple(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{name} cannot be read: it has no header of safetensors", REWRITE_HINT) from error
+    check_claims(config, shapes, name, ArtifactError)
+    return config
+
+
+def _checked(folder: str | os.PathLike[str]) -> tuple[Config, Path]:
+    """Return the config, and the path of the weights, which are those that it was written with."""
     stored = _stored(folder)
     config = _read_config(stored, folder)
     name = Path(folder) / WEIGHTS
@@ -129,14 +164,14 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, Tensor]]:
         raise ArtifactError(f"{Path(folder) / CONFIG}: files names {sorted(config.files)}, expected exactly {WEIGHTS}")
     try:
         _check_written(stored / WEIGHTS, name, config.files[WEIGHTS])
-        return config, load_file(stored / WEIGHTS)
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {WEIGHTS}", REWRITE_HINT) from error
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ArtifactError(f"{name} cannot be read: {error}", REWRITE_HINT) from error
+    return config, stored / WEIGHTS
 
 
-def weights_size(tensors: Mapping[str, Tensor]) -> int:
+def weights_size(tensors: Mapping[str, "Tensor"]) -> int:
     """Return the size in bytes of the model.safetensors that would hold these tensors. Meta tensors will do."""
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
 
@@ -187,7 +222,7 @@ def _check_written(path: Path, name: Path, expected: FileInfo) -> None:
 # metadata has one entry only, because safetensors writes several in random order (its issue 584).
 
 
-def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
+def _write_weights(path: Path, tensors: Mapping[str, "Tensor"]) -> FileInfo:
     header = _header(tensors)
     digest = hashlib.sha256(header)
     with open(path, "wb") as file:
@@ -201,19 +236,19 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:
     return FileInfo(sha256=digest.hexdigest(), bytes=weights_size(tensors))
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
+def _header(tensors: Mapping[str, "Tensor"]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in _order(tensors):
         tensor = tensors[name]
         begin, end = end, end + tensor.nbytes
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries[name] = {"dtype": _DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes, so that they can be mapped
     return len(text).to_bytes(8, "little") + text
 
 
-def _order(tensors: Mapping[str, Tensor]) -> list[str]:
+def _order(tensors: Mapping[str, "Tensor"]) -> list[str]:
     """Return the names in the order of the file: larger items first, so that every tensor is aligned; then by name."""
     return sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
 

@@ -23,7 +23,7 @@ from stm.measure.records import Record
 from stm.measure.stats import mean_interval, median_interval, summarize, wilson
 from stm.model.vim import ViM
 from stm.options import MergeOptions
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress, Progress
 from stm.recipe import Fit
 
 SAVINGS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
@@ -127,12 +127,13 @@ def _kept(
         return [{} for _ in models], 0
     records: list[list[Record]] = [[] for _ in models]
     images, start = 0, clock()
+    meter = Meter(on_progress, "images", len(samples), passes=len(models))
     for batch in iterate(samples, models[0].config.preprocessing, batch_size=_PORTION):
         logits: list[Tensor | None] = [None] * len(models)
         files = [samples.samples[index].file for index in batch.indices]
         for number, model in enumerate(models if files else ()):
             who = "a compressed model" if number else "the dense model"
-            logits[number] = logits_of(model, batch.images, files, who)[0]
+            logits[number] = logits_of(model, batch.images, files, who, lambda n, _: meter.passed(n))[0]
         for scored, values in zip(records, logits, strict=True):
             scored += recorded(samples, batch, values, logits[0])
         images, passed = len(records[0]), clock() - start
@@ -141,8 +142,8 @@ def _kept(
             if seconds is None or passed <= 0
             else min(len(samples), max(images, int(images * seconds / passed)))
         )
-        if on_progress is not None:
-            on_progress(Progress("images", images, possible, "images"))
+        meter.total = possible
+        meter.finished(images)
         if seconds is not None and passed >= seconds:
             break
     return [_figures(scored, samples.name) for scored in records], sum(record.error is None for record in records[0])

@@ -130,7 +130,7 @@ def compress(
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
     if push is not None:
-        hub_push.check(push)
+        hub_push.check(dataclasses.replace(push, dry_run=dry_run))
 
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:

@@ -5,7 +5,6 @@ from stm.assets import EMBEDDED_MODEL, FOLDER
 from stm.hub.aliases import ALIASES
 from stm.hub.fetch import cached
 from stm.measure import flops
-from stm.measure.environment import current_environment
 from stm.reports import ListedModel, ModelsReport
 
 
@@ -42,4 +41,4 @@ def list_models() -> ModelsReport:
                 name=name, **about, cached=path is not None, bytes=None if path is None else path.stat().st_size
             )
         )
-    return ModelsReport(command="models", model="", environment=current_environment(), models=tuple(models))
+    return ModelsReport(command="models", model="", models=tuple(models))

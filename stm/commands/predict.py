@@ -12,7 +12,7 @@ from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import logits_of
 from stm.options import ModelOptions
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress
 from stm.reports import Guess, Prediction, PredictReport
 
 
@@ -38,7 +38,8 @@ def predict(
     """
     vim = open_model(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
-    samples, predictions = from_files(_files(images, vim.config.model.in_chans)), []
+    samples, predictions = from_files(_files(images, vim.config.model.in_chans)), list[Prediction]()
+    meter = Meter(on_progress, "predict", len(samples))
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):
         # An image that cannot be read gets a prediction too, so that every file has exactly one.
         by_index = {
@@ -48,9 +49,9 @@ def predict(
             files = [samples.samples[index].file for index in batch.indices]
             # As fractions of all classes, also those beyond the five: the shown ones need not add up to one.
             with torch.inference_mode():
-                values, classes = (  # (B, 5) each; fewer if the model knows fewer classes
-                    logits_of(vim, batch.images, files, "the model")[0].softmax(-1).topk(min(5, len(labels)))
-                )
+                logits = logits_of(vim, batch.images, files, "the model", lambda n, _: meter.passed(n))[0]
+                # (B, 5) each; fewer if the model knows fewer classes
+                values, classes = logits.softmax(-1).topk(min(5, len(labels)))
             for index, file, best in zip(
                 batch.indices, files, zip(classes.tolist(), values.tolist(), strict=True), strict=True
             ):
@@ -60,8 +61,7 @@ def predict(
                 by_index[index] = Prediction(file=file, top5=tuple(guesses))
         # In the order of the command line, which is how a script pairs answers with its files.
         predictions += [by_index[index] for index in sorted(by_index)]
-        if on_progress is not None:
-            on_progress(Progress("predict", len(predictions), len(samples), "images"))
+        meter.finished(len(predictions))
     if all(prediction.error is not None for prediction in predictions):
         raise DataError(f"no image could be read: {predictions[0].error}")
     return PredictReport(

@@ -10,10 +10,10 @@ from stm.artifact.provenance import own_source, tuned
 from stm.codec import decode
 from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError, UsageError
-from stm.loading import download
 from stm.merging.bnnm import DEFAULT_RATE
 from stm.model_names import is_repo
 from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions
+from stm.resolving import download
 
 
 def recorded(config: Config, folder: str | Path) -> MergeOptions:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 from stm.errors import HubError
-from stm.hub.errors import Request, translate_errors
+from stm.hub.errors import Request
+from stm.hub.reach import asking
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class HubFile:
             HubError: the bytes did not come, after several attempts of huggingface_hub.
         """
         request = Request(self.repo, self.file, self.commit, kind="dataset")
-        with translate_errors(request):
+        with asking(request):
             # The Hub's own client, so that its retries, timeouts, proxies and logins hold here too.
             from huggingface_hub import constants, hf_hub_url
             from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff

@@ -45,7 +45,8 @@ from stm.data.unpack import Bounded, Limits
 from stm.distributed import ALONE, World
 from stm.errors import DataError, UsageError, listed
 from stm.hub.aliases import read_set_name
-from stm.hub.errors import Request, check_token, translate_errors
+from stm.hub.errors import Request, check_token
+from stm.hub.reach import asking
 from stm.options import SetOptions
 from stm.progress import OnProgress, Progress
 
@@ -148,7 +149,7 @@ def _of_hub(spec: str, split: str | None, token: str | None) -> tuple[str, Seque
         )
     name = with_split(name, split)
     check_token(token)
-    with translate_errors(Request(name.repo, None, name.revision, kind="dataset")):
+    with asking(Request(name.repo, None, name.revision, kind="dataset")):
         from huggingface_hub import HfApi
 
         info = HfApi(token=token).dataset_info(name.repo, revision=name.revision, files_metadata=True)

@@ -111,9 +111,11 @@ def _no_entry(error: Any, request: Request) -> Explained:
 
 
 def _not_cached(error: Any, request: Request) -> Explained:
-    # Its cause is the request that failed, which tells more. Offline there was none.
+    # Its cause is the request that failed, which tells more. Offline, and without a network, there was none.
     cause = error.__cause__ and explain_error(error.__cause__, request)
-    return cause or _offline(error, request)
+    from huggingface_hub.constants import is_offline_mode
+
+    return cause or (_offline if is_offline_mode() else _unreachable)(error, request)
 
 
 def _offline(error: Any, request: Request) -> Explained:
@@ -147,7 +149,7 @@ def _status(error: Any, request: Request) -> Explained:
 
 
 def _unreachable(error: Any, request: Request) -> Explained:
-    cached = "" if request.upload else "; what is in the cache is read with HF_HUB_OFFLINE=1"
+    cached = "" if request.upload else "; without one, only what is in the cache is read"
     return f"{endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
 
 
@@ -182,6 +184,7 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
     ("RevisionNotFoundError", _no_revision),
     ("RemoteEntryNotFoundError", _no_entry),
     ("LocalEntryNotFoundError", _not_cached),
+    ("HubIsUnreachable", _unreachable),  # ours, see `stm.hub.reach`
     ("OfflineModeIsEnabled", _offline),
     ("HfHubHTTPError", _status),
     ("FileMetadataError", _no_hub),

@@ -16,6 +16,7 @@ from stm.checkpoint.names import weights_among
 from stm.errors import HubError, listed
 from stm.hub.aliases import ENDINGS
 from stm.hub.errors import Request, check_token, translate_errors
+from stm.hub.reach import asking
 from stm.progress import OnProgress, Progress
 
 
@@ -67,7 +68,7 @@ def fetch(
     if not file or file.startswith("/") or ".." in file.split("/"):
         raise HubError(f"{file!r} is no file of a repo", "give its path in the repo: --file FOLDER/NAME")
     request = Request(repo, file, revision, kind=kind)
-    with translate_errors(request):
+    with asking(request):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -117,14 +118,14 @@ def check_hash(fetched: Fetched) -> None:
 
 
 def list_files(repo: str, *, kind: str = "model", revision: str | None = None, token: str | None = None) -> list[str]:
-    """Return the names of a repo's files, by one request; offline, those of its cached snapshot.
+    """Return the names of a repo's files, by one request; offline or without a network, those of its cached snapshot.
 
     Raises:
         HubError: the repo cannot be listed.
         UsageError: the token has characters that no token has.
     """
     check_token(token)
-    with translate_errors(Request(repo, None, revision, kind=kind)):
+    with asking(Request(repo, None, revision, kind=kind)):
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import OfflineModeIsEnabled
 

@@ -11,15 +11,22 @@ from typing import Any
 from stm import __version__
 from stm.artifact import folder as artifact
 from stm.artifact.scratch import scratch
+from stm.artifact.written import tell
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError
 from stm.hub.card import is_untouched, retarget
 from stm.hub.errors import Request, check_token, endpoint, translate_errors
+from stm.hub.reach import asking
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import Pushed, PushedFile
 from stm.saving import save
 
+_NOBODY = "USER"  # stands for the owner in the name of a repository, if nobody is logged in
+_WITHOUT_LOGIN = (
+    "nobody is logged in to the Hub, so a private repository is not seen, and USER stands for your name there; a push"
+    " needs a login: hf auth login"
+)
 _KEPT = f"{artifact.CARD} in the repository was written by somebody and is kept; --overwrite-card replaces it"
 
 
@@ -65,8 +72,10 @@ class _Remote:
     files: Mapping[str, tuple[int, str]]
 
 
-def check(to: PushOptions) -> str:
+def check(to: PushOptions) -> str | None:
     """Check the options and the login of a push, before any work, and return the user's name.
+
+    A dry run writes nothing, so it needs no login: None if nobody is logged in.
 
     Raises:
         UsageError: the options exclude each other, or the token has characters that no token has.
@@ -80,13 +89,15 @@ def check(to: PushOptions) -> str:
         )
     if to.commit_message is not None and not to.commit_message.strip():
         raise UsageError("the commit message is empty", "leave --commit-message out for a plain one")
-    with translate_errors(Request(to.repo or "the repository", upload=True)):
+    with asking(Request(to.repo or "the repository", upload=True)):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import LocalTokenNotFoundError
 
         try:
             return str(HfApi(token=to.token).whoami()["name"])
         except LocalTokenNotFoundError as error:
+            if to.dry_run:
+                return None
             raise HubError("nobody is logged in to the Hub", "log in with: hf auth login, or give --token") from error
 
 
@@ -116,14 +127,15 @@ def push(
     ours = _read_card(source)
     user = check(to)
     repo = to.repo or source.resolve().name
-    repo = repo if "/" in repo else f"{user}/{repo}"
+    repo = repo if "/" in repo else f"{user or _NOBODY}/{repo}"
+    notes = [] if user is not None else [_WITHOUT_LOGIN]
     if is_untouched(ours):  # the card tells how to load the model, which from now on has the name of the repository
         ours = retarget(ours, config, repo)
-    with translate_errors(Request(repo, revision=to.revision, upload=True)):
+    with asking(Request(repo, revision=to.revision, upload=True)):
         from huggingface_hub import HfApi
 
         api = HfApi(token=to.token, library_name="stm", library_version=__version__)
-        remote = _look(api, repo, to.revision)
+        remote = None if repo.startswith(f"{_NOBODY}/") else _look(api, repo, to.revision)
         if remote is not None and not to.exist_ok:
             raise HubError(f"{repo} exists", "choose another name, or allow it with --exist-ok")
         if remote is not None and to.private and not remote.private:
@@ -151,7 +163,7 @@ def push(
         created=remote is None,
         dry_run=to.dry_run,
         files=tuple(files),
-        notes=(_KEPT,) if kept else (),
+        notes=(*notes, *((_KEPT,) if kept else ())),
     )
 
 
@@ -261,6 +273,7 @@ def _upload(
 
     if remote is None:
         api.create_repo(repo, private=to.private or None, exist_ok=to.exist_ok)
+        tell(f"{endpoint()}/{repo}", grows=True)
     if to.revision not in (None, "main") and (remote is None or not remote.has_branch):
         api.create_branch(repo, branch=to.revision, exist_ok=True)
     # One commit, from the files' own folder. `upload_folder` may split a large upload into several commits, and would

@@ -29,7 +29,7 @@ from stm.model.vim import ViM
 from stm.options import PRESETS, MergeOptions
 from stm.peers import DEFAULT, PEERS, suited
 from stm.peers.peer import Peer
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress
 from stm.recipe import PRESET_NAMES
 from stm.reports import Flops
 
@@ -147,12 +147,13 @@ class _Runner:
         self._warm = False
 
     def score(
-        self, samples: SampleSet, batch: Batch, dense_logits: Tensor | None
+        self, samples: SampleSet, batch: Batch, dense_logits: Tensor | None, on_images: Callable[[int, str], None]
     ) -> tuple[list[Record], Timing, Tensor | None]:
         """Return the records of a batch, its time, and its logits (B, classes).
 
         Args:
             dense_logits: what the records are compared with; None: these are the dense model's own.
+            on_images: called with a number of images, whenever some have passed, and with the method.
         """
         logits, seconds = None, 0.0
         if batch.indices:
@@ -160,7 +161,7 @@ class _Runner:
             if not self._warm:  # the first forward allocates and compiles: once, untimed
                 logits_of(self.contender.model, batch.images[:1], files[:1], self.contender.method)
                 self._warm = True
-            logits, seconds = logits_of(self.contender.model, batch.images, files, self.contender.method)
+            logits, seconds = logits_of(self.contender.model, batch.images, files, self.contender.method, on_images)
         records = recorded(samples, batch, logits, logits if dense_logits is None else dense_logits)
         return records, (len(batch.indices), seconds), logits
 
@@ -194,10 +195,8 @@ def run_all(
     """
     same_work(world, entered[0].model, samples)
     runners = [_Runner(contender, world.size) for contender in entered]
-    report = on_progress or (lambda progress: None)
     workers = workers_for(samples, world) if workers is None else workers
-    total, done = len(samples) * len(entered), 0
-    report(Progress("compare", 0, total, "images"))
+    done, meter = 0, Meter(on_progress, "compare", len(samples) * len(entered))
     kept: list[Tensor] = []
     with torch.inference_mode(), evaluating(*(contender.model for contender in entered)):
         preprocessing = entered[0].model.config.preprocessing
@@ -207,11 +206,14 @@ def run_all(
             if batch is not None:
                 dense_logits = reference[len(kept)] if reference is not None else None
                 for runner in runners:
-                    records, timing, logits = runner.score(samples, batch, dense_logits)
+                    meter.tell(runner.contender.method)  # before it runs: the first batch may take long
+                    records, timing, logits = runner.score(
+                        samples, batch, dense_logits, lambda images, who: meter.passed(world.size * images, who)
+                    )
                     dense_logits = logits if dense_logits is None else dense_logits
                     scored.append((records, timing))
                     done += world.size * len(records)
-                    report(Progress("compare", min(done, total), total, "images"))
+                    meter.finished(done, runner.contender.method)
                 kept.append(torch.empty(0) if dense_logits is None else dense_logits)
             for rank, from_rank in enumerate(world.gather(scored)):
                 # a process without a batch in this round has found nothing

@@ -6,7 +6,7 @@ threads, the same images in the same batches give the same floats. A resumed run
 uninterrupted run would have made, and its records are the same to the byte.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from stm.bar import drawn
 from stm.config import Config, in_pixels
 from stm.data.fit_images import unseen
 from stm.data.labels import NoLabels
@@ -29,7 +30,7 @@ from stm.measure.stats import summarize
 from stm.model.serving import IMAGES_AT_ONCE
 from stm.model.vim import ViM
 from stm.options import EvalOptions
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress
 from stm.reports import EvalReport
 
 Timing = tuple[int, float]  # a number of images, and the seconds that the model took for them
@@ -58,6 +59,7 @@ def evaluate(
     seed: int = 0,
     records: str | Path | None = None,
     workers: int | None = 0,
+    progress: bool = False,
     on_progress: OnProgress | None = None,
 ) -> EvalReport:
     """Measure a model: its accuracy and, if a dense model is given, what compressing it cost.
@@ -74,7 +76,8 @@ def evaluate(
         records: a CSV file for one record per image, from which a stopped run resumes.
         workers: processes that decode images; None: as many as suit the set, for scripts with an
             `if __name__ == "__main__":`.
-        on_progress: called after every batch.
+        progress: draw a bar, in a terminal or a notebook.
+        on_progress: called with each `stm.progress.Progress`, at least after every batch.
 
     Raises:
         UsageError: an option that cannot be, or a reference of another shape.
@@ -88,15 +91,16 @@ def evaluate(
         ('digits-heldout', 8)
     """
     by_name = isinstance(data, str | Path)
-    try:
-        samples = as_samples(data, model.config, need_labels=by_name)
-    except NoLabels:
-        if reference is None:
-            raise
-        samples = as_samples(data, model.config, need_labels=False)
-    samples = unseen(samples, model.config).take(limit, seed)
-    images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
-    figures = assess(model, samples, images, reference=reference, records=records, on_progress=on_progress)
+    with drawn(progress, on_progress, stage="evaluate") as tell:
+        try:
+            samples = as_samples(data, model.config, need_labels=by_name)
+        except NoLabels:
+            if reference is None:
+                raise
+            samples = as_samples(data, model.config, need_labels=False)
+        samples = unseen(samples, model.config).take(limit, seed)
+        images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
+        figures = assess(model, samples, images, reference=reference, records=records, on_progress=tell)
     return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **vars(figures))
 
 
@@ -196,15 +200,16 @@ def run(
     # Only the first process knows what an earlier run finished; all must start with the same image.
     records = world.broadcast(list(file.done) if file is not None else [])
     timings: list[list[Timing]] = [[] for _ in range(world.size)]
-    report = on_progress or (lambda progress: None)
-    report(Progress("evaluate", len(records), len(samples), "images"))
+    passes = 1 if reference is None else 2
+    meter = Meter(on_progress, "evaluate", len(samples), passes=passes, done=len(records))
     workers = workers_for(samples, world) if workers is None else workers
     options = {"batch_size": batch_size, "workers": workers, "start": len(records)}
     batches = _inputs(samples, model, reference, world=world, **options)
     with torch.inference_mode(), evaluating(model, reference):
         for inputs in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
             # In the last round a process may have no batch left. It still takes part: every process must gather.
-            scored = None if inputs is None else _score(model, reference, samples, *inputs)
+            meter.begin(min(world.size * batch_size, len(samples) - len(records)))
+            scored = None if inputs is None else _score(model, reference, samples, *inputs, meter)
             del inputs  # its images would be in memory beside those of the next batch
             # Results arrive in the order of the processes, which is the order of the batches, so records stay sorted.
             for theirs, (done, timing) in zip(timings, filter(None, world.gather(scored)), strict=False):
@@ -213,7 +218,7 @@ def run(
                 if file is not None:
                     file.append(done)
                 records += done
-                report(Progress("evaluate", len(records), len(samples), "images"))
+                meter.finished(len(records))
     return Run(records, *timed(timings))
 
 
@@ -230,12 +235,21 @@ def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
     return images, max(sum(seconds for _, seconds in batches) for batches in warm)
 
 
-def forward(model: ViM, images: Tensor) -> Tensor:
-    """Return the logits (B, classes) of a batch (B, C, H, W) of any size."""
+def forward(model: ViM, images: Tensor, on_images: Callable[[int], None] | None = None) -> Tensor:
+    """Return the logits (B, classes) of a batch (B, C, H, W) of any size.
+
+    Args:
+        on_images: called with the number of images of each part but the last.
+    """
     # On a processor the activations of few images stay in its caches; a large batch at once is slower and takes more
     # memory. A GPU needs the whole batch to be busy.
     parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else (images,)
-    return torch.cat([model(part) for part in parts])
+    logits = []
+    for number, part in enumerate(parts, start=1):
+        logits.append(model(part))
+        if on_images is not None and number < len(parts):
+            on_images(len(part))
+    return torch.cat(logits)
 
 
 def _inputs(samples: SampleSet, model: ViM, reference: ViM | None, **options: Any) -> Iterator[tuple[Batch, Tensor]]:
@@ -252,15 +266,17 @@ def _inputs(samples: SampleSet, model: ViM, reference: ViM | None, **options: An
 
 
 def _score(
-    model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch, for_reference: Tensor
+    model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch, for_reference: Tensor, meter: Meter
 ) -> tuple[list[Record], Timing]:
     """Return a batch's records in the set's order, and the model's time."""
     logits, dense_logits, seconds = None, None, 0.0
     if batch.indices:
         files = [samples.samples[index].file for index in batch.indices]
         # The larger model runs first: the memory that it frees holds all that the smaller one needs.
-        dense_logits = None if reference is None else logits_of(reference, for_reference, files, "the dense model")[0]
-        logits, seconds = logits_of(model, batch.images, files, "the model")
+        if reference is not None:
+            dense_logits = logits_of(reference, for_reference, files, "the dense model", meter.passed)[0]
+        name = "" if reference is None else "the model"  # alone, it needs no name
+        logits, seconds = logits_of(model, batch.images, files, "the model", lambda n, _: meter.passed(n, name))
     return recorded(samples, batch, logits, dense_logits), (len(batch.indices), seconds)
 
 
@@ -283,16 +299,33 @@ def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logi
     return [records[index] for index in sorted(records)]
 
 
-def logits_of(model: ViM, images: Tensor, files: Sequence[str], who: str) -> tuple[Tensor, float]:
+def logits_of(
+    model: ViM, images: Tensor, files: Sequence[str], who: str, on_images: Callable[[int, str], None] | None = None
+) -> tuple[Tensor, float]:
     """Return finite logits (B, classes) on the CPU, and the seconds until they were there.
+
+    Args:
+        on_images: called with a number of images, whenever some have passed, and with `who`. Its time does not count.
 
     Raises:
         StmError: a logit is not finite. The sentence names `who`, the model, and the file.
     """
     images = images.to(next(model.parameters()).device)
+    aside, left = 0.0, len(images)
+
+    def tell(number: int) -> None:
+        nonlocal aside, left
+        begin = perf_counter()
+        left -= number
+        if on_images is not None:
+            on_images(number, who)
+        aside += perf_counter() - begin
+
     start = perf_counter()
-    logits = forward(model, images).cpu()  # the copy waits for the device to finish
-    seconds = perf_counter() - start
+    logits = forward(model, images, tell).cpu()  # the copy waits for the device to finish
+    seconds = perf_counter() - start - aside
+    if on_images is not None:
+        on_images(left, who)
     if not (finite := logits.isfinite().all(-1)).all():
         # Refused, not recorded: NaN compares as false, so such a model would look merely bad.
         file = files[int(finite.logical_not().nonzero()[0])]

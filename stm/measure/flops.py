@@ -5,26 +5,27 @@ scan, every token in every block, the class token among the patches. Its figures
 honest count is of what runs: both directions, the merges and their weights, and of the last block only what reaches the
 class token. Neither counts norms, biases or activations.
 
-A plan states its lengths and its own work before any run, so a count needs no images, and works for any model and plan.
+A plan states its lengths and its own work before any run (`stm.merging.outline`), so a count needs no images and no
+torch, and works for any model and plan.
 """
 
 from collections.abc import Sequence
 
 from stm.config import Config, ModelConfig
-from stm.merging.plan import Plan, StaticPlan
+from stm.merging.outline import Dense, Outline, Scheduled
 from stm.merging.schedule import fixed
 from stm.reports import Flops
 
 
-def count(config: Config, plan: Plan | None = None) -> Flops:
+def count(config: Config, plan: Outline | None = None) -> Flops:
     """Return both counts of a model, and the shares that they save against the same model without a plan.
 
     Args:
         plan: another method's plan. None: the schedule of the config.
     """
-    model, classes, dense = config.model, config.num_classes, Plan()
+    model, classes, dense = config.model, config.num_classes, Dense()
     if plan is None:
-        plan = dense if config.protection is None else StaticPlan(config.schedule, config.protection, model)
+        plan = dense if config.protection is None else Scheduled(config.schedule, config.protection)
     ours, theirs = paper(model, classes, plan), paper(model, classes, dense)
     honest_ours, honest_theirs = honest(model, classes, plan), honest(model, classes, dense)
     return Flops(
@@ -38,18 +39,18 @@ def against(counted: Flops, base: Flops) -> Flops:
     return Flops(paper=counted.paper, honest=counted.honest, paper_saving=paper_saving, honest_saving=honest_saving)
 
 
-def paper(model: ModelConfig, num_classes: int, plan: Plan) -> int:
+def paper(model: ModelConfig, num_classes: int, plan: Outline) -> int:
     """Return the count in the paper's convention; a span convolution counts as the plain one."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     projections = 2 * D * E + E * (R + 2 * N) + R * E + E * D
     scan = 9 * E * N + 2 * E
     # The official convolution computes L + W - 1 outputs and cuts the last W - 1 off; the counter counts them all.
-    blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L in plan.lengths(model))
+    blocks = sum((projections + scan) * L + W * E * (L + W - 1) for L, _, _ in plan.entering(model))
     own = sum(plan.flops(block, model).paper for block in range(model.depth - 1))
     return model.in_chans * model.patch**2 * D * model.tokens + blocks + own + _classifier(model, num_classes)
 
 
-def honest(model: ModelConfig, num_classes: int, plan: Plan) -> int:
+def honest(model: ModelConfig, num_classes: int, plan: Outline) -> int:
     """Return the count of everything that has to be computed, the plan's own work included."""
     D, E, last = model.d_model, model.d_inner, model.depth - 1
     total = model.in_chans * model.patch**2 * D * model.patches + _classifier(model, num_classes)

@@ -10,7 +10,7 @@ from stm.errors import DataError
 from stm.measure.evaluate import evaluating, forward
 from stm.measure.records import kl_divergence
 from stm.model.vim import ViM
-from stm.progress import OnProgress, Progress
+from stm.progress import Meter, OnProgress
 
 _AT_ONCE = 16  # images that are decoded before the models run
 
@@ -24,16 +24,18 @@ def divergences(dense: ViM, models: Sequence[ViM], samples: SampleSet, on_progre
         DataError: no image can be read.
     """
     columns: list[Tensor] = []
-    done = 0
+    done, meter = 0, Meter(on_progress, "choose", len(samples), passes=1 + len(models))
     with torch.inference_mode(), evaluating(dense, *models):
         for batch in iterate(samples, dense.config.preprocessing, batch_size=_AT_ONCE):
             if batch.indices:
                 images = batch.images.to(dense.cls_token.device)
-                expected = forward(dense, images).cpu()
-                columns.append(torch.stack([kl_divergence(expected, forward(model, images).cpu()) for model in models]))
+                expected, found = forward(dense, images).cpu(), []
+                for model in models:
+                    meter.passed(len(images))
+                    found.append(kl_divergence(expected, forward(model, images).cpu()))
+                columns.append(torch.stack(found))
             done += len(batch.indices) + len(batch.errors)
-            if on_progress is not None:
-                on_progress(Progress("choose", done, len(samples), "images"))
+            meter.finished(done)
     if not columns:
         raise DataError(f"{samples.name}: none of the {len(samples)} images could be read", "choose other images")
     return torch.cat(columns, dim=1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stm.artifact import atomic
+from stm.artifact.written import tell
 from stm.codec import brief_json, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
@@ -219,6 +220,7 @@ class RecordFile:
         """Hand the records of a batch to the operating system: a kill after this call loses none of them."""
         # Python reads file names that are not UTF-8 as surrogates; this writes them back as the original bytes.
         self._write("".join(map(_line, records)).encode("utf-8", "surrogateescape"))
+        tell(self.path, grows=True)
 
     def _write(self, data: bytes, after: int | None = None) -> None:
         """Append to the file, or replace its bytes from `after` on."""

@@ -288,17 +288,28 @@ def measure_cells(
     report(Progress("sweep", total - len(todo), total, "cells"))
     if not todo:
         return done
-    reference, measured = (
-        run_all([_contender(plan[0])], samples, batch_size=batch_size, workers=workers, world=world),
-        {},
+
+    def within(cells: int, each: Planned) -> OnProgress:
+        """Report the images of a cell: it may take long, and the number of cells does not move meanwhile."""
+        name = each.cell.method if each.cell.rate is None else f"{each.cell.method} {each.cell.rate:g}"
+        return lambda at: report(Progress("sweep", cells, total, "cells", f"{name}, {at.done:,}/{at.total:,}"))
+
+    begun = within(total - len(todo), plan[0])
+    reference = run_all(
+        [_contender(plan[0])], samples, batch_size=batch_size, workers=workers, world=world, on_progress=begun
     )
-    measured[plan[0].key] = reference.runs[0]
+    measured = {plan[0].key: reference.runs[0]}
     for number, each in enumerate(todo, start=total - len(todo) + 1):
         run = measured.get(each.key)
         if run is None:
-            logits = reference.logits
             run = run_all(
-                [_contender(each)], samples, batch_size=batch_size, workers=workers, reference=logits, world=world
+                [_contender(each)],
+                samples,
+                batch_size=batch_size,
+                workers=workers,
+                reference=reference.logits,
+                world=world,
+                on_progress=within(number - 1, each),
             ).runs[0]
         figures = vars(summarize(run.records, data=samples.name, seed=0))
         done[each.key] = SweepRow(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stm.artifact import atomic
+from stm.artifact.written import tell
 from stm.codec import decode, encode, parse
 from stm.config import Preprocess
 from stm.errors import DataError, UsageError
@@ -88,6 +89,7 @@ class CellFile:
         hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
         with atomic.refusing(self.path, hint, DataError), self.path.open("ab") as stream:
             stream.write(line.encode())
+        tell(self.path.parent, grows=True)
         self.done[key] = row
 
     def _parse(self, text: bytes) -> dict[str, SweepRow]:
@@ -142,5 +144,6 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """A file that is there with all of its text, or as it was before."""
-    with atomic.drafted(path) as draft:
+    with atomic.drafted(path, kept=False) as draft:
         draft.write_text(text, encoding="utf-8")
+    tell(path.parent, grows=True)  # the folder is the result, and goes on from its cells

@@ -74,7 +74,7 @@ def write(name: str, effects: Effects) -> None:
     """Keep effects under a name, if that is possible."""
     with suppress(OSError, RuntimeError, StmError):
         folder().mkdir(parents=True, exist_ok=True)
-        with atomic.drafted(folder() / f"{name}.safetensors") as draft:
+        with atomic.drafted(folder() / f"{name}.safetensors", kept=False) as draft:
             draft.write_bytes(save({"cost": effects.cost.contiguous(), "probes": effects.probes.contiguous()}))
         _make_room()
 

@@ -78,16 +78,6 @@ def least_squares(delta: Tensor, B: Tensor, A: Tensor, a: Absorbed) -> Tensor:
     return overlap / norm.clamp_min(torch.finfo(norm.dtype).tiny)
 
 
-def operations(step: Step, d_inner: int, d_state: int) -> int:
-    """Return the multiply-accumulates of `least_squares` for one image.
-
-    Per absorbed token: E per token passed on the way to its destination, for the elapsed Delta; EN for the decay and EN
-    for the overlap; 3 E and 2 N for the products of the inputs and their squares.
-    """
-    E, N = d_inner, d_state
-    return sum(E * abs(source - destination) + 2 * E * N + 3 * E + 2 * N for source, destination in step.absorb)
-
-
 def token_weights(w: Tensor, a: Absorbed) -> Tensor:
     """Return one weight per token, (B, L): w (B, S) for absorbed tokens, 1 for the others."""
     return w.new_ones(w.shape[0], a.between.shape[1]).index_copy(1, a.src, w)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stm.config import ModelConfig, Protection
 from stm.merging import hsp
 from stm.merging.merge import Merge, merge
+from stm.merging.outline import Cost, Dense, Entry, Scheduled
 from stm.merging.schedule import Fixed, Schedule, left_over
 
 
@@ -71,32 +72,6 @@ class Taps(NamedTuple):
     u: Tensor | None = None
 
 
-class Entry(NamedTuple):
-    """The sequence that enters a block, as far as it is known before any run.
-
-    Args:
-        tokens: L, class token included; the same for every image, whatever the plan.
-        cls: the class token's position, or the positions of several; None if they differ per image.
-        token_sizes: original tokens merged into each token; None if the convolution does not see them.
-    """
-
-    tokens: int
-    cls: Fixed | None
-    token_sizes: tuple[int, ...] | None = None
-
-
-class Cost(NamedTuple):
-    """Multiply-accumulates of a plan's own work for one image.
-
-    Args:
-        paper: as the paper's convention counts them, to compare with its tables.
-        honest: all that run.
-    """
-
-    paper: int = 0
-    honest: int = 0
-
-
 class Plan(nn.Module):
     """A method that changes the sequence between blocks. This base class changes nothing."""
 
@@ -110,7 +85,7 @@ class Plan(nn.Module):
 
     def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
         """Return the sequence that enters each block; operation counts need no run."""
-        return (Entry(model.tokens, model.cls),) * model.depth
+        return Dense().entering(model)
 
     def lengths(self, model: ModelConfig) -> tuple[int, ...]:
         """Return the number of tokens that enters each block."""
@@ -131,7 +106,7 @@ class StaticPlan(Plan):
     def __init__(self, schedule: Schedule, protection: Protection, model: ModelConfig) -> None:
         super().__init__()
         self.dynamic = protection.mode == "dynamic"
-        self.first = Entry(schedule.tokens, schedule.cls)
+        self.outline = Scheduled(schedule, protection)
         for number in range(len(schedule.steps)):
             self.add_module(str(schedule.steps[number].after), MergeStep(schedule, number, protection, model))
 
@@ -148,15 +123,10 @@ class StaticPlan(Plan):
         return state if step is None else step(state, taps)
 
     def entering(self, model: ModelConfig) -> tuple[Entry, ...]:
-        entries = [self.first]
-        for block in range(model.depth - 1):  # nothing acts after the last block
-            step = self.step(block)
-            entries.append(entries[-1] if step is None else step.leaves)
-        return tuple(entries)
+        return self.outline.entering(model)
 
     def flops(self, block: int, model: ModelConfig) -> Cost:
-        step = self.step(block)
-        return Cost() if step is None else Cost(honest=step.operations)
+        return self.outline.flops(block, model)
 
 
 class MergeStep(nn.Module):
@@ -189,15 +159,13 @@ class MergeStep(nn.Module):
         keep = sorted(set(range(tokens)) - set(step.sources))
         new_position = {old: new for new, old in enumerate(keep)}
         self.cls = left_over(cls, step.sources)
-        self.leaves = Entry(len(keep), self.cls, schedule.sizes[number + 1] if protection.span_conv else None)
-        self.operations = model.d_model * tokens  # the weighting, D per token; the additions are not multiplied
+        self.token_sizes = schedule.sizes[number + 1] if protection.span_conv else None
         self.normalized = protection.normalized
         self._constant("keep", torch.tensor(keep))
         self._constant("src", torch.tensor(step.sources))
         self._constant("dst", torch.tensor([new_position[destination] for destination in step.destinations]))
         if protection.mode == "dynamic":
             self.weight = None
-            self.operations += hsp.operations(step, model.d_inner, model.d_state)
             for name, value in hsp.absorbed(step, tokens)._asdict().items():
                 self._constant(name, value)
         else:
@@ -209,7 +177,7 @@ class MergeStep(nn.Module):
         indices = Merge(self.keep, self.src, self.dst)
         x = merge(state.stream, indices, weight)  # (B, L', D)
         # A new State, not a changed one: the scale and sizes of an earlier step do not fit these tokens.
-        return State(x, cls=self.cls, scale=self.scale, token_sizes=self.leaves.token_sizes, last_merge=indices)
+        return State(x, cls=self.cls, scale=self.scale, token_sizes=self.token_sizes, last_merge=indices)
 
     def _running_weights(self, taps: Taps) -> Tensor:
         """Return the weights (B, L) that follow from the taps of the block that has just run."""

@@ -289,6 +289,12 @@ class ViM(nn.Module):
         )
         return push_model(self, to).url
 
+    def preprocess(self, images: Any) -> Tensor:
+        """Return a Pillow image, or several, as (B, C, H, W) for this model, on its device; see `stm.preprocess`."""
+        from stm.inputs import preprocess  # here, because the runtime works without Pillow
+
+        return preprocess(images, self)
+
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **options: Any) -> "ViM":
         """Load a model as `stm.load` does, with the same options."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.errors import check_choice
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, clipped, cls_of, merged, middle, patches, pruned, pruning, with_cls

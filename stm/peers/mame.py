@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stm.config import ModelConfig
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.peers.hsa import lowest
 from stm.peers.mtr import informativeness
 from stm.peers.peer import Peer

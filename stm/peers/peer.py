@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stm.config import ModelConfig
 from stm.errors import UsageError
-from stm.merging.plan import Cost, Entry, Plan, State, Taps
+from stm.merging.outline import Cost, Entry
+from stm.merging.plan import Plan, State, Taps
 from stm.merging.schedule import Fixed
 
 Removals = Mapping[int, int]  # block, counted from 0, to the number of tokens that leave after it

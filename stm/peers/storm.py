@@ -19,7 +19,8 @@ from torch import Tensor
 from stm.config import ModelConfig
 from stm.errors import UsageError, check_choice
 from stm.merging.merge import Merge, merge, take
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import absorbing, cls_of, composed, middle, patches, sizes, staying, sums, with_cls

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.merging.merge import Merge, take
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.merging.schedule import Fixed
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import (

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from stm.config import ModelConfig
 from stm.merging.merge import merge, take
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.peers.peer import Peer
 from stm.peers.tokens import (
     absorbing,

@@ -1,5 +1,7 @@
 """The command as a user runs it: in a process of its own, or in this one where only speed differs."""
 
+import contextlib
+import io
 import os
 import random
 import subprocess
@@ -91,6 +93,25 @@ def screen_lines(
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return draw
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Report], None]:
+    """`narrow(bench, report)`: at 60 columns, a module's screen has every number that it has at 200, and cuts none."""
+
+    def words(command: Any, report: Report, width: int) -> list[str]:
+        with monkeypatch.context() as at, contextlib.redirect_stdout(io.StringIO()) as caught:
+            at.setenv("COLUMNS", str(width))
+            Output(json=False, quiet=False).report(report, command.screen, lambda shown: "")
+        out = caught.getvalue()
+        assert "…" not in out
+        return [word for word in out.split() if any(map(str.isdigit, word)) and "/" not in word]  # a path may fold
+
+    def check(command: Any, report: Report) -> None:
+        for width in (60, 40):
+            assert set(words(command, report, 200)) <= set(words(command, report, width))
+
+    return check
 
 
 MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini_stride8.pth"

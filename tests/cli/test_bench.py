@@ -100,7 +100,7 @@ ROW = BenchRow(
 )
 
 
-def test_the_screen_of_bench(screen_lines) -> None:
+def test_the_screen_of_bench(screen_lines, narrow) -> None:
     small = replace(
         ROW,
         variant="compressed, optimized",
@@ -137,3 +137,4 @@ def test_the_screen_of_bench(screen_lines) -> None:
         "          paper's count",
         "products  10.00 ms an image: the dense model's matrix products alone",
     ]
+    narrow(bench, report)

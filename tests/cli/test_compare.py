@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import stm_cli.compare
+from stm.codec import decode
 from stm.commands import compare as compare_command
+from stm.findings import CompareReport
 from tests.cli.conftest import arrived_by
 
 QUICK = ("--methods", "paper", "--fit-images", "3", "--image-size", "64")
@@ -42,7 +44,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "backend": ("--backend", "reference"),
 }
 ARRIVE = {"no_cache", "batch_size", "workers", "token", "file", "revision"}
-ELSEWHERE = {"model", "out", "force", "json", "quiet"}
+ELSEWHERE = {"model", "out", "force", "json", "quiet", "format"}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def test_what_only_changes_the_effort_arrives(here, monkeypatch: pytest.MonkeyPa
     assert {name: arrived[name] for name in expected} == expected
 
 
-def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
+def test_screen_json_and_errors(here, narrow, mini: Path, labelled: Path) -> None:
     few = ("--fit-images", "3")
     run = here("compare", mini, "--data", labelled, *few, "--methods", "paper,rmeeto,storm", "--at", "both")
     assert run.code == 0, run.err
@@ -143,6 +145,7 @@ def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
     for word in ("dense", "stm", "paper", "random at stm's places", "rmeeto", "looks at data", "static"):
         assert word in run.out
     report = json.loads(here("compare", mini, "--data", labelled, *few, "--methods", "staged", "--json").out)
+    narrow(stm_cli.compare, decode(CompareReport, report, ""))
     assert {"command", "data", "environment", "rows", "target"} <= report.keys() and report["command"] == "compare"
     assert (report["fit"]["data"], report["fit"]["n"], report["fit"]["judges"]) == ("drawn pictures", 3, 0)
     assert len(report["fit"]["sha256"]) == 64
@@ -166,6 +169,10 @@ def test_screen_json_and_errors(here, mini: Path, labelled: Path) -> None:
         "stm_p",
     } <= row.keys()
     assert set(row["flops"]) == {"paper", "honest", "paper_saving", "honest_saving"}
+    pasted = here("compare", mini, "--data", labelled, *few, "--methods", "staged", "--format", "latex")
+    assert pasted.out.startswith("\\begin{tabular}{lrrrrr") and pasted.out.count(r"\\") == 5 and pasted.code == 0
+    both = here("compare", mini, "--format", "latex", "--json")
+    assert both.code == 2 and "--format and --json were both given" in both.err
     bad = here("compare", mini, "--methods", "rmeto")
     assert bad.code == 2 and "unknown method 'rmeto'" in bad.err and bad.out == ""
     assert here("compare", mini, "--methods", "a,,b").code == 2

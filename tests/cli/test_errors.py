@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
 
+from stm.artifact.written import so_far, tell
 from stm.errors import (
     ArtifactError,
     BackendError,
@@ -46,8 +48,8 @@ class OutOfMemoryError(RuntimeError):
             for kind in (CheckpointError, ArtifactError, DataError, HubError, BackendError)
         ),
         (typer.BadParameter("x is odd"), 2, "Error: Invalid value: x is odd\nHint: stm --help shows what it takes\n"),
-        (typer.Abort(), 130, ""),
-        (KeyboardInterrupt(), 130, ""),
+        (typer.Abort(), 130, "Stopped: nothing was written; the same command starts from the beginning\n"),
+        (KeyboardInterrupt(), 130, "Stopped: nothing was written; the same command starts from the beginning\n"),
         (
             OSError(36, "File name too long", "x.pth"),
             1,
@@ -173,5 +175,24 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
     process = run(program + "sys.exit(guard(lambda: (print('up', flush=True), time.sleep(60))))")
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=HANG)[1] == ""
+    said = "Stopped: nothing was written; the same command starts from the beginning\n"
+    assert process.communicate(timeout=HANG)[1] == said
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("grows", "said"),
+    [
+        (True, "Stopped: what was finished is in out; the same command goes on from there\n"),
+        (False, "Stopped: out is written whole\n"),
+    ],
+)
+def test_ctrl_c_says_what_is_written(grows: bool, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        tell(Path("out"), grows=grows)
+        tell(Path("out/file"))  # within it
+        return 130  # as typer ends on Ctrl-C
+
+    assert guard(command) == 130
+    assert capsys.readouterr().err == said
+    assert so_far() == ()

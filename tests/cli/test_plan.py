@@ -23,6 +23,7 @@ from stm.measure.stats import paired_difference, wilson
 from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm.progress import Progress
 from stm_cli import plan
+from stm_cli._tables import markdown
 from tests.cli.test_bench import ENVIRONMENT, FLOPS
 
 FEW = ("--fit-images", "6", "--rounds", "1")  # for the fit of `stm plan`
@@ -242,8 +243,14 @@ def planned() -> PlanReport:
     )
 
 
-def test_the_screen_of_plan(screen_lines) -> None:
+def test_the_screen_of_plan(screen_lines, narrow) -> None:
     report = planned()
+    narrow(plan, report)
+    assert markdown(*plan.pasted(report)).splitlines()[2:] == [
+        "| dense | 197 | 60.00 | 1.00 | - | 100.0 | - | 0.0000 | - | 0.0 | - |",
+        "| 30% | 99 | 48.00 | 1.25 | 1.20 to 1.31 | 87.5 | 52.9 to 97.8 | 0.0123 | 0.0010 to 0.0236 | -12.5 "
+        "| -43.0 to 12.1 |",
+    ]
     assert screen_lines(plan, report) == [
         "m",
         "saves tokens ms/image         gain    agreement               KL          drop",

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import stm_cli.sweep
+from stm.codec import decode
 from stm.commands import sweep
+from stm.findings import SweepReport
 from tests.cli.conftest import ROOT, arrived_by
 from tests.hang import HANG
 
@@ -91,6 +93,7 @@ def test_every_option_is_here() -> None:
         "no_peers",
         "json",
         "quiet",
+        "format",
     }
 
 
@@ -110,7 +113,7 @@ def table(path: Path) -> list[dict[str, Any]]:
     return [{**row, "images_per_second": None} for row in json.loads((path / "sweep.json").read_text())["rows"]]
 
 
-def test_a_killed_sweep_gives_the_same_table(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+def test_a_killed_sweep_gives_the_same_table(here, narrow, mini: Path, labelled: Path, tmp_path: Path) -> None:
     """SIGKILL as soon as the second cell is on the disk; then the same command again."""
     command = ["sweep", str(mini), "--data", str(labelled), *QUICK]
     assert here(*command, "--out", "whole").code == 0
@@ -133,6 +136,7 @@ def test_a_killed_sweep_gives_the_same_table(here, mini: Path, labelled: Path, t
     again = here(*command, "--out", "killed", "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["resumed"] >= 2
+    narrow(stm_cli.sweep, decode(SweepReport, json.loads(again.out), ""))
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
 
 
@@ -144,6 +148,11 @@ def test_screen_and_errors(here, mini: Path, labelled: Path) -> None:
         assert word in run.out
     again = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--weights", "size,mean")
     assert "cells were in out already" in again.err and again.out == run.out
+    again = here(
+        "sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--weights", "size,mean", "--format=markdown"
+    )
+    assert again.out.startswith("| method | rate | sides | order | weights | p | conv | FLOPs |")
+    assert len(again.out.splitlines()) == 13 and "| stm | 0.2 | both | fitted |" in again.out
     assert "fitted on 3 drawn pictures, seed 0" in run.out
     other = here("sweep", mini, "--data", labelled, *QUICK, "--out", "out", "--fit-images", "9")
     assert other.code == 1 and "out holds the cells of another run: fit differ" in other.err

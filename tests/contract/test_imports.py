@@ -30,14 +30,15 @@ RUNTIME = (
         "config_file",
         "options",
         "evaluations",
+        "notebook",
         "reports",
         "verdicts",
     ),
-    *("artifact", "backends", "merging.merge", "merging.hsp", "merging.plan", "model", "device"),
-    *("hub.aliases", "model_names", "loading", "saving"),
+    *("artifact", "backends", "merging.merge", "merging.outline", "merging.hsp", "merging.plan", "model", "device"),
+    *("hub.aliases", "model_names", "resolving", "loading", "saving"),
 )
 LIBRARY = (
-    *("checkpoint", "merging", "findings", "distributed", "hub", "data", "peers"),
+    *("checkpoint", "merging", "bar", "findings", "distributed", "hub", "data", "inputs", "peers"),
     *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
     *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
 )
@@ -199,7 +200,7 @@ def test_the_command_line_does_no_tensor_math() -> None:
 def test_no_module_bears_the_name_of_a_public_function() -> None:
     # With lazy exports and a stm/compress.py, the second stm.compress(...) would call a module.
     stems = {path.stem for path in (ROOT / "stm").glob("*.py")}
-    assert stems & {"compress", "load", "load_checkpoint", "evaluate"} == set()
+    assert stems & {"compress", "load", "load_checkpoint", "evaluate", "preprocess"} == set()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,8 @@ def test_no_module_bears_the_name_of_a_public_function() -> None:
         "import sys; sys.argv = ['stm', '--help']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'compress', '--help']; from stm_cli.main import main; main()",
         "import sys; sys.argv = ['stm', 'compress', 'x', '--rate', 'abc']; from stm_cli.main import main; main()",
+        "import sys; sys.argv = ['stm', 'models', '--quiet']; from stm_cli.main import main; main()",
+        "import sys; sys.argv = 'stm info stm/assets/vim-digits --json'.split(); from stm_cli.main import main; main()",
     ],
 )
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:

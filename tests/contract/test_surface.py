@@ -23,6 +23,7 @@ PUBLIC = [
     "evaluate",
     "load",
     "load_checkpoint",
+    "preprocess",
 ]
 
 # docs/design.md section 4
@@ -35,7 +36,7 @@ SIGNATURES = {
     "crop_ratio, interpolation, labels, device, dtype, backend",
     "compress": (
         "model, *, rate, saving, max_drop, speedup, fit_on, method, schedule, stages, sides, tokens_per_side, weights,"
-        " hsp, step_scale, span_conv, normalize, calibration, seed, on_progress"
+        " hsp, step_scale, span_conv, normalize, calibration, seed, progress, on_progress"
     ),
 }
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from stm.config import ModelConfig
-from stm.merging.plan import Cost, State, Taps
+from stm.merging.outline import Cost
+from stm.merging.plan import State, Taps
 from stm.peers.peer import Peer, Removals
 from stm.peers.rmeeto import RMeeTo
 from stm.peers.tokens import absorbing, cls_of, merged, pruned, pruning, shares, sizes, staying, with_cls

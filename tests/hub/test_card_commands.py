@@ -15,6 +15,7 @@ from PIL import Image
 from typer.main import get_command
 
 import stm
+from stm.commands import predict
 from stm.config import Protection, Source
 from stm.hub.card import is_untouched, recipe_command, retarget
 from stm.install import install_command
@@ -107,14 +108,21 @@ NAMES = ["-it's small", "small"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
+    Image.effect_noise((9, 12), 90).save("photo.jpg")
     stm.compress(initialize(ViM(DENSE)), stages=[1]).save_pretrained(name)
     (example,) = re.findall(r"```python\n(.*?)```", Path(name, "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
     assert names["logits"].shape == (1, 2)
     assert torch.isfinite(names["logits"]).all()
+    run = predict.predict(name, ["photo.jpg"])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{guess.probability:.3f} {guess.label}" for guess in run.predictions[0].top5
+    ], "the same as stm predict"
 
 
 def test_the_commands_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stm.errors import HubError
+from stm.hub import reach
 from stm.hub.errors import Request, translate_errors
 from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, refused
 from tests.hub.server import Fault, Hub, Repo
@@ -161,8 +162,29 @@ def test_nobody_answers(hub: Hub, client: Client) -> None:
         free.bind(("127.0.0.1", 0))
         client.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
     for call in (["fetch", "owner/vim", "vim.pth"], ["list_files", "owner/vim"]):
-        hint = refused(client(*call), client.environment["HF_ENDPOINT"], "cannot be reached", "owner/vim")
-        assert "HF_HUB_OFFLINE=1" in hint
+        out = client(*call)
+        refused(out, client.environment["HF_ENDPOINT"], "cannot be reached", "owner/vim")
+        assert out["stderr"] == "", "no attempt after the first, and no line about it"
+
+
+def test_without_a_network_the_cache_will_do(hub: Hub, client: Client) -> None:
+    path = client("fetch", "owner/vim", "vim.pth")["result"]["path"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        client.environment["HF_ENDPOINT"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+    out = client("fetch", "owner/vim", "vim.pth")
+    assert out["result"]["path"] == path and out["stderr"] == ""
+    assert client("list_files", "owner/vim")["result"] == ["vim.pth"]
+
+
+def test_a_host_that_says_nothing_does_not_count_as_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an address that no packet comes back from."""
+    monkeypatch.setattr(reach, "_PATIENCE", 0.2)
+    monkeypatch.setattr(reach, "_found", {})
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        assert not reach.is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_a_server_that_is_no_hub(hub: Hub, client: Client) -> None:

@@ -87,8 +87,17 @@ def test_another_model_replaces_what_changed(hub: Hub, stm: Stm, small: Path) ->
 def test_a_dry_run_writes_nothing(hub: Hub, stm: Stm, small: Path) -> None:
     run = stm("push", "small", "me/vim", *TOKEN, "--dry-run", "--json")
     assert changes(run) == dict.fromkeys(reversed(FILES), "added") and json.loads(run.out)["created"]
-    assert hub.repos == {} and {seen.method for seen in hub.seen} == {"GET"}
+    assert hub.repos == {} and {seen.method for seen in hub.seen} <= {"GET", "HEAD"}
     assert "would be made" in stm("push", "small", "me/vim", *TOKEN, "--dry-run").out
+
+
+def test_a_dry_run_needs_no_login(hub: Hub, stm: Stm, small: Path) -> None:
+    hub.repos["me/vim"] = Repo({"config.json": b"{}"})
+    run = stm("push", "small", "me/vim", "--dry-run", "--json")
+    assert changes(run)["config.json"] == "changed" and "nobody is logged in" in run.err
+    assert f"small would go to {hub.url}/USER/small" in " ".join(stm("push", "small", "--dry-run").out.split())
+    assert stm("compress", MINI, "--no-eval", "--out", "dry", "--push-to", "me/dry", "--dry-run").code == 0
+    assert stm("push", "small", "me/vim", "--dry-run", "--token", "hf_wrong").code == 1
 
 
 def test_private_and_exist_ok(hub: Hub, stm: Stm, small: Path) -> None:
@@ -184,7 +193,6 @@ def test_compress_pushes(hub: Hub, stm: Stm, tmp_path: Path) -> None:
 
 
 # --- what is refused
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

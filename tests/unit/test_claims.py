@@ -11,7 +11,7 @@ import torch
 
 from stm import ViM, load
 from stm.artifact import folder as artifact
-from stm.artifact.tensors import shapes
+from stm.artifact.shapes import shapes
 from stm.backends import choose
 from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
 from stm.config_file import dumps

@@ -215,6 +215,7 @@ def test_what_is_refused(path: str, value: Any, says: str) -> None:
         from_json(edited(path, value), "here/config.json")
     assert caught.value.message.startswith("here/config.json")
     assert caught.value.exit_code == 1
+    assert ("newer version of stm" in str(caught.value)) == (path == "schema_version" and value == 2)
 
 
 @pytest.mark.parametrize(

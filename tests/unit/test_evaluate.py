@@ -172,7 +172,7 @@ def test_the_modes_of_the_models_are_as_before() -> None:
 def test_progress() -> None:
     seen: list[Progress] = []
     evaluate(Echo(), random_pairs(5), batch_size=2, on_progress=seen.append)
-    assert seen == [Progress("evaluate", done, 5, "images") for done in (0, 2, 4, 5)]
+    assert seen == [Progress("evaluate", done, 5, "images") for done in (0, 1, 2, 3, 4, 5)]
 
 
 class Clock:
@@ -239,7 +239,8 @@ sys.path[:0] = {paths!r}
 from test_evaluate import evaluate, small_case
 model, reference, data = small_case()
 def wait(progress):
-    print(progress.done, flush=True)
+    if progress.done % 8 == 0:
+        print(progress.done, flush=True)
     if progress.done == 24:
         sys.stdin.read()
 evaluate(model, data, reference=reference, batch_size=8, records={records!r}, on_progress=wait)

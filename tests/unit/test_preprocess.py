@@ -4,6 +4,8 @@
 factor of a reduction, each row of weights divided by its sum, pixels rounded to 8 bits between the passes.
 """
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import stm
 from stm.config import Preprocess
 from stm.data.images import fit
 from stm.data.preprocess import preprocess
-from stm.errors import DataError
+from stm.errors import DataError, StmError, UsageError
 
 
 def cubic(x):
@@ -211,3 +214,23 @@ def test_bilinear_and_bicubic_and_nearest_differ():
         for kind in ("bicubic", "bilinear", "nearest")
     ]
     assert not any((a == b).all() for a, b in [(kinds[0], kinds[1]), (kinds[1], kinds[2]), (kinds[0], kinds[2])])
+
+
+def test_the_public_function_takes_pillow_s_images_alone() -> None:
+    model = stm.load("vim-digits", device="cpu")
+    picture = Image.effect_noise((40, 30), 60)
+    one = stm.preprocess(picture, model)
+    assert torch.equal(one[0], preprocess(picture, model.config.preprocessing)) and one.shape == (1, 1, 28, 28)
+    both = model.preprocess([picture, picture])
+    assert torch.equal(both, torch.cat([one, one])) and torch.equal(stm.preprocess(picture, model.config), one)
+    assert stm.preprocess(picture).shape == (1, 3, 224, 224), "without a model, as the official ones"
+    assert stm.preprocess([], model).shape == (0, 1, 28, 28)
+    for wrong in ("photo.jpg", [picture, "photo.jpg"], one):
+        with pytest.raises(UsageError, match=r"is of type \w+, expected a Pillow image\nHint: PIL.Image.open"):
+            stm.preprocess(wrong, model)
+
+
+def test_without_pillow_it_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(StmError, match="pictures need Pillow, which is not installed\nHint: pip install pillow"):
+        stm.preprocess("photo.jpg")

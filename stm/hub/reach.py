@@ -1,0 +1,86 @@
+"""Whether the Hub answers at all: asked once, and quickly, before the first request.
+
+huggingface_hub repeats a failed request for half a minute. That is right for a server that fails for a moment, and
+wrong for a machine without a network. So one request without repetitions goes ahead. If nothing answers, the library
+meets what it meets offline, and reads its cache.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from stm.hub.errors import Request, endpoint, translate_errors
+
+_PATIENCE = 5.0  # seconds for the name, the connection and the answer together
+_AGAIN = 60.0  # seconds after which a Hub that did not answer is asked again
+_found: dict[str, float] = {}  # by address: when it did not answer, or infinity since it did
+_asking = threading.local()
+
+
+@contextmanager
+def asking(request: Request) -> Iterator[None]:
+    """Let the block ask the Hub; `translate_errors` for blocks that send requests.
+
+    Raises:
+        HubError: as `translate_errors`; or the Hub does not answer, and the cache does not hold what was asked for.
+    """
+    with translate_errors(request):
+        from huggingface_hub.utils import get_session
+
+        # Last, after the hook that refuses everything offline. What the cache answers never comes to a hook.
+        hooks: list[Any] = get_session().event_hooks["request"]
+        if _hook not in hooks:
+            get_session().event_hooks = get_session().event_hooks | {"request": [*hooks, _hook]}
+        yield
+
+
+def is_reachable(address: str) -> bool:
+    """Return whether a Hub answers. What it answers does not matter: any status will do.
+
+    It is asked once per process. If it does not answer within 5 seconds (or HF_HUB_ETAG_TIMEOUT, if that is set to more
+    than its default of 10), it does not count as reachable for a minute.
+    """
+    if address not in _found or _found[address] + _AGAIN < time.monotonic():
+        _found[address] = float("inf") if _answers(address) else time.monotonic()
+    return _found[address] == float("inf")
+
+
+def _hook(request: Any) -> None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    class HubIsUnreachable(OfflineModeIsEnabled):
+        """Not repeated by huggingface_hub, which reads its cache instead."""
+
+    # Large files are elsewhere, and the question itself passes here too.
+    address = endpoint()
+    if str(request.url).startswith(address) and not getattr(_asking, "now", False) and not is_reachable(address):
+        raise HubIsUnreachable(f"{address} does not answer")
+
+
+def _answers(address: str) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    asked_for = constants.HF_HUB_ETAG_TIMEOUT
+    patience = max(_PATIENCE, asked_for if asked_for > constants.DEFAULT_ETAG_TIMEOUT else 0)
+    answered, done = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        _asking.now = True
+        try:
+            # The Hub's own client: its proxies and certificates hold here too.
+            get_session().head(address, timeout=patience, follow_redirects=False)
+            answered.set()
+        except Exception as error:
+            # A server that speaks strangely is there: the request that matters tells what is wrong with it.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if not kinds & {"ConnectError", "ProxyError", "TimeoutException", "OSError"}:
+                answered.set()
+        done.set()
+
+    # In a thread, because no timeout of a client holds for the look-up of a name.
+    threading.Thread(target=ask, daemon=True).start()
+    done.wait(patience)
+    return answered.is_set()
