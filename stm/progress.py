@@ -37,7 +37,7 @@ class Meter:
         self, on_progress: OnProgress | None, stage: str, total: int, *, passes: int = 1, done: int = 0
     ) -> None:
         self._report, self._stage, self.total, self._passes = on_progress, stage, total, passes
-        self._done, self._passed, self._told = done, 0, ("", -1)
+        self._done, self._passed, self._told = done, 0, ("", -1, -1)
         self._below: int | None = None
         self.tell()
 
@@ -50,8 +50,8 @@ class Meter:
         now = min(self._done + self._passed // self._passes, self.total)
         if self._below is not None:
             now = min(now, self._below - 1)
-        if self._report is not None and (detail, now) != self._told:
-            self._told = detail, now
+        if self._report is not None and (detail, now, self.total) != self._told:
+            self._told = detail, now, self.total
             self._report(Progress(self._stage, now, self.total, "images", detail))
 
     def passed(self, images: int, detail: str = "") -> None:

@@ -4,9 +4,10 @@ try then, and which images decided its schedule.
 Screens, cards and pages all ask here, so that they never disagree.
 """
 
-from stm.config import Measured
+from stm.config import Measured, Protection
 from stm.options import MergeOptions
 from stm.recipe import DRAWN, Fit, Recipe, Tried
+from stm.reports import ServedSpeed
 from stm.units import interval
 
 UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures that were drawn
@@ -98,3 +99,11 @@ def goal_text(fit: Fit | None) -> str | None:
     if fit.speedup is not None:
         return f"{fit.speedup:g}x the dense model's speed"
     return f"at most {100 * (fit.max_drop or 0):g} points lost"
+
+
+def no_gain(served: ServedSpeed, protection: Protection) -> str:
+    """Say that a served model gains nothing on this machine, and what to try."""
+    text = f"after optimize() it runs at {served.gain:.2f}x the dense model's speed here: "
+    if protection.mode == "dynamic":
+        return text + "its hsp weights are computed from every image; --hsp static bakes them"
+    return text + "a larger --rate or --saving gains more"

@@ -12,43 +12,8 @@ import typer
 
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, WEIGHTS
 from stm.recipe import ORDERS, PRESET_NAMES, SIDES
-from stm_cli._parsers import _blocks, _image_size, _list, _number, _one_of, _points, _sizes, _whole, _words
-
-# Panels of the help screen. The order of a command's options decides the order of its panels.
-BUDGET, METHOD, FIT, CHECK, OUTPUT, SOURCE, MACHINE = (
-    "Budget (one of these)",
-    "Method",
-    "Fit (the images that decide a fitted schedule; labels are not needed)",
-    "Check",
-    "Output",
-    "Source",
-    "Machine",
-)
-AXES = "Axes (every combination is a cell)"
-HUB = "Hub"
-TIMING = "Timing"
-
-
-def examples(*lines: str) -> str:
-    """Return the epilog of a help screen: commands that can be pasted."""
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
-
-
-def _option(name: str, panel: str, help: str, metavar: str = "", **more: Any) -> Any:
-    """Return an option with its panel in the help; without a metavar it is a flag."""
-    # Defaults stand in the help texts, as people would write them. `readable=False` leaves it to the library to say
-    # whether a path can be read, in a sentence that also tells the next step.
-    return typer.Option(
-        name, rich_help_panel=panel, help=help, metavar=metavar, show_default=False, readable=False, **more
-    )
-
-
-def _choice(name: str, panel: str, help: str, allowed: tuple[str, ...]) -> Any:
-    # A parser and no `Enum`: the value stays a plain string, and the message lists what is allowed.
-    choices = {"parser": _one_of(*allowed), "autocompletion": lambda: list(allowed)}
-    either = " or ".join(part for part in (", ".join(allowed[:-1]), allowed[-1]) if part)
-    return _option(name, panel, f"{either}: {help}", "NAME", **choices)
-
+from stm_cli._panels import AXES, BUDGET, CHECK, FIT, HUB, MACHINE, METHOD, OUTPUT, SOURCE, TIMING, choice, option
+from stm_cli._parsers import _blocks, _image_size, _list, _number, _points, _sizes, _some_of, _whole, _words
 
 # The same sentence in every help screen: a MODEL means the same to every command.
 _MODEL = (
@@ -77,61 +42,61 @@ SomeImages = Annotated[
     ),
 ]
 Peer = Annotated[
-    str | None, _option("--peer", METHOD, "Explain this method of stm compare, at the same operations.", "NAME")
+    str | None, option("--peer", METHOD, "Explain this method of stm compare, at the same operations.", "NAME")
 ]
 Block = Annotated[
     int | None,
-    _option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1)),
+    option("--block", CHECK, "Show this block. Default: the first one after a merge.", "N", parser=_whole(1)),
 ]
 Places = Annotated[
-    int, _option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))
+    int, option("--places", CHECK, "Distances measured on each side. Default: 98.", "N", parser=_whole(1))
 ]
 Rate = Annotated[
     float | None,
-    _option("--rate", BUDGET, "The paper's rate, below 1; 0 merges nothing. Default: 0.4.", "RATE", parser=_number),
+    option("--rate", BUDGET, "The paper's rate, below 1; 0 merges nothing. Default: 0.4.", "RATE", parser=_number),
 ]
 Saving = Annotated[
     float | None,
-    _option("--saving", BUDGET, "Share of the token-layers to save; 0 merges nothing.", "SHARE", parser=_number),
+    option("--saving", BUDGET, "Share of the token-layers to save; 0 merges nothing.", "SHARE", parser=_number),
 ]
 Stages = Annotated[
     Sequence[int] | None,
-    _option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks),
+    option("--stages", BUDGET, "Merge all pairs before these blocks.", "BLOCK,...", parser=_blocks),
 ]
 Speedup = Annotated[
     float | None,
-    _option("--speedup", BUDGET, "The smallest saving that is so many times as fast here.", "TIMES", parser=_number),
+    option("--speedup", BUDGET, "The smallest saving that is so many times as fast here.", "TIMES", parser=_number),
 ]
 Recipe = Annotated[
-    str | None, _option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
+    str | None, option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
 ]
 Rates = Annotated[
     Sequence[float] | None,
-    _option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number)),
+    option("--rates", AXES, "The paper's rates. Default: 0.15,0.2,0.3,0.4.", "RATE,...", parser=_list(_number)),
 ]
 SweepSides = Annotated[
-    Sequence[str] | None, _option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)
+    Sequence[str] | None, option("--sides", AXES, "Default: both,left,right.", "NAME,...", parser=_words)
 ]
 Orders = Annotated[
     Sequence[str] | None,
-    _option("--schedules", AXES, f"Orders: {', '.join(ORDERS)}. Default: the preset's.", "NAME,...", parser=_words),
+    option("--schedules", AXES, f"Orders: {', '.join(ORDERS)}. Default: the preset's.", "NAME,...", parser=_words),
 ]
 SweepWeights = Annotated[
     Sequence[str] | None,
-    _option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words),
+    option("--weights", AXES, f"{', '.join(WEIGHTS)}. Default: the preset's.", "NAME,...", parser=_words),
 ]
 StepScales = Annotated[
-    Sequence[float] | None, _option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))
+    Sequence[float] | None, option("--step-scales", AXES, "p. Default: the preset's.", "P,...", parser=_list(_number))
 ]
 Convs = Annotated[
-    Sequence[str] | None, _option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)
+    Sequence[str] | None, option("--convs", AXES, "plain, span. Default: the preset's.", "NAME,...", parser=_words)
 ]
 SweepTokensPerSide = Annotated[
-    Sequence[int] | None, _option("--tokens-per-side", AXES, "r, for gradual orders.", "N,...", parser=_list(_whole(1)))
+    Sequence[int] | None, option("--tokens-per-side", AXES, "r, for gradual orders.", "N,...", parser=_list(_whole(1)))
 ]
 Peers = Annotated[
     Sequence[str] | None,
-    _option(
+    option(
         "--peers",
         AXES,
         "Methods to draw as curves. Default: paper,random,hsa,rmeeto,mtr,storm.",
@@ -139,21 +104,21 @@ Peers = Annotated[
         parser=_words,
     ),
 ]
-NoPeers = Annotated[bool, _option("--no-peers", AXES, "Draw no peers.")]
+NoPeers = Annotated[bool, option("--no-peers", AXES, "Draw no peers.")]
 SweepLimit = Annotated[
-    int, _option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))
+    int, option("--limit", CHECK, "Use only so many images, drawn by the seed. Default: 100.", "N", parser=_whole(1))
 ]
 SweepOut = Annotated[
     Path | None,
-    _option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR"),
+    option("--out", OUTPUT, "The folder of cells, table and figure. Default: named after the model.", "DIR"),
 ]
 CompareRate = Annotated[
     float | None,
-    _option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number),
+    option("--rate", BUDGET, "The paper's rate, for both presets; peers save what ours does.", "RATE", parser=_number),
 ]
 CompareSaving = Annotated[
     float | None,
-    _option(
+    option(
         "--saving",
         BUDGET,
         "Share of the token-layers that ours saves; all others save as much. Default: 0.2.",
@@ -163,7 +128,7 @@ CompareSaving = Annotated[
 ]
 Methods = Annotated[
     Sequence[str] | None,
-    _option(
+    option(
         "--methods",
         METHOD,
         "Rows beside stm and random, such as paper,hsa,rmeeto. Default: all.",
@@ -173,13 +138,13 @@ Methods = Annotated[
 ]
 At = Annotated[
     str,
-    _choice(
+    choice(
         "--at", METHOD, "where peers act: as published, where ours merges, or a row each.", ("published", "stm", "both")
     ),
 ]
 Also = Annotated[
     Sequence[str] | None,
-    _option(
+    option(
         "--also",
         METHOD,
         "Other dense models, such as the smaller sibling, to stand beside.",
@@ -188,84 +153,84 @@ Also = Annotated[
     ),
 ]
 Method = Annotated[
-    str | None, _choice("--method", METHOD, "the preset that the options below change. Default: stm.", PRESET_NAMES)
+    str | None, choice("--method", METHOD, "the preset that the options below change. Default: stm.", PRESET_NAMES)
 ]
-Schedule = Annotated[str | None, _choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
+Schedule = Annotated[str | None, choice("--schedule", METHOD, "the order of the merges.", ORDERS)]
 Sides = Annotated[
-    str | None, _choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)
+    str | None, choice("--sides", METHOD, "the sides of the class token that take part. Default: both.", SIDES)
 ]
 TokensPerSide = Annotated[
     int | None,
-    _option("--tokens-per-side", METHOD, "Tokens merged per side and step (gradual orders).", "N", parser=_whole(1)),
+    option("--tokens-per-side", METHOD, "Tokens merged per side and step (gradual orders).", "N", parser=_whole(1)),
 ]
-Weights = Annotated[str | None, _choice("--weights", METHOD, "how merged tokens are weighted.", WEIGHTS)]
-Hsp = Annotated[str | None, _choice("--hsp", METHOD, "hsp weights from the running input, or baked.", MODES)]
-Normalize = Annotated[bool, _option("--normalize", METHOD, "Divide hsp weights by their sum.")]
+Weights = Annotated[str | None, choice("--weights", METHOD, "how merged tokens are weighted.", WEIGHTS)]
+Hsp = Annotated[str | None, choice("--hsp", METHOD, "hsp weights from the running input, or baked.", MODES)]
+Normalize = Annotated[bool, option("--normalize", METHOD, "Divide hsp weights by their sum.")]
 StepScale = Annotated[
-    float | None, _option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)
+    float | None, option("--step-scale", METHOD, "p: a token of size s takes s^p times its step.", "P", parser=_number)
 ]
 # None leaves the choice to the preset.
 SpanConv = Annotated[
     bool | None,
-    _option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large."),
+    option("--span-conv/--plain-conv", METHOD, "Whether the conv sees a merged token as often as it is large."),
 ]
 CalibrationImages = Annotated[
-    str | None, _option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
+    str | None, option("--calibration", METHOD, "Bake static hsp weights from 64 of these images.", "DATA")
 ]
 FitOn = Annotated[
     str | None,
-    _option(
+    option(
         "--fit-on", FIT, "Fit on these images. Default: a part of --data, or drawn pictures that need no data.", "DATA"
     ),
 ]
 FitImages = Annotated[
     int | None,
-    _option("--fit-images", FIT, "Fit on so many. Default: 256, or 192 to 576 drawn pictures.", "N", parser=_whole(1)),
+    option("--fit-images", FIT, "Fit on so many. Default: 256, or 192 to 576 drawn pictures.", "N", parser=_whole(1)),
 ]
-NoCache = Annotated[bool, _option("--no-cache", FIT, "Compute the costs anew, and do not keep them.")]
+NoCache = Annotated[bool, option("--no-cache", FIT, "Compute the costs anew, and do not keep them.")]
 ServedBatch = Annotated[
     int,
-    _option("--served-batch", CHECK, "Images per forward that is timed. Default: 1.", "N", parser=_whole(1)),
+    option("--served-batch", CHECK, "Images per forward that is timed. Default: 1.", "N", parser=_whole(1)),
 ]
 # For the commands that measure accuracy. `stm plan` can do without labels, and has `Pictures`.
 _DATA = (
     "Labelled images: a folder per class, labels.csv or another table, or ImageNet's validation folder; of the Hub:"
     " imagenet-v2, or hf:USER/SET[:SPLIT]; read in place: stream:hf:USER/SET[:SPLIT], FILE.parquet, or 'val-*.tar'."
 )
-Data = Annotated[str | None, _option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
+Data = Annotated[str | None, option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Split = Annotated[
     str | None,
-    _option("--split", CHECK, "The part of a set that has several, such as val.", "NAME"),
+    option("--split", CHECK, "The part of a set that has several, such as val.", "NAME"),
 ]
 ImageColumn = Annotated[
     str | None,
-    _option("--image-column", CHECK, "Column of the images in a table or parquet, if not clear.", "NAME"),
+    option("--image-column", CHECK, "Column of the images in a table or parquet, if not clear.", "NAME"),
 ]
 LabelColumn = Annotated[
     str | None,
-    _option("--label-column", CHECK, "Column of the labels in a table or parquet, if not clear.", "NAME"),
+    option("--label-column", CHECK, "Column of the labels in a table or parquet, if not clear.", "NAME"),
 ]
 Records = Annotated[
-    Path | None, _option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")
+    Path | None, option("--records", CHECK, "Write one line an image to this CSV file, and resume from it.", "FILE")
 ]
-Sweep = Annotated[Path | None, _option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]
-Bench = Annotated[Path | None, _option("--bench", CHECK, "Show what stm bench --json printed.", "FILE")]
+Sweep = Annotated[Path | None, option("--sweep", CHECK, "Plot what stm sweep or compare --json printed.", "FILE")]
+Bench = Annotated[Path | None, option("--bench", CHECK, "Show what stm bench --json printed.", "FILE")]
 Page = Annotated[
-    Path | None, _option("--out", OUTPUT, "The HTML file to write. Default: FOLDER-report.html, here.", "FILE")
+    Path | None, option("--out", OUTPUT, "The HTML file to write. Default: FOLDER-report.html, here.", "FILE")
 ]
-ForcePage = Annotated[bool, _option("--force", OUTPUT, "Replace a page that is there.")]
+ForcePage = Annotated[bool, option("--force", OUTPUT, "Replace a page that is there.")]
 Limit = Annotated[
-    int | None, _option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))
+    int | None, option("--limit", CHECK, "Use only so many images, drawn by the seed.", "N", parser=_whole(1))
 ]
-BatchSize = Annotated[int, _option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
-Seed = Annotated[int, _option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]
+BatchSize = Annotated[int, option("--batch-size", CHECK, "Images a batch. Default: 32.", "N", parser=_whole(1))]
+Seed = Annotated[int, option("--seed", CHECK, "Chooses images. Default: 0.", "N", parser=_whole(0))]
 # None tells "not given" from 0: a recipe has a seed of its own, which a given one replaces.
 OptionalSeed = Annotated[
-    int | None, _option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))
+    int | None, option("--seed", CHECK, "Chooses images. Default: 0, or the recipe's.", "N", parser=_whole(0))
 ]
 MaxDrop = Annotated[
     float | None,
-    _option(
+    option(
         "--max-drop",
         CHECK,
         "Write nothing and exit 3 if top-1 drops by more points. Without a budget: save as much as this allows.",
@@ -273,62 +238,62 @@ MaxDrop = Annotated[
         parser=_points,
     ),
 ]
-NoEval = Annotated[bool, _option("--no-eval", CHECK, "Do not compare with the dense model.")]
+NoEval = Annotated[bool, option("--no-eval", CHECK, "Do not compare with the dense model.")]
 Pictures = Annotated[
-    Path | None, _option("--data", CHECK, "A folder of images; labels add the drop. Default: embedded.", "DIR")
+    Path | None, option("--data", CHECK, "A folder of images; labels add the drop. Default: embedded.", "DIR")
 ]
 Few = Annotated[
     int | None,
-    _option(
+    option(
         "--limit", CHECK, "Use so many images, drawn by the seed. Default: what --seconds allow.", "N", parser=_whole(1)
     ),
 ]
 Seconds = Annotated[
     float | None,
-    _option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number),
+    option("--seconds", CHECK, "Time for the images. Default: 30, or no bound beside --limit.", "S", parser=_number),
 ]
 BatchSizes = Annotated[
-    Sequence[int], _option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)
+    Sequence[int], option("--batch-sizes", TIMING, "Images a forward. Default: 1.", "N,...", parser=_sizes)
 ]
 Timed = Annotated[
-    int, _option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))
+    int, option("--batch-size", TIMING, "Images a forward that is timed. Default: 1.", "N", parser=_whole(1))
 ]
 Threads = Annotated[
     int | None,
-    _option("--threads", TIMING, "Threads on the processor. Default: torch's choice.", "N", parser=_whole(1)),
+    option("--threads", TIMING, "Threads on the processor. Default: torch's choice.", "N", parser=_whole(1)),
 ]
 Rounds = Annotated[
     int | None,
-    _option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1)),
+    option("--rounds", TIMING, "Times that each is run. Default: for a few seconds.", "N", parser=_whole(1)),
 ]
 Against = Annotated[
     Sequence[str] | None,
-    _option(
+    option(
         "--against",
         TIMING,
         "Time a DeiT of the same width beside them: vit (PyTorch), onnxruntime, openvino.",
         "NAME,...",
-        parser=_words,
+        parser=_some_of("vit", "onnxruntime", "openvino"),
     ),
 ]
-Optimize = Annotated[bool, _option("--optimize", TIMING, "Time what optimize(batch_size) makes of each as well.")]
+Optimize = Annotated[bool, option("--optimize", TIMING, "Time what optimize(batch_size) makes of each as well.")]
 RandomWeights = Annotated[
-    bool, _option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")
+    bool, option("--random-weights", SOURCE, "The shape of an alias with fresh weights: no download.")
 ]
 Out = Annotated[
-    Path | None, _option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")
+    Path | None, option("--out", OUTPUT, "The folder to write. Default: named after model, method and budget.", "DIR")
 ]
-ExplainOut = Annotated[Path | None, _option("--out", OUTPUT, "The folder to write. Default: MODEL-explained.", "DIR")]
+ExplainOut = Annotated[Path | None, option("--out", OUTPUT, "The folder to write. Default: MODEL-explained.", "DIR")]
 TableOut = Annotated[
-    Path | None, _option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")
+    Path | None, option("--out", OUTPUT, "A folder for the table (CSV, JSON) and its figure (PNG, SVG).", "DIR")
 ]
-Force = Annotated[bool, _option("--force", OUTPUT, "Replace a folder that stm wrote.")]
-DryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
-Json = Annotated[bool, _option("--json", OUTPUT, "Print one JSON document.")]
-Quiet = Annotated[bool, _option("--quiet", OUTPUT, "Print one value and no progress.")]
+Force = Annotated[bool, option("--force", OUTPUT, "Replace a folder that stm wrote.")]
+DryRun = Annotated[bool, option("--dry-run", OUTPUT, "Show the schedule, files and bytes; write nothing.")]
+Json = Annotated[bool, option("--json", OUTPUT, "Print one JSON document.")]
+Quiet = Annotated[bool, option("--quiet", OUTPUT, "Print one value and no progress.")]
 TableFormat = Annotated[
     str | None,
-    _choice("--format", OUTPUT, "print the table, to be pasted; latex needs booktabs.", ("markdown", "latex")),
+    choice("--format", OUTPUT, "print the table, to be pasted; latex needs booktabs.", ("markdown", "latex")),
 ]
 RepoId = Annotated[
     str | None,
@@ -336,35 +301,33 @@ RepoId = Annotated[
         metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False
     ),
 ]
-Private = Annotated[bool, _option("--private", HUB, "Make a repository that only you may see.")]
+Private = Annotated[bool, option("--private", HUB, "Make a repository that only you may see.")]
 Branch = Annotated[
-    str | None, _option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")
+    str | None, option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")
 ]
-CommitMessage = Annotated[str | None, _option("--commit-message", HUB, "Of the one commit.", "TEXT")]
-CreatePr = Annotated[bool, _option("--create-pr", HUB, "Propose the commit as a pull request.")]
-ExistOk = Annotated[
-    bool, _option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")
-]
-OverwriteCard = Annotated[bool, _option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
+CommitMessage = Annotated[str | None, option("--commit-message", HUB, "Of the one commit.", "TEXT")]
+CreatePr = Annotated[bool, option("--create-pr", HUB, "Propose the commit as a pull request.")]
+ExistOk = Annotated[bool, option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")]
+OverwriteCard = Annotated[bool, option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
 # On the panel of the Hub: `stm push` reads no source, so it has no panel of that name.
-PushToken = Annotated[str | None, _option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
-PushDryRun = Annotated[bool, _option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
+PushToken = Annotated[str | None, option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
+PushDryRun = Annotated[bool, option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
 PushTo = Annotated[
-    str | None, _option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
+    str | None, option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
 ]
 ExportFormat = Annotated[
-    str, _choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
+    str, choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
 ]
 OutFile = Annotated[
-    Path | None, _option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
+    Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
 ]
-ForceFile = Annotated[bool, _option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
-File = Annotated[str | None, _option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
-Revision = Annotated[str | None, _option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
-Token = Annotated[str | None, _option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]
+ForceFile = Annotated[bool, option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
+File = Annotated[str | None, option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
+Revision = Annotated[str | None, option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
+Token = Annotated[str | None, option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]
 ImageSize = Annotated[
     Any,  # Size | None: typer knows no other unions than those with None
-    _option(
+    option(
         "--image-size",
         SOURCE,
         "The input's side, or HEIGHTxWIDTH, if the file does not say it, or to run at another size.",
@@ -374,37 +337,37 @@ ImageSize = Annotated[
 ]
 ClassToken = Annotated[
     str | None,
-    _choice(
+    choice(
         "--class-token", SOURCE, "its place, if the file does not say (ViM: middle, VideoMamba: head).", CLASS_TOKENS
     ),
 ]
 DivideOut = Annotated[
     bool | None,
-    _option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
+    option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
 ]
-Ema = Annotated[bool, _option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
+Ema = Annotated[bool, option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
 WeightsKey = Annotated[
     str | None,
-    _option("--weights-key", SOURCE, "Where the weights are, if a checkpoint holds several, such as teacher.", "KEY"),
+    option("--weights-key", SOURCE, "Where the weights are, if a checkpoint holds several, such as teacher.", "KEY"),
 ]
 Mean = Annotated[
     Sequence[float] | None,
-    _option("--mean", SOURCE, "Of images in 0 to 1: a number, or one per channel.", "M,...", parser=_list(_number)),
+    option("--mean", SOURCE, "Of images in 0 to 1: a number, or one per channel.", "M,...", parser=_list(_number)),
 ]
 Std = Annotated[
     Sequence[float] | None,
-    _option("--std", SOURCE, "Their standard deviation, as --mean.", "S,...", parser=_list(_number)),
+    option("--std", SOURCE, "Their standard deviation, as --mean.", "S,...", parser=_list(_number)),
 ]
 CropRatio = Annotated[
     float | None,
-    _option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number),
+    option("--crop-ratio", SOURCE, "Of the crop's side to the resized short side.", "RATIO", parser=_number),
 ]
-Interpolation = Annotated[str | None, _choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
+Interpolation = Annotated[str | None, choice("--interpolation", SOURCE, "how images are resized.", INTERPOLATIONS)]
 Labels = Annotated[
     Path | None,
-    _option("--labels", SOURCE, "Names of the classes: one per line, JSON, or a CSV with a column of indices.", "FILE"),
+    option("--labels", SOURCE, "Names of the classes: one per line, JSON, or a CSV with a column of indices.", "FILE"),
 ]
-Device = Annotated[str, _option("--device", MACHINE, "auto, cpu, cuda, cuda:1, mps. Default: auto.", "DEVICE")]
-Dtype = Annotated[str | None, _choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
-Backend = Annotated[str, _option("--backend", MACHINE, "A name that stm env lists. Default: auto.", "NAME")]
-Workers = Annotated[int | None, _option("--workers", MACHINE, "Processes that decode images.", "N", parser=_whole(0))]
+Device = Annotated[str, option("--device", MACHINE, "auto, cpu, cuda, cuda:1, mps. Default: auto.", "DEVICE")]
+Dtype = Annotated[str | None, choice("--dtype", MACHINE, "the type of the matrix weights.", DTYPES)]
+Backend = Annotated[str, option("--backend", MACHINE, "A name that stm env lists. Default: auto.", "NAME")]
+Workers = Annotated[int | None, option("--workers", MACHINE, "Processes that decode images.", "N", parser=_whole(0))]

@@ -83,6 +83,10 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
+def _some_of(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    return _list(_one_of(*allowed))
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:

@@ -29,7 +29,7 @@ from stm_cli import (
     report,
     sweep,
 )
-from stm_cli._options import examples
+from stm_cli._panels import examples
 from stm_cli._visible import tame_libraries
 
 app = typer.Typer(

@@ -29,7 +29,7 @@ class ViT(nn.Module):
         D = model.d_model
         self.patch_embed = nn.Conv2d(model.in_chans, D, model.patch, model.stride)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
-        self.pos_embed = nn.Parameter(torch.zeros(1, model.tokens, D))
+        self.pos_embed = nn.Parameter(torch.zeros(1, model.patches + 1, D))
         self.layers = nn.ModuleList(Block(D) for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(D, eps=1e-6)
         self.head = nn.Linear(D, num_classes)
@@ -69,7 +69,7 @@ def name_of(model: ModelConfig) -> str:
 
 def flops(model: ModelConfig, num_classes: int) -> Flops:
     """Return the ViT's multiply-accumulates, which both conventions count alike."""
-    D, L = model.d_model, model.tokens
+    D, L = model.d_model, model.patches + 1
     # Per token 3 D D for q, k, v, D D for the output and 2 MLP D D for the MLP; attention takes two products of L x L x
     # D.
     block = (4 + 2 * MLP) * D * D * L + 2 * L * L * D

@@ -12,7 +12,7 @@ from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
-from stm.config import Config, Protection
+from stm.config import Config
 from stm.config_file import to_json
 from stm.data.images import MODES
 from stm.data.open import CROPS, open_chosen, open_samples
@@ -37,7 +37,7 @@ from stm.progress import OnProgress
 from stm.recipe import Recipe
 from stm.reports import CompressReport, Gate, ServedSpeed
 from stm.saving import save
-from stm.verdicts import milder, warning
+from stm.verdicts import milder, no_gain, warning
 
 
 class _Wish(NamedTuple):
@@ -354,7 +354,7 @@ def _notes(config: Config, output: Path, outcome: _Outcome, recorded: Config | N
     """Return what a reader of the figures should know of them."""
     notes, figures = [], outcome.figures
     if outcome.served is not None and outcome.served.gain_quartiles[0] <= 1 and config.protection is not None:
-        notes.append(_no_gain(outcome.served, config.protection))
+        notes.append(no_gain(outcome.served, config.protection))
     if figures is not None and figures.top1 is None:
         where = shlex.quote(model_of(str(output)))
         notes.append(
@@ -383,14 +383,6 @@ def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
     if outcome.served is None:
         reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
     return reasons
-
-
-def _no_gain(served: ServedSpeed, protection: Protection) -> str:
-    """Say that a served model gains nothing on this machine, and what to try."""
-    text = f"after optimize() it runs at {served.gain:.2f}x the dense model's speed here: "
-    if protection.mode == "dynamic":
-        return text + "its hsp weights are computed from every image; --hsp static bakes them"
-    return text + "a larger --rate or --saving gains more"
 
 
 def _asked_saving(recipe: Recipe, config: Config) -> float | None:

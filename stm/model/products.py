@@ -48,13 +48,17 @@ def library() -> Library:
 
 def linear(x: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
     """Return share (x weight^T), (..., out), of x (..., in) and weight (out, in)."""
+    # As rows of one matrix: of three axes F.linear makes one product or many, by layout and by who wants a gradient,
+    # and the two round differently.
+    rows = x.flatten(0, -2)
     if _takes_onednn(x, weight):
-        out = _onednn(x, weight)
-        return out if share == 1.0 else out.mul_(share)
-    if share == 1.0:
-        return F.linear(x, weight)
-    # beta=0 makes addmm ignore its first argument: alpha is all that is wanted of it.
-    out = torch.addmm(x.new_empty(()), x.flatten(0, -2), weight.mT, beta=0, alpha=share)
+        out = _onednn(rows, weight)
+        out = out if share == 1.0 else out.mul_(share)
+    elif share == 1.0:
+        out = F.linear(rows, weight)
+    else:
+        # beta=0 makes addmm ignore its first argument: alpha is all that is wanted of it.
+        out = torch.addmm(x.new_empty(()), rows, weight.mT, beta=0, alpha=share)
     return out.unflatten(0, x.shape[:-1])
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from stm import StmError, compress, load, load_checkpoint
-from stm.commands import compress as compress_command
 from stm.config import Protection
 from stm.reports import ServedSpeed
+from stm.verdicts import no_gain
 
 
 def error_of(run) -> str:
@@ -148,8 +148,8 @@ def test_compress_says_what_serving_gains(here, mini: Path, labelled: Path) -> N
         batch_size=1, ms_per_image=9, dense_ms_per_image=6, gain=0.667, gain_quartiles=(0.66, 0.67), rounds=9
     )
     assert small.config.protection is not None
-    assert compress_command._no_gain(slow, small.config.protection).endswith("; --hsp static bakes them")
-    assert "0.67x the dense model's speed here: a larger --rate" in compress_command._no_gain(slow, Protection())
+    assert no_gain(slow, small.config.protection).endswith("; --hsp static bakes them")
+    assert "0.67x the dense model's speed here: a larger --rate" in no_gain(slow, Protection())
 
 
 def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled: Path) -> None:

@@ -179,6 +179,7 @@ def eval_report(measured: Evaluation) -> EvalReport:
 def test_info(capsys, monkeypatch) -> None:
     config = {
         "num_classes": 10,
+        "label_names": None,
         "dtype": "float32",
         "model": {
             "image_size": 28,

@@ -150,7 +150,9 @@ def test_plan_takes_the_images_that_a_time_allows(mini: Path, labelled: Path) ->
         on_progress=seen.append,
     )
     assert len(samples) > 32 and made.n == 32 and made.fit is not None and made.fit.n == 6
-    assert [(p.done, p.total) for p in seen if p.stage == "images"] == [(16, 24), (32, 32)], "an end in sight"
+    told = [(p.done, p.total) for p in seen if p.stage == "images"]
+    assert (16, 24) in told and told[-1] == (32, 32), "an end in sight"
+    assert [done for done, _ in told] == sorted(done for done, _ in told) and len(told) > 2, "it moves within a portion"
     for row in made.rows[1:]:
         assert row.agreement is not None and row.agreement_ci == wilson(round(32 * row.agreement), 32)
         assert row.kl_ci is not None and row.kl is not None and row.kl_ci[0] <= row.kl <= row.kl_ci[1]

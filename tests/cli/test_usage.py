@@ -63,7 +63,7 @@ COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
         ("bench m --batch-sizes 0", "'0' is not a list of batch sizes"),
         ("bench m --threads 0", "'0' is not a whole number of at least 1"),
         ("bench m --rounds 0", "'0' is not a whole number of at least 1"),
-        ("bench m --against rnn", "'rnn' is not one of vit"),
+        ("bench m --against rnn", "'rnn' is not one of vit, onnxruntime, openvino"),
         ("plan m --rate 0.4", "No such option: --rate"),
     ],
 )

@@ -184,7 +184,6 @@ def test_explain_measures_the_middle_class_token(tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 64))
     with style.style():
         style.save(cost_figures.costs(costs, "x"), tmp_path, "costs")
-        style.save(
-            figures.groups(picture, stages(groups_by_block(now)), 68, small.schedule.cls, "x"), tmp_path, "groups"
-        )
+        drawn = figures.groups(picture, stages(groups_by_block(now)), 68, small.schedule.cls, (8, 8), "x")
+        style.save(drawn, tmp_path, "groups")
     assert (tmp_path / "costs.svg").stat().st_size and len(charts.costs(costs)["cls"]) == 4

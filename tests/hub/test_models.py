@@ -220,7 +220,7 @@ def test_a_compressed_folder_is_taken_everywhere(
         run = stm(*words, "--revision", old, "--json")
         assert run.code == 0, run.err
     assert len(json.loads(stm("info", folder, "--json").out)["config"]["schedule"]["steps"]) > 0
-    assert "which does not take it" in stm("info", "owner/small", "--revision", old, "--image-size", "64").err
+    assert "which does not take it" in stm("info", "owner/small", "--revision", old, "--class-token", "head").err
     run = python(
         "import stm, torch\n"
         f"a = stm.load('owner/small', revision='{old}', device='cpu')\n"

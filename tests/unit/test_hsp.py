@@ -59,13 +59,15 @@ def test_the_full_rank_merge_keeps_the_state_exactly(
 def test_least_squares_is_the_projection_of_what_is_left_in_the_state(
     ssm: tuple[Tensor, Tensor, Tensor], absorb: tuple[tuple[int, int], ...]
 ) -> None:
-    """w_i = <P_i, B_k> / <B_k, B_k>, so that the error of the rank-one form is orthogonal to B_k. The decays between: i
-    + 1 .. k on the left; where k comes before i (never in our schedules), those are k .. i - 1 of the mirrored walk."""
+    """w_i = <P_i, B_k> / <B_k, B_k>, so that the error of the rank-one form is orthogonal to B_k.
+
+    The direction is the one that passes i before k. The decays between: i + 1 .. k forward, k .. i - 1 backward.
+    """
     delta, B, A = ssm
     found = hsp.least_squares(delta, B, A, hsp.absorbed(Step(0, absorb), L))
     for b in range(2):
         for column, (i, k) in enumerate(absorb):
-            d = int(i > C)
+            d = int(i > k)
             passed = range(i + 1, k + 1) if i < k else range(k, i)
             bar_i, bar_k = (delta[d, b, t, :, None] * B[d, b, t, None, :] for t in (i, k))  # (E, N)
             left = torch.exp(sum(delta[d, b, j, :, None] * A[d] for j in passed)) * bar_i

@@ -106,7 +106,7 @@ def test_folders_at_another_size(tmp_path: Path) -> None:
     again = stm.load(tmp_path / "flat", device="cpu")
     assert again.config.model == other.config.model and torch.equal(again.pos_embed, other.pos_embed)
     card = (tmp_path / "flat" / "README.md").read_text()
-    assert "Input: 48 x 96 pixels" in card and "torch.zeros(1, 3, 48, 96)" in card and "interpolated from" in card
+    assert "Input: 48 x 96 pixels" in card and "# (1, 3, 48, 96); a list" in card and "interpolated from" in card
     with pytest.raises(UsageError, match="interpolated already"):
         stm.load(tmp_path / "flat", image_size=96)
 
