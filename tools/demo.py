@@ -28,7 +28,7 @@ from stm_cli._format import environment_text, tokens
 from stm_cli._output import Output, console
 
 MODEL, RATE, OUT = "vim-digits", 0.4, Path("vim-digits-stm40")
-BATCH, ROUNDS = 32, 7  # of the timing
+BATCH, ROUNDS = 16, 7  # of the timing
 
 
 def main() -> None:

@@ -158,17 +158,9 @@ def test_two_processes_sweep_as_one_does_and_resume(here: Stm, start: Start, tmp
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (("eval", "nowhere/at/all"), "nowhere"),
-        (("eval", "vim-digits", "--limit", "many"), "'many' is not a whole number"),
-        (("compress", "vim-digits"), "stm compress runs in one process, and this is one of 2"),
-    ],
-)
-def test_what_all_refuse_is_said_once(start: Start, tmp_path: Path, args: tuple[str, ...], said: str) -> None:
-    run = end(start(*args))
+def test_what_all_refuse_is_said_once(start: Start, tmp_path: Path) -> None:
+    run = end(start("compress", "vim-digits"))
     assert run.code != 0 and run.out == ""
     (error,) = errors(run)
-    assert said in error
+    assert "stm compress runs in one process, and this is one of 2" in error
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
 """The DeiT in other runtimes is the DeiT in torch: a rival that computes something else would be timed for nothing."""
 
 import os
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -26,6 +28,14 @@ def small() -> vit.ViT:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.05, generator=generator)
     return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_export() -> Iterator[None]:
+    """Both runtimes take the same file, which takes a few seconds to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "_onnx", cache(rivals._onnx))
+        yield
 
 
 @pytest.mark.slow
