@@ -110,16 +110,16 @@ def open_model(
     Raises:
         StmError: as `load`.
     """
-    return open_found(resolve(model, options, on_progress), options, on_progress)
+    return open_resolved(resolve(model, options, on_progress), options, on_progress)
 
 
-def open_found(found: Ours | File | HubFile, options: ModelOptions, on_progress: OnProgress | None = None) -> ViM:
-    """Return the model that `resolve` found.
+def open_resolved(resolved: Ours | File | HubFile, options: ModelOptions, on_progress: OnProgress | None = None) -> ViM:
+    """Return the model of what `resolve` returned.
 
     Raises:
         StmError: as `load`.
     """
-    match found:
+    match resolved:
         case Ours(path, sourced):
             model = _from_folder(path, options)
             model.config = sourced(model.config)
@@ -128,12 +128,12 @@ def open_found(found: Ours | File | HubFile, options: ModelOptions, on_progress:
             return _from_file(path, Source(file=path.name), options)
         case HubFile():
             try:
-                return _from_hub_file(found, options, on_progress)
+                return _from_hub_file(resolved, options, on_progress)
             except HubError as error:
-                if found.path is None:
+                if resolved.path is None:
                     raise
                 raise CheckpointError(
-                    f"{found.path} is no file here, and on the Hub {error.message}", error.hint
+                    f"{resolved.path} is no file here, and on the Hub {error.message}", error.hint
                 ) from error
 
 
@@ -301,23 +301,23 @@ def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
     )
 
 
-def _from_hub_file(found: HubFile, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
-    repo, file = found.repo, found.file
+def _from_hub_file(checkpoint: HubFile, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
+    repo, file = checkpoint.repo, checkpoint.file
     from stm.checkpoint.file import shards
     from stm.checkpoint.names import INDEX
     from stm.hub.fetch import about, fetch, optional
 
-    fetched = fetch(repo, file, revision=found.revision, token=options.token, on_progress=on_progress)
+    fetched = fetch(repo, file, revision=checkpoint.revision, token=options.token, on_progress=on_progress)
     if file.endswith(INDEX):
         for shard in shards(fetched.path):
             name = str(PurePosixPath(file).with_name(shard))
             fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
-    if found.license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
+    if checkpoint.license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
         beside = str(PurePosixPath(file).with_name(artifact.CONFIG))
         optional(repo, beside, fetched.revision, token=options.token)
     card = about(repo, fetched.revision, token=options.token)
     source = Source(
-        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or found.license
+        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or checkpoint.license
     )
     model = _from_file(fetched.path, source, options)
     extra: dict[str, Any] = {"path": file} if file != source.file else {}

@@ -51,8 +51,8 @@ def resolve(
             return Ours(path)
         case HubRepo(repo, revision):
             return _in_repo(repo, revision, options, on_progress)
-        case found:
-            return found
+        case resolved:
+            return resolved
 
 
 def describe(
@@ -65,12 +65,12 @@ def describe(
     Raises:
         StmError: as `stm.load`.
     """
-    found = resolve(model, options, on_progress)
-    if isinstance(found, Ours) and options.image_size is None and options.labels is None:
-        return found.sourced(artifact.describe(found.path))
-    from stm.loading import open_found  # a checkpoint's tensors tell its config, and need torch
+    resolved = resolve(model, options, on_progress)
+    if isinstance(resolved, Ours) and options.image_size is None and options.labels is None:
+        return resolved.sourced(artifact.describe(resolved.path))
+    from stm.loading import open_resolved  # a checkpoint's tensors tell its config, and need torch
 
-    return open_found(found, options, on_progress).config
+    return open_resolved(resolved, options, on_progress).config
 
 
 def download(

@@ -103,8 +103,8 @@ def error(message: str, hint: str | None = None) -> None:
 
 def stopped(written: Sequence[Written]) -> None:
     """Write what a run that somebody stopped has written, and what the same command would do."""
-    growing = [each.place for each in written if each.grows]
-    whole = [each.place for each in written if not each.grows]
+    growing = [each.path for each in written if each.grows]
+    whole = [each.path for each in written if not each.grows]
     said = "nothing was written; the same command starts from the beginning"
     if growing:
         said = f"what was finished is in {', '.join(growing)}; the same command goes on from there"
@@ -184,7 +184,7 @@ class Output:
             sys.stdout.write(text)
         # Whatever a command writes is named, if the report did not do so. A screen folds long paths.
         printed = "".join(text.split())
-        unnamed = [each.place for each in so_far() if "".join(visible(each.place).split()) not in printed]
+        unnamed = [each.path for each in so_far() if "".join(visible(each.path).split()) not in printed]
         if unnamed:
             self.note(f"written: {', '.join(unnamed)}")
 

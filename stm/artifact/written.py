@@ -14,7 +14,7 @@ class Written(NamedTuple):
         grows: it holds a part of the work, and the same work goes on from there.
     """
 
-    place: str
+    path: str
     grows: bool = False
 
 
@@ -23,7 +23,7 @@ _told: ContextVar[list[Written] | None] = ContextVar("written", default=None)
 
 @contextmanager
 def noting() -> Iterator[list[Written]]:
-    """Yield a list to which the block's writes are added, each place once, in their order."""
+    """Yield a list to which the block's writes are added, each path once, in their order."""
     written: list[Written] = []
     before = _told.set(written)
     try:
@@ -37,12 +37,12 @@ def so_far() -> tuple[Written, ...]:
     return tuple(_told.get() or ())
 
 
-def tell(place: Path | str, *, grows: bool = False) -> None:
-    """Note that a place is written. A file within a folder that was told of goes without saying."""
+def tell(path: Path | str, *, grows: bool = False) -> None:
+    """Note that a file or folder is written. A file within a folder that was told of goes without saying."""
     written = _told.get()
     if written is None:
         return
-    known = {each.place for each in written}
-    inside = {str(place), *(str(parent) for parent in place.parents)} if isinstance(place, Path) else {place}
+    known = {each.path for each in written}
+    inside = {str(path), *(str(parent) for parent in path.parents)} if isinstance(path, Path) else {path}
     if not known & inside:
-        written.append(Written(str(place), grows))
+        written.append(Written(str(path), grows))

@@ -26,14 +26,14 @@ def names_in(document: Any, classes: int | None = None) -> Named | None:
     Args:
         classes: how many there should be. Another number is returned only if the key leaves no doubt.
     """
-    found = [
+    lists = [
         Named(key, names)
         for holder in _holders(document)
         for key in KEYS
         if (names := in_order(holder.get(key))) is not None
     ]
-    right = (each for each in found if classes in (None, len(each.names)))
-    return next(right, next((each for each in found if each.key in _SURE), None))
+    right = (each for each in lists if classes in (None, len(each.names)))
+    return next(right, next((each for each in lists if each.key in _SURE), None))
 
 
 def in_order(value: Any) -> tuple[str, ...] | None:
@@ -73,14 +73,14 @@ def labels_beside(weights: Path, classes: int) -> tuple[str, ...] | None:
 
 def _holders(document: Any) -> Iterator[Mapping[Any, Any]]:
     """Yield a document's dicts, level by level."""
-    seen, level = 0, [document]
+    looked_at, level = 0, [document]
     for _ in range(_DEEPEST):
         dicts = [vars(each) if isinstance(each, argparse.Namespace) else each for each in level]
         dicts = [each for each in dicts if isinstance(each, dict)]
         yield from dicts
         level = [value for each in dicts for value in each.values() if isinstance(value, dict | argparse.Namespace)]
-        seen += len(level)
-        if seen > _MOST:
+        looked_at += len(level)
+        if looked_at > _MOST:
             return
 
 

@@ -47,12 +47,12 @@ def geometry_of(where: str, patch: int, patches: int, stored: Stored, asked: Siz
     # A recipe passes as an option what a name had told, and must make the same bytes.
     by = named.by if stored.input_size is None and named is not None and named.value == asked else None
     source = f"by {by}" if by else "as asked"
-    told = stored.input_size is not None or named is not None
+    tells_size = stored.input_size is not None or named is not None
     stride = _stride(asked, patch, patches, stored.stride) or _stride(asked, patch, patches, None)
     if isinstance(own, Geometry) and own.size != asked and math.isqrt(patches) ** 2 == patches:
         cut = [(side - patch) % own.stride for side in sides(asked) if patch <= side <= LARGEST_SIDE]
         fitting = stride is not None and all((side - patch) % stride == 0 for side in sides(asked))
-        if cut == [0, 0] and (told or not fitting):
+        if cut == [0, 0] and (tells_size or not fitting):
             return Geometry(asked, own.stride, None, own.size)
     if stride is None:
         raise UsageError(

@@ -193,8 +193,8 @@ def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":
     out = np.empty((height, width, samples), dtype.newbyteorder("="))
     with path.open("rb") as file:
         for number, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
-            layer, place = divmod(number, columns * rows)
-            top, left = place // columns * down, place % columns * across
+            layer, tile = divmod(number, columns * rows)
+            top, left = tile // columns * down, tile % columns * across
             tall = down if tiled else min(down, height - top)
             wanted = tall * across * depth * dtype.itemsize
             file.seek(offset)

@@ -107,13 +107,13 @@ def labelled_folder(
     """
     arrays = _arrays_too(folder, channels)
     # A link to nowhere is a table too, which cannot be read.
-    found = table or next((folder / name for name in TABLES if os.path.lexists(folder / name)), None)
+    path = table or next((folder / name for name in TABLES if os.path.lexists(folder / name)), None)
     columns = how.image_column or how.label_column
-    if found is not None:
+    if path is not None:
         try:
-            return _from_table(folder, found, read_table(found, how), classes, label_names, arrays)
+            return _from_table(folder, path, read_table(path, how), classes, label_names, arrays)
         except NoLabels:  # captions and the like, beside folders that may be classes
-            if columns or table is not None or not found.name.startswith("metadata"):
+            if columns or table is not None or not path.name.startswith("metadata"):
                 raise
     elif columns is not None:
         raise DataError(f"{folder} has no table with a column {columns!r}", f"name the table: --data {folder}/FILE.csv")
@@ -175,10 +175,10 @@ def part_of(folder: Path, split: str) -> Path:
         UsageError: the root has no such part.
     """
     parts = {path.name: path for path in _contents(folder)[1]}
-    found = parts.get(spelled(split, parts))
-    if found is None:
+    part = parts.get(spelled(split, parts))
+    if part is None:
         raise UsageError(f"{folder} has no part {split}, only {listed(parts) or 'files'}")
-    return found
+    return part
 
 
 def unlabelled_folder(
@@ -210,13 +210,13 @@ def _arrays_too(folder: Path, channels: int) -> bool:
     folder has no others. Beside pictures they are masks or features."""
     if channels not in MODES:
         return True
-    found = False
+    has_arrays = False
     for _, _, names in os.walk(folder):
         suffixes = {PurePosixPath(name).suffix.lower() for name in names}
         if suffixes & SUFFIXES:
             return False
-        found |= ARRAY in suffixes
-    return found
+        has_arrays |= ARRAY in suffixes
+    return has_arrays
 
 
 def _contents(folder: Path, arrays: bool = False) -> tuple[list[Path], list[Path], list[Path]]:
@@ -326,15 +326,15 @@ def _validation_set(folder: Path, files: list[Path], classes: int) -> tuple[list
         if (match := VALIDATION.fullmatch(file.name)) is None:
             raise _no_labels(folder, f"{file} is not one of ImageNet's validation images, which are beside it")
         numbers[file] = int(match[1])
-    found = labels_of(folder, list(numbers.values()))
-    if found is None:
+    labels = labels_of(folder, list(numbers.values()))
+    if labels is None:
         sentence = f"{folder} holds {len(files)} of ImageNet's validation images and no labels"
         raise NoLabels(
             sentence,
             f"put Kaggle's {KAGGLE}, the development kit's {KIT[-1]}, or caffe's val.txt into {folder} or a folder"
             " above it",
         )
-    source, class_of = found
+    source, class_of = labels
     for file, number in numbers.items():
         if number not in class_of:
             raise DataError(f"{source} has no label for {file.name}")
