@@ -4,6 +4,9 @@ All intervals are at 95%. An accuracy has Wilson's score interval. The drop is t
 same images, so it has an interval for paired proportions, Newcombe's square-and-add. That interval stays sensible on a
 few hundred images. If the two models never disagree, the usual normal interval would shrink to a point, and Newcombe's
 does not. McNemar's exact test tells whether the two models differ at all.
+
+Distributions come from scipy.special. `scipy.stats` has these intervals and tests by name, but its import takes a
+second of every command that measures; tests/unit/test_stats.py holds the ones here to it.
 """
 
 import math
@@ -12,8 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from scipy.stats import binom, binomtest, ttest_rel
-from scipy.stats import t as student
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from stm.config import Measured
 from stm.errors import DataError
@@ -29,8 +31,13 @@ PAIRED_FIGURES = ("dense_top1", "drop", "drop_ci", "mcnemar_p")
 
 def wilson(successes: int, n: int) -> Interval:
     """Return Wilson's 95% score interval for a proportion (Wilson 1927)."""
-    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n}, expected 0 to {n} of at least 1")
+    z, p = float(ndtri(0.975)), successes / n
+    center = (2 * n * p + z * z) / (2 * (n + z * z))
+    half = z * math.sqrt(4 * n * p * (1 - p) + z * z) / (2 * (n + z * z))
+    # Both ends are exact where rounding would leave them beside 0 and 1.
+    return center - half if successes else 0.0, center + half if successes < n else 1.0
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -40,7 +47,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return None
     # The mean of values that are never negative is not negative either, so the interval ends at 0.
     mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half = error * float(student.ppf(0.975, len(values) - 1))
+    half = error * float(stdtrit(len(values) - 1, 0.975))
     return max(mean - half, 0.0), mean + half
 
 
@@ -49,7 +56,8 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 
     It covers the median with at least 95%. None for fewer than six values: their whole range covers less.
     """
-    low = int(binom.ppf(0.025, len(values), 0.5))  # as many values lie outside on each side
+    # So many values lie outside on each side: the 2.5% point of a fair coin's heads.
+    low = next(k for k in range(len(values) + 1) if bdtr(k, len(values), 0.5) >= 0.025)
     if low < 1:
         return None
     ordered = sorted(values)
@@ -61,9 +69,13 @@ def clearly_below(values: Sequence[float], others: Sequence[float]) -> bool:
 
     The paired t test, one-sided at 2.5%: the same as whether the 95% interval of the difference excludes 0.
     """
-    if len(values) < 2 or max(map(abs, (a - b for a, b in zip(values, others, strict=True)))) == 0:
+    differences = [a - b for a, b in zip(values, others, strict=True)]
+    if len(differences) < 2 or not any(differences):
         return False
-    return bool(ttest_rel(values, others, alternative="less").pvalue < 0.025)
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if spread == 0:  # every image says the same
+        return mean < 0
+    return bool(stdtr(len(differences) - 1, mean / spread * math.sqrt(len(differences))) < 0.025)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -72,7 +84,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     It is the chance of discordant pairs as uneven as these, or more uneven, if neither model is better.
     """
     discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    # A fair coin is symmetric, so both tails weigh the same.
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), discordant, 0.5))) if discordant else 1.0
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:

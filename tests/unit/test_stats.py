@@ -8,6 +8,8 @@ from random import Random
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import binom, binomtest, ttest_rel
+from scipy.stats import t as student
 
 from stm.errors import DataError
 from stm.measure.records import Record
@@ -15,6 +17,7 @@ from stm.measure.stats import (
     DENSE_FIGURES,
     LABEL_FIGURES,
     PAIRED_FIGURES,
+    clearly_below,
     mcnemar,
     mean_interval,
     median_interval,
@@ -177,3 +180,38 @@ def test_the_interval_of_a_median_by_hand() -> None:
     assert median_interval([float(value) for value in range(17)]) == (4.0, 12.0)
     outside = sum(math.comb(17, k) for k in range(5)) / 2**17
     assert outside < 0.025 < outside + math.comb(17, 5) / 2**17
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_proportions_are_those_of_scipy(a: int, b: int) -> None:
+    assume(a + b > 0)
+    interval = binomtest(a, a + b).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(a, a + b) == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
+    assert mcnemar(a, b) == pytest.approx(binomtest(a, a + b).pvalue, rel=1e-9)
+
+
+VALUES = st.lists(st.floats(0, 1, allow_subnormal=False).map(lambda x: round(x, 6)), min_size=2, max_size=40)
+
+
+@given(VALUES, st.randoms(use_true_random=False))
+def test_means_and_medians_are_those_of_scipy(values: list[float], random: Random) -> None:
+    low = int(binom.ppf(0.025, len(values), 0.5))
+    expected = None if low < 1 else (sorted(values)[low - 1], sorted(values)[len(values) - low])
+    assert median_interval(values) == expected
+    interval = mean_interval(values)
+    assert interval is not None
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    half = float(student.ppf(0.975, len(values) - 1)) * spread
+    assert interval == pytest.approx((max(mean - half, 0.0), mean + half), rel=1e-9, abs=1e-12)
+    others = [round(value + random.uniform(-0.5, 0.6), 6) for value in values]
+    differences = {round(a - b, 6) for a, b in zip(values, others, strict=True)}
+    if len(differences) > 1:  # scipy warns of differences that are all the same
+        p = ttest_rel(values, others, alternative="less").pvalue
+        assume(abs(p - 0.025) > 1e-9)
+        assert clearly_below(values, others) == (p < 0.025)
+
+
+def test_differences_that_are_all_the_same() -> None:
+    assert clearly_below([0.1, 0.2], [0.6, 0.7]) and not clearly_below([0.6, 0.7], [0.1, 0.2])
+    assert not clearly_below([0.1, 0.2], [0.1, 0.2]) and not clearly_below([0.1], [0.9])
