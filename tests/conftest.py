@@ -10,8 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# The same examples on every run, and no time limit on one: a busy machine must not fail a test.
-settings.register_profile("stm", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples on every run, and no time limit on one: a busy machine must not fail a test. As many as a fast suite
+# has time for; a test that needs more asks for them.
+settings.register_profile(
+    "stm", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("stm")
 
 if not torch.cuda.is_available():

@@ -207,7 +207,7 @@ def test_every_peer_says_which_patches_went_where(
     here, mini: Path, image: Path, tmp_path: Path, undrawn: None, peer: str
 ) -> None:
     """Patches are held once or pruned, and the counts are those of the plan."""
-    assert here("explain", mini, image, "--peer", peer, "--places", "1", "--out", "x").code == 0
+    assert here("explain", mini, image, "--peer", peer, "--places", "1", "--fit-images", "6", "--out", "x").code == 0
     report = json.loads((tmp_path / "x" / "explain.json").read_text())
     for stage in json.loads((tmp_path / "x" / "image-1-groups.json").read_text())["stages"]:
         held = [patch for group in stage["patches"] for patch in group]
