@@ -15,7 +15,7 @@ from stm.hub.errors import Request, endpoint, translate_errors
 
 _PATIENCE = 5.0  # seconds for the name, the connection and the answer together
 _AGAIN = 60.0  # seconds after which a Hub that did not answer is asked again
-_found: dict[str, float] = {}  # by address: when it did not answer, or infinity since it did
+_silent_since: dict[str, float] = {}  # by address: when it did not answer; infinity if it did
 _asking = threading.local()
 
 
@@ -42,9 +42,9 @@ def is_reachable(address: str) -> bool:
     It is asked once per process. If it does not answer within 5 seconds (or HF_HUB_ETAG_TIMEOUT, if that is set to more
     than its default of 10), it does not count as reachable for a minute.
     """
-    if address not in _found or _found[address] + _AGAIN < time.monotonic():
-        _found[address] = float("inf") if _answers(address) else time.monotonic()
-    return _found[address] == float("inf")
+    if address not in _silent_since or _silent_since[address] + _AGAIN < time.monotonic():
+        _silent_since[address] = float("inf") if _answers(address) else time.monotonic()
+    return _silent_since[address] == float("inf")
 
 
 def _hook(request: Any) -> None:

@@ -180,7 +180,7 @@ def test_without_a_network_the_cache_will_do(hub: Hub, client: Client) -> None:
 def test_a_host_that_says_nothing_does_not_count_as_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an address that no packet comes back from."""
     monkeypatch.setattr(reach, "_PATIENCE", 0.2)
-    monkeypatch.setattr(reach, "_found", {})
+    monkeypatch.setattr(reach, "_silent_since", {})
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
