@@ -125,13 +125,6 @@ def child(torchrun: int, rank: int) -> int:
     raise AssertionError(f"torchrun has no child of rank {rank}")
 
 
-def test_two_processes_compare_as_one_does(here: Stm, start: Start) -> None:
-    common = ("compare", "vim-digits", "--limit", "24", "--batch-size", "8", "--methods", "rmeeto", "--json")
-    one, two = here(*common), end(start(*common))
-    assert one.code == two.code == 0, two.err
-    assert of_machine(one.out) == of_machine(two.out)
-
-
 def test_two_processes_sweep_as_one_does_and_resume(here: Stm, start: Start, tmp_path: Path) -> None:
     common = (
         "sweep",
