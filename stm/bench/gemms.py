@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.merging.schedule import fixed
+from stm.model import products
 from stm.model.vim import ViM
 
 
@@ -55,12 +56,12 @@ def _linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
 
 
 def _onednn(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return lambda x: products.onednn(x, weight)
 
 
 def _onednn_packed(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    packed = products.packed(weight, rows)
+    return lambda x: products.onednn(x, packed)
 
 
 # From a weight (out, in) and the number of rows to a call on those rows. F.linear is what a loaded model uses, MKL on
@@ -78,7 +79,7 @@ def libraries() -> tuple[str, ...]:
     for name, prepare in LIBRARIES.items():
         try:
             prepare(weight, 2)(torch.ones(2, 16))
-        except (AttributeError, RuntimeError, NotImplementedError):
+        except products.LACKING:
             continue
         names.append(name)
     return tuple(names)

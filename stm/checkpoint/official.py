@@ -19,7 +19,8 @@ from stm.checkpoint.infer import DIRECTED, infer
 from stm.checkpoint.stored import Asked, Stored
 from stm.config import ModelConfig, Preprocess, Size, spread
 from stm.errors import CheckpointError, UsageError, listed
-from stm.model.positions import interpolated
+from stm.merging.schedule import others
+from stm.model.positions import interpolated, joined
 from stm.options import ModelOptions
 
 _STATES = ("model", "state_dict")
@@ -162,8 +163,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif len(theirs) == 2 and ours == "pos_embed":
             n = tensors["cls_token"].shape[1]
             places = spread(tensors[ours].shape[1] - n, n)
-            patches = [position for position in range(tensors[ours].shape[1]) if position not in places]
-            parts = [tensors[ours][:, patches], tensors[ours][:, list(places)]]
+            parts = [tensors[ours][:, others(tensors[ours].shape[1], places)], tensors[ours][:, list(places)]]
         state.update(zip(theirs, parts, strict=True))
     return state
 
@@ -247,21 +247,13 @@ def _stack(where: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
         parts = [_float32(where, name, state.pop(name)) for name in theirs]
         # Copied in either case: a view would keep the mapped file alive, and change if the file does.
         if ours == "pos_embed" and len(parts) == 2:
-            tensors[ours] = _in_order(*parts)
+            patches, class_tokens = parts
+            tensors[ours] = joined(patches, class_tokens, spread(patches.shape[1], class_tokens.shape[1]))
             continue
         one = len(parts) == 1
         tensor = parts[0].clone(memory_format=torch.contiguous_format) if one else torch.stack(parts)  # (K, ...)
         tensors[ours] = tensor.squeeze(2) if ours.endswith("conv1d_weight") else tensor  # (K, E, 1, W) to (K, E, W)
     return tensors
-
-
-def _in_order(patches: Tensor, class_tokens: Tensor) -> Tensor:
-    """Return the positions of patches (1, M, D) and class tokens (1, n, D) as the sequence has them, (1, M + n, D)."""
-    places = spread(patches.shape[1], class_tokens.shape[1])
-    rest = [position for position in range(patches.shape[1] + len(places)) if position not in places]
-    table = patches.new_empty(1, len(rest) + len(places), patches.shape[2])
-    table[:, rest], table[:, list(places)] = patches, class_tokens
-    return table
 
 
 def _float32(where: str, name: str, tensor: Tensor) -> Tensor:

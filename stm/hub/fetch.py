@@ -189,7 +189,7 @@ def optional(repo: str, file: str, commit: str, *, token: str | None = None) -> 
     Raises:
         HubError: the Hub cannot be asked.
     """
-    with translate_errors(Request(repo, file, commit)):
+    with asking(Request(repo, file, commit)):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 

@@ -253,16 +253,23 @@ def forward(model: ViM, images: Tensor, on_images: Callable[[int], None] | None 
 
 
 def _inputs(samples: SampleSet, model: ViM, reference: ViM | None, **options: Any) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch of the model, and the same images as the reference takes them."""
+    """Return each batch of the model, and the same images as the reference takes them."""
     batches = iterate(samples, model.config.preprocessing, **options)
+    # `map` lets go of a batch when it has returned it; a generator would hold it while the next one is decoded.
     if reference is None or reference.config.model.image_size == model.config.model.image_size:
-        yield from ((batch, batch.images) for batch in batches)
-        return
-    for batch, other in zip(batches, iterate(samples, reference.config.preprocessing, **options), strict=True):
-        # A narrow image may be one that only one of the sizes takes: it is broken for both.
-        both = [index for index in batch.indices if index in other.indices]
-        mine, theirs = ([each.indices.index(index) for index in both] for each in (batch, other))
-        yield Batch(tuple(both), batch.images[mine], other.errors | batch.errors), other.images[theirs]
+        return map(_of_one, batches)
+    return map(_of_both, batches, iterate(samples, reference.config.preprocessing, **options))
+
+
+def _of_one(batch: Batch) -> tuple[Batch, Tensor]:
+    return batch, batch.images
+
+
+def _of_both(batch: Batch, other: Batch) -> tuple[Batch, Tensor]:
+    """Return the images that both sizes take, in the size of each. A narrow image may be one that only one takes."""
+    both = [index for index in batch.indices if index in other.indices]
+    mine, theirs = ([each.indices.index(index) for index in both] for each in (batch, other))
+    return Batch(tuple(both), batch.images[mine], other.errors | batch.errors), other.images[theirs]
 
 
 def _score(

@@ -29,11 +29,11 @@ def divergences(dense: ViM, models: Sequence[ViM], samples: SampleSet, on_progre
         for batch in iterate(samples, dense.config.preprocessing, batch_size=_AT_ONCE):
             if batch.indices:
                 images = batch.images.to(dense.cls_token.device)
-                expected, found = forward(dense, images).cpu(), []
+                expected, divergences = forward(dense, images).cpu(), []
                 for model in models:
                     meter.passed(len(images))
-                    found.append(kl_divergence(expected, forward(model, images).cpu()))
-                columns.append(torch.stack(found))
+                    divergences.append(kl_divergence(expected, forward(model, images).cpu()))
+                columns.append(torch.stack(divergences))
             done += len(batch.indices) + len(batch.errors)
             meter.finished(done)
     if not columns:

@@ -18,6 +18,12 @@ def fixed(cls: Fixed) -> tuple[int, ...]:
     return (cls,) if isinstance(cls, int) else cls
 
 
+def others(tokens: int, cls: Fixed) -> list[int]:
+    """Return the positions of the tokens that are no class tokens, in their order."""
+    places = fixed(cls)
+    return [position for position in range(tokens) if position not in places]
+
+
 def left_over(cls: Fixed, gone: Collection[int]) -> Fixed:
     """Return where the class tokens are after the tokens at `gone` have left: those behind a token move forward."""
     moved = tuple(c - sum(position < c for position in gone) for c in fixed(cls))

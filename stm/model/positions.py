@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.config import ModelConfig, in_pixels
-from stm.merging.schedule import fixed
+from stm.merging.schedule import Fixed, fixed, others
 
 INTERPOLATED = "interpolated"  # in `extra`: the size and grid that the table of positions was trained for
 
@@ -24,18 +24,18 @@ def interpolated(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
     Returns:
         (1, L', D) of `new`, in the table's dtype.
     """
-    patches = table[:, _others(old)]  # (1, M, D)
+    patches = table[:, others(old.tokens, old.cls)]  # (1, M, D)
     on_grid = patches.float().mT.unflatten(-1, old.grid)  # (1, D, rows, columns)
     resized = F.interpolate(on_grid, size=new.grid, mode="bicubic", align_corners=False)
-    out = table.new_empty(1, new.tokens, table.shape[2])
-    out[:, _others(new)] = resized.flatten(2).mT.to(table.dtype)
-    out[:, list(fixed(new.cls))] = table[:, list(fixed(old.cls))]
-    return out
+    return joined(resized.flatten(2).mT.to(table.dtype), table[:, list(fixed(old.cls))], new.cls)
 
 
-def _others(model: ModelConfig) -> list[int]:
-    """Return the positions of the patches in the sequence."""
-    return [position for position in range(model.tokens) if position not in fixed(model.cls)]
+def joined(patches: Tensor, class_tokens: Tensor, cls: Fixed) -> Tensor:
+    """Return the rows of patches (1, M, D) and class tokens (1, n, D) as the sequence has them, (1, M + n, D)."""
+    tokens = patches.shape[1] + class_tokens.shape[1]
+    table = patches.new_empty(1, tokens, patches.shape[2])
+    table[:, others(tokens, cls)], table[:, list(fixed(cls))] = patches, class_tokens
+    return table
 
 
 def interpolation_note(old: ModelConfig, new: ModelConfig) -> str:

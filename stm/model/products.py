@@ -5,8 +5,9 @@ GFLOP/s per core of a Zen 5 at ViM-S's shapes. With AVX2 alone MKL is the faster
 core of an EPYC. So oneDNN is chosen for AMD with AVX-512, and `F.linear` otherwise. The choice follows from the
 processor and never from a clock, because the libraries round differently, and two runs must give the same bits.
 
-`torch.ops.mkldnn` is private to torch. It is compared with `F.linear` once before it is used, and a torch that lacks
-it, or computes something else, keeps `F.linear` and says why (`library`). What oneDNN cannot do also stays with
+`torch.ops.mkldnn` is private to torch, and nothing but `onednn` and `packed` calls it. It is compared with `F.linear`
+once before it is used, and a torch that lacks it, or computes something else, keeps `F.linear` and says why
+(`library`). What oneDNN cannot do also stays with
 `F.linear`: gradients, tracing, other dtypes. The weights are used as they are: nothing is packed or kept.
 """
 
@@ -17,6 +18,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# What a torch raises that lacks the private operators, or lacks them for this processor.
+LACKING = (AttributeError, RuntimeError, NotImplementedError)
 
 
 class Library(NamedTuple):
@@ -38,8 +42,8 @@ def library() -> Library:
         return Library("F.linear", "oneDNN is known to be faster on AMD's processors with AVX-512 alone")
     x, weight = torch.linspace(-1, 1, 96).view(2, 48), torch.linspace(1, -1, 1536).view(32, 48)
     try:
-        product = _onednn(x, weight)
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        product = onednn(x, weight)
+    except LACKING as error:
         return Library("F.linear", f"this torch has no oneDNN operator for it: {str(error).splitlines()[0]}")
     if not torch.allclose(product, F.linear(x, weight), rtol=1e-5, atol=1e-5):
         return Library("F.linear", "this torch's oneDNN operator gives another result")
@@ -52,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
     # and the two round differently.
     rows = x.flatten(0, -2)
     if _takes_onednn(x, weight):
-        out = _onednn(rows, weight)
+        out = onednn(rows, weight)
         out = out if share == 1.0 else out.mul_(share)
     elif share == 1.0:
         out = F.linear(rows, weight)
@@ -65,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
 def linears(x: Tensor, weight: Tensor) -> Tensor:
     """Return one product per direction, (K, rows, out), of x (K, rows, in) with weight (K, out, in)."""
     if _takes_onednn(x, weight):
-        return torch.stack([_onednn(*pair) for pair in zip(x, weight, strict=True)])
+        return torch.stack([onednn(*pair) for pair in zip(x, weight, strict=True)])
     return torch.bmm(x, weight.mT)
 
 
@@ -78,8 +82,15 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return library().name == "oneDNN" and not torch.is_autocast_enabled("cpu")  # which knows torch's own products only
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+def onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T by oneDNN, for a plain weight (out, in) or one that is `packed`."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return out
+
+
+def packed(weight: Tensor, rows: int) -> Tensor:
+    """Return a copy of a weight in oneDNN's own layout, chosen for so many rows of x; others work, too."""
+    out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     return out
 
 

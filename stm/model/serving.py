@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stm.artifact.tensors import check_images
 from stm.errors import UsageError
+from stm.model import products
 from stm.model.malloc import keep_freed
 from stm.model.prepared import PreparedBlock, Workspace
 from stm.model.vim import ViM
@@ -150,7 +151,7 @@ def _arranged(model: ViM, batch_size: int) -> Served:
 class PackedLinear(nn.Module):
     """share x weight^T, computed by oneDNN on a weight that is packed once, instead of at every product.
 
-    `torch.ops.mkldnn` is private to torch, so `_packed` compares every layer with the plain one before its first use.
+    oneDNN's operators are private to torch, so `_packed` compares every layer with the plain one before its first use.
 
     Args:
         weight: (out, in); the packed weight is a copy.
@@ -162,11 +163,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         # The plain weight stays: `Block` asks for its dtype, and a plain layer shares its memory anyway.
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach() * share, rows)
+        self.packed = products.packed(weight.detach() * share, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return out
+        return products.onednn(x, self.packed)
 
 
 def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
@@ -190,8 +190,7 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
             try:
                 layers_of[name] = PackedLinear(linear.weight, share, batch_size * length)
                 worst = _difference(linear, layers_of[name])
-            except (AttributeError, RuntimeError, NotImplementedError) as error:
-                # A later torch may lack these private operators, or may not have them for this processor.
+            except products.LACKING as error:
                 return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
             # Another order of summation is within these bounds, a wrong result is not.
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:

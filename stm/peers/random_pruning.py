@@ -8,7 +8,7 @@ from torch import Tensor
 from stm.config import ModelConfig
 from stm.merging.merge import Merge
 from stm.merging.plan import State, Taps
-from stm.merging.schedule import Fixed, fixed, left_over
+from stm.merging.schedule import Fixed, left_over, others
 from stm.peers.peer import Peer, Removals
 from stm.peers.tokens import pruned
 
@@ -16,7 +16,7 @@ from stm.peers.tokens import pruned
 def drawn(tokens: int, cls: Fixed, count: int, generator: random.Random) -> tuple[list[int], Fixed]:
     """Draw `count` patches to leave; return the positions that stay, in order, and where the class tokens are among
     them."""
-    gone = set(generator.sample([position for position in range(tokens) if position not in fixed(cls)], count))
+    gone = set(generator.sample(others(tokens, cls), count))
     return [position for position in range(tokens) if position not in gone], left_over(cls, gone)
 
 

@@ -42,6 +42,22 @@ def streams_and_logits(model: stm.ViM, images: Tensor) -> tuple[list[Tensor], Te
         return [*record.streams, last.stream], recorded.classify(last), model(images)
 
 
+def check_every_block(
+    model: stm.ViM, images: Tensor, expected: dict[str, Tensor], name: str, error: Error, tell: Tell
+) -> None:
+    """Hold a model to a golden file: its input, the stream after every block, and the logits."""
+    streams, full, logits = streams_and_logits(model, images)
+    with torch.inference_mode():
+        errors = {"embed": error(model.embed(images).x, expected["embed"])}
+    errors |= {f"stream.{i}": error(stream, expected[f"stream.{i}"]) for i, stream in enumerate(streams)}
+    errors |= {"logits": error(logits, expected["logits"]), "logits_f64": error(logits, expected["logits_f64"])}
+    worst = max(errors, key=errors.__getitem__)
+    tell(name, errors[worst], worst)
+    assert errors[worst] <= BOUND
+    assert len(streams) == model.config.model.depth
+    assert error(logits, full) < 1e-5  # the last block computes only what reaches the class token, exactly
+
+
 @pytest.mark.parametrize("backend", ["reference", "blocked", "native"])
 @pytest.mark.parametrize(
     ("checkpoint", "golden"), [("vim_mini", "golden"), ("vim_mini_stride8", "golden_vim_mini_stride8")]
@@ -54,16 +70,7 @@ def test_every_block_equals_the_official_code(
         pytest.skip(f"backend {backend}: {reason}")
     expected = load_file(mini / f"{golden}.safetensors")
     model = stm.load_checkpoint(mini / f"{checkpoint}.pth", device="cpu", backend=backend)
-    streams, full, logits = streams_and_logits(model, expected["inputs"])
-    with torch.inference_mode():
-        errors = {"embed": error(model.embed(expected["inputs"]).x, expected["embed"])}
-    errors |= {f"stream.{i}": error(stream, expected[f"stream.{i}"]) for i, stream in enumerate(streams)}
-    errors |= {"logits": error(logits, expected["logits"]), "logits_f64": error(logits, expected["logits_f64"])}
-    worst = max(errors, key=errors.__getitem__)
-    tell(f"dense {checkpoint}, {backend}", errors[worst], worst)
-    assert errors[worst] <= BOUND
-    assert len(streams) == model.config.model.depth
-    assert error(logits, full) < 1e-5  # the last block computes only what reaches the class token, exactly
+    check_every_block(model, expected["inputs"], expected, f"dense {checkpoint}, {backend}", error, tell)
 
 
 def test_full_size_vim_tiny_equals_the_official_code(

@@ -15,12 +15,11 @@ from torch import Tensor
 
 import stm
 from stm import backends
-from tests.golden.test_dense import streams_and_logits
+from tests.golden.test_dense import BOUND, check_every_block
 
 Error = Callable[[Tensor, Tensor], float]
 Tell = Callable[[str, float, str], None]
 State = dict[str, Tensor]
-BOUND = 1e-4
 GOLDEN = Path(__file__).parent / "videomamba"
 
 
@@ -45,16 +44,7 @@ def test_every_block_equals_the_official_code(backend: str, mini_file: Path, err
         pytest.skip(f"backend {backend}: {reason}")
     expected = load_file(GOLDEN / "golden_mini.safetensors")
     model, images = stm.load_checkpoint(mini_file, device="cpu", backend=backend), images_of(64, seed=32)
-    streams, full, logits = streams_and_logits(model, images)
-    with torch.inference_mode():
-        errors = {"embed": error(model.embed(images).x, expected["embed"])}
-    errors |= {f"stream.{i}": error(stream, expected[f"stream.{i}"]) for i, stream in enumerate(streams)}
-    errors |= {"logits": error(logits, expected["logits"]), "logits_f64": error(logits, expected["logits_f64"])}
-    worst = max(errors, key=errors.__getitem__)
-    tell(f"VideoMamba mini, {backend}", errors[worst], worst)
-    assert errors[worst] <= BOUND
-    assert len(streams) == model.config.model.depth
-    assert error(logits, full) < 1e-5  # with the class token at the head too, the last block leaves out most
+    check_every_block(model, images, expected, f"VideoMamba mini, {backend}", error, tell)
 
 
 def test_full_size_videomamba_tiny_equals_the_official_code(

@@ -24,14 +24,14 @@ def forgotten() -> Iterator[None]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The weights that oneDNN multiplies with, on a processor for which it is chosen."""
     seen: list[torch.Size] = []
-    onednn = products._onednn
+    onednn = products.onednn
 
     def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         seen.append(weight.shape)
         return onednn(x, weight)
 
     monkeypatch.setattr(products, "library", lambda: Library("oneDNN", "this test chooses it"))
-    monkeypatch.setattr(products, "_onednn", counted)
+    monkeypatch.setattr(products, "onednn", counted)
     return seen
 
 
@@ -92,10 +92,10 @@ def test_a_torch_without_the_operator_or_with_another_one_falls_back_and_says_so
     def absent(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
 
-    monkeypatch.setattr(products, "_onednn", absent)
+    monkeypatch.setattr(products, "onednn", absent)
     assert products.library().name == "F.linear" and "no attribute '_linear_pointwise'" in products.library().reason
     products.library.cache_clear()
-    monkeypatch.setattr(products, "_onednn", lambda x, weight: 1.01 * x @ weight.mT)
+    monkeypatch.setattr(products, "onednn", lambda x, weight: 1.01 * x @ weight.mT)
     assert products.library() == Library("F.linear", "this torch's oneDNN operator gives another result")
 
 

@@ -23,6 +23,12 @@ def test_names() -> None:
     assert [vit.name_of(shape(D)) for D in (192, 384, 768, 64)] == ["DeiT-Ti", "DeiT-S", "DeiT-B", "ViT of width 64"]
 
 
+def test_it_has_one_class_token_beside_a_model_of_several() -> None:
+    model = shape(128, image_size=64, class_tokens=3)
+    assert vit.ViT(model, 10)(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+    assert vit.flops(model, 10) == vit.flops(shape(128, image_size=64), 10)
+
+
 def test_its_operations_are_those_that_torch_counts() -> None:
     model = shape(128, image_size=64)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
