@@ -4,7 +4,7 @@
  * row: if another thread writes that one, the two threads take its cache lines from each other (7x slower on two cores).
  *
  * The vector types are those of GCC and Clang, so that one source serves AVX-512, AVX2, NEON and plain machines. Only exp2 and
- * `larger` have an AVX-512 form of their own.
+ * `larger` have forms of their own for some of them.
  */
 #ifndef STM_NATIVE_H
 #define STM_NATIVE_H
@@ -13,8 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 enum { LANES = 16 };
 #elif defined(__AVX__)
 enum { LANES = 8 };
@@ -90,6 +93,8 @@ INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) 
 
 #if defined(__AVX512F__)
 INLINE vec larger(vec x, vec y) { return _mm512_max_ps(y, x); } /* NaN in x stays, as below */
+#elif defined(__AVX__)
+INLINE vec larger(vec x, vec y) { return _mm256_max_ps(y, x); } /* the compiler makes two instructions of the form below */
 #else
 INLINE vec larger(vec x, vec y) { return choose(x < y, y, x); }
 #endif
@@ -112,19 +117,34 @@ INLINE vec exp2v(vec x) {
     p = p * f + 0.693147181f;
     return _mm512_scalef_ps(p * f * root + root, k);
 }
+
+INLINE vec decay(vec x) { return exp2v(x); }
 #else
-/* k in integers; |f| <= 1/2, relative error 4.3e-7. */
-INLINE vec exp2v(vec x) {
-    x = larger(x, fill(-127)); /* beyond these bounds the exponent's bits would wrap; at them they give 0 and infinity */
-    x = choose(x > fill(128), fill(128), x);
-    vec shifted = x + 0x1.8p23f, k = shifted - 0x1.8p23f, f = x - k; /* floats this large have no fraction: the sum rounds, */
-    /* and its lowest bits are k as an integer, which the shift below moves into the exponent */
+/* A float of at least 2^23 has no fraction: the sum x + ROUND rounds x to k, and its lowest bits are k as an integer. */
+#define ROUND 0x1.8p23f
+
+/* 2^f for |f| <= 1/2, relative error 4.3e-7. */
+INLINE vec fraction_exp2(vec f) {
     vec p = 0.00133335386f * f + 0.00966624542f;
     p = p * f + 0.0555050021f;
     p = p * f + 0.240223513f;
     p = p * f + 0.693147144f;
-    p = p * f + 1;
-    return p * (vec)(((ivec)shifted << 23) + 0x3f800000);
+    return p * f + 1;
+}
+
+INLINE vec exp2v(vec x) {
+    x = larger(x, fill(-127)); /* beyond these bounds the exponent's bits would wrap; at them they give 0 and infinity */
+    x = choose(x > fill(128), fill(128), x);
+    vec shifted = x + ROUND, k = shifted - ROUND;
+    return fraction_exp2(x - k) * (vec)(((ivec)shifted << 23) + 0x3f800000);
+}
+
+/* 2^x for x <= 127, which all decays are, with the bits of exp2v in fewer instructions: no upper bound, and k is added to the exponent
+ * of 2^f. Below -126, where exp2v goes to 0, this stays at 2^-126. */
+INLINE vec decay(vec x) {
+    x = larger(x, fill(-126));
+    vec shifted = x + ROUND, k = shifted - ROUND;
+    return (vec)((ivec)fraction_exp2(x - k) + ((ivec)shifted << 23));
 }
 #endif
 

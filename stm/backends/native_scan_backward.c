@@ -32,19 +32,19 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
     vec input[STEPS] = {0}, elapsed[STEPS] = {0};
     for (int64_t n = 0, i = v * w->args->N; n < w->args->N; n++, i++) {
         const float *B = w->B + n * STEPS, *C = w->C + n * STEPS;
-        vec decay[STEPS] = {0}, state[STEPS + 1], A = w->rate[i], back = p->state[i], g_A = p->A[i];
+        vec factor[STEPS] = {0}, state[STEPS + 1], A = w->rate[i], back = p->state[i], g_A = p->A[i];
         vec *g_B = p->B + n * STEPS, *g_C = p->C + n * STEPS;
         state[0] = kept[i];
         UNROLL for (int64_t t = 0; t < count; t++) {
-            decay[t] = exp2v(x->elapsed[t] * A);
-            state[t + 1] = decay[t] * state[t] + x->input[t] * B[t];
+            factor[t] = decay(x->elapsed[t] * A);
+            state[t + 1] = factor[t] * state[t] + x->input[t] * B[t];
             g_C[t] += g->y[t] * state[t + 1];
         }
         UNROLL for (int64_t t = count - 1; t >= 0; t--) {
             back += C[t] * g->y[t];
             g_B[t] += back * x->input[t];
             input[t] += back * B[t];
-            back *= decay[t];
+            back *= factor[t];
             vec exponent = back * state[t];
             elapsed[t] += exponent * A;
             g_A += exponent * x->elapsed[t];
