@@ -10,10 +10,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [f"stm/backends/native{part}.c" for part in ("", "_scan", "_scan_backward", "_conv", "_norm", "_product")]
+SOURCES = [
+    f"stm/backends/native{part}.c"
+    for part in ("", "_scan", "_scan_coarse", "_scan_backward", "_conv", "_norm", "_product", "_int8")
+]
 LEVELS = {"": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
-    LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"]}
+    AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    LEVELS |= {"-v3": ["-march=x86-64-v3"], "-v4": AVX512, "-v4-vnni": [*AVX512, "-mavx512vnni"]}
 FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # Apple's clang has none: one thread
 
@@ -37,9 +41,9 @@ setup(
         Extension(
             f"stm.backends.libstm{level}",
             SOURCES,
-            depends=["stm/backends/native.h", "stm/backends/native_scan.h"],
+            depends=["stm/backends/native.h", "stm/backends/native_scan.h", "stm/backends/native_scan.c"],
             extra_compile_args=FLAGS + OPENMP + flags,
-            extra_link_args=OPENMP,
+            extra_link_args=[*OPENMP, "-lm"],
             optional=True,
         )
         for level, flags in LEVELS.items()

@@ -17,7 +17,8 @@ from stm.recipe import Recipe
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DTYPES = ("float32", "bfloat16", "float16")
+INT8 = "int8"
+DTYPES = ("float32", "bfloat16", "float16", INT8)
 CLASS_TOKENS = ("middle", "head")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 WEIGHTS = ("prune", "sum", "mean", "size", "hsp")
@@ -324,6 +325,7 @@ class Config:
         recipe: null if `stm.compress` did not make the model, or if its weights have changed since.
         stm_version: of the program that wrote the folder.
         extra: everything else worth keeping; the only place where unknown keys are allowed.
+        rounding: of an int8 model: measured against the same model in float32.
 
     Raises:
         ValueError: two parts that contradict each other.
@@ -342,6 +344,7 @@ class Config:
     files: dict[str, FileInfo] = field(default_factory=dict)
     stm_version: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    rounding: Measured | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES, ValueError)
@@ -357,6 +360,8 @@ class Config:
                 f"the model has {self.model.tokens} with it at {self.model.cls}"
             )
         self.schedule.check_depth(self.model.depth)
+        if self.rounding is not None and self.dtype != INT8:
+            raise ValueError(f"rounding is given, expected null: the dtype is {self.dtype}")
         # The reverse is no contradiction: a budget of 0 has a protection and no steps.
         if self.schedule.steps and self.protection is None:
             raise ValueError("the schedule merges, but protection is null")

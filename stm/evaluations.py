@@ -96,6 +96,18 @@ def figure_rows(
     return [(labels[figure.name], figure.text(), figure.interval()) for figure in figures(measured, dense_ci)]
 
 
+def rounding_text(rounding: Measured) -> str:
+    """Return what int8 changes, in words: the outputs beside those of the same model in float32.
+
+    Args:
+        rounding: of the int8 model, with the model in float32 as its reference.
+    """
+    if rounding.agreement is None or rounding.kl is None:
+        return "not compared with float32"
+    where = f"{rounding.n:,} images of {rounding.data}"
+    return f"{percent(rounding.agreement, 1)} of {where} keep the top-1 of float32, KL {rounding.kl:.2g} nats"
+
+
 # Kept apart from `Evaluation`: a comparison has one set and many evaluations, and names the files of its set once.
 @dataclass(frozen=True, kw_only=True)
 class OfSet:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stm.config import ModelConfig, Protection
+from stm.config import INT8, ModelConfig, Protection
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
 from stm.errors import StmError, UsageError
@@ -254,11 +254,16 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         keep: whether to take them from an earlier run, and to keep them for later ones; see `stm.merging.cost_file`.
 
     Raises:
-        UsageError: a model without a block or a token to merge before.
+        UsageError: a model without a block or a token to merge before, or one in int8, which has no gradient.
         DataError: none of the images can be read.
         StmError: the gradients are not finite.
     """
     _check_depth(dense.config.model)
+    if dense.config.dtype == INT8:
+        raise UsageError(
+            "the model is int8, and a schedule is fitted with gradients",
+            "take its source in float32: stm compress SOURCE --dtype int8 rounds what it writes",
+        )
     sha256 = images.sha256(dense.config.preprocessing)
     name = key_of(dense, images, sha256)
     known = cost_file.read(name) if keep else None

@@ -120,6 +120,15 @@ class Gate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KlGate:
+    """The gate on what int8 costs: the allowed KL(float32 || int8) of the compressed model and the measured one."""
+
+    max_kl: float
+    kl: float
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedSpeed:
     """A compressed model beside its dense one, both after `optimize`, timed in turns on this machine.
 
@@ -180,6 +189,7 @@ class CompressReport(Warned):
             Null if neither was given.
         saving: the saving that was reached.
         bytes: of model.safetensors.
+        rounding: the int8 model against the same model in float32.
     """
 
     output: str
@@ -199,6 +209,8 @@ class CompressReport(Warned):
     eval: Assessment | None = None
     served: ServedSpeed | None = None
     gate: Gate | None = None
+    rounding: Measured | None = None
+    kl_gate: KlGate | None = None
     push: Pushed | None = None
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)

@@ -238,6 +238,10 @@ MaxDrop = Annotated[
         parser=_points,
     ),
 ]
+MaxKl = Annotated[
+    float | None,
+    option("--max-kl", CHECK, "Write nothing and exit 3 if int8 changes outputs by more.", "NATS", parser=_number),
+]
 NoEval = Annotated[bool, option("--no-eval", CHECK, "Do not compare with the dense model.")]
 Pictures = Annotated[
     Path | None, option("--data", CHECK, "A folder of images; labels add the drop. Default: embedded.", "DIR")

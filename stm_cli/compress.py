@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 
 from stm.codec import encode
 from stm.errors import GateError
+from stm.evaluations import rounding_text
 from stm.reports import CompressReport, ServedSpeed
 from stm.units import size
 from stm.verdicts import goal_text
@@ -53,6 +54,7 @@ def run(
     batch_size: o.BatchSize = 32,
     seed: o.OptionalSeed = None,
     max_drop: o.MaxDrop = None,
+    max_kl: o.MaxKl = None,
     no_eval: o.NoEval = False,
     served_batch: o.ServedBatch = 1,
     out: o.Out = None,
@@ -80,6 +82,7 @@ def run(
             recipe=recipe,
             calibration=calibration,
             max_drop=max_drop,
+            max_kl=max_kl,
             speedup=speedup,
             timed=served_batch,
             eval=not no_eval,
@@ -89,20 +92,16 @@ def run(
             push=None if push_to is None else PushOptions(repo=push_to, token=source.token),
             on_progress=on_progress,
         )
-    failed = report.gate is not None and not report.gate.passed
-    output.report(report, screen, lambda shown: "" if failed else shown.output)
+    failed = _not_passed(report)
+    output.report(report, screen, lambda shown: "" if failed is not None else shown.output)
     broken = image_notes(report.eval) if report.eval is not None else []
     pushed = report.push.notes if report.push is not None else ()
     for note in (*report.environment.fallbacks, *report.notes, *broken, *pushed):
         output.note(note)
     for warning in report.warnings:
         output.warn(warning)
-    if report.gate is not None and failed:
-        raise GateError(
-            f"top-1 drops by {100 * report.gate.drop:.2f} points, {100 * report.gate.max_drop:g} are allowed: nothing"
-            " was written",
-            "a smaller --rate or --saving loses less",
-        )
+    if failed is not None:
+        raise failed
     if dry_run:
         again = typed()
         output.next(*([tuple(word for word in again if word != "--dry-run")] if again else []))
@@ -140,6 +139,8 @@ def screen(report: CompressReport) -> RenderableType:
         rows += measured_rows(report.eval)
         if report.eval.images_per_second is not None:
             rows.append(speed_row(report.eval.images_per_second, report.environment))
+    if report.rounding is not None:
+        rows.append(("int8", rounding_text(report.rounding)))
     if report.served is not None:
         rows.append(("served", _served(report.served)))
     if report.push is not None:
@@ -147,9 +148,25 @@ def screen(report: CompressReport) -> RenderableType:
     to = f"-> {report.output}"
     if report.dry_run:
         to = f"would be written to {report.output}"
-    elif report.gate is not None and not report.gate.passed:
+    elif _not_passed(report) is not None:
         to = f"was not written to {report.output}"
     return Group(f"{report.model} {to}", fields(rows))
+
+
+def _not_passed(report: CompressReport) -> GateError | None:
+    """Return the error of the gate that was not passed, or None."""
+    drop, kl = report.gate, report.kl_gate
+    if drop is not None and not drop.passed:
+        return GateError(
+            f"top-1 drops by {100 * drop.drop:.2f} points, {100 * drop.max_drop:g} are allowed: nothing was written",
+            "a smaller --rate or --saving loses less",
+        )
+    if kl is not None and not kl.passed:
+        return GateError(
+            f"int8 changes the outputs by {kl.kl:.2g} nats, {kl.max_kl:g} are allowed: nothing was written",
+            "--dtype float32 or bfloat16 changes less",
+        )
+    return None
 
 
 def _asked(report: CompressReport) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import decode
-from stm.config import in_pixels
+from stm.config import Measured, in_pixels
 from stm.errors import listed
+from stm.evaluations import rounding_text
 from stm.recipe import Fit
 from stm.reports import InfoReport
 from stm_cli import _groups as g
@@ -70,6 +71,8 @@ def screen(report: InfoReport) -> RenderableType:
     ]
     for measured in report.measured:  # as the folder records it: nothing is measured here
         rows += measured_rows(measured)
+    if config.get("rounding") is not None:
+        rows.append(("int8", rounding_text(decode(Measured, config["rounding"], "rounding"))))
     return Group(shown_name(report.model), fields(rows))
 
 

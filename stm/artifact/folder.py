@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # a folder is described without torch
 
 WEIGHTS, CONFIG, CARD, RESULTS = "model.safetensors", "config.json", "README.md", ".eval_results/stm.yaml"
 FILES = (WEIGHTS, CONFIG, CARD, RESULTS)  # all that stm puts into a folder, and all that --force may delete
-_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
+_DTYPES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.int8": "I8"}
 
 
 def check_output(folder: str | os.PathLike[str], *, force: bool = False) -> None:

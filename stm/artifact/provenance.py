@@ -90,7 +90,7 @@ def as_cast(config: Config, dtype: str) -> Config:
         if config.dtype == "float32" and config.recipe is not None and config.recipe.calibration is None
         else None
     )
-    return dataclasses.replace(config, dtype=dtype, measured=(), recipe=recipe)
+    return dataclasses.replace(config, dtype=dtype, measured=(), recipe=recipe, rounding=None)
 
 
 def as_dense(config: Config) -> Config:

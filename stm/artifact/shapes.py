@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from stm.config import Config
+from stm.config import INT8, Config
 from stm.errors import StmError, listed
 
 Shape = tuple[int, ...]
@@ -44,15 +44,18 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
     # What each direction has for itself is stacked on an axis K. The two projections of a block serve both directions.
     for block in (f"layers.{number}" for number in range(model.depth)):
         yield f"{block}.norm.weight", (D,)
-        yield f"{block}.mixer.in_proj.weight", (2 * E, D)
+        yield from _product(f"{block}.mixer.in_proj", config.dtype, 2 * E, D)
         yield f"{block}.mixer.conv1d_weight", (K, E, W)
         yield f"{block}.mixer.conv1d_bias", (K, E)
-        yield f"{block}.mixer.x_proj_weight", (K, R + 2 * N, E)
+        if config.dtype == INT8:
+            yield from _product(f"{block}.mixer.x_proj", config.dtype, K, R + 2 * N, E)
+        else:
+            yield f"{block}.mixer.x_proj_weight", (K, R + 2 * N, E)
         yield f"{block}.mixer.dt_proj_weight", (K, E, R)
         yield f"{block}.mixer.dt_proj_bias", (K, E)
         yield f"{block}.mixer.A_log", (K, E, N)
         yield f"{block}.mixer.D", (K, E)
-        yield f"{block}.mixer.out_proj.weight", (D, E)
+        yield from _product(f"{block}.mixer.out_proj", config.dtype, D, E)
     tokens, protection = model.tokens, config.protection
     if protection is None:
         return
@@ -63,6 +66,14 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
         tokens -= len(step.absorb)
         if protection.step_scale > 0:
             yield f"plan.{step.after}.scale", (tokens,)
+
+
+def _product(name: str, dtype: str, *shape: int) -> Iterator[tuple[str, Shape]]:
+    """Yield the tensors of a matrix product whose weight has a shape (..., out, in)."""
+    yield f"{name}.weight", shape
+    if dtype == INT8:
+        yield f"{name}.scale", shape[:-1]
+        yield f"{name}.equalizer", (*shape[:-2], shape[-1])
 
 
 def by_shape(expected: Mapping[str, Shape], actual: Mapping[str, Shape]) -> dict[str, list[str]]:

@@ -19,7 +19,12 @@ from torch import Tensor
 from stm.errors import BackendError, UsageError
 
 # By the results of stm_level() in native.c, best first: the suffix of the library, and its name for people.
-LEVELS = {4: ("-v4", "C with AVX-512"), 3: ("-v3", "C with AVX2"), 0: ("", "portable C")}
+LEVELS = {
+    5: ("-v4-vnni", "C with AVX-512 and VNNI"),
+    4: ("-v4", "C with AVX-512"),
+    3: ("-v3", "C with AVX2"),
+    0: ("", "portable C"),
+}
 # These two repeat constants of the C source.
 WIDEST_VECTOR = 16  # native.h: the most floats of a vector (LANES)
 WIDEST = 16  # native_conv.c: the most taps of the convolution
@@ -38,6 +43,11 @@ class Layout(NamedTuple):
         """Return the index of the word that points to the data of each of `views`."""
         return {name: len(self.integers) + _VIEW * self.views.index(name) for name in views}
 
+    def places(self, *pointers: str) -> dict[str, int]:
+        """Return the index of the word of each of `pointers`."""
+        before = len(self.integers) + _VIEW * len(self.views)
+        return {name: before + self.pointers.index(name) for name in pointers}
+
 
 NORM = Layout(("batch", "L", "D"), ("x", "h", "total", "out"), ("weight", "eps"))
 CONV = Layout(("K", "batch", "L", "E", "W"), ("x", "out"), ("reverse", "sizes", "w", "b"))
@@ -46,6 +56,8 @@ SCAN = Layout(
     ("u", "dt", "B", "C", "z", "gap", "scale", "out"),
     ("reverse", "A", "D", "weight", "bias"),
 )
+
+INT8 = Layout(("K", "rows", "E", "width"), (), ("x", "equalizer", "weight", "scale", "out"))
 
 
 class Words(NamedTuple):
@@ -178,6 +190,11 @@ def status() -> tuple[bool, str]:
         return False, error.message
 
 
+def has_vnni() -> bool:
+    """Return whether the library multiplies bytes, by AVX-512 VNNI."""
+    return bool(_library()[0].stm_int8_layout() >> 20)
+
+
 @cache
 def _library() -> tuple[ctypes.CDLL, str]:
     """Return the best library that was built and that the processor can run, and its name for people.
@@ -238,9 +255,13 @@ class Prepared:
         return cls("stm_conv", conv_args(*tensors, out=out), CONV.data("x"))
 
     @classmethod
-    def scan(cls, *tensors: Any, out: Tensor) -> "Prepared":
-        """Prepare `scan`, with the operator's arguments in its order. z and scale may move."""
-        return cls("stm_scan", scan_args(*tensors, out=out), SCAN.data("z", "scale"))
+    def scan(cls, *tensors: Any, out: Tensor, coarse: bool = False) -> "Prepared":
+        """Prepare `scan`, with the operator's arguments in its order. z and scale may move.
+
+        Args:
+            coarse: with a relative error of 1e-4 in exponentials, for models whose products are rounded anyway.
+        """
+        return cls("stm_scan_coarse" if coarse else "stm_scan", scan_args(*tensors, out=out), SCAN.data("z", "scale"))
 
     @classmethod
     def product(cls, x: Tensor, weight: Tensor, out: Tensor) -> "Prepared":
@@ -258,6 +279,25 @@ class Prepared:
                     f" {WIDEST_VECTOR}"
                 )
         return cls("stm_product", pack((K, rows, E, width), (), (x, weight, out)))
+
+    @classmethod
+    def int8_product(cls, x: Tensor, weight: "PackedInt8", out: Tensor, *moving: str) -> "Prepared":
+        """Prepare the product of x (K, rows, E) with int8 weights, into out (K, rows, width).
+
+        Args:
+            moving: x, out, or both, if they may move.
+
+        Raises:
+            UsageError: another shape or dtype, or a tensor that is not contiguous.
+        """
+        K, E, width = weight.shape
+        rows = x.shape[1]
+        for name, v, shape in (("x", x, (K, rows, E)), ("out", out, (K, rows, width))):
+            _check(name, v, shape)
+            if not v.is_contiguous():
+                raise UsageError(f"{name} has strides {v.stride()}, expected it contiguous")
+        words = pack((K, rows, E, width), (), (x, weight.equalizer, weight.bytes, weight.scale, out))
+        return cls("stm_int8_product", words, INT8.places(*moving))
 
     def point(self, name: str, to: Tensor, offset: int = 0) -> None:
         """Use another tensor of the same shape and strides, which the caller keeps alive until the run.
@@ -281,6 +321,34 @@ def for_product(weight: Tensor) -> Tensor:
     beyond are zeros.
     """
     return F.pad(weight.mT, (0, -weight.shape[1] % WIDEST_VECTOR)).contiguous()
+
+
+class PackedInt8(NamedTuple):
+    """An int8 weight as `Prepared.int8_product` takes it.
+
+    Args:
+        shape: K, E and width.
+        bytes: (K, panels, E / group, columns, group), the layout that the library's vectors have.
+        scale: (K, panels * columns).
+        equalizer: (K, E).
+    """
+
+    shape: tuple[int, int, int]
+    bytes: Tensor
+    scale: Tensor
+    equalizer: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, equalizer: Tensor) -> "PackedInt8":
+        """Pack a weight (K, width, E) with scales (K, width) and an equalizer (K, E)."""
+        K, width, E = weight.shape
+        layout = _library()[0].stm_int8_layout()
+        group, columns, offset = (layout >> bits & 1023 for bits in (0, 10, 20))
+        filled = F.pad(weight, (0, -E % group, 0, -width % columns))
+        panels = filled.view(K, -1, columns, filled.shape[-1] // group, group).transpose(2, 3).contiguous()
+        # With an offset the bytes are those of numbers from 0 to 255.
+        packed = panels.to(torch.int16).add_(offset).to(torch.uint8) if offset else panels
+        return cls((K, E, width), packed, F.pad(scale, (0, -width % columns)).contiguous(), equalizer.contiguous())
 
 
 def call(name: str, *structures: Words) -> None:

@@ -11,33 +11,28 @@ from stm.artifact import folder as artifact
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
+from stm.commands.outcome import Outcome, reported
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
-from stm.config import Config
-from stm.config_file import to_json
-from stm.data.images import MODES
-from stm.data.open import CROPS, open_chosen, open_samples
+from stm.commands.rounding import check_rounding, held, in_floats, rounded
+from stm.config import INT8, Config
+from stm.data.open import open_chosen, open_samples
 from stm.data.sets import SampleSet, iterate
 from stm.errors import DataError, UsageError
-from stm.evaluations import Assessment, OfSet
+from stm.evaluations import OfSet
 from stm.fitting import Fitting, budget_of
 from stm.fitting import fit as fitted
 from stm.goals import Goal
 from stm.hub import push as hub_push
 from stm.hub.push import PushOptions
 from stm.loading import open_model
-from stm.measure import flops
-from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
-from stm.merging.bnnm import capacity_of
-from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
-from stm.model_names import model_of, name_of
+from stm.model_names import name_of
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 from stm.progress import OnProgress
-from stm.recipe import Recipe
-from stm.reports import CompressReport, Gate, ServedSpeed
+from stm.reports import CompressReport, Gate
 from stm.saving import save
-from stm.verdicts import milder, no_gain, warning
+from stm.verdicts import milder, warning
 
 
 class _Wish(NamedTuple):
@@ -69,19 +64,6 @@ class _Wish(NamedTuple):
         return self.fits and own and self.fit.fit_on is None
 
 
-class _Outcome(NamedTuple):
-    """How the compressed model compares: None for what was not measured, or not asked for."""
-
-    figures: Assessment | None = None
-    gate: Gate | None = None
-    served: ServedSpeed | None = None
-
-    @property
-    def accepted(self) -> bool:
-        """Whether the gate, if there is one, was passed."""
-        return self.gate is None or self.gate.passed
-
-
 def compress(
     model: str,
     source: ModelOptions = ModelOptions(),
@@ -92,6 +74,7 @@ def compress(
     recipe: str | Path | None = None,
     calibration: str | Path | None = None,
     max_drop: float | None = None,
+    max_kl: float | None = None,
     speedup: float | None = None,
     timed: int = 1,
     eval: bool = True,
@@ -112,6 +95,7 @@ def compress(
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
         max_drop: the most top-1 that may be lost, as a fraction. If more is, nothing is written and the gate is not
             passed. Without a budget, a fitted schedule saves as much as this allows.
+        max_kl: the most that int8 may change the compressed model's outputs: KL(float32 || int8), in nats.
         speedup: instead of a budget, how many times as fast as the dense model a fitted schedule makes it here.
         timed: images per forward that is timed.
         eval: whether to compare with the dense model.
@@ -126,13 +110,14 @@ def compress(
     """
     goal = _goal(merge, recipe, max_drop, speedup, timed)
     wish = _recalled(source, merge, fit, goal, images, recipe, eval=eval, measure=max_drop is not None)
+    check_rounding(wish.source, max_kl, compare=wish.compare)
     _check_images(wish, calibration)
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
     if push is not None:
         hub_push.check(dataclasses.replace(push, dry_run=dry_run))
 
-    dense = open_model(model, wish.source, on_progress)
+    dense = open_model(model, in_floats(wish.source), on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
         if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
@@ -160,13 +145,17 @@ def compress(
             on_progress=on_progress,
         )
         fitting = fitted(dense, fit_images, keep=not fit.no_cache, on_progress=on_progress)
-    small = _made(dense, wish, fitting, averaged, on_progress)
+    exact = small = _made(dense, wish, fitting, averaged, on_progress)
+    if wish.source.dtype == INT8:
+        small = rounded(exact)
     if wish.recorded is not None:
         check_made(small.config, wish.recorded, recipe)
 
-    outcome = _Outcome()
+    outcome = Outcome()
     if samples is not None and not dry_run:
         outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
+        if small is not exact:
+            outcome = outcome._replace(kl_gate=held(small, exact, samples, wish.images, max_kl, on_progress))
     # A speed that was asked for is measured even if nothing is compared. Nobody will serve what is not written.
     timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None
     if timed_too and outcome.accepted and not dry_run:
@@ -180,11 +169,11 @@ def compress(
     if fitting is not None and small.plan is not None:
         checked = wish.compare and not dry_run
         notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
-    report = _report(small, model, output, dry_run, outcome, wish.recorded)
+    report = reported(small, model, output, dry_run, outcome, wish.recorded)
     return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
 
 
-def _warned(small: ViM, model: str, wish: _Wish, outcome: _Outcome) -> dict[str, Any]:
+def _warned(small: ViM, model: str, wish: _Wish, outcome: Outcome) -> dict[str, Any]:
     """Return the warning of a loss beyond chance, and the command that loses less, with the names that were given."""
     text = None if outcome.figures is None else warning(outcome.figures, small.config.recipe)
     if text is None:
@@ -312,85 +301,11 @@ def _compared(
     wish: _Wish,
     max_drop: float | None,
     on_progress: OnProgress | None,
-) -> _Outcome:
+) -> Outcome:
     """Compare the two models, write the figures into the small one's config, and hold them to the gate."""
     figures = assess(small, samples, wish.images, reference=dense, on_progress=on_progress)
     small.config = dataclasses.replace(small.config, measured=(figures.recorded(),))
     gate = None
     if max_drop is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
-    return _Outcome(figures, gate)
-
-
-def _report(
-    small: ViM, model: str, output: Path, dry_run: bool, outcome: _Outcome, recorded: Config | None
-) -> CompressReport:
-    config = small.config
-    assert config.recipe is not None and config.protection is not None  # bake has written both
-    return CompressReport(
-        command="compress",
-        model=model,
-        environment=environment_of(small),
-        output=model_of(str(output)),
-        dry_run=dry_run,
-        source=config.source,
-        recipe=config.recipe,
-        protection=config.protection,
-        schedule=to_json(config)["schedule"],
-        asked_saving=_asked_saving(config.recipe, config),
-        saving=config.schedule.saving(config.model.depth),
-        flops=flops.count(config),
-        parameters=flops.parameters(config.model, config.num_classes),
-        bytes=artifact.weights_size(small.state_dict()),
-        eval=outcome.figures,
-        served=outcome.served,
-        gate=outcome.gate,
-        notes=(*config.extra_texts("notes"), *_notes(config, output, outcome, recorded)),
-        reasons=_reasons(small, dry_run, outcome),
-    )
-
-
-def _notes(config: Config, output: Path, outcome: _Outcome, recorded: Config | None) -> list[str]:
-    """Return what a reader of the figures should know of them."""
-    notes, figures = [], outcome.figures
-    if outcome.served is not None and outcome.served.gain_quartiles[0] <= 1 and config.protection is not None:
-        notes.append(no_gain(outcome.served, config.protection))
-    if figures is not None and figures.top1 is None:
-        where = shlex.quote(model_of(str(output)))
-        notes.append(
-            f"accuracy was not measured, as {figures.data} has no labels; measure it: stm eval {where} --data DIR"
-        )
-    channels = config.model.in_chans
-    if figures is not None and figures.data == CROPS and channels not in MODES:
-        notes.append(
-            f"the model takes {channels} channels and the photographs of the check have three, which repeat: images of"
-            " your own say more"
-        )
-    if recorded is not None and figures is not None and recorded.measured:
-        data = recorded.measured[0].data
-        if figures.data != data:
-            notes.append(f"the recipe's folder was measured on {data}, this one on {figures.data}: --data DIR chooses")
-    return notes
-
-
-def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
-    """Return why each part of the report that is null is null."""
-    if outcome.figures is None:
-        why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
-        nothing = ("eval", "gate") if outcome.served is not None else ("eval", "served", "gate")
-        return dict.fromkeys(nothing, why)
-    reasons = {} if outcome.gate is not None else {"gate": "no max drop was given"}
-    if outcome.served is None:
-        reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
-    return reasons
-
-
-def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """Return the saving that was asked for: under `fitted` and `staged` a rate stands for the paper's saving at it.
-
-    None under a gradual order, whose rate is a share of tokens and no saving.
-    """
-    if recipe.schedule not in ("fitted", "staged") or recipe.rate is None:
-        return recipe.saving
-    capacity = capacity_of(config.model, recipe.sides)
-    return paper_saving(capacity, recipe.rate) / capacity.token_layers if recipe.rate else 0.0
+    return Outcome(figures, gate)

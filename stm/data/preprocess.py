@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stm.config import Preprocess, sides
 from stm.data.images import pixels
+from stm.data.patterns import per_channel
 
 
 def preprocess(image: Image.Image, prep: Preprocess) -> Tensor:
@@ -34,13 +35,13 @@ def normalise(images: Sequence[bytes], prep: Preprocess) -> Tensor:
     if sizes - {math.prod(shape[1:])}:  # more than 8 bits per channel, if only in some
         floats = [_floats(image, shape[1:]) for image in images]
         x = torch.stack(floats).permute(0, 3, 1, 2).contiguous()  # (B, C, H, W)
-        return x.sub_(_per_channel(prep.mean)).div_(_per_channel(prep.std))
+        return x.sub_(per_channel(prep.mean)).div_(per_channel(prep.std))
     pixels = (
         torch.frombuffer(bytearray().join(images), dtype=torch.uint8) if images else torch.empty(0, dtype=torch.uint8)
     )
     # The order of operations is torchvision's (ToTensor, then Normalize), so that every float is the same.
     x = pixels.reshape(shape).permute(0, 3, 1, 2).contiguous().float().div_(255)  # (B, C, H, W)
-    return x.sub_(_per_channel(prep.mean)).div_(_per_channel(prep.std))
+    return x.sub_(per_channel(prep.mean)).div_(per_channel(prep.std))
 
 
 def _floats(image: bytes, shape: Sequence[int]) -> Tensor:
@@ -48,21 +49,3 @@ def _floats(image: bytes, shape: Sequence[int]) -> Tensor:
     bytes_ = len(image) == math.prod(shape)
     x = torch.frombuffer(bytearray(image), dtype=torch.uint8 if bytes_ else torch.float32).reshape(*shape)
     return x.float().div_(255) if bytes_ else x
-
-
-def as_channels(pictures: Tensor, prep: Preprocess) -> Tensor:
-    """Return pictures (B, 3, H, W) uint8 as a model of any number of channels takes them, (B, C, H, W) float32.
-
-    A model of one channel sees the mean of red, green and blue; with more than three channels they repeat.
-    """
-    x = pictures.float().div_(255)  # (B, 3, H, W)
-    channels = len(prep.mean)
-    if channels == 1:
-        x = x.mean(1, keepdim=True)
-    elif channels != 3:
-        x = x[:, torch.arange(channels) % 3]
-    return (x - _per_channel(prep.mean)) / _per_channel(prep.std)
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values).reshape(-1, 1, 1)  # (C, 1, 1)

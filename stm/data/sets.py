@@ -16,7 +16,8 @@ from torch import Tensor
 from stm.config import Preprocess
 from stm.data.decode import decode_all
 from stm.data.images import ImageFile, ParquetImage, Sample, TarImage
-from stm.data.preprocess import as_channels, normalise
+from stm.data.patterns import as_channels
+from stm.data.preprocess import normalise
 from stm.distributed import ALONE, World
 from stm.errors import NAMES_SHOWN, UsageError
 

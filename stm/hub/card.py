@@ -17,7 +17,7 @@ from stm import __version__
 from stm.artifact.provenance import tuned
 from stm.config import Config, Measured
 from stm.errors import ArtifactError, listed
-from stm.evaluations import figure_rows
+from stm.evaluations import figure_rows, rounding_text
 from stm.hub.aliases import read_set_name
 from stm.install import install_command
 from stm.merging.schedule import fixed
@@ -99,6 +99,7 @@ def card(
                 }
                 for result in config.measured
             ],
+            rounding=None if config.rounding is None else rounding_text(config.rounding),
             milder=milder_command(config),
             fit=fit_sentences(config),
             command=recipe_command(config),

@@ -108,27 +108,28 @@ class Block(nn.Module):
     therefore x + h, of which h is still pending (`State`).
     """
 
-    def __init__(self, model: ModelConfig, backend: Backend) -> None:
+    def __init__(self, model: ModelConfig, backend: Backend, mixer: "type[Mixer] | None" = None) -> None:
         super().__init__()
         self.backend = backend
         self.norm = nn.RMSNorm(model.d_model, eps=model.norm_eps)
-        self.mixer = Mixer(model, backend)
+        self.mixer = (mixer or Mixer)(model, backend)
 
     def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
         """Return the state that leaves the block, and the taps named in `wants`."""
-        x, u = self._add_norm(state)  # (B, L, D), both
+        x, u = self.add_norm(state)  # (B, L, D), both
         h, taps = self.mixer(u, state, wants)
         return state._replace(x=x, h=h), taps
 
     def forward_cls(self, state: State) -> State:
         """Return the n class tokens (B, n, D) that leave the last block, computing only what reaches them."""
-        x, u = self._add_norm(state)  # (B, L, D), both
+        x, u = self.add_norm(state)  # (B, L, D), both
         return State(at(x, state.cls), self.mixer.forward_cls(u, state), cls=first_places(state.cls))
 
-    def _add_norm(self, state: State) -> tuple[Tensor, Tensor]:
+    def add_norm(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return the residual stream with the pending output added, and the input of the mixer; (B, L, D), both."""
         assert self.norm.eps is not None  # only the type of nn.RMSNorm allows None
         # The norm's output takes the GEMMs' dtype at once, since in_proj is its only reader.
-        return self.backend.add_norm(state.x, state.h, self.norm.weight, self.norm.eps, self.mixer.in_proj.weight.dtype)
+        return self.backend.add_norm(state.x, state.h, self.norm.weight, self.norm.eps, self.mixer.input_dtype)
 
 
 class Mixer(nn.Module):
@@ -152,6 +153,11 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(K, E, N))
         self.D = nn.Parameter(torch.empty(K, E))
         self.out_proj = OutProjection(E, D, share=1 / K if model.divide_out else 1.0)
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype that in_proj reads."""
+        return self.in_proj.weight.dtype
 
     def forward(self, u: Tensor, state: State, wants: tuple[str, ...] = ()) -> tuple[Tensor, Taps]:
         """Mix the tokens in both directions.
@@ -206,8 +212,7 @@ class Mixer(nn.Module):
         single tokens, so the class tokens' are enough.
         """
         c = state.cls
-        to_x, to_z = self.in_proj.weight.chunk(2)  # (E, D), both
-        inputs, z = products.linear(u, to_x), products.linear(at(u, c), to_z)  # (B, L, E), (B, n, E)
+        inputs, z = self.in_half(u, 0), self.in_half(at(u, c), 1)  # (B, L, E), (B, n, E)
         A, at_c = self.decay_rates(), []
         # The directions pass different numbers of tokens, so they cannot share a call.
         for k in range(len(REVERSE)):
@@ -262,6 +267,16 @@ class Mixer(nn.Module):
         Returns:
             dt (K, B, L, R), from which `dt_proj_weight` makes Delta, and B and C, (K, B, L, N) both.
         """
-        selected = products.linears(x.flatten(1, 2), self.x_proj_weight[k])  # (K, B L, R + N + N)
+        selected = self.selected(x.flatten(1, 2), k)  # (K, B L, R + N + N)
         dt, B, C = selected.unflatten(1, x.shape[1:3]).split(self.splits, -1)
         return dt, B, C
+
+    # The two products that int8 has in another form (stm/model/quantized.py), besides in_proj and out_proj as a whole.
+
+    def in_half(self, u: Tensor, half: int) -> Tensor:
+        """Return one half of in_proj's output, (B, L, E): x or z."""
+        return products.linear(u, self.in_proj.weight.chunk(2)[half])
+
+    def selected(self, x: Tensor, k: slice) -> Tensor:
+        """Return x_proj of the directions `k`, (K, B L, R + N + N)."""
+        return products.linears(x, self.x_proj_weight[k])

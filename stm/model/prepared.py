@@ -9,48 +9,23 @@ Invariants: parameters do not change any more, and a tensor that a call holds ke
 buffers, so a block's outputs last until the thread's next block runs.
 """
 
-import math
-import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend
-from stm.backends.native_calls import Prepared, for_product
+from stm.backends.native_calls import PackedInt8, Prepared, for_product
 from stm.backends.reference import gated
 from stm.merging.plan import State, Taps
 from stm.merging.schedule import Fixed
-from stm.model.layers import REVERSE, Block, at, first_places, seen_by
+from stm.model.layers import REVERSE, Block, Mixer, at, first_places, seen_by
+from stm.model.quantized import Int8, Int8Mixer
+from stm.model.workspace import OfThread, Workspace
 
 NO_TAPS = Taps()
-
-
-class _OfThread(threading.local):
-    """Values by key, separate for each thread, since several threads may share a module but not its buffers."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Any, Any] = {}
-
-
-class Workspace:
-    """The buffers that the blocks of a model share."""
-
-    def __init__(self) -> None:
-        self._thread = _OfThread()
-
-    def take(self, name: str, *size: int) -> Tensor:
-        """Return a view of this thread's buffer `name`, growing it if needed.
-
-        Views of one name overlap, whatever their size. A view outlives a growth: it keeps the old memory.
-        """
-        kept, count = self._thread.kept, math.prod(size)
-        if name not in kept or kept[name].numel() < count:
-            kept[name] = torch.empty(count)
-        memory: Tensor = kept[name]
-        return memory[:count].view(size)
 
 
 class _Walk(NamedTuple):
@@ -90,7 +65,7 @@ class _Calls(NamedTuple):
 
 
 class PreparedBlock(nn.Module):
-    """A block in float32 whose parameters do not change any more. Its outputs last until the thread's next block.
+    """A block in float32 or int8 whose parameters do not change. Its outputs last until the thread's next block.
 
     Args:
         block: the plain block; its projections, packed or not, are used as they are.
@@ -99,10 +74,11 @@ class PreparedBlock(nn.Module):
 
     def __init__(self, block: Block, workspace: Workspace) -> None:
         super().__init__()
-        self.block, self._workspace, self._thread = block, workspace, _OfThread()
+        self.block, self._workspace, self._thread = block, workspace, OfThread()
         mixer = block.mixer
         self._decay_rates = mixer.decay_rates().detach()
-        self._to_selected = for_product(mixer.x_proj_weight.detach())  # (K, E, R + 2 N and some)
+        self._selecting = _Int8(mixer) if isinstance(mixer, Int8Mixer) else _Floats(mixer)
+        self._coarse = isinstance(mixer, Int8Mixer)  # its products are rounded to 8 bits
         # `forward`, not the module: nn.Module.__call__ looks for hooks, microseconds per call.
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
@@ -133,8 +109,7 @@ class PreparedBlock(nn.Module):
             return self.block.forward_cls(state)
         calls = self._calls(state, self._lay_out_reading, c)
         x = self._norm(calls, state)
-        to_x, to_z = self.block.mixer.in_proj.weight.chunk(2)  # (E, D)
-        inputs, z = F.linear(calls.u, to_x), F.linear(at(calls.u, c), to_z)  # (B, L, E), (B, n, E)
+        inputs, z = self._selecting.half(calls.u), self.block.mixer.in_half(at(calls.u, c), 1)  # (B, L, E), (B, n, E)
         at_c = []
         for k, (walk, y) in enumerate(zip(calls.walks, calls.y, strict=True)):
             tokens, position = seen_by(k, c)
@@ -184,7 +159,7 @@ class PreparedBlock(nn.Module):
 
     def _lay_out_reading(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor, ...]]:
         """Return the walks of a last block, one per direction up to its last class token, and their outputs."""
-        x = u.new_empty(*u.shape[:2], self._to_selected.shape[1])  # (B, L, E), for its strides
+        x = u.new_empty(*u.shape[:2], self._decay_rates.shape[1])  # (B, L, E), for its strides
         passed = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
         y = [torch.empty_like(x[:, tokens]).contiguous() for tokens in passed]
         walks = (
@@ -203,21 +178,106 @@ class PreparedBlock(nn.Module):
             x, z: (b, l, E); only their strides matter, since every run points the calls at others.
             y: the output, (b, l, E); (1, b, l, E) without a gate.
         """
-        mixer, reverse, weight = self.block.mixer, REVERSE[of], self._to_selected[of]
+        mixer, reverse = self.block.mixer, REVERSE[of]
         sizes = None if state.token_sizes is None else state.token_sizes[tokens]
         scale = None if state.scale is None else state.scale[..., tokens]
-        (batch, length, E), (K, _, width) = x.shape, weight.shape
+        (batch, length, E), K = x.shape, len(reverse)
         inputs = self._workspace.take("inputs", K, batch, length, E)
-        selected = self._workspace.take("selected", K, batch * length, width)
-        select = Prepared.product(inputs.flatten(1, 2), weight, selected)
+        selected = self._workspace.take("selected", K, batch * length, self._selecting.width)
+        select = self._selecting(of, inputs.flatten(1, 2), selected)
         # The width beyond R + 2 N is padding for whole vectors.
         dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, (batch, length)).split(mixer.splits, -1)
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, sizes, out=inputs)
         weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
         scan = Prepared.scan(
-            inputs, dt, self._decay_rates[of], B, C, mixer.D[of], z, *weights, scale, None, reverse, out=y
+            inputs,
+            dt,
+            self._decay_rates[of],
+            B,
+            C,
+            mixer.D[of],
+            z,
+            *weights,
+            scale,
+            None,
+            reverse,
+            out=y,
+            coarse=self._coarse,
         )
         return _Walk(first, conv, select, scan)
+
+
+class _Floats:
+    """x_proj of a mixer of floats, in C of its own.
+
+    Args:
+        width: the columns of its output: R + 2 N, and padding for whole vectors.
+    """
+
+    def __init__(self, mixer: Mixer) -> None:
+        self._weight = for_product(mixer.x_proj_weight.detach())  # (K, E, width)
+        self.width, self._mixer = self._weight.shape[-1], mixer
+
+    def __call__(self, of: slice, x: Tensor, out: Tensor) -> Prepared:
+        """Prepare the product of the directions `of`, from x (K, rows, E) into out (K, rows, width)."""
+        return Prepared.product(x, self._weight[of], out)
+
+    def half(self, u: Tensor) -> Tensor:
+        """Return the half of in_proj's output that goes to the convolution, (B, L, E)."""
+        return self._mixer.in_half(u, 0)
+
+
+class _Int8:
+    """x_proj of an int8 mixer in C, and the half of in_proj that a last block needs; as `_Floats`."""
+
+    def __init__(self, mixer: Int8Mixer) -> None:
+        self._mixer, self.width = mixer, sum(mixer.splits)
+
+    def __call__(self, of: slice, x: Tensor, out: Tensor) -> Prepared:
+        product = self._mixer.x_proj
+        weight = PackedInt8.of(product.weight[of], product.scale[of], product.equalizer[of])
+        return Prepared.int8_product(x, weight, out)
+
+    def half(self, u: Tensor) -> Tensor:
+        return self._half(u)
+
+    @cached_property
+    def _half(self) -> "Int8Product":
+        weight, scale = (v.chunk(2)[0] for v in (self._mixer.in_proj.weight, self._mixer.in_proj.scale))
+        return Int8Product(weight, scale, self._mixer.in_proj.equalizer)
+
+
+class Int8Product(nn.Module):
+    """What `stm.model.quantized.Int8` computes, by C, with the same bits.
+
+    Args:
+        weight: (out, in), int8.
+        scale: (out,).
+        equalizer: (in,).
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, equalizer: Tensor) -> None:
+        super().__init__()
+        self._packed = PackedInt8.of(weight[None], scale[None], equalizer[None])
+        self._thread = OfThread()
+
+    @classmethod
+    def of(cls, product: Int8) -> "Int8Product":
+        """Take the buffers of a product."""
+        return cls(product.weight, product.scale, product.equalizer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out) of x (..., in), both contiguous."""
+        rows = x.numel() // x.shape[-1]
+        out = x.new_empty(*x.shape[:-1], self._packed.shape[-1])
+        call: Prepared | None = self._thread.kept.get(rows)
+        if call is None:
+            call = Prepared.int8_product(x.view(1, rows, -1), self._packed, out.view(1, rows, -1), "x", "out")
+            self._thread.kept[rows] = call
+        call.point("x", x)
+        call.point("out", out)
+        call()
+        return out
 
 
 def _is_rare(state: State) -> bool:

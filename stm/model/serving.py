@@ -18,11 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.artifact.tensors import check_images
+from stm.backends.native_calls import has_vnni
+from stm.config import INT8
 from stm.errors import UsageError
 from stm.model import products
 from stm.model.malloc import keep_freed
-from stm.model.prepared import PreparedBlock, Workspace
+from stm.model.prepared import Int8Product, PreparedBlock
+from stm.model.quantized import Int8Mixer
 from stm.model.vim import ViM
+from stm.model.workspace import Workspace
 
 # The most images per portion on a processor. Of ViM-S, an image takes 1.02 times as long alone and 1.10 times as long
 # among 32, because glibc does not keep pieces as large as theirs (`malloc.LARGEST`).
@@ -142,9 +146,12 @@ def _arranged(model: ViM, batch_size: int) -> Served:
         )
     keep_freed()
     portion = min(batch_size, IMAGES_AT_ONCE)
-    packed, reason = _packed(model, portion)
+    if model.config.dtype == INT8:
+        packed, notes = _in_c(model)
+    else:
+        packed, reason = _packed(model, portion)
+        notes = () if reason is None else (f"weights are not packed: {reason}",)
     arranged = _prepared(packed)
-    notes = () if reason is None else (f"weights are not packed: {reason}",)
     return Served(arranged, arranged, portion, notes=notes, made_of=(model, batch_size))
 
 
@@ -200,9 +207,24 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
     return other, None
 
 
+def _in_c(model: ViM) -> tuple[ViM, tuple[str, ...]]:
+    """Return an int8 model whose in_proj and out_proj run in C, and what a reader should know of its speed."""
+    if model.backend.name != "native":
+        return model, ("int8 products run as float32 products: only the native backend has them",)
+    other = model.with_plan(model.plan, model.config)
+    layers: list[nn.Module] = []
+    for block in model.blocks[:-1]:
+        assert isinstance(block.mixer, Int8Mixer)
+        layers_of = {name: Int8Product.of(getattr(block.mixer, name)) for name in ("in_proj", "out_proj")}
+        layers.append(_with(block, mixer=_with(block.mixer, **layers_of)))
+    other._modules["layers"] = nn.ModuleList([*layers, model.blocks[-1]])
+    notes = () if has_vnni() else ("this processor has no AVX-512 VNNI: int8 products run in 16 bits",)
+    return other, notes
+
+
 def _prepared(model: ViM) -> ViM:
-    """Return the model with prepared blocks if it runs in C and float32, else the model as it is."""
-    if model.backend.name != "native" or model.config.dtype != "float32":
+    """Return the model with prepared blocks if it runs in C and in float32 or int8, else the model as it is."""
+    if model.backend.name != "native" or model.config.dtype not in ("float32", INT8):
         return model
     other, workspace = model.with_plan(model.plan, model.config), Workspace()
     other._modules["layers"] = nn.ModuleList(PreparedBlock(block, workspace) for block in model.blocks)

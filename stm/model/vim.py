@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from stm.artifact.provenance import Mark, as_cast, as_dense, is_changed, mark, under_plan
 from stm.artifact.tensors import check_images
 from stm.backends import Backend, choose, status
-from stm.config import Config
+from stm.config import INT8, Config
 from stm.merging.plan import Plan, State, StaticPlan
 from stm.merging.schedule import Schedule, fixed
-from stm.model.layers import TORCH_DTYPES, Block, Linear, Patches, at
+from stm.model.layers import TORCH_DTYPES, Block, Linear, Mixer, Patches, at
+from stm.model.quantized import Int8Mixer
 
 if TYPE_CHECKING:
     from stm.model.serving import Served
@@ -53,7 +54,8 @@ class ViM(nn.Module):
         self.patch_embed = Patches(model.in_chans, model.d_model, model.patch, model.stride)
         self.cls_token = nn.Parameter(torch.empty(1, model.class_tokens, model.d_model))
         self.pos_embed = nn.Parameter(torch.empty(1, model.tokens, model.d_model))
-        self.layers = nn.ModuleList(Block(model, backend) for _ in range(model.depth))
+        kind = Int8Mixer if config.dtype == INT8 else Mixer
+        self.layers = nn.ModuleList(Block(model, backend, kind) for _ in range(model.depth))
         self.norm_f = nn.RMSNorm(model.d_model, eps=model.norm_eps)
         self.neck: Linear | None = None
         self.norm_neck: nn.RMSNorm | None = None
@@ -171,20 +173,35 @@ class ViM(nn.Module):
 
         The residual stream, A, D, Delta's bias, norms and plans stay float32. What was measured holds for the dtype
         before: if the dtype changes, `config.measured` becomes empty.
+
+        int8 takes in_proj, x_proj and out_proj alone, and equalizes them on drawn pictures (stm/quantizing.py). From
+        int8 to floats the weights are those that the whole numbers stand for.
         """
-        to, config = TORCH_DTYPES[dtype], self.config
+        config = self.config
         # Compare before the cast, which changes the checksums. Weights that were intact are marked anew below, since a
         # cast is no training.
         intact = self.mark is not None and dtype != config.dtype and not is_changed(self, config, self.mark)
-        for module in (self.patch_embed, self.neck, self.head):
-            if module is not None:
-                module.to(to)
-        for block in self.blocks:
-            block.mixer.cast(to)
+        if dtype != config.dtype and INT8 in (dtype, config.dtype):
+            from stm.quantizing import from_int8, to_int8  # here, because it imports this module
+
+            if config.dtype == INT8:
+                self.layers = from_int8(self)
+            else:
+                self._to(torch.float32)
+                self.layers = to_int8(self)
+        if dtype != INT8:
+            self._to(TORCH_DTYPES[dtype])
         self.config = as_cast(config, dtype)
         if intact:
             self.mark = mark(self, self.config)
         return self
+
+    def _to(self, dtype: torch.dtype) -> None:
+        for module in (self.patch_embed, self.neck, self.head):
+            if module is not None:
+                module.to(dtype)
+        for block in self.blocks:
+            block.mixer.cast(dtype)
 
     def optimize(self, *, batch_size: int) -> "Served":
         """Return this model arranged for inference on its device: packed weights on a processor, a CUDA graph on CUDA.

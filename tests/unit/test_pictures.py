@@ -8,8 +8,8 @@ from torch import Tensor
 
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.data.fit_images import pictures, pictures_per_source
-from stm.data.pictures import drawn, ellipses, pink_noise
-from stm.data.preprocess import as_channels
+from stm.data.patterns import as_channels, ellipses, pink_noise
+from stm.data.pictures import drawn
 from stm.data.sets import iterate
 from stm.errors import UsageError
 
