@@ -10,10 +10,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [
-    f"stm/backends/native{part}.c"
-    for part in ("", "_scan", "_scan_coarse", "_scan_backward", "_conv", "_norm", "_product", "_int8")
-]
+PARTS = ("", "_scan", "_scan_coarse", "_scan_bf16", "_scan_backward", "_conv", "_conv_bf16", "_norm", "_norm_bf16")
+SOURCES = [f"stm/backends/native{part}.c" for part in (*PARTS, "_product", "_int8")]
+# Some of them include others, with other names and other elements.
+DEPENDS = [f"stm/backends/native{part}" for part in (".h", "_scan.h", "_scan.c", "_conv.c", "_norm.c")]
 LEVELS = {"": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     AVX512 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
@@ -41,7 +41,7 @@ setup(
         Extension(
             f"stm.backends.libstm{level}",
             SOURCES,
-            depends=["stm/backends/native.h", "stm/backends/native_scan.h", "stm/backends/native_scan.c"],
+            depends=DEPENDS,
             extra_compile_args=FLAGS + OPENMP + flags,
             extra_link_args=[*OPENMP, "-lm"],
             optional=True,

@@ -39,7 +39,8 @@ enum {
     VECS = SPAN / LANES, /* vectors of it */
 };
 
-/* A tensor (K, B, L, channels) with its strides in floats; the last stride is 1. An absent tensor has NULL data. */
+/* A tensor (K, B, L, channels) with its strides in elements; the last stride is 1. An absent tensor has NULL data. Elements are floats,
+ * or `outer` where a function says so. */
 typedef struct {
     float *data;
     int64_t k, b, l;
@@ -64,6 +65,32 @@ INLINE void store(float *p, vec v, int count) {
         memcpy(p, &v, 4 * (size_t)count);
 }
 
+/* What a matrix product writes and reads: float, or bfloat16 in the builds for models that have it (BF16). All else is float32. */
+#ifdef BF16
+typedef uint16_t outer;
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+INLINE vec load_outer(const outer *p, int count) {
+    halves v = {0};
+    memcpy(&v, p, 2 * (size_t)count);
+    return (vec)(__builtin_convertvector(v, words) << 16);
+}
+
+/* To the nearest bfloat16; of two, the even one. */
+INLINE void store_outer(outer *p, vec v, int count) {
+    words bits = (words)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, number = (words)(v == v);
+    halves out = __builtin_convertvector((number & rounded) | (~number & 0x7fc0), halves); /* rounding could make NaN a number */
+    memcpy(p, &out, 2 * (size_t)count);
+}
+#else
+typedef float outer;
+
+INLINE vec load_outer(const outer *p, int count) { return load(p, count); }
+
+INLINE void store_outer(outer *p, vec v, int count) { store(p, v, count); }
+#endif
+
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -80,7 +107,7 @@ INLINE int64_t wide_span(int64_t batch, int64_t E, int64_t most, int64_t threads
 INLINE int lanes(int64_t E, int64_t c) { return E - c < LANES ? (int)(E - c) : LANES; }
 
 /* Prefetches a row of a work item. The next row may be in another page, where the hardware's prefetcher does not look. */
-INLINE void expect(const float *row, int64_t n_vecs) {
+INLINE void expect(const outer *row, int64_t n_vecs) {
     for (int64_t v = 0; v < n_vecs; v++) __builtin_prefetch(row + v * LANES);
 }
 

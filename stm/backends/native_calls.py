@@ -53,7 +53,7 @@ NORM = Layout(("batch", "L", "D"), ("x", "h", "total", "out"), ("weight", "eps")
 CONV = Layout(("K", "batch", "L", "E", "W"), ("x", "out"), ("reverse", "sizes", "w", "b"))
 SCAN = Layout(
     ("K", "batch", "L", "E", "N", "R"),
-    ("u", "dt", "B", "C", "z", "gap", "scale", "out"),
+    ("u", "dt", "B", "C", "z", "gap", "scale", "out", "gated"),
     ("reverse", "A", "D", "weight", "bias"),
 )
 
@@ -101,8 +101,8 @@ def pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: 
 
 
 def norm_args(x: Tensor, h: Tensor | None, weight: Tensor, eps: float, total: Tensor | None, out: Tensor) -> Words:
-    """Return `norm_args` of native_norm.c; without h there is no total either."""
-    _check("h", h, x.shape)
+    """Return `norm_args` of native_norm.c; without h there is no total either. h and out may be bfloat16, both."""
+    _check("h", h, x.shape, out.dtype)
     _check("weight", weight, x.shape[-1:])
     return pack(tuple(x.shape), (x, h, total, out), (weight, _array("d", (eps,))))
 
@@ -142,8 +142,12 @@ def scan_args(
     reverse: Sequence[bool],
     *,
     out: Tensor | None = None,
+    gated: Tensor | None = None,
 ) -> Words:
     """Return `scan_args` of native_scan.h, checked. Backward passes have no `out`.
+
+    Args:
+        gated: where the gated sum goes, (B, L, E), in the dtype of z, which may then be bfloat16; None: to `out`.
 
     Raises:
         UsageError: another shape or dtype.
@@ -157,7 +161,8 @@ def scan_args(
     _check("B", B, (directions, batch, length, states))
     _check("C", C, B.shape)
     _check("D", D, (directions, channels))
-    _check("z", z, u.shape[1:])
+    _check("gated", gated, u.shape[1:], torch.float32 if z is None else z.dtype)
+    _check("z", z, u.shape[1:], torch.float32 if gated is None else gated.dtype)
     _check("dt_bias", dt_bias, D.shape)
     _check("gap", gap, u.shape)
     if scale is not None:
@@ -165,15 +170,15 @@ def scan_args(
         scale = scale.expand(batch, length)[..., None]
     return pack(
         (directions, batch, length, channels, states, rank),
-        (u, dt, B, C, z, gap, scale, out),
+        (u, dt, B, C, z, gap, scale, out, out if gated is None and z is not None else gated),
         (_array("B", tuple(reverse)), A, D, dt_weight, dt_bias),
     )
 
 
-def _check(name: str, v: Tensor | None, shape: Sequence[int]) -> None:
+def _check(name: str, v: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> None:
     """Raise UsageError for another shape or dtype: C would read past the end."""
-    if v is not None and (v.shape != tuple(shape) or v.dtype != torch.float32):
-        raise UsageError(f"{name} is {tuple(v.shape)} {v.dtype}, expected {tuple(shape)} torch.float32")
+    if v is not None and (v.shape != tuple(shape) or v.dtype != dtype):
+        raise UsageError(f"{name} is {tuple(v.shape)} {v.dtype}, expected {tuple(shape)} {dtype}")
 
 
 @lru_cache(maxsize=256)
@@ -246,22 +251,25 @@ class Prepared:
 
     @classmethod
     def add_norm(cls, *tensors: Any) -> "Prepared":
-        """Prepare `add_norm` of x, h, weight, eps, total and out. x and h may move."""
-        return cls("stm_add_norm", norm_args(*tensors), NORM.data("x", "h"))
+        """Prepare `add_norm` of x, h, weight, eps, total and out. x and h may move. h and out may be bfloat16, both."""
+        return cls(_named("stm_add_norm", tensors[-1].dtype), norm_args(*tensors), NORM.data("x", "h"))
 
     @classmethod
     def conv_silu(cls, *tensors: Any, out: Tensor) -> "Prepared":
-        """Prepare `conv_silu`, with the operator's arguments in its order. x may move."""
-        return cls("stm_conv", conv_args(*tensors, out=out), CONV.data("x"))
+        """Prepare `conv_silu`, with the operator's arguments in its order. x may move, and be bfloat16."""
+        return cls(_named("stm_conv", tensors[0].dtype), conv_args(*tensors, out=out), CONV.data("x"))
 
     @classmethod
-    def scan(cls, *tensors: Any, out: Tensor, coarse: bool = False) -> "Prepared":
+    def scan(cls, *tensors: Any, out: Tensor, gated: Tensor | None = None, coarse: bool = False) -> "Prepared":
         """Prepare `scan`, with the operator's arguments in its order. z and scale may move.
 
         Args:
+            gated: where the gated sum goes; see `scan_args`. None: to `out`.
             coarse: with a relative error of 1e-4 in exponentials, for models whose products are rounded anyway.
         """
-        return cls("stm_scan_coarse" if coarse else "stm_scan", scan_args(*tensors, out=out), SCAN.data("z", "scale"))
+        name = "stm_scan" if gated is None else _named("stm_scan", gated.dtype)
+        arguments = scan_args(*tensors, out=out, gated=gated)
+        return cls("stm_scan_coarse" if coarse and name == "stm_scan" else name, arguments, SCAN.data("z", "scale"))
 
     @classmethod
     def product(cls, x: Tensor, weight: Tensor, out: Tensor) -> "Prepared":
@@ -312,6 +320,11 @@ class Prepared:
         """Run the C function on as many threads as torch uses."""
         if self._function(self._address, torch.get_num_threads()):
             raise MemoryError("no memory for the scratch of the native library")
+
+
+def _named(function: str, dtype: torch.dtype) -> str:
+    """Return the C function for the dtype that matrix products write and read."""
+    return f"{function}_bf16" if dtype == torch.bfloat16 else function
 
 
 def for_product(weight: Tensor) -> Tensor:

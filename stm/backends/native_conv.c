@@ -10,7 +10,7 @@ enum { WIDEST = 16, NONE = -1, AHEAD = 8, MOST = 256 /* channels of a span */, M
 
 typedef struct {
     int64_t K, batch, L, E, W;
-    view x, out;
+    view x, out; /* x is `outer` */
     const uint8_t *reverse; /* (K) */
     const int64_t *sizes;   /* (L) or NULL */
     const float *w, *b;     /* (K, E, W), (K, E) */
@@ -36,7 +36,7 @@ typedef struct {
     vec bias[MOST_VECS];
 } taps;
 
-static const float zeros[MOST]; /* the row that windows read before the walk begins */
+static const outer zeros[MOST]; /* the row that windows read before the walk begins */
 
 static int64_t n_vecs(const item *i) { return i->whole + (i->rest > 0); }
 
@@ -55,9 +55,9 @@ static void load_taps(taps *to, const conv_args *a, int64_t k, const item *i) {
 }
 
 /* Returns the convolution at repeat m. x is the token, past[i] the repeat i + 1 places before its first one. */
-INLINE vec evaluate(int64_t W, int64_t m, const taps *p, int64_t v, vec x, const float *const *past, int n) {
+INLINE vec evaluate(int64_t W, int64_t m, const taps *p, int64_t v, vec x, const outer *const *past, int n) {
     vec sum = p->bias[v] + p->first[m][v] * x;
-    for (int64_t t = m; t < W; t++) sum += p->tap[t][v] * load(past[t - m] + v * LANES, n);
+    for (int64_t t = m; t < W; t++) sum += p->tap[t][v] * load_outer(past[t - m] + v * LANES, n);
     return sum;
 }
 
@@ -75,10 +75,12 @@ INLINE void remember(int64_t W, int64_t *past, int64_t row, int64_t size) {
 /* Returns the channels of an item in a row of v. */
 INLINE float *row_of(view v, int64_t k, int64_t row, const item *i) { return v.data + k * v.k + i->b * v.b + row * v.l + i->first; }
 
+INLINE const outer *inputs_of(view v, int64_t row, const item *i) { return (const outer *)v.data + i->b * v.b + row * v.l + i->first; }
+
 /* Writes a vector of the outputs at a token that is repeated `size` times. `n` is a constant LANES if the vector is complete, which
  * makes loads and stores single instructions. */
-INLINE void put(int n, int64_t W, int64_t size, const taps *p, int64_t v, const float *x, const float *const *past, float *out) {
-    vec now = load(x + v * LANES, n), total = {0};
+INLINE void put(int n, int64_t W, int64_t size, const taps *p, int64_t v, const outer *x, const outer *const *past, float *out) {
+    vec now = load_outer(x + v * LANES, n), total = {0};
     for (int64_t m = 1; m <= size && m <= W; m++) {
         vec y = evaluate(W, m, p, v, now, past, n);
         total += weight(W, m, size) * y * sigmoid(y);
@@ -86,7 +88,7 @@ INLINE void put(int n, int64_t W, int64_t size, const taps *p, int64_t v, const 
     store(out + v * LANES, size == 1 ? total : total / (float)size, n);
 }
 
-INLINE void put_row(int64_t W, int64_t size, const taps *p, const item *i, const float *x, const float *const *past, float *out) {
+INLINE void put_row(int64_t W, int64_t size, const taps *p, const item *i, const outer *x, const outer *const *past, float *out) {
     for (int64_t v = 0; v < i->whole; v++) put(LANES, W, size, p, v, x, past, out);
     if (i->rest) put(i->rest, W, size, p, i->whole, x, past, out);
 }
@@ -94,12 +96,12 @@ INLINE void put_row(int64_t W, int64_t size, const taps *p, const item *i, const
 /* The plain convolution of up to two directions in one pass over the rows, which are then read once for both. */
 INLINE void plain(int64_t W, const conv_args *a, const taps *p, int64_t k0, int64_t n_k, const item *i) {
     for (int64_t row = 0; row < a->L; row++) {
-        const float *x = row_of(a->x, 0, row, i);
+        const outer *x = inputs_of(a->x, row, i);
         expect(x + (row + AHEAD < a->L ? AHEAD : 0) * a->x.l, n_vecs(i));
         for (int64_t j = 0; j < n_k; j++) {
             int back = a->reverse[k0 + j];
             int64_t before = back ? a->L - 1 - row : row, step = back ? a->x.l : -a->x.l;
-            const float *past[WIDEST];
+            const outer *past[WIDEST];
             for (int64_t t = 0; t < W - 1; t++) past[t] = t < before ? x + (t + 1) * step : zeros;
             put_row(W, 1, p + j, i, x, past, row_of(a->out, k0 + j, row, i));
         }
@@ -112,9 +114,9 @@ INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, con
     for (int64_t t = 0; t < W; t++) rows[t] = NONE;
     for (int64_t t = 0; t < a->L; t++) {
         int64_t row = a->reverse[k] ? a->L - 1 - t : t, size = a->sizes ? a->sizes[row] : 1;
-        const float *x = row_of(a->x, 0, row, i);
+        const outer *x = inputs_of(a->x, row, i);
         float *out = row_of(a->out, k, row, i);
-        const float *past[WIDEST];
+        const outer *past[WIDEST];
         for (int64_t t = 0; t < W - 1; t++) past[t] = rows[t] == NONE ? zeros : x + (rows[t] - row) * a->x.l;
         if (size == 1)
             put_row(W, 1, p, i, x, past, out);
@@ -124,6 +126,7 @@ INLINE void forward(int64_t W, const conv_args *a, const taps *p, int64_t k, con
     }
 }
 
+#ifndef BF16 /* what is served has no gradient */
 INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const taps *p, int64_t k, const item *span) {
     int64_t rows[WIDEST];
     float outside[MOST] = {0}; /* takes the gradients of the zeros before the first token */
@@ -166,6 +169,7 @@ INLINE void backward(int64_t W, const conv_args *a, const conv_grads *g, const t
             for (int j = 0; j < lanes(a->E, c); j++) g->w[(to + j) * W + W - 1 - i] = g_tap[i][v][j];
     }
 }
+#endif
 
 static void run_plain(const conv_args *a, const item *i) {
     for (int64_t k = 0; k < a->K; k += 2) {
@@ -183,9 +187,13 @@ static void run_walks(const conv_args *a, const conv_grads *g, const item *i) {
     for (int64_t k = 0; k < a->K; k++) {
         taps p;
         load_taps(&p, a, k, i);
-        if (g)
+#ifndef BF16
+        if (g) {
             backward(a->W, a, g, &p, k, i);
-        else if (a->W == 4)
+            continue;
+        }
+#endif
+        if (a->W == 4)
             forward(4, a, &p, k, i);
         else
             forward(a->W, a, &p, k, i);
@@ -210,4 +218,6 @@ static int run(const conv_args *a, const conv_grads *g, int threads) {
 /* Returns 0, success, as all functions of the library do; nothing here can fail. */
 int stm_conv(const conv_args *a, int threads) { return run(a, NULL, threads); }
 
+#ifndef BF16
 int stm_conv_backward(const conv_args *a, const conv_grads *g, int threads) { return run(a, g, threads); }
+#endif

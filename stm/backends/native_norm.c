@@ -5,22 +5,24 @@
 
 typedef struct {
     int64_t batch, L, D;
-    view x, h, total, out; /* without h there is no total either */
+    view x, h, total, out; /* h and out are `outer`; without h there is no total either */
     const float *weight;   /* (D) */
     const double *eps;     /* (1); by address, because every field is a word of 64 bits */
 } norm_args;
 
 static float *at(view v, int64_t row, int64_t L) { return v.data + row / L * v.b + row % L * v.l; }
 
+static outer *at_outer(view v, int64_t row, int64_t L) { return (outer *)v.data + row / L * v.b + row % L * v.l; }
+
 static void norm_row(const norm_args *a, int64_t row) {
     const float *x = at(a->x, row, a->L);
-    float *out = at(a->out, row, a->L);
+    outer *out = at_outer(a->out, row, a->L);
     vec squares = {0};
     if (a->h.data) {
-        const float *h = at(a->h, row, a->L);
+        const outer *h = at_outer(a->h, row, a->L);
         float *total = at(a->total, row, a->L);
         for (int64_t d = 0; d < a->D; d += LANES) {
-            vec v = load(x + d, lanes(a->D, d)) + load(h + d, lanes(a->D, d));
+            vec v = load(x + d, lanes(a->D, d)) + load_outer(h + d, lanes(a->D, d));
             store(total + d, v, lanes(a->D, d));
             squares += v * v;
         }
@@ -33,7 +35,7 @@ static void norm_row(const norm_args *a, int64_t row) {
     }
     float scale = (float)(1 / sqrt(sum(squares) / (double)a->D + *a->eps));
     for (int64_t d = 0; d < a->D; d += LANES)
-        store(out + d, scale * load(x + d, lanes(a->D, d)) * load(a->weight + d, lanes(a->D, d)), lanes(a->D, d));
+        store_outer(out + d, scale * load(x + d, lanes(a->D, d)) * load(a->weight + d, lanes(a->D, d)), lanes(a->D, d));
 }
 
 /* Returns 0: nothing can fail. */

@@ -18,7 +18,8 @@ static void gather(vec *to, const float *from, int64_t N, const walk *w, int64_t
 /* Points a walk at the tensors of its direction, and loads its parameters. */
 static void begin(walk *w) {
     const scan_args *a = w->args;
-    w->u = along(a->u, w), w->dt = along(a->dt, w), w->z = along(a->z, w), w->gap = along(a->gap, w);
+    w->u = along(a->u, w), w->dt = along(a->dt, w), w->gap = along(a->gap, w);
+    w->z = along_outer(a->z, w), w->gated = along_outer(a->gated, w);
     w->B_rows = along(a->B, w), w->C_rows = along(a->C, w), w->scale = along(a->scale, w);
     memset(w->dt_columns, 0, sizeof(float) * (size_t)(a->R * STEPS));
     for (int64_t v = 0; v < w->n_vecs; v++) {
@@ -59,10 +60,10 @@ INLINE void put_lanes(int n, const vec *y, rows out, int add, const walk *w, int
         float *to = at(out, t0 + t) + c;
         vec v = add ? y[t] + load(to, n) : y[t];
         if (gate) {
-            vec z = load(at(w->z, t0 + t) + c, n);
-            v *= z * sigmoid(z);
-        }
-        store(to, v, n);
+            vec z = load_outer(at_outer(w->z, t0 + t) + c, n);
+            store_outer(at_outer(w->gated, t0 + t) + c, v * (z * sigmoid(z)), n);
+        } else
+            store(to, v, n);
     }
 }
 

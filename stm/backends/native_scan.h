@@ -16,8 +16,9 @@ enum { STEPS = 8 };
 
 typedef struct {
     int64_t K, batch, L, E, N, R;
-    view u, dt, B, C, z, gap, scale; /* dt has R channels if it has a weight; scale has one */
+    view u, dt, B, C, z, gap, scale; /* dt has R channels if it has a weight; scale has one; z is `outer` */
     view out;                        /* its stride k is 0 if the directions are added and gated */
+    view gated;                      /* where the gated sum goes, `outer`; absent without z. If elements are floats: out itself */
     const uint8_t *reverse;          /* (K) */
     const float *A, *D;              /* (K, E, N), (K, E) */
     const float *weight, *bias;      /* those of dt: (K, E, R) or NULL, (K, E) or NULL */
@@ -37,11 +38,18 @@ typedef struct {
     int64_t step;
 } rows;
 
+/* The same of a tensor whose elements are `outer`. */
+typedef struct {
+    outer *first;
+    int64_t step;
+} outer_rows;
+
 /* One direction of a work item. */
 typedef struct {
     const scan_args *args;
     int64_t k, b, first, n_vecs; /* first channel, vectors of the span */
-    rows u, dt, B_rows, C_rows, z, gap, scale;
+    rows u, dt, B_rows, C_rows, gap, scale;
+    outer_rows z, gated;
     vec *rate, *state, *weight;  /* [vector][state]: A log2(e); h; [vector][channel of dt] */
     float *B, *C, *dt_columns;   /* [state or channel of dt][token of the block] */
 } walk;
@@ -61,6 +69,14 @@ static rows along(view v, const walk *w) {
 }
 
 INLINE float *at(rows r, int64_t t) { return r.first + t * r.step; }
+
+INLINE outer *at_outer(outer_rows r, int64_t t) { return r.first + t * r.step; }
+
+INLINE outer_rows along_outer(view v, const walk *w) {
+    if (!v.data) return (outer_rows){0};
+    outer *first = (outer *)v.data + w->k * v.k + w->b * v.b + row(w, 0) * v.l;
+    return (outer_rows){first, w->args->reverse[w->k] ? -v.l : v.l};
+}
 
 /* Copies B, C and dt of a block by state instead of by token, the order in which the loops read them. */
 static void transpose_block(const walk *w, int64_t t0, int64_t count) {

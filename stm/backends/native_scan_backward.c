@@ -60,7 +60,7 @@ static void load_flow(flow *g, rows out, const walk *w, int64_t c, int64_t t0, i
     for (int64_t t = 0; t < count; t++) {
         g->y[t] = load(at(out, t0 + t) + c, n);
         if (w->z.first) {
-            vec z = load(at(w->z, t0 + t) + c, n);
+            vec z = load_outer(at_outer(w->z, t0 + t) + c, n);
             g->y[t] *= z * sigmoid(z);
         }
     }

@@ -65,7 +65,7 @@ class _Calls(NamedTuple):
 
 
 class PreparedBlock(nn.Module):
-    """A block in float32 or int8 whose parameters do not change. Its outputs last until the thread's next block.
+    """A block whose parameters do not change, prepared. Its outputs last until the thread's next block.
 
     Args:
         block: the plain block; its projections, packed or not, are used as they are.
@@ -78,7 +78,8 @@ class PreparedBlock(nn.Module):
         mixer = block.mixer
         self._decay_rates = mixer.decay_rates().detach()
         self._selecting = _Int8(mixer) if isinstance(mixer, Int8Mixer) else _Floats(mixer)
-        self._coarse = isinstance(mixer, Int8Mixer)  # its products are rounded to 8 bits
+        self._outer = mixer.input_dtype  # of what the matrix products read and write
+        self._coarse = isinstance(mixer, Int8Mixer) or self._outer != torch.float32  # they are rounded anyway
         # `forward`, not the module: nn.Module.__call__ looks for hooks, microseconds per call.
         self._in_proj: Callable[[Tensor], Tensor] = mixer.in_proj.forward
         self._out_proj: Callable[[Tensor], Tensor] = mixer.out_proj.forward
@@ -96,8 +97,9 @@ class PreparedBlock(nn.Module):
         calls = self._calls(state, self._lay_out)
         x = self._norm(calls, state)
         (y,) = calls.y
-        # x and z are the two halves of each row: the gate begins E floats into it, and nothing is copied apart.
-        xz, gate = self._in_proj(calls.u), y.shape[-1] * y.element_size()  # (B, L, 2 E)
+        # x and z are the two halves of each row: the gate begins E values into it, and nothing is copied apart.
+        xz = self._in_proj(calls.u)  # (B, L, 2 E)
+        gate = y.shape[-1] * xz.element_size()
         for walk in calls.walks:
             walk(xz, state.scale, xz, gate)
         return state._replace(x=x, h=self._out_proj(y)), NO_TAPS
@@ -115,7 +117,8 @@ class PreparedBlock(nn.Module):
             tokens, position = seen_by(k, c)
             walk(inputs[:, tokens], None if state.scale is None else state.scale[..., tokens])
             at_c.append(at(y, position))  # (B, n, E)
-        return State(at(x, c), self._out_proj(gated(torch.stack(at_c), z)), cls=first_places(c))
+        at_c_gated = gated(torch.stack(at_c), z).to(self._outer)  # (B, n, E)
+        return State(at(x, c), self._out_proj(at_c_gated), cls=first_places(c))
 
     def _calls(self, state: State, lay_out: Callable[[State, Tensor], Any], *cls: Fixed) -> _Calls:
         """Return the calls for the shape of a state, laid out when the shape is first met.
@@ -128,7 +131,8 @@ class PreparedBlock(nn.Module):
         shape = (cls, state.x.shape, state.h is None, state.token_sizes, scale)  # all that the layout depends on
         calls: _Calls | None = self._thread.kept.get(shape)
         if calls is None:
-            x, u = (self._workspace.take(name, *state.x.shape) for name in ("x", "u"))
+            x = self._workspace.take("x", *state.x.shape)
+            u = self._workspace.take("u", *state.x.shape, dtype=self._outer)
             norm = self.block.norm
             prepared = Prepared.add_norm(state.x, state.h, norm.weight, norm.eps, None if state.h is None else x, u)
             calls = self._thread.kept[shape] = _Calls(prepared, x, u, *lay_out(state, u))
@@ -150,18 +154,20 @@ class PreparedBlock(nn.Module):
         """
         x, z = self._in_proj(u).chunk(2, -1)  # (B, L, E), for their strides
         y = self._workspace.take("y", *x.shape)
-        groups = zip(*(v.split(torch.get_num_threads()) for v in (x, z, y)), strict=True)
+        # The directions are added in float32 in any case, and their gated sum is rounded when it is written.
+        out = y if self._outer == torch.float32 else self._workspace.take("gated", *x.shape, dtype=self._outer)
+        groups = zip(*(v.split(torch.get_num_threads()) for v in (x, z, y, out)), strict=True)
         first, walks = 0, []
-        for some_x, some_z, some_y in groups:
-            walks.append(self._walk(first, slice(None), slice(None), state, some_x, some_z, some_y))
+        for some_x, some_z, some_y, some_out in groups:
+            walks.append(self._walk(first, slice(None), slice(None), state, some_x, some_z, some_y, some_out))
             first += some_x.shape[0] * some_x.stride(0) * some_x.element_size()
-        return tuple(walks), (y,)
+        return tuple(walks), (out,)
 
     def _lay_out_reading(self, state: State, u: Tensor) -> tuple[tuple[_Walk, ...], tuple[Tensor, ...]]:
         """Return the walks of a last block, one per direction up to its last class token, and their outputs."""
-        x = u.new_empty(*u.shape[:2], self._decay_rates.shape[1])  # (B, L, E), for its strides
+        x = u.new_empty(*u.shape[:2], self._decay_rates.shape[1])  # (B, L, E), for its strides and its dtype
         passed = [seen_by(k, state.cls)[0] for k in range(len(REVERSE))]
-        y = [torch.empty_like(x[:, tokens]).contiguous() for tokens in passed]
+        y = [torch.empty_like(x[:, tokens], dtype=torch.float32).contiguous() for tokens in passed]
         walks = (
             self._walk(0, slice(k, k + 1), tokens, state, x[:, tokens], None, y[k][None])
             for k, tokens in enumerate(passed)
@@ -169,14 +175,23 @@ class PreparedBlock(nn.Module):
         return tuple(walks), tuple(y)
 
     def _walk(
-        self, first: int, of: slice, tokens: slice, state: State, x: Tensor, z: Tensor | None, y: Tensor
+        self,
+        first: int,
+        of: slice,
+        tokens: slice,
+        state: State,
+        x: Tensor,
+        z: Tensor | None,
+        y: Tensor,
+        out: Tensor | None = None,
     ) -> _Walk:
         """Return the calls of the directions `of` over the tokens that they pass.
 
         Args:
             first: bytes before the first image of x.
             x, z: (b, l, E); only their strides matter, since every run points the calls at others.
-            y: the output, (b, l, E); (1, b, l, E) without a gate.
+            y: the sum of the directions, (b, l, E); (1, b, l, E) without a gate.
+            out: the gated sum, (b, l, E); y itself if products are of float32.
         """
         mixer, reverse = self.block.mixer, REVERSE[of]
         sizes = None if state.token_sizes is None else state.token_sizes[tokens]
@@ -188,7 +203,7 @@ class PreparedBlock(nn.Module):
         # The width beyond R + 2 N is padding for whole vectors.
         dt, B, C = selected[..., : sum(mixer.splits)].unflatten(1, (batch, length)).split(mixer.splits, -1)
         conv = Prepared.conv_silu(x, mixer.conv1d_weight[of], mixer.conv1d_bias[of], reverse, sizes, out=inputs)
-        weights = (mixer.dt_proj_weight[of], mixer.dt_proj_bias[of])
+        weights = (mixer.dt_proj_weight[of].float(), mixer.dt_proj_bias[of])
         scan = Prepared.scan(
             inputs,
             dt,
@@ -202,6 +217,7 @@ class PreparedBlock(nn.Module):
             None,
             reverse,
             out=y,
+            gated=out,
             coarse=self._coarse,
         )
         return _Walk(first, conv, select, scan)
@@ -215,7 +231,7 @@ class _Floats:
     """
 
     def __init__(self, mixer: Mixer) -> None:
-        self._weight = for_product(mixer.x_proj_weight.detach())  # (K, E, width)
+        self._weight = for_product(mixer.x_proj_weight.detach().float())  # (K, E, width)
         self.width, self._mixer = self._weight.shape[-1], mixer
 
     def __call__(self, of: slice, x: Tensor, out: Tensor) -> Prepared:

@@ -22,6 +22,7 @@ from stm.backends.native_calls import has_vnni
 from stm.config import INT8
 from stm.errors import UsageError
 from stm.model import products
+from stm.model.layers import TORCH_DTYPES
 from stm.model.malloc import keep_freed
 from stm.model.prepared import Int8Product, PreparedBlock
 from stm.model.quantized import Int8Mixer
@@ -146,11 +147,16 @@ def _arranged(model: ViM, batch_size: int) -> Served:
         )
     keep_freed()
     portion = min(batch_size, IMAGES_AT_ONCE)
+    notes: tuple[str, ...] = ()
+    packed, dtype = model, TORCH_DTYPES.get(model.config.dtype, torch.float32)
+    if dtype != torch.float32 and not products.in_hardware(dtype):
+        packed = copy.deepcopy(model).cast("float32")
+        notes = (f"this processor has no instructions for {model.config.dtype}: its weights run in float32",)
     if model.config.dtype == INT8:
         packed, notes = _in_c(model)
     else:
-        packed, reason = _packed(model, portion)
-        notes = () if reason is None else (f"weights are not packed: {reason}",)
+        packed, reason = _packed(packed, portion)
+        notes += () if reason is None else (f"weights are not packed: {reason}",)
     arranged = _prepared(packed)
     return Served(arranged, arranged, portion, notes=notes, made_of=(model, batch_size))
 
@@ -223,8 +229,8 @@ def _in_c(model: ViM) -> tuple[ViM, tuple[str, ...]]:
 
 
 def _prepared(model: ViM) -> ViM:
-    """Return the model with prepared blocks if it runs in C and in float32 or int8, else the model as it is."""
-    if model.backend.name != "native" or model.config.dtype not in ("float32", INT8):
+    """Return the model with prepared blocks if it runs in C, else the model as it is."""
+    if model.backend.name != "native" or model.config.dtype == "float16":
         return model
     other, workspace = model.with_plan(model.plan, model.config), Workspace()
     other._modules["layers"] = nn.ModuleList(PreparedBlock(block, workspace) for block in model.blocks)

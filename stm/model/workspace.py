@@ -21,13 +21,13 @@ class Workspace:
     def __init__(self) -> None:
         self._thread = OfThread()
 
-    def take(self, name: str, *size: int) -> Tensor:
+    def take(self, name: str, *size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return a view of this thread's buffer `name`, growing it if needed.
 
         Views of one name overlap, whatever their size. A view outlives a growth: it keeps the old memory.
         """
         kept, count = self._thread.kept, math.prod(size)
-        if name not in kept or kept[name].numel() < count:
-            kept[name] = torch.empty(count)
-        memory: Tensor = kept[name]
+        if (name, dtype) not in kept or kept[name, dtype].numel() < count:
+            kept[name, dtype] = torch.empty(count, dtype=dtype)
+        memory: Tensor = kept[name, dtype]
         return memory[:count].view(size)

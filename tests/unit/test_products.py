@@ -55,7 +55,39 @@ def test_both_libraries_give_the_same_logits(calls: list[torch.Size], backend: s
             calls.clear()
 
 
-def test_what_needs_torch_s_own_operators_keeps_them(calls: list[torch.Size]) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_processor_without_a_half_precision_takes_its_products_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit: float32 products of the same numbers, rounded once. A gradient goes the same way."""
+    g = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(*shape, generator=g).to(dtype) for shape in ((2, 5, 48), (32, 48)))
+    monkeypatch.setattr(products, "in_hardware", lambda asked: False)
+    expected = (x.float() @ weight.float().mT).to(dtype)
+    assert torch.equal(products.linear(x, weight), expected)
+    assert torch.equal(products.linears(x, weight.expand(2, 32, 48)), expected)
+    weight.requires_grad_()
+    products.linear(x, weight).sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == dtype
+    monkeypatch.setattr(products, "in_hardware", lambda asked: True)
+    torch.testing.assert_close(products.linear(x, weight), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_torch_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lacking:
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(name)
+
+    products.in_hardware.cache_clear()
+    monkeypatch.setattr(torch.ops, "mkldnn", Lacking())
+    assert products.in_hardware(torch.bfloat16)
+    products.in_hardware.cache_clear()
+
+
+def test_what_needs_torch_s_own_operators_keeps_them(
+    calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "in_hardware", lambda dtype: True)  # else bfloat16 runs in float32
     model = stm.load_checkpoint(MINI, device="cpu", backend="blocked")
     model(images()).sum().backward()
     assert model.layers[0].mixer.in_proj.weight.grad is not None
