@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stm.merging.schedule import fixed
 from stm.model import products
+from stm.model.quantized import Int8Mixer, restored
 from stm.model.vim import ViM
 
 
@@ -28,14 +29,14 @@ def gemms_of(model: ViM) -> list[Gemm]:
     """Return every product in the order of the forward.
 
     They are the patches, the projections of each block on the tokens that enter it, and the head. Of the last block
-    only the products that reach the class token count, as the model runs it.
+    only the products that reach the class token count, as the model runs it. Those of an int8 model are in float32.
     """
     shape, schedule = model.config.model, model.schedule
     last, n = shape.depth - 1, shape.class_tokens
     products = [Gemm(shape.patches, model.patch_embed.weight.flatten(1))]
     places = zip(model.blocks, schedule.tokens_per_block(shape.depth), schedule.cls_per_block(shape.depth), strict=True)
     for number, (block, length, c) in enumerate(places):
-        mixer = block.mixer
+        mixer = restored(block.mixer, shape) if isinstance(block.mixer, Int8Mixer) else block.mixer
         # In the last block each direction walks up to its last class token, and stops there.
         directions = (length, length) if number < last else (fixed(c)[-1] + 1, length - fixed(c)[0])
         if number < last:

@@ -3,11 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
+import torch
+
 from stm.bake import bake
 from stm.bench import bench as benching
 from stm.bench import rivals, vit
 from stm.bench.timing import threads as on_threads
 from stm.commands.draw_model import draw_model
+from stm.commands.rounding import in_floats, rounded
+from stm.config import INT8
 from stm.errors import UsageError, check_choice
 from stm.findings import BenchReport
 from stm.loading import open_model
@@ -53,10 +57,13 @@ def bench(
         check_choice("against", runtime, tuple(rivals.RUNTIMES))
     merge, notes = _for_random(merge) if random_weights else (merge, ())
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        floats = in_floats(source)
+        vim = draw_model(model, floats) if random_weights else open_model(model, floats, on_progress)
         for runtime in against:
             rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
         dense, small = _pair(vim, merge, model, on_progress)
+        if source.dtype == INT8:
+            dense, small = rounded(dense), None if small is None else rounded(small)
         variants = benching.variants_of(dense, small, optimized=optimize)
         shape, device = dense.config.model, dense.cls_token.device
         for runtime in against:
@@ -71,7 +78,7 @@ def bench(
             rounds=rounds,
             on_progress=on_progress,
         )
-        environment = environment_of(vim)  # within the block, so that it records the threads that were timed
+        environment = environment_of(dense)  # within the block, so that it records the threads that were timed
     first = {row.variant: row for row in rows if row.batch_size == batch_sizes[0]}
     ours, theirs = first.get(benching.COMPRESSED), first[benching.DENSE]
     assert theirs.gemm_ms is not None  # the dense model is a plain ViM, whose products are always timed
@@ -103,8 +110,8 @@ def _rivals(
         on_progress(Progress(called, 0, 1, "models"))
     model = vit.ViT(shape, config.num_classes)
     if runtime == "vit":
-        # On the same device and in the same dtype, so that the architecture alone differs.
-        model = model.to(dense.cls_token.device, TORCH_DTYPES[config.dtype])
+        # On the same device and in the same dtype, so that the architecture alone differs; torch has no int8 ViT.
+        model = model.to(dense.cls_token.device, TORCH_DTYPES.get(config.dtype, torch.float32))
     forms, absent = rivals.rivals(runtime, model, shape.input_shape)
     flops = vit.flops(shape, config.num_classes)
     return {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stm.bar import drawn
-from stm.config import Config, in_pixels
+from stm.config import INT8, Config, in_pixels
 from stm.data.fit_images import unseen
 from stm.data.labels import NoLabels
 from stm.data.open import as_samples
@@ -27,12 +27,13 @@ from stm.evaluations import Assessment
 from stm.measure.environment import environment_of
 from stm.measure.records import Identity, Record, RecordFile, check_path, fingerprint, records_of
 from stm.measure.stats import summarize
-from stm.model.serving import IMAGES_AT_ONCE
+from stm.model.serving import IMAGES_AT_ONCE, Served
 from stm.model.vim import ViM
 from stm.options import EvalOptions
 from stm.progress import Meter, OnProgress
 from stm.reports import EvalReport
 
+Runs = ViM | Served
 Timing = tuple[int, float]  # a number of images, and the seconds that the model took for them
 
 
@@ -206,10 +207,11 @@ def run(
     options = {"batch_size": batch_size, "workers": workers, "start": len(records)}
     batches = _inputs(samples, model, reference, world=world, **options)
     with torch.inference_mode(), evaluating(model, reference):
+        runs, reference_runs = _runner(model), None if reference is None else _runner(reference)
         for inputs in world.in_rounds(batches, batches_of(len(samples) - len(records), batch_size)):
             # In the last round a process may have no batch left. It still takes part: every process must gather.
             meter.begin(min(world.size * batch_size, len(samples) - len(records)))
-            scored = None if inputs is None else _score(model, reference, samples, *inputs, meter)
+            scored = None if inputs is None else _score(runs, reference_runs, samples, *inputs, meter)
             del inputs  # its images would be in memory beside those of the next batch
             # Results arrive in the order of the processes, which is the order of the batches, so records stay sorted.
             for theirs, (done, timing) in zip(timings, filter(None, world.gather(scored)), strict=False):
@@ -235,7 +237,13 @@ def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
     return images, max(sum(seconds for _, seconds in batches) for batches in warm)
 
 
-def forward(model: ViM, images: Tensor, on_images: Callable[[int], None] | None = None) -> Tensor:
+def _runner(model: ViM) -> Runs:
+    """Return what runs a model many times: on a processor only a served int8 model has int8 products."""
+    serves = model.config.dtype == INT8 and model.cls_token.device.type == "cpu"
+    return model.optimize(batch_size=IMAGES_AT_ONCE) if serves else model
+
+
+def forward(model: Runs, images: Tensor, on_images: Callable[[int], None] | None = None) -> Tensor:
     """Return the logits (B, classes) of a batch (B, C, H, W) of any size.
 
     Args:
@@ -273,7 +281,12 @@ def _of_both(batch: Batch, other: Batch) -> tuple[Batch, Tensor]:
 
 
 def _score(
-    model: ViM, reference: ViM | None, samples: SampleSet, batch: Batch, for_reference: Tensor, meter: Meter
+    model: Runs,
+    reference: Runs | None,
+    samples: SampleSet,
+    batch: Batch,
+    for_reference: Tensor,
+    meter: Meter,
 ) -> tuple[list[Record], Timing]:
     """Return a batch's records in the set's order, and the model's time."""
     logits, dense_logits, seconds = None, None, 0.0
@@ -307,7 +320,11 @@ def recorded(samples: SampleSet, batch: Batch, logits: Tensor | None, dense_logi
 
 
 def logits_of(
-    model: ViM, images: Tensor, files: Sequence[str], who: str, on_images: Callable[[int, str], None] | None = None
+    model: Runs,
+    images: Tensor,
+    files: Sequence[str],
+    who: str,
+    on_images: Callable[[int, str], None] | None = None,
 ) -> tuple[Tensor, float]:
     """Return finite logits (B, classes) on the CPU, and the seconds until they were there.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stm.artifact.tensors import check_images
 from stm.backends.native_calls import has_vnni
-from stm.config import INT8
+from stm.config import INT8, Config
 from stm.errors import UsageError
 from stm.model import products
 from stm.model.layers import TORCH_DTYPES
@@ -69,6 +69,11 @@ class Served(nn.Module):
         self.model, self.run, self.portion = model, run, portion
         self.exact, self.notes, self.made_of = exact, notes, made_of
         self.training = False  # not by `eval`, which would also change the modules that the original shares
+
+    @property
+    def config(self) -> Config:
+        """The config of the model that was arranged."""
+        return self.model.config if self.made_of is None else self.made_of[0].config
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (B, classes), float32, of normalised images (B, C, H, W).

@@ -84,9 +84,7 @@ def test_a_torch_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.MonkeyPa
     products.in_hardware.cache_clear()
 
 
-def test_what_needs_torch_s_own_operators_keeps_them(
-    calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_needs_torch_s_own_operators_keeps_them(calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "in_hardware", lambda dtype: True)  # else bfloat16 runs in float32
     model = stm.load_checkpoint(MINI, device="cpu", backend="blocked")
     model(images()).sum().backward()
