@@ -254,16 +254,13 @@ def fit(dense: ViM, images: FitImages, *, keep: bool = True, on_progress: OnProg
         keep: whether to take them from an earlier run, and to keep them for later ones; see `stm.merging.cost_file`.
 
     Raises:
-        UsageError: a model without a block or a token to merge before, or one in int8, which has no gradient.
+        UsageError: a model without a block or a token to merge before.
         DataError: none of the images can be read.
         StmError: the gradients are not finite.
     """
     _check_depth(dense.config.model)
-    if dense.config.dtype == INT8:
-        raise UsageError(
-            "the model is int8, and a schedule is fitted with gradients",
-            "take its source in float32: stm compress SOURCE --dtype int8 rounds what it writes",
-        )
+    if dense.config.dtype == INT8:  # which has no gradients: the costs are those of the floats that it stands for
+        dense = dense.with_plan(None).cast("float32")
     sha256 = images.sha256(dense.config.preprocessing)
     name = key_of(dense, images, sha256)
     known = cost_file.read(name) if keep else None

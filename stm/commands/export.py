@@ -8,7 +8,7 @@ from stm.artifact import folder as artifact
 from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
 from stm.checkpoint.preprocess import usual_ratio
-from stm.config import INTERPOLATIONS, Config, Preprocess, sides
+from stm.config import INT8, INTERPOLATIONS, Config, Preprocess, sides
 from stm.errors import check_choice
 from stm.loading import open_model
 from stm.measure.environment import environment_of
@@ -52,13 +52,18 @@ def export(
     vim = open_model(model, source, on_progress)
     # Both formats hold the dense model: the official layout has no place for a plan.
     dense = vim.with_plan(None)
+    notes: tuple[str, ...] = (
+        () if vim.plan is None else (f"{output} holds the dense model: the merge plan is not part of it",)
+    )
+    if official and dense.config.dtype == INT8:
+        dense = dense.cast("float32")
+        notes += (f"{output} holds the floats that the int8 weights stand for: its layout has no place for int8",)
     tensors = dense.state_dict()
     if official:
         tensors = to_official(tensors)
         checkpoint_write.write(output, tensors, force=force)
     else:
         save(dense, output, force=force)
-    lost = f"{output} holds the dense model: the merge plan is not part of it"
     return ExportReport(
         command="export",
         model=model,
@@ -68,7 +73,7 @@ def export(
         source=vim.config.source,
         tensors=len(tensors),
         bytes=(output if official else output / artifact.WEIGHTS).stat().st_size,
-        notes=() if vim.plan is None else (lost,),
+        notes=notes,
         reading=_reading(vim.config) if official else {},
     )
 

@@ -1,16 +1,22 @@
 """The int8 product in C against its definition (stm/model/quantized.py): the same bits, on every build."""
 
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stm.backends import native
+from stm.backends import native, native_calls
 from stm.backends.native_calls import LEVELS, PackedInt8, Prepared
 from stm.errors import UsageError
 from stm.model.quantized import Int8, product
 from tests.backends.test_native import library  # noqa: F401  (a fixture)
 
+SHIM = Path(__file__).with_name("vnni.h")
 AVAILABLE, REASON = native.status()
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=REASON)
 
@@ -92,6 +98,20 @@ def test_shapes_are_checked() -> None:
 def test_the_level_with_vnni_is_preferred() -> None:
     assert list(LEVELS) == sorted(LEVELS, reverse=True)
     assert LEVELS[5][0] == "-v4-vnni"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_code_around_vnni_on_any_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes with their offset, their layout and the shift of the sums: compiled with the instruction in plain C."""
+    folder, built = Path(native_calls.__file__).parent, tmp_path / "libvnni.so"
+    flags = ["-shared", "-fPIC", "-std=gnu11", "-O2", "-Wno-psabi", f"-I{folder}", "-include", str(SHIM)]
+    subprocess.run(["cc", *flags, str(folder / "native_int8.c"), "-o", str(built), "-lm"], check=True)
+    loaded = ctypes.CDLL(str(built))
+    monkeypatch.setattr(native_calls, "_library", lambda: (loaded, "emulated VNNI"))
+    assert native_calls.has_vnni()
+    for K, rows, E, width in ((1, 1, 1, 1), (2, 30, 70, 21), (1, 13, 9, 33), (1, 5, 3000, 3)):
+        x, int8 = drawn(K, rows, E, width)
+        assert torch.equal(by_c(x, int8), int8(x))
 
 
 def test_a_definition_without_c_adds_exactly() -> None:

@@ -154,9 +154,12 @@ def test_autocast_does_not_round_the_sums(dense: stm.ViM) -> None:
     assert torch.equal(inside, product(x))
 
 
-def test_a_schedule_is_not_fitted_to_int8(dense: stm.ViM) -> None:
-    with pytest.raises(UsageError, match="the model is int8, and a schedule is fitted with gradients"):
-        stm.compress(in_int8(dense), rate=0.3)
+def test_a_schedule_is_fitted_to_the_floats_that_int8_stands_for(dense: stm.ViM) -> None:
+    int8 = in_int8(dense)
+    small = stm.compress(int8, rate=0.3)
+    floats = int8.with_plan(None).cast("float32")
+    assert small.config.dtype == "int8" and isinstance(small.blocks[0].mixer, Int8Mixer)
+    assert small.schedule == stm.compress(floats, rate=0.3).schedule
 
 
 def test_compress_rounds_last_and_holds_int8_to_float32(tmp_path: Path) -> None:
