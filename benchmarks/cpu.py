@@ -9,6 +9,7 @@ rounds of a ratio within a round, with the quartiles beside it. The machine and 
 """
 
 import argparse
+import itertools
 import os
 import statistics
 from collections.abc import Callable, Iterator
@@ -20,11 +21,13 @@ import kernels
 import torch
 
 import stm
+from stm.backends.native_calls import Prepared
 from stm.backends.reference import step_sizes
 from stm.bake import bake
 from stm.bench import gemms, rivals, vit
 from stm.bench.timing import interleave, threads
 from stm.commands.draw_model import draw_model
+from stm.commands.rounding import rounded
 from stm.errors import UsageError
 from stm.measure.environment import processor_name
 from stm.merging.plan import Taps
@@ -152,6 +155,20 @@ def half(bench: Bench) -> Iterator[Figure]:
             yield Figure.of(f"{name} B={batch} bfloat16 / float32, served", goal, times["bfloat16"], times["float32"])
 
 
+def int8(bench: Bench) -> Iterator[Figure]:
+    for name in ("vim-s", "vim-ti"):
+        dense, small = bench.model(name), bench.small(name, rate=0.4, method="staged")
+        models = {"dense": dense, "small": small, "dense8": rounded(dense), "small8": rounded(small)}
+        for batch in (1, 8):
+            x, of_s = images(batch), name == "vim-s"
+            times = bench.time(**{key: partial(model.optimize(batch_size=batch), x) for key, model in models.items()})
+            what = f"{name} B={batch} int8 / float32, served"
+            yield Figure.of(what, "<= 0.5" if of_s else "", times["dense8"], times["dense"])
+            yield Figure.of(f"{what}, both at rate 0.4", "", times["small8"], times["small"])
+            what = f"{name} B={batch} dense float32 / rate 0.4 int8, served"
+            yield Figure.of(what, ">= 2.3" if of_s else "", times["dense"], times["small8"])
+
+
 def scan_over_limit(bench: Bench) -> Iterator[Figure]:
     g = torch.Generator().manual_seed(0)
     K, L, E, N = 2, 197, 768, 16
@@ -169,18 +186,20 @@ def scan_over_limit(bench: Bench) -> Iterator[Figure]:
         )
         torch.testing.assert_close(laid_out() + D[:, None, None] * u, expected, rtol=1e-4, atol=1e-4)
         calls: dict[str, Callable[[], Any]] = {"limit": kernels.limit(K * batch * L * E * N), "materialising": laid_out}
+        out = torch.empty_like(z)
+        calls["coarse"] = Prepared.scan(u, dt, A, B, C, D, z, None, bias, None, None, REVERSE, out=out, coarse=True)
         for backend in ("native", "blocked", "reference"):
             scan = bench.model("vim-s", backend=backend).backend.scan
             calls[backend] = partial(scan, u, dt, A, B, C, D, z, REVERSE, dt_bias=bias)
         # Backends with very different memory use are timed apart: the large ones would push the others out of the
         # caches.
-        groups = (("native",), ("materialising", "blocked"), ("reference",))
+        groups = (("native", "coarse"), ("materialising", "blocked"), ("reference",))
         for names, rounds in zip(groups, (4 * bench.rounds, bench.rounds, 3), strict=True):
             with threads(1):
                 times = bench.time(rounds, **{name: calls[name] for name in ("limit", *names)})
             for name in names:
                 goal = "<= 1.5" if batch == 1 and name == "native" else ""
-                what = "exp2 + FMA limit" if name == "native" else "limit"
+                what = "exp2 + FMA limit" if name in ("native", "coarse") else "limit"
                 yield Figure.of(f"scan of vim-s B={batch}: {name} / {what}", goal, times[name], times["limit"])
 
 
@@ -233,6 +252,13 @@ def overhead_of_merging(bench: Bench) -> Iterator[Figure]:
 def against_deit(bench: Bench) -> Iterator[Figure]:
     for name in ("vim-ti", "vim-s"):
         dense, small = bench.model(name), bench.small(name, rate=0.4, method="staged")
+        models = {
+            "dense, float32": dense,
+            "rate 0.4, float32": small,
+            "dense, int8": rounded(dense),
+            "rate 0.4, int8": rounded(small),
+            "saving 0.4, int8": rounded(bench.small(name, saving=0.4, method="staged")),
+        }
         shape = dense.config.model
         called, forms = vit.name_of(shape), {}
         for runtime, title in rivals.RUNTIMES.items():
@@ -247,15 +273,22 @@ def against_deit(bench: Bench) -> Iterator[Figure]:
                 print(f"| {called}: {sentence} |  |  |  |  |", flush=True)
         for batch in (1, 8):
             x = images(batch)
-            ours = {"dense": dense.optimize(batch_size=batch), "rate 0.4": small.optimize(batch_size=batch)}
+            ours = {key: model.optimize(batch_size=batch) for key, model in models.items()}
             calls: dict[str, Callable[[], Any]] = {key: partial(model, x) for key, model in ours.items()}
             times = bench.time(**calls, **{key: partial(form.prepare(batch), x) for key, form in forms.items()})
-            for rival in forms:
-                for key in ours:
-                    wanted = name == "vim-s" and key == "rate 0.4" and rival.endswith("float32") and "OpenVINO" in rival
-                    what = f"{name} B={batch} {key}, served, float32 / {rival}"
-                    yield Figure.of(what, "<= 1" if wanted else "", times[key], times[rival])
+            for rival, key in itertools.product(forms, ours):
+                if rival.endswith("int8") == key.endswith("int8"):
+                    goal = _GOALS.get((name, key, rival.split(" in ")[1].split()[0], rival.split(", ")[1]), "")
+                    yield Figure.of(f"{name} B={batch} {key}, served / {rival}", goal, times[key], times[rival])
 
+
+# By ViM, its form, the rival's runtime and precision.
+_GOALS = {
+    ("vim-s", "rate 0.4, float32", "OpenVINO", "float32"): "<= 1",
+    ("vim-s", "rate 0.4, int8", "ONNX", "int8"): "<= 1",
+    ("vim-s", "rate 0.4, int8", "OpenVINO", "int8"): "<= 1.4",
+    ("vim-s", "saving 0.4, int8", "OpenVINO", "int8"): "<= 1.1",
+}
 
 FIGURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "products": forward_over_products,
@@ -263,6 +296,7 @@ FIGURES: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "gain": gain,
     "savings": gain_of_savings,
     "bf16": half,
+    "int8": int8,
     "scan": scan_over_limit,
     "token": cost_of_a_token,
     "merging": overhead_of_merging,
