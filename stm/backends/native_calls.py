@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stm.backends.reference import projected
 from stm.errors import BackendError, UsageError
 
 # By the results of stm_level() in native.c, best first: the suffix of the library, and its name for people.
@@ -25,6 +26,7 @@ WIDEST_VECTOR = 16  # native.h: the most floats of a vector (LANES)
 WIDEST = 16  # native_conv.c: the most taps of the convolution
 _VIEW = 4  # words of a `view` in native.h: its data and the strides of K, B and L
 _ABSENT = (0,) * _VIEW
+_FLOAT = 4  # bytes: a tensor of a mapped file may begin between two floats, where C may not read
 
 
 class Layout(NamedTuple):
@@ -71,8 +73,8 @@ def pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: 
             words += _ABSENT
             continue
         strides = v.stride()
-        if strides[-1] != 1:
-            v = v.contiguous()
+        if strides[-1] != 1 or v.data_ptr() % _FLOAT:
+            v = v.clone(memory_format=torch.contiguous_format)
             strides = v.stride()
         keep[len(words)] = v
         words.append(v.data_ptr())
@@ -82,7 +84,7 @@ def pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: 
             words.append(0)
             continue
         if isinstance(v, Tensor):
-            v = v.contiguous()
+            v = v.clone(memory_format=torch.contiguous_format) if v.data_ptr() % _FLOAT else v.contiguous()
         keep[len(words)] = v
         words.append(v.data_ptr() if isinstance(v, Tensor) else v.buffer_info()[0])
     return Words(array("q", words), keep)
@@ -151,6 +153,8 @@ def scan_args(
     if scale is not None:
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
+    if dt_weight is not None and not rank:  # to C, a weight without elements would be no weight
+        dt, dt_weight = projected(dt, dt_weight), None
     return pack(
         (directions, batch, length, channels, states, rank),
         (u, dt, B, C, z, gap, scale, out),
