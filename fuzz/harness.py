@@ -165,11 +165,10 @@ class _Watch:
 
 
 _RUNS = frozenset(
-    "os.system os.exec os.posix_spawn os.fork os.forkpty os.spawn pty.spawn subprocess.Popen os.kill os.putenv"
-    " socket.connect socket.bind socket.getaddrinfo urllib.Request ftplib.connect smtplib.connect".split()
+    ["os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "pty.spawn", "subprocess.Popen", "os.kill", "os.putenv", "socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "ftplib.connect", "smtplib.connect"]
 )
 _CHANGES = frozenset(
-    "os.remove os.rename os.mkdir os.rmdir os.link os.symlink os.truncate os.chmod shutil.rmtree".split()
+    ["os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree"]
 )
 _watch = _Watch()
 sys.addaudithook(_watch)

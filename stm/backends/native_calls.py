@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stm.backends.reference import projected
-from stm.errors import BackendError, UsageError
+from stm.errors import BackendError, UsageError, said
 
 # By the results of stm_level() in native.c, best first: the suffix of the library, and its name for people.
 LEVELS = {4: ("-v4", "C with AVX-512"), 3: ("-v3", "C with AVX2"), 0: ("", "portable C")}
@@ -198,7 +198,7 @@ def _library() -> tuple[ctypes.CDLL, str]:
         return ctypes.CDLL(str(folder / f"libstm{name}.so")), description
     except OSError as error:
         raise BackendError(
-            f"the native library cannot be loaded: {error}",
+            f"the native library cannot be loaded: {said(error)}",
             "install stm again where there is a C compiler (gcc or clang)",
         ) from None
 
