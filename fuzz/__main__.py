@@ -1,4 +1,4 @@
-"""`python -m fuzz TARGET [options of libFuzzer]`: feed one target, beginning with its corpus. Needs the extra `fuzz`."""
+"""`python -m fuzz TARGET [options of libFuzzer]`: feed one target, beginning with its corpus. Needs `[fuzz]`."""
 
 import importlib
 import sys

@@ -28,8 +28,8 @@ from stm_cli._visible import visible
 
 SECONDS = 5.0  # of the processor, for an input of at most LARGEST bytes
 LARGEST = 1 << 16
-# Bytes of memory: what any input may take, and what it may take for each of its bytes. Reading a pickle makes objects of
-# up to 4 bytes for each byte that stands for one, JSON up to 60 ("[[[[").
+# Bytes of memory: what any input may take, and what it may take for each of its bytes. Reading a pickle makes
+# objects of up to 4 bytes for each byte that stands for one, JSON up to 60 ("[[[[").
 _ANYWAY, _TIMES = 96 << 20, 128
 CANARY = "stm_fuzz_canary"  # a module that no honest file names: importing it is a fault
 _LONGEST = 4000  # characters of a sentence: 8 names of 300 characters each, and the words around them
@@ -165,10 +165,37 @@ class _Watch:
 
 
 _RUNS = frozenset(
-    ["os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "pty.spawn", "subprocess.Popen", "os.kill", "os.putenv", "socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "ftplib.connect", "smtplib.connect"]
+    [
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+        "os.forkpty",
+        "os.spawn",
+        "pty.spawn",
+        "subprocess.Popen",
+        "os.kill",
+        "os.putenv",
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "urllib.Request",
+        "ftplib.connect",
+        "smtplib.connect",
+    ]
 )
 _CHANGES = frozenset(
-    ["os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree"]
+    [
+        "os.remove",
+        "os.rename",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "shutil.rmtree",
+    ]
 )
 _watch = _Watch()
 sys.addaudithook(_watch)
@@ -230,6 +257,6 @@ def main(name: str, target: Target) -> None:
 
 
 def _where(fault: Fault) -> str:
-    """Return what two faults of one kind share: the last lines of ours in a traceback, or the sentence's first words."""
+    """Return what two faults of one kind share: the last line of ours in a traceback, or a sentence's first words."""
     places = re.findall(r'File ".*?/((?:stm|fuzz)/[^"]+)", line (\d+)', str(fault))
     return repr(places[-1:] or re.sub(r"[^a-z ]+", "", str(fault))[:60])

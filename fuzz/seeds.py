@@ -1,4 +1,4 @@
-"""Write the seeds of all targets: `python -m fuzz.seeds`. Inputs that once were faults lie beside them, as `fault-*`."""
+"""Write the seeds of all targets: `python -m fuzz.seeds`. Inputs that were faults lie beside them: `fault-*`."""
 
 import argparse
 import collections
@@ -108,9 +108,19 @@ def _checkpoints() -> dict[str, bytes]:
 
 def _row() -> SweepRow:
     return SweepRow(
-        data="set", n=2, top1=0.5, top1_ci=(0.1, 0.9), top5=1.0, top5_ci=(0.5, 1.0), method="stm", rate=0.4, static=True,
-        tokens_per_block=(17, 9), tokens_left=9, flops=Flops(paper=1, honest=2, paper_saving=0.1, honest_saving=0.2),
-    )  # fmt: skip
+        data="set",
+        n=2,
+        top1=0.5,
+        top1_ci=(0.1, 0.9),
+        top5=1.0,
+        top5_ci=(0.5, 1.0),
+        method="stm",
+        rate=0.4,
+        static=True,
+        tokens_per_block=(17, 9),
+        tokens_left=9,
+        flops=Flops(paper=1, honest=2, paper_saving=0.1, honest_saving=0.2),
+    )
 
 
 def _tables() -> dict[str, bytes]:
@@ -124,7 +134,8 @@ def _tables() -> dict[str, bytes]:
         "labels.csv": b'0filename,label\na.png,class 3\nb.png,class_4\n"c.png",Class 5\n',
         "numbers.csv": b"0filename,label\na.png,3\nb.png,4\nc.png,0\n",
         "labels.tsv": b"1image\tlabel\na.png\t3\nb.png\t4\nc.png\t5\n",
-        "metadata.jsonl": b'2{"file_name": "a.png", "label": 3}\n{"file_name": "b.png", "label": 4}\n{"file_name": "c.png", "label": 0}\n',
+        "metadata.jsonl": b'2{"file_name": "a.png", "label": 3}\n{"file_name": "b.png", "label": 4}\n'
+        b'{"file_name": "c.png", "label": 0}\n',
         "val_annotations.txt": b"3a.png\t1\t0\t0\t62\t62\nb.png\t2\t0\t0\t1\t1\nc.png\t3\t0\t0\t1\t1\n",
         "records.csv": b"4" + good_records(),
         "records.csv.json": b"5" + json.dumps(beside, indent=2, sort_keys=True).encode(),
@@ -136,7 +147,7 @@ def _tables() -> dict[str, bytes]:
         "order.json": b"9" + json.dumps({"classes": names}).encode(),
         "names.csv": b"aindex,name\n" + "".join(f"{i},{name}\n" for i, name in enumerate(names)).encode(),
         "kaggle.csv": b"bImageId,PredictionString\n" + "\n".join([*rows, ""]).encode(),
-        "val.txt": b"cILSVRC2012_val_00000001.JPEG 65\nILSVRC2012_val_00000002.JPEG 970\nILSVRC2012_val_00000003.JPEG 230\n",
+        "val.txt": b"c" + "".join(f"ILSVRC2012_val_{n:08}.JPEG {n * 65}\n" for n in (1, 2, 3)).encode(),
         "synsets.txt": b"d" + "\n".join(wnids[:40]).encode(),
         "ground-truth.txt": b"e1\n2\n3\n",
         "meta.mat": b"f" + _meta(),

@@ -139,8 +139,8 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
     if file is None or label is None:
         lacking = " and ".join([*(["image"] if file is None else []), *(["label"] if label is None else [])])
         raise NoLabels(
-            f"{path} begins with {brief(','.join(header))!r}, expected the header filename,label: no column of the {lacking}"
-            f" among {listed(header) or 'none'}",
+            f"{path} begins with {brief(','.join(header))!r}, expected the header filename,label: no column of the"
+            f" {lacking} among {listed(header) or 'none'}",
             "name the columns: --image-column NAME --label-column NAME, or filename,label in the header",
         )
     return file, label

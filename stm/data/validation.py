@@ -140,9 +140,17 @@ def _from_kaggle(table: Path) -> dict[int, str]:
 
 
 # In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its
-# _mio5_utils).
+# _mio5_utils). The file is compressed, so a small one may ask for all memory: after the imports the process may take a
+# gigabyte, and half a minute of the processor. The kit's own file takes 20 MB, and a second.
 _READ_META = """
-import json, sys, scipy.io
+import json, re, sys, scipy.io
+try:
+    import resource
+    held = re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())
+    resource.setrlimit(resource.RLIMIT_AS, ((int(held[1]) << 10) + (1 << 30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+except (ImportError, OSError):  # no Linux
+    pass
 synsets = scipy.io.loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
 pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
 print(json.dumps({int(number): str(wnid) for number, wnid in pairs}))
