@@ -36,7 +36,7 @@ _LONGEST = 4000  # characters of a sentence: 8 names of 300 characters each, and
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Words of Python or a library that tell a user nothing.
 _INTERNAL = re.compile(
-    r"NoneType|object has no attribute|not subscriptable|unhashable|index out of range|Traceback|0x[0-9a-f]{8}"
+    r"NoneType|object has no attribute|not subscriptable|unhashable|index out of range|Traceback|<class '"
 )
 
 
@@ -154,7 +154,8 @@ class _Watch:
             self.events.append(f"import {args[0]}")
         elif event == "open" and isinstance(args[0], str) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
             self._written(event, args[0])
-        elif event in _CHANGES:
+        # A name that is relative to an open folder, as shutil.rmtree gives them, is not that of a path.
+        elif event in _CHANGES and not any(isinstance(arg, int) and arg >= 0 for arg in args[1:]):
             for path in args[:2]:
                 if isinstance(path, str):
                     self._written(event, path)

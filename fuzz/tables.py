@@ -14,11 +14,12 @@ from unittest.mock import patch
 
 from fuzz import mutate as change
 from fuzz import small
-from fuzz.harness import Fault, corpus, judge
+from fuzz.harness import Fault, check_text, corpus, judge
 from stm.config import Preprocess
 from stm.data import validation
 from stm.data.class_names import given_names
-from stm.data.folders import labelled_folder
+from stm.data.decode import decode
+from stm.data.folders import as_set, labelled_folder
 from stm.data.tables import read_table
 from stm.data.validation import GROUND_TRUTH, KAGGLE, META
 from stm.measure import records, sweep_file
@@ -103,6 +104,11 @@ def _read_labels(table: Path, place: Path, size: int) -> None:
     table.unlink()
     if opened is None:
         return
+    judge(lambda: as_set("set", [opened]).fingerprint, size)
+    for sample in opened.samples[:4]:
+        for told in judge(lambda sample=sample: decode([sample], small.PREP), size, most=256 << 20):
+            if isinstance(told, str):
+                check_text(told)
     # The class of an image is what a row says in plain digits, or a name that the model has.
     words = {name.casefold(): index for index, name in enumerate(small.NAMES)}
     meant = {

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,11 +56,14 @@ def read_text(path: Path, most: int = MOST) -> str:
         check_file(path)
         if (size := path.stat().st_size) > most:
             raise DataError(f"{path} has {size:,} bytes, expected a table of at most {most:,}")
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {said(error)}") from error
+    if "\0" in text:
+        raise DataError(f"{path} holds a NUL character, expected text in UTF-8")
+    return text
 
 
 def split_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -115,12 +119,16 @@ def _from_lines(path: Path, text: str, how: SetOptions) -> list[Row]:
             continue
         try:
             entry = json.loads(part)
-            columns = {str(name): value for name, value in entry.items() if isinstance(value, str | int)}
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {line} is not an object of JSON: {said(error)}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path} line {line} is not an object of JSON")
+        columns = {name: value for name, value in entry.items() if isinstance(value, str | int)}
         file, label = _columns(path, list(columns), how)
         if isinstance(columns[label], bool):
             raise DataError(f"{path} line {line}: {label} is {columns[label]}, expected the class of the image")
+        if "\0" in str(columns[file]):
+            raise DataError(f"{path} line {line}: {file} holds a NUL character, expected the name of a file")
         rows.append((line, str(columns[file]), str(columns[label])))
     return rows
 
@@ -148,8 +156,10 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
 
 def with_suffix(folder: Path, file: str) -> str:
     """Return a file's name with the suffix that a table left out, if one file of the folder has it."""
-    if Path(file).suffix.lower() in SUFFIXES or (folder / file).exists():
+    # os.path, because Path.exists raises for a name that is too long.
+    if Path(file).suffix.lower() in SUFFIXES or os.path.exists(folder / file):
         return file
     return next(
-        (file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif", ".npy") if (folder / (file + s)).exists()), file
+        (file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif", ".npy") if os.path.exists(folder / (file + s))),
+        file,
     )

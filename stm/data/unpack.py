@@ -46,7 +46,7 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
             try:
                 _extract(archive, new, limits, on_progress)
                 os.rename(new, folder)
-            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
                 raise DataError(
                     f"{archive.name} cannot be unpacked: {said(error)}", "delete it from the cache and run it again"
                 ) from error

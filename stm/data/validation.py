@@ -55,7 +55,7 @@ def pairs_in(folder: Path) -> tuple[Path, dict[str, str]] | None:
     """Return a list in a folder, each line of which names a file there and its class, as caffe's; None without one."""
     for path in _texts(folder):
         pairs = _pairs(path)
-        if pairs and all((folder / name).exists() and Path(name).suffix.lower() in SUFFIXES for name in pairs):
+        if pairs and all(os.path.exists(folder / name) and Path(name).suffix.lower() in SUFFIXES for name in pairs):
             return path, pairs
     return None
 
