@@ -1,6 +1,7 @@
 """Folders of images: every layout that is read, and everything that is refused, by a sentence that names it."""
 
 import io
+import json
 import os
 
 import numpy as np
@@ -38,6 +39,17 @@ def test_labels_csv_as_excel_and_people_write_it(tmp_path):
     assert labels_of(opened(folder)) == {"a, b.png": 1}
 
 
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    """Python's splitlines ends a line at ten characters more, which names may hold."""
+    folder = labelled(tmp_path, ["a\x1cb.png,1", "c\u2028d.png,2", '"e\x0bf.png",3'])
+    expected = {"a\x1cb.png": 1, "c\u2028d.png": 2, "e\x0bf.png": 3}
+    assert labels_of(opened(folder)) == expected
+    (folder / "labels.csv").unlink()
+    lines = [json.dumps({"file_name": name, "label": label}, ensure_ascii=False) for name, label in expected.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert labels_of(opened(folder)) == expected
+
+
 def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
     folder = labelled(tmp_path, ["a.png,1", "b.png,2"])
     picture(folder / "unlabelled.png")
@@ -68,6 +80,10 @@ def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
         ("filename,label\n/a.png,1\n", "'/a.png' is not the name of a file in this folder"),
         ('filename,label\n"a.png,1\n', "labels.csv is not a table of comma-separated values"),
         (b"filename,label\n\xff\xfe.png,1\n", "labels.csv is not text in UTF-8"),
+        ("filename,label\na\0.png,1\n", "labels.csv holds a NUL character"),
+        ("filename,label\na.png,1_0\n", "labels.csv line 2 (a.png): '1_0' is not a class"),
+        ("filename,label\na.png,\u0663\n", "labels.csv line 2 (a.png): '\u0663' is not a class"),
+        ("filename,label\n" + "x" * 300 + ",1\n" + "x" * 300 + ",1\n", "was labelled on line 2 already"),
     ],
 )
 def test_a_labels_csv_that_says_something_else_is_refused(tmp_path, text, sentence):

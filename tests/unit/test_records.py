@@ -209,6 +209,17 @@ def test_files_that_are_not_ours_are_refused_and_kept(tmp_path: Path) -> None:
     [
         ("0.png,zero,0,0,,,1.0,,\n", "record 1 cannot be read: invalid literal for int"),
         ("0.png,0\n", "record 1 cannot be read: 2 columns, expected 9"),
+        # Numbers to Python, and nothing that a run writes.
+        ("0.png,1_0,0,0,,,1.0,,\n", "not as stm writes it: '0.png,10,"),
+        ("0.png,\u0663,0,0,,,1.0,,\n", "not as stm writes it: '0.png,3,"),
+        ("0.png, 7,0,0,,,1.0,,\n", "not as stm writes it: '0.png,7,"),
+        ("0.png,0,0,0,,,1_0.5,,\n", "not as stm writes it"),
+        ("0.png,0,0,0,,,1e0,,\n", "not as stm writes it"),
+        ("0\0.png,0,0,0,,,1.0,,\n", "not as stm writes it"),
+        ("0.png,-1,0,0,,,1.0,,\n", "a class is negative"),
+        ("0.png,0,4,0,,,1.0,,\n", r"its five best classes are \(0,\), and its best is 4"),
+        ("0.png,0,0,0 0,,,1.0,,\n", "its five best classes are"),
+        ("0.png,0,,,,,,,\n", "neither a class nor an error"),
         ('0.png,0,0,0,,,1.0,,"a"b\n', "record 1 cannot be read: ',' expected after '\"'"),
         ("other.png,0,0,0,,,1.0,,\n", r"record 1 is of other\.png, expected 0\.png"),
         ("0.png,0,0,0,,,1.0,,\n" * 2, r"record 2 is of 0\.png, expected 1\.png"),
