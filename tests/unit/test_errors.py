@@ -25,6 +25,6 @@ def test_a_library_is_quoted_by_one_short_line() -> None:
 def test_a_key_of_a_file_breaks_no_line() -> None:
     many = dict.fromkeys(map(str, range(1000)), 0)
     for kind, value in ((Preprocess, {"a\nb": 1}), (Preprocess, many), (dict[str, int], {"a\nb": "x\u2028"})):
-        with pytest.raises(ValueError, match="unknown key|expected an integer") as caught:
+        with pytest.raises(ValueError, match=r"unknown key|expected an integer") as caught:
             decode(kind, value, "preprocessing")
         assert "\n" not in str(caught.value) and "\u2028" not in str(caught.value) and len(str(caught.value)) < 1000
