@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fuzz import mutate as change
-from fuzz import small
+from fuzz import containers, small
 from fuzz.harness import Fault, judge
 from stm.checkpoint.official import read
 
@@ -21,4 +20,4 @@ def run(data: bytes, folder: Path) -> None:
 
 
 def mutate(data: bytes, draw: random.Random) -> bytes:
-    return data[:1] + (change.zipped if data[1:3] == b"PK" else change.pickle)(data[1:], draw)
+    return data[:1] + (containers.zipped if data[1:3] == b"PK" else containers.pickle)(data[1:], draw)

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fuzz import containers, small
 from fuzz import mutate as change
-from fuzz import small
 from fuzz.harness import Fault, check_text, judge
 from stm.config import Config
 from stm.data.decode import Decoded, decode
@@ -72,9 +72,9 @@ def _check(samples: list[Any], config: Config, size: int) -> None:
 def mutate(data: bytes, draw: random.Random) -> bytes:
     kind, content = data[:1], data[1:]
     if kind == b"0":
-        return kind + (change.png if content[:4] == b"\x89PNG" else change.raw)(content, draw)
+        return kind + (containers.png if content[:4] == b"\x89PNG" else change.raw)(content, draw)
     if kind == b"4":
-        return kind + change.tarred(content, draw)
+        return kind + containers.tarred(content, draw)
     if kind == b"5":
-        return kind + change.gzipped(content, draw)
-    return kind + (change.npy if kind == b"1" else change.raw)(content, draw)
+        return kind + containers.gzipped(content, draw)
+    return kind + (containers.npy if kind == b"1" else change.raw)(content, draw)

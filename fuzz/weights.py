@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from fuzz import containers, small
 from fuzz import mutate as change
-from fuzz import small
 from fuzz.harness import Fault, judge
 from stm.artifact import folder as artifact
 from stm.artifact.folder import CONFIG, WEIGHTS
@@ -78,4 +78,4 @@ def _check_values(tensors: dict[str, torch.Tensor], content: bytes) -> None:
 
 
 def mutate(data: bytes, draw: random.Random) -> bytes:
-    return data[:1] + (change.json_bytes if data[:1] == b"1" else change.safetensors)(data[1:], draw)
+    return data[:1] + (change.json_bytes if data[:1] == b"1" else containers.safetensors)(data[1:], draw)

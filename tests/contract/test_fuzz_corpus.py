@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import harness, mutate
+from fuzz import containers, harness
 from stm.errors import DataError, StmError
 
 pytest.importorskip("pyarrow")  # some seeds are parquet
@@ -79,4 +79,4 @@ def test_the_corpus_is_small() -> None:
 
 def test_mutated_pickles_name_the_canary() -> None:
     """What a target watches for is what the mutators plant."""
-    assert any(harness.CANARY in name for name in mutate.NAMES)
+    assert any(harness.CANARY in name for name in containers.NAMES)

@@ -155,6 +155,17 @@ def test_labels_in_a_tar_that_are_no_classes(tmp_path, label, said):
     assert said in caught.value.message and len(caught.value.message) < 300
 
 
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    """Python's splitlines ends a line at ten characters more, which names may hold."""
+    folder = labelled(tmp_path, ["a\x1cb.png,1", "c\u2028d.png,2", '"e\x0bf.png",3'])
+    expected = {"a\x1cb.png": 1, "c\u2028d.png": 2, "e\x0bf.png": 3}
+    assert labels_of(opened(folder)) == expected
+    (folder / "labels.csv").unlink()
+    lines = [json.dumps({"file_name": name, "label": label}, ensure_ascii=False) for name, label in expected.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert labels_of(opened(folder)) == expected
+
+
 @pytest.mark.parametrize("text", ["\u0663", "\u00b2", "1_0", "9" * 5000])
 def test_a_class_in_other_digits_is_no_class(tmp_path, text):
     path = tar(tmp_path / "s.tar", {"a.png": b"", "a.cls": text.encode()})

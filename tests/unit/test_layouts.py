@@ -1,7 +1,6 @@
 """Folders of images: every layout that is read, and everything that is refused, by a sentence that names it."""
 
 import io
-import json
 import os
 
 import numpy as np
@@ -37,17 +36,6 @@ def test_labels_csv_as_excel_and_people_write_it(tmp_path):
     folder = labelled(tmp_path, ["a, b.png,1"])
     (folder / "labels.csv").write_bytes('\ufefffilename,label\r\n"a, b.png", 1\r\n\r\n'.encode())
     assert labels_of(opened(folder)) == {"a, b.png": 1}
-
-
-def test_lines_end_at_line_breaks_alone(tmp_path):
-    """Python's splitlines ends a line at ten characters more, which names may hold."""
-    folder = labelled(tmp_path, ["a\x1cb.png,1", "c\u2028d.png,2", '"e\x0bf.png",3'])
-    expected = {"a\x1cb.png": 1, "c\u2028d.png": 2, "e\x0bf.png": 3}
-    assert labels_of(opened(folder)) == expected
-    (folder / "labels.csv").unlink()
-    lines = [json.dumps({"file_name": name, "label": label}, ensure_ascii=False) for name, label in expected.items()]
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert labels_of(opened(folder)) == expected
 
 
 def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
