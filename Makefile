@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 2000
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
-.PHONY: demo test lint docs
+.PHONY: demo test lint docs fuzz
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
@@ -32,12 +32,20 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --strict --site-dir $(SITE)
 
+# Half a minute for each target, with the same mutations every time. `fuzz/run.sh MINUTES` searches on from there.
+fuzz: $(VENV)/.fuzz
+	FUZZ_SEED=1 PYTHON=$(VENV)/bin/python fuzz/run.sh 0.5
+
 $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[plots]"
 	@touch $@
 
 $(VENV)/.dev: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.fuzz: $(INPUTS) | $(VENV)/bin/pip
+	$(INSTALL) -e ".[fuzz,data]"
 	@touch $@
 
 $(VENV)/.docs: $(INPUTS) | $(VENV)/bin/pip

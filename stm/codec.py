@@ -13,6 +13,8 @@ import typing
 from collections import Counter
 from typing import Any
 
+from stm.errors import brief, escaped, listed
+
 # The metadata of a field that came after folders had been written: JSON has it only if it is not the default, so that
 # the bytes of older folders stay, and a file without it has the default.
 LATER = {"later": True}
@@ -70,7 +72,7 @@ def decode(kind: Any, value: Any, path: str) -> Any:
         if len(inner) == len(value):
             return tuple(decode(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(inner, value, strict=True)))
     if origin is dict and isinstance(value, dict):
-        return {key: decode(args[1], item, f"{path}.{key}") for key, item in value.items()}
+        return {key: decode(args[1], item, f"{path}.{brief(escaped(key))}") for key, item in value.items()}
     if kind is int and type(value) is int:
         return value
     # An int may be larger than any float, which float() would refuse with an error of another kind.
@@ -86,7 +88,7 @@ def _decode_object(kind: Any, value: Any, path: str) -> Any:
     hints = typing.get_type_hints(kind)
     prefix = f"{path}." if path else ""
     if unknown := sorted(value.keys() - hints.keys()):
-        raise ValueError(f"unknown key {', '.join(prefix + key for key in unknown)}")
+        raise ValueError(f"unknown key {listed(prefix + key for key in unknown)}")
     later = {f.name for f in dataclasses.fields(kind) if f.metadata == LATER}
     if missing := sorted(hints.keys() - value.keys() - later):
         raise ValueError(f"missing key {', '.join(prefix + key for key in missing)}")
@@ -107,7 +109,7 @@ def _kind_name(kind: Any) -> str:
 def brief_json(value: Any) -> str:
     """Return a value as JSON for a sentence, at most 80 characters of it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return escaped(text if len(text) <= 80 else text[:77] + "...")
 
 
 # Hooks of json.loads, for the rules that the parser does not enforce.

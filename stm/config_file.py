@@ -12,7 +12,7 @@ from typing import Any
 
 from stm.codec import brief_json, decode, encode, parse
 from stm.config import REWRITE_HINT, Config, sides
-from stm.errors import ArtifactError
+from stm.errors import ArtifactError, said
 from stm.install import install_command
 from stm.merging.schedule import Schedule, Step
 
@@ -68,7 +68,7 @@ def loads(text: str, where: str = "config.json") -> Config:
     try:
         document = parse(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where} is not valid JSON: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{where} is not valid JSON: {said(error)}", REWRITE_HINT) from error
     return from_json(document, where)
 
 
@@ -93,7 +93,7 @@ def from_json(document: Any, where: str = "config.json") -> Config:
             )
         again = to_json(config)  # may recurse as deep as `extra` does
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{where}: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{where}: {said(error)}", REWRITE_HINT) from error
     for key, value in written.items():
         if value != again[key]:
             expected = brief_json(again[key])

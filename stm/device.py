@@ -2,7 +2,7 @@
 
 import torch
 
-from stm.errors import UsageError
+from stm.errors import UsageError, said
 
 
 def available() -> tuple[str, ...]:
@@ -30,6 +30,4 @@ def pick(name: str = "auto") -> torch.device:
         # An allocation is the proof: torch.device("cuda:0") succeeds on any machine.
         return torch.empty(0, device=name).device
     except RuntimeError as error:  # a card that others hold, or that this build of torch is too new or too old for
-        raise UsageError(
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}", "see: stm env"
-        ) from error
+        raise UsageError(f"device {name!r} cannot be used here: {said(error)}", "see: stm env") from error

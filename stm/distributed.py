@@ -19,7 +19,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stm.errors import DataError, StmError
+from stm.errors import DataError, StmError, said
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -191,8 +191,7 @@ def _telling(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = (str(error).splitlines() or ["no reason given"])[0]
-        raise StmError(f"{what}: {why}", "see the address and the port that torchrun was given") from error
+        raise StmError(f"{what}: {said(error)}", "see the address and the port that torchrun was given") from error
 
 
 class _Silent(StmError):

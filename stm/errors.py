@@ -34,9 +34,9 @@ class StmError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        # Names and values in a sentence may come from a file, and a sentence is one line wherever it is read.
+        self.message, self.hint = escaped(message), None if hint is None else escaped(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         # In Python a traceback or a log shows nothing else, so the next step goes with it.
@@ -133,6 +133,24 @@ def no_room(error: OSError) -> str | None:
     return _NO_ROOM.get(error.errno or 0)
 
 
+def said(error: BaseException) -> str:
+    """Return what a library's exception says, as a part of a sentence: one line of at most `LONGEST` characters.
+
+    A message of another library may have many lines, quote the file that it could not read, or be empty.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return brief(escaped(lines[0]), LONGEST)
+
+
+def escaped(text: str) -> str:
+    """Return text of a file for a sentence: line breaks and other controls as escapes, since a message is one line."""
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", _escape, text)
+
+
+def _escape(control: re.Match[str]) -> str:
+    return f"\\x{code:02x}" if (code := ord(control[0])) < 256 else f"\\u{code:04x}"
+
+
 def brief(text: str, most: int = 80) -> str:
     """Return a text for a sentence, cut after its first `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
@@ -141,15 +159,12 @@ def brief(text: str, most: int = 80) -> str:
 def listed(names: Iterable[str], count: int | None = None) -> str:
     """Return names for a sentence: the first few, and the number of others.
 
-    Line breaks and other controls are written as escapes, because names come from files, and a message is one line.
+    The names come from files: see `escaped`.
 
     Args:
         count: the number of all names, if `names` are only the first few.
     """
     every = list(names)
     more = (len(every) if count is None else count) - len(every[:NAMES_SHOWN])
-    shown = (
-        brief(re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: f"\\x{ord(control[0]):02x}", name), LONGEST)
-        for name in every[:NAMES_SHOWN]
-    )
+    shown = (brief(escaped(name), LONGEST) for name in every[:NAMES_SHOWN])
     return ", ".join(shown) + (f" and {more:,} more" if more else "")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from stm.artifact.locks import lock, sibling, tokens, turn
 from stm.artifact.written import tell
-from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room
+from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room, said
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -62,7 +62,7 @@ def check(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: bool
     except OSError as error:
         raise _failure(given, error, UsageError) from error
     except RuntimeError as error:  # a loop of links
-        raise UsageError(f"{given} cannot be written: {error}", "choose another place with --out") from error
+        raise UsageError(f"{given} cannot be written: {said(error)}", "choose another place with --out") from error
     return path
 
 

@@ -21,7 +21,7 @@ from stm.artifact import atomic
 from stm.artifact.shapes import check_claims
 from stm.config import REWRITE_HINT, Config, FileInfo
 from stm.config_file import FORMAT, dumps, loads
-from stm.errors import ArtifactError, UsageError, check_name
+from stm.errors import ArtifactError, UsageError, check_name, said
 
 if TYPE_CHECKING:  # a folder is described without torch
     from torch import Tensor
@@ -128,7 +128,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[Config, dict[str, "Tensor"]]:
     try:
         return config, load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{Path(folder) / WEIGHTS} cannot be read: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{Path(folder) / WEIGHTS} cannot be read: {said(error)}", REWRITE_HINT) from error
 
 
 def describe(folder: str | os.PathLike[str]) -> Config:
@@ -167,7 +167,7 @@ def _checked(folder: str | os.PathLike[str]) -> tuple[Config, Path]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {WEIGHTS}", REWRITE_HINT) from error
     except OSError as error:
-        raise ArtifactError(f"{name} cannot be read: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{name} cannot be read: {said(error)}", REWRITE_HINT) from error
     return config, stored / WEIGHTS
 
 
@@ -197,7 +197,7 @@ def _read_config(stored: Path, folder: str | os.PathLike[str]) -> Config:
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} has no {CONFIG}: it is not a folder that stm wrote") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{name} cannot be read: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{name} cannot be read: {said(error)}", REWRITE_HINT) from error
 
 
 def _check_written(path: Path, name: Path, expected: FileInfo) -> None:

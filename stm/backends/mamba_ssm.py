@@ -24,7 +24,7 @@ from torch import Tensor
 from stm.backends import AddNorm, ConvSilu, Scan, conv
 from stm.backends.operators import operator
 from stm.backends.reference import add_norm, gated, projected, step_sizes
-from stm.errors import BackendError
+from stm.errors import BackendError, said
 
 __all__ = ["add_norm", "conv_silu", "from_hub", "hub_status", "scan", "status"]
 
@@ -209,7 +209,7 @@ def _kernels(source: str) -> _Kernels:
     except ModuleNotFoundError as error:
         raise BackendError(f"{error.name} is not installed", INSTALL) from error
     except (ImportError, OSError) as error:  # built for another torch
-        raise BackendError(f"mamba-ssm cannot be loaded ({error})", INSTALL) from error
+        raise BackendError(f"mamba-ssm cannot be loaded ({said(error)})", INSTALL) from error
     conv_functions = cpp_functions.causal_conv1d_fwd_function, cpp_functions.causal_conv1d_bwd_function
     return _Kernels(selective_scan_cuda.fwd, selective_scan_cuda.bwd, *conv_functions)
 
@@ -229,5 +229,5 @@ def _fetch(revision: str) -> _Kernels:
         return _Kernels(ops.selective_scan_fwd, ops.selective_scan_bwd, *conv_functions)
     except Exception as error:  # from the network, the cache, the loader or the fetched code, so of any type
         raise BackendError(
-            f"{REPO} at {revision} cannot be used: {error}", "see the commits that hold a build for your torch"
+            f"{REPO} at {revision} cannot be used: {said(error)}", "see the commits that hold a build for your torch"
         ) from error

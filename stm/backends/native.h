@@ -98,6 +98,7 @@ INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* Returns the channels of a wide work item, at most `most`. Long rows are read faster, but every thread needs the same number of
  * items: so spans get narrower until the items divide evenly, or are many enough for the rest not to matter. */
 INLINE int64_t wide_span(int64_t batch, int64_t E, int64_t most, int64_t threads) {
+    if (E < 1) return SPAN; /* no channels: no items, and nothing to divide by */
     int64_t spans = ceiling(E, most < SPAN ? SPAN : most);
     while (batch * spans % threads && batch * spans < 8 * threads && spans * SPAN < E) spans++;
     return ceiling(ceiling(E, LANES), spans) * LANES;

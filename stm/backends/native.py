@@ -112,7 +112,7 @@ def _scan_backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     g_u, g_dt, g_z, g_gap = (_empty(v) for v in (u, dt, z, gap))
     # Each work item, an image and a span of channels, writes its own sums. They are added below, in a fixed order.
     g_A, g_D = (_empty(v, batch) for v in (A, D))
-    g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u[..., 0]))
+    g_B, g_C, g_scale = (_empty(v, spans) for v in (B, C, None if scale is None else u.new_empty(u.shape[:3])))
     grads = pack((), (grad, g_u, g_dt, g_z, g_gap), (g_B, g_C, g_scale, g_A, g_D))
     call("stm_scan_backward", scan_args(u, dt, A, B, C, D, z, None, dt_bias, scale, gap, reverse), grads)
     if g_scale is not None:  # (spans, K, B, L)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stm.errors import BackendError, UsageError
+from stm.backends.reference import projected
+from stm.errors import BackendError, UsageError, said
 
 # By the results of stm_level() in native.c, best first: the suffix of the library, and its name for people.
 LEVELS = {
@@ -30,6 +31,7 @@ WIDEST_VECTOR = 16  # native.h: the most floats of a vector (LANES)
 WIDEST = 16  # native_conv.c: the most taps of the convolution
 _VIEW = 4  # words of a `view` in native.h: its data and the strides of K, B and L
 _ABSENT = (0,) * _VIEW
+_FLOAT = 4  # bytes: a tensor of a mapped file may begin between two floats, where C may not read
 
 
 class Layout(NamedTuple):
@@ -83,8 +85,8 @@ def pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: 
             words += _ABSENT
             continue
         strides = v.stride()
-        if strides[-1] != 1:
-            v = v.contiguous()
+        if strides[-1] != 1 or v.data_ptr() % _FLOAT:
+            v = v.clone(memory_format=torch.contiguous_format)
             strides = v.stride()
         keep[len(words)] = v
         words.append(v.data_ptr())
@@ -94,7 +96,7 @@ def pack(integers: tuple[int, ...], views: tuple[Tensor | None, ...], pointers: 
             words.append(0)
             continue
         if isinstance(v, Tensor):
-            v = v.contiguous()
+            v = v.clone(memory_format=torch.contiguous_format) if v.data_ptr() % _FLOAT else v.contiguous()
         keep[len(words)] = v
         words.append(v.data_ptr() if isinstance(v, Tensor) else v.buffer_info()[0])
     return Words(array("q", words), keep)
@@ -168,6 +170,8 @@ def scan_args(
     if scale is not None:
         _check("scale", scale, (batch, length)[-scale.dim() :])
         scale = scale.expand(batch, length)[..., None]
+    if dt_weight is not None and not rank:  # to C, a weight without elements would be no weight
+        dt, dt_weight = projected(dt, dt_weight), None
     return pack(
         (directions, batch, length, channels, states, rank),
         (u, dt, B, C, z, gap, scale, out, out if gated is None and z is not None else gated),
@@ -216,7 +220,7 @@ def _library() -> tuple[ctypes.CDLL, str]:
         return ctypes.CDLL(str(folder / f"libstm{name}.so")), description
     except OSError as error:
         raise BackendError(
-            f"the native library cannot be loaded: {error}",
+            f"the native library cannot be loaded: {said(error)}",
             "install stm again where there is a C compiler (gcc or clang)",
         ) from None
 

@@ -100,7 +100,8 @@ void scan_forward(walk *w, view to, int gate, vec *kept) {
 /* Returns 0, or 1 if there is no memory. */
 int stm_scan(const scan_args *a, int threads) {
     int failed = 0;
-    int64_t span = wide_span(a->batch, a->E, least(KEPT / (2 * a->N + a->R), a->E), threads), items = a->batch * ceiling(a->E, span);
+    int64_t columns = 2 * a->N + a->R; /* none if there are neither states nor a weight of dt */
+    int64_t span = wide_span(a->batch, a->E, columns ? least(KEPT / columns, a->E) : a->E, threads), items = a->batch * ceiling(a->E, span);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         vec *scratch = aligned_alloc(64, (sizeof(vec) * (size_t)start_size(a, span) + 63) / 64 * 64);

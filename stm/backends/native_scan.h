@@ -151,10 +151,10 @@ static walk start(const scan_args *a, int64_t item, int64_t span, vec *scratch) 
     return w;
 }
 
-/* Vectors of scratch that `start` uses. */
+/* Vectors of scratch that `start` uses; at least one, as no memory of no bytes may be NULL. */
 static int64_t start_size(const scan_args *a, int64_t span) {
     int64_t columns = 2 * a->N + a->R;
-    return ceiling(span, LANES) * columns + ceiling(columns * STEPS, LANES);
+    return 1 + ceiling(span, LANES) * columns + ceiling(columns * STEPS, LANES);
 }
 
 /* Walks a direction to its end. If `kept` is given, it gets the states before each block, [block][vector][state]. Hidden: the

@@ -5,6 +5,9 @@
  */
 #include "native_scan.h"
 
+/* Blocks of a walk: none without tokens. */
+static int64_t blocks_of(const scan_args *a) { return ceiling(a->L, STEPS); }
+
 /* Inverts `gather`, for a gradient (batch, K, E, N). */
 static void scatter(float *to, const vec *from, const walk *w, int64_t c) {
     int64_t N = w->args->N, head = (w->b * w->args->K + w->k) * w->args->E + c;
@@ -97,7 +100,7 @@ static void backward(walk *w, const scan_grads *g, tape *p) {
     memset(p->A, 0, sizeof(vec) * (size_t)states);
     memset(p->D, 0, sizeof p->D);
     if (g_scale) memset(g_scale, 0, sizeof(float) * (size_t)a->L);
-    for (int64_t t0 = (a->L - 1) / STEPS * STEPS; t0 >= 0; t0 -= STEPS) {
+    for (int64_t t0 = (blocks_of(a) - 1) * STEPS; t0 >= 0; t0 -= STEPS) {
         int64_t count = least(STEPS, a->L - t0);
         transpose_block(w, t0, count);
         memset(p->B, 0, sizeof(vec) * (size_t)(N * STEPS));
@@ -145,7 +148,7 @@ static void backward_gate(walk *w, const scan_grads *g) {
 /* Returns 0, or 1 if there is no memory. */
 int stm_scan_backward(const scan_args *a, const scan_grads *g, int threads) {
     int failed = 0;
-    int64_t blocks = ceiling(a->L, STEPS), states = VECS * a->N, items = a->batch * ceiling(a->E, SPAN);
+    int64_t blocks = blocks_of(a), states = VECS * a->N, items = a->batch * ceiling(a->E, SPAN);
     size_t size = sizeof(vec) * (size_t)(start_size(a, SPAN) + (blocks + 2) * states + 2 * a->N * STEPS);
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,9 +45,10 @@ def in_order(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, Mapping):
         if value and all(type(number) is int for number in value.values()):
             value = {number: name for name, number in value.items()} if len({*value.values()}) == len(value) else {}
+        given = len(value)
         by_index = {_index(key): name for key, name in value.items()}
         value = [by_index[i] for i in range(len(value)) if i in by_index]
-        value = value if len(value) == len(by_index) else []
+        value = value if len(value) == len(by_index) == given else []  # "1" and "01" are one index
     if not isinstance(value, list | tuple) or not value:
         return None
     names = [each[-1] if isinstance(each, list | tuple) and len(each) == 2 else each for each in value]
@@ -85,7 +87,12 @@ def _holders(document: Any) -> Iterator[Mapping[Any, Any]]:
 
 
 def _index(key: Any) -> int | None:
-    return int(key) if type(key) is int or (isinstance(key, str) and key.isdecimal() and len(key) < 10) else None
+    return int(key) if type(key) is int or (isinstance(key, str) and is_index(key)) else None
+
+
+def is_index(text: str) -> bool:
+    """Return whether a text is an index: plain digits, as no other script's are what a trainer wrote."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def _is_name(name: Any) -> bool:

@@ -28,7 +28,7 @@ from safetensors import safe_open
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.inert import Inert, is_forbidden, plain_dict, plain_list, renamed
 from stm.checkpoint.names import INDEX
-from stm.errors import CheckpointError, check_name, listed
+from stm.errors import CheckpointError, check_name, listed, said
 
 _DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
@@ -201,7 +201,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except OSError:
         raise
     except Exception as error:  # the parser's own type, and others for dtypes that torch does not have
-        raise CheckpointError(f"{path} is cut off or damaged: {_first_line(error)}", _DOWNLOAD_AGAIN) from error
+        raise CheckpointError(f"{path} is cut off or damaged: {said(error)}", _DOWNLOAD_AGAIN) from error
 
 
 def _load_zip(path: Path) -> Loaded:
@@ -210,7 +210,7 @@ def _load_zip(path: Path) -> Loaded:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is cut off or damaged: its zip directory cannot be read ({_first_line(error)})", _DOWNLOAD_AGAIN
+            f"{path} is cut off or damaged: its zip directory cannot be read ({said(error)})", _DOWNLOAD_AGAIN
         ) from error
     names = {entry.filename.partition("/")[2] for entry in entries}
     if "constants.pkl" in names:
@@ -261,7 +261,7 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loade
         except Exception as error:  # damaged bytes make the unpickler raise anything at all
             if wanted := _unknown(reader.names) or re.findall(r"GLOBAL (\S+)", str(error)):
                 raise _unsafe(path, wanted) from error
-            what = _first_line(error) if isinstance(error, RuntimeError) else _DAMAGED
+            what = said(error) if isinstance(error, RuntimeError) else _DAMAGED
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint of torch.save: {what}", _DOWNLOAD_AGAIN
             ) from error
@@ -315,7 +315,3 @@ def _follow(path: Path, reader: Reader, archive: bool) -> None:
         for _ in range(5):  # a legacy file is five pickles in a row, then raw bytes
             if data.tell() < len(data):
                 reader.read(data)  # type: ignore[arg-type]  # it has what a reader of pickles needs
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -111,7 +111,7 @@ class Stored:
         readings = [(_reading(name, builder=True), OWN) for name in builders]
         readings += [(_switches(each), OWN) for each in settings]
         readings += [(_reading(name), by) for by, name in names]
-        strides = [match[1] for name in builders if (match := re.search(r"stride(\d{1,4})(?!\d)", name.lower()))]
+        strides = [match[1] for name in builders if (match := re.search(r"stride([0-9]{1,4})(?![0-9])", name.lower()))]
         sizes = [Said(size, by) for by, name in names if (size := _size_in(name)) is not None]
         # DeiT's trainer and timm's name the ratio of the crop differently, which tells which of them wrote the file.
         deit = _first(settings, _number, "eval_crop_ratio")
@@ -185,7 +185,7 @@ def _switches(settings: Settings) -> Reading:
 
 def _size_in(name: str) -> int | None:
     """Return the last size that a name gives, 448 of `..._res224to448`: the model was trained at it last."""
-    sizes = re.search(r"(?:^|[^a-z0-9])res((?:\d{2,5}to)*)(\d{2,5})(?![0-9])", name.lower())
+    sizes = re.search(r"(?:^|[^a-z0-9])res((?:[0-9]{2,5}to)*)([0-9]{2,5})(?![0-9])", name.lower())
     return int(sizes[2]) if sizes and int(sizes[2]) <= _PIXELS else None
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stm.artifact import atomic
-from stm.errors import CheckpointError
+from stm.errors import CheckpointError, said
 
 
 def write(path: Path, state: Mapping[str, Tensor], *, force: bool = False) -> None:
@@ -31,4 +31,4 @@ def write(path: Path, state: Mapping[str, Tensor], *, force: bool = False) -> No
             torch.save(document, draft)
         except RuntimeError as error:
             # If the disk is full, torch's writer raises RuntimeError. Its further lines are of C++.
-            raise OSError(str(error).splitlines()[0]) from error
+            raise OSError(said(error)) from error

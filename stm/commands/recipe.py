@@ -9,7 +9,7 @@ from stm.artifact.folder import CONFIG
 from stm.artifact.provenance import own_source, tuned
 from stm.codec import decode
 from stm.config import REWRITE_HINT, Config
-from stm.errors import ArtifactError, UsageError
+from stm.errors import ArtifactError, UsageError, said
 from stm.merging.bnnm import DEFAULT_RATE
 from stm.model_names import is_repo
 from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions
@@ -85,7 +85,7 @@ def as_recorded(source: ModelOptions, again: Config, recipe: str | Path) -> Mode
             if name in asked
         }
     except ValueError as error:
-        raise ArtifactError(f"{Path(recipe) / CONFIG}: {error}", REWRITE_HINT) from error
+        raise ArtifactError(f"{Path(recipe) / CONFIG}: {said(error)}", REWRITE_HINT) from error
     # An option that the user gives now wins over the recorded one.
     known = {
         name: value

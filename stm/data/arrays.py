@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, TiffImagePlugin
 
 from stm.data.formats import check_file
-from stm.errors import DataError
+from stm.errors import DataError, said
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def read_npy(path: Path) -> Array:
     except OSError:
         raise
     except Exception as error:  # a damaged header makes numpy raise anything at all
-        raise DataError(f"not an array of numpy: {(str(error).splitlines() or ['damaged'])[0]}") from error
+        raise DataError(f"not an array of numpy: {said(error)}") from error
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f"the array is {values.shape}, expected (H, W), (H, W, C) or (C, H, W)")
     return Array(values)
@@ -161,7 +161,7 @@ def read_bands(path: Path) -> Array | None:
         except (OSError, DataError):
             raise
         except Exception as error:  # tags may hold anything
-            raise DataError(f"not a TIFF that can be read: {error or type(error).__name__}") from error
+            raise DataError(f"not a TIFF that can be read: {said(error)}") from error
 
 
 def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stm.checkpoint.class_names import LARGEST, in_order, names_in
+from stm.checkpoint.class_names import LARGEST, in_order, is_index, names_in
 from stm.data.labels import imagenet
 from stm.data.tables import read_text, split_rows
-from stm.errors import DataError, UsageError
+from stm.errors import DataError, UsageError, said
 
 # Columns of a table, in lower case and without separators.
 _INDICES = ("index", "idx", "id", "classid", "classindex", "classidx", "labelid", "labelindex", "target", "number", "")
 _NAMES = ("name", "classname", "labelname", "class", "label", "category", "labels", "classes", "names", "description")
 _FORMS = "one name per line, a list or dict in JSON, or a CSV with a column of indices"
-_NUMBERED = re.compile(r"(\d{1,7})(?:\s*[:,;\t)]\s*|\.\s+|\s+)(\S.*)")
-_SYNSET = re.compile(r"n\d{8}[\s,:]+(\S.*)")
+_NUMBERED = re.compile(r"([0-9]{1,7})(?:\s*[:,;\t)]\s*|\.\s+|\s+)(\S.*)")
+_SYNSET = re.compile(r"n[0-9]{8}[\s,:]+(\S.*)")
 
 
 def given_names(labels: str | os.PathLike[str] | Sequence[str] | Mapping[Any, Any], classes: int) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def _from_json(path: Path, text: str) -> tuple[str, ...] | None:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not JSON: {said(error)}") from error
     if (names := in_order(document)) is not None:
         return names
     held = names_in(document)  # such as the config.json of a model, or a list under a key
@@ -85,7 +85,7 @@ def _from_columns(path: Path, text: str) -> tuple[str, ...] | None:
     name = next((header.index(name) for name in _NAMES if name in header and header.index(name) != index), None)
     if name is None:  # no header: the column of numbers from 0 is that of the indices
         width = len(rows[0]) if rows else 0
-        index = next((at for at in range(width) if all(row[at : at + 1] and row[at].isdecimal() for row in rows)), None)
+        index = next((at for at in range(width) if all(row[at : at + 1] and is_index(row[at]) for row in rows)), None)
         name, first = next((at for at in range(width) if at != index), 0), 0
     else:
         first = 1

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
 from stm.data.images import Crop, Openable, Sample, pixels
-from stm.errors import DataError, HubError
+from stm.errors import DataError, HubError, escaped, said
 
 SAFE_PATH = "PYTHONSAFEPATH"
 Decoded = bytes | str  # what `pixels` returns, or a sentence that says why the image could not be read
@@ -55,7 +55,7 @@ def _decode(sample: Sample, prep: Preprocess) -> Decoded:
         raise
     # A broken file makes Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError and more.
     except Exception as error:
-        return f"{sample.file}: {_reason(error)}"
+        return escaped(f"{sample.file}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
@@ -72,7 +72,7 @@ def _reason(error: Exception) -> str:
         case MemoryError():
             return "not enough memory to decode it"
         case _:
-            return f"cannot be decoded: {error}"
+            return f"cannot be decoded: {said(error)}"
 
 
 def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int) -> Iterator[list[Decoded]]:

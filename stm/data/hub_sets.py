@@ -23,7 +23,7 @@ from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import unpack
 from stm.distributed import ALONE, World
-from stm.errors import DataError, UsageError, brief, listed
+from stm.errors import DataError, UsageError, brief, listed, said
 from stm.hub.aliases import ARCHIVES, SetName, read_set_name
 from stm.hub.errors import Request, translate_errors
 from stm.hub.fetch import check_hash, fetch, list_files
@@ -159,7 +159,7 @@ def choose_shards(
             f"{name}:{chosen} is in several folders, {listed(folders)}: only sets of one configuration are read"
         )
     # Offline, the cache may hold some of the files. A part of a split would be measured as if it were all of it.
-    numbers = {int(total[1]) for file in splits[chosen] if (total := re.search(r"-of-(\d{5})", file))}
+    numbers = {int(total[1]) for file in splits[chosen] if (total := re.search(r"-of-([0-9]{5})", file))}
     if numbers and numbers != {len(splits[chosen])}:
         raise DataError(
             f"{name}:{chosen} has {max(numbers)} files, and {len(splits[chosen])} of them are here",
@@ -209,8 +209,8 @@ def parquet_samples(
                 places += ((group, row) for row in range(rows))
                 values += [None] * rows if label is None else read_column(file, group, label).to_pylist()
     except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
-        why = str(getattr(error, "strerror", None) or error).strip().splitlines() or ["no reason given"]
-        raise DataError(f"{shard} cannot be read as parquet: {why[0]}") from error
+        why = getattr(error, "strerror", None) or said(error)
+        raise DataError(f"{shard} cannot be read as parquet: {why}") from error
     # A row without a label says nothing about the others, nor does a row group of such rows.
     labelled = {row: value for row, value in enumerate(values) if label is None or not is_missing(value)}
     indices, order = labelled, None

@@ -19,7 +19,7 @@ from stm.data.labels import NoLabels
 from stm.data.sets import SampleSet, evenly
 from stm.data.tables import TABLE_SUFFIXES
 from stm.distributed import ALONE, World
-from stm.errors import DataError, check_name
+from stm.errors import DataError, check_name, said
 from stm.options import EvalOptions, SetOptions
 from stm.progress import OnProgress
 
@@ -220,7 +220,9 @@ def _from_pairs(pairs: Iterable[Any], config: Config) -> SampleSet:
             image, label = pair
             label = None if label is None else operator.index(label)
         except (TypeError, ValueError) as error:
-            raise DataError(f"item {number} of the data is not a pair of an image and its class: {error}") from error
+            raise DataError(
+                f"item {number} of the data is not a pair of an image and its class: {said(error)}"
+            ) from error
         if not isinstance(image, Tensor) or not image.is_floating_point():
             kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
             raise DataError(

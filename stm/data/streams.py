@@ -16,6 +16,7 @@ batch reads the batch, and a run that stopped goes on without reading again what
 import glob
 import json
 import os
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ from stm.data.ranges import HubFile
 from stm.data.sets import SampleSet
 from stm.data.unpack import Bounded, Limits
 from stm.distributed import ALONE, World
-from stm.errors import DataError, UsageError, listed
+from stm.errors import DataError, UsageError, listed, said
 from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token
 from stm.hub.reach import asking
@@ -217,7 +218,7 @@ def tar_samples(
                         )
                     beside[key][kind] = part.read()
     except (tarfile.TarError, ValueError, OverflowError) as error:  # a header may hold numbers that are no offsets
-        raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {error}") from error
+        raise DataError(f"{shard} cannot be read as a tar file that is not compressed: {said(error)}") from error
     # Only now, because a sample's label may stand before its image or after it.
     if need_labels and images and not any(beside[key] for key in images):
         return Found([], skipped, unlabelled=len(images))
@@ -239,7 +240,7 @@ def _label(parts: dict[str, bytes], sample: str, keys: Sequence[str]) -> Any:
     try:
         if "cls" in parts and (keys == LABEL_NAMES or "cls" in keys):
             text = parts["cls"].decode().strip()
-            return int(text) if text.isdigit() else text
+            return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
         document = json.loads(parts["json"])
         return next(document[name] for name in keys if name in document)
     except (KeyError, StopIteration, TypeError, ValueError, RecursionError) as error:

@@ -1,13 +1,15 @@
 """Find and read the table that labels a folder's images, under whatever header and separator it has."""
 
 import csv
+import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stm.data.formats import SUFFIXES, check_file
 from stm.data.labels import NoLabels
-from stm.errors import DataError, listed
+from stm.errors import DataError, brief, listed, said
 from stm.options import SetOptions
 
 LABELS = "labels.csv"
@@ -54,11 +56,14 @@ def read_text(path: Path, most: int = MOST) -> str:
         check_file(path)
         if (size := path.stat().st_size) > most:
             raise DataError(f"{path} has {size:,} bytes, expected a table of at most {most:,}")
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error}") from error
+        raise DataError(f"{path} is not text in UTF-8: {said(error)}") from error
+    if "\0" in text:
+        raise DataError(f"{path} holds a NUL character, expected text in UTF-8")
+    return text
 
 
 def split_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
@@ -69,7 +74,7 @@ def split_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """
     first = text.partition("\n")[0]
     # The header tells the separator: the one that it holds most of. Values may hold the others.
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=max(",\t;", key=first.count), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",\t;", key=first.count), strict=True)
     try:
         for row in reader:
             if row:
@@ -87,7 +92,7 @@ def rows_under(path: Path, expected: Sequence[str]) -> list[list[str]]:
     rows = split_rows(path, read_text(path))
     header = next(rows, (0, []))[1]
     if header != list(expected):
-        raise DataError(f"{path} begins with {','.join(header)!r}, expected the header {','.join(expected)}")
+        raise DataError(f"{path} begins with {brief(','.join(header))!r}, expected the header {','.join(expected)}")
     return [row for _, row in _checked(path, rows, header)]
 
 
@@ -98,28 +103,32 @@ def _checked(
     for line, row in rows:
         width = len(row) if header is None else len(header)
         if len(row) != width or width < 2:
-            columns = "" if header is None else f": {','.join(header)}"
+            columns = "" if header is None else f": {brief(','.join(header))}"
             raise DataError(f"{path} line {line}: {len(row)} columns, expected {max(width, 2)}{columns}")
         yield line, row
 
 
 def _no_table(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is not a table of comma-separated values in UTF-8: {error}")
+    return DataError(f"{path} is not a table of comma-separated values in UTF-8: {said(error)}")
 
 
 def _from_lines(path: Path, text: str, how: SetOptions) -> list[Row]:
     rows = []
-    for line, part in enumerate(text.splitlines(), start=1):
+    for line, part in enumerate(io.StringIO(text), start=1):
         if not part.strip():
             continue
         try:
             entry = json.loads(part)
-            columns = {str(name): value for name, value in entry.items() if isinstance(value, str | int)}
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path} line {line} is not an object of JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {line} is not an object of JSON: {said(error)}") from error
+        if not isinstance(entry, dict):
+            raise DataError(f"{path} line {line} is not an object of JSON")
+        columns = {name: value for name, value in entry.items() if isinstance(value, str | int)}
         file, label = _columns(path, list(columns), how)
         if isinstance(columns[label], bool):
             raise DataError(f"{path} line {line}: {label} is {columns[label]}, expected the class of the image")
+        if "\0" in str(columns[file]):
+            raise DataError(f"{path} line {line}: {file} holds a NUL character, expected the name of a file")
         rows.append((line, str(columns[file]), str(columns[label])))
     return rows
 
@@ -138,8 +147,8 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
     if file is None or label is None:
         lacking = " and ".join([*(["image"] if file is None else []), *(["label"] if label is None else [])])
         raise NoLabels(
-            f"{path} begins with {','.join(header)!r}, expected the header filename,label: no column of the {lacking}"
-            f" among {listed(header) or 'none'}",
+            f"{path} begins with {brief(','.join(header))!r}, expected the header filename,label: no column of the"
+            f" {lacking} among {listed(header) or 'none'}",
             "name the columns: --image-column NAME --label-column NAME, or filename,label in the header",
         )
     return file, label
@@ -147,8 +156,10 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
 
 def with_suffix(folder: Path, file: str) -> str:
     """Return a file's name with the suffix that a table left out, if one file of the folder has it."""
-    if Path(file).suffix.lower() in SUFFIXES or (folder / file).exists():
+    # os.path, because Path.exists raises for a name that is too long.
+    if Path(file).suffix.lower() in SUFFIXES or os.path.exists(folder / file):
         return file
     return next(
-        (file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif", ".npy") if (folder / (file + s)).exists()), file
+        (file + s for s in (".jpg", ".jpeg", ".png", ".JPEG", ".tif", ".npy") if os.path.exists(folder / (file + s))),
+        file,
     )

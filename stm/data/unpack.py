@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from filelock import FileLock
 
-from stm.errors import DataError
+from stm.errors import DataError, said
 from stm.progress import OnProgress, Progress
 
 
@@ -46,9 +46,9 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
             try:
                 _extract(archive, new, limits, on_progress)
                 os.rename(new, folder)
-            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
                 raise DataError(
-                    f"{archive.name} cannot be unpacked: {error}", "delete it from the cache and run it again"
+                    f"{archive.name} cannot be unpacked: {said(error)}", "delete it from the cache and run it again"
                 ) from error
             except OSError as error:
                 raise DataError(

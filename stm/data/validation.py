@@ -55,7 +55,7 @@ def pairs_in(folder: Path) -> tuple[Path, dict[str, str]] | None:
     """Return a list in a folder, each line of which names a file there and its class, as caffe's; None without one."""
     for path in _texts(folder):
         pairs = _pairs(path)
-        if pairs and all((folder / name).exists() and Path(name).suffix.lower() in SUFFIXES for name in pairs):
+        if pairs and all(os.path.exists(folder / name) and Path(name).suffix.lower() in SUFFIXES for name in pairs):
             return path, pairs
     return None
 
@@ -140,9 +140,17 @@ def _from_kaggle(table: Path) -> dict[int, str]:
 
 
 # In a process of its own: a damaged file makes scipy raise anything at all, and some end the process (SIGSEGV in its
-# _mio5_utils).
+# _mio5_utils). The file is compressed, so a small one may ask for all memory: after the imports the process may take a
+# gigabyte, and half a minute of the processor. The kit's own file takes 20 MB, and a second.
 _READ_META = """
-import json, sys, scipy.io
+import json, re, sys, scipy.io
+try:
+    import resource
+    held = re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())
+    resource.setrlimit(resource.RLIMIT_AS, ((int(held[1]) << 10) + (1 << 30),) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+except (ImportError, OSError):  # no Linux
+    pass
 synsets = scipy.io.loadmat(sys.argv[1], squeeze_me=True, variable_names=["synsets"])["synsets"]
 pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
 print(json.dumps({int(number): str(wnid) for number, wnid in pairs}))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from stm.errors import HubError, StmError, UsageError, no_room
+from stm.errors import HubError, StmError, UsageError, no_room, said
 
 _LOGIN = "log in with: hf auth login, or give --token"
 _LATER = "run it again in a while"
@@ -52,7 +52,7 @@ def translate_errors(request: Request) -> Iterator[None]:
         raise HubError(f"the Hub needs {missing}, which is not installed", f"pip install {missing}") from error
     except ImportError as error:
         raise HubError(
-            f"huggingface_hub is too old or broken: {error}", "pip install --upgrade huggingface_hub"
+            f"huggingface_hub is too old or broken: {said(error)}", "pip install --upgrade huggingface_hub"
         ) from error
     except Exception as error:
         explained = explain_error(error, request)

@@ -13,7 +13,7 @@ from stm.artifact import folder as artifact
 from stm.artifact.scratch import scratch
 from stm.artifact.written import tell
 from stm.config import Config
-from stm.errors import ArtifactError, HubError, UsageError
+from stm.errors import ArtifactError, HubError, UsageError, said
 from stm.hub.card import is_untouched, retarget
 from stm.hub.errors import Request, check_token, endpoint, translate_errors
 from stm.hub.reach import asking
@@ -188,12 +188,12 @@ def _read_card(folder: Path) -> str:
             f"{folder} has no {artifact.CARD}, which is the model's card", "write the folder again, with --force"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error}") from error
+        raise ArtifactError(f"{path} cannot be read: {said(error)}") from error
     # The Hub would refuse the commit for this, but only after the weights were uploaded.
     try:
         ModelCard(text, ignore_metadata_errors=False)
     except (YAMLError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = said(error)
         raise ArtifactError(
             f"{path}: its front matter is not what the Hub takes: {reason}", "mend the lines between ---"
         ) from error
@@ -297,9 +297,7 @@ def _upload(
     except RuntimeError as error:  # huggingface_hub wraps a failed upload of a large file in it
         raise (error.__cause__ or error) from error
     except ValueError as error:  # huggingface_hub repeats in it what the Hub says of the front matter
-        raise HubError(
-            f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---"
-        ) from error
+        raise HubError(f"the Hub does not take {artifact.CARD}: {said(error)}", "mend the lines between ---") from error
     return done.oid, done.pr_url
 
 

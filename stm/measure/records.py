@@ -22,7 +22,7 @@ from stm.artifact.written import tell
 from stm.codec import brief_json, decode, encode, parse
 from stm.config import Preprocess
 from stm.config_file import to_json
-from stm.errors import DataError, UsageError, no_room
+from stm.errors import DataError, UsageError, brief, no_room, said
 from stm.measure.hold import Hold, check_free
 from stm.model.vim import ViM
 
@@ -239,7 +239,7 @@ class RecordFile:
                 recorded: Identity = decode(Identity, parse(self._beside.read_text(encoding="utf-8")), "")
             except (OSError, ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{self._beside} does not say what {self.path} was measured on: {error}", self._hint
+                    f"{self._beside} does not say what {self.path} was measured on: {said(error)}", self._hint
                 ) from error
             if differences := _differences(encode(recorded), encode(identity)):
                 raise DataError(f"{self.path} holds the records of another run: {'; '.join(differences)}", self._hint)
@@ -284,9 +284,11 @@ def _parse(path: Path, rows: Sequence[bytes]) -> list[Record]:
     records = []
     for number, row in enumerate(rows[1:], start=1):
         try:
-            records.append(_record(next(csv.reader([row.decode("utf-8", "surrogateescape")], strict=True))))
+            text = row.decode("utf-8", "surrogateescape")
+            records.append(_record(next(csv.reader([text], strict=True))))
+            _check_written(records[-1], text)
         except (ValueError, csv.Error) as error:
-            raise DataError(f"{path}: record {number} cannot be read: {error}") from error
+            raise DataError(f"{path}: record {number} cannot be read: {said(error)}") from error
     return records
 
 
@@ -305,6 +307,24 @@ def _record(row: list[str]) -> Record:
         kl=_maybe(_difference, kl),
         error=error or None,
     )
+
+
+def _check_written(record: Record, text: str) -> None:
+    """Raise ValueError for a row that `_line` would not write, or for a record that `records_of` would not make.
+
+    Python reads more as a number than was ever written: `1_0`, ` 7`, `+7`, the digits of other scripts. A row that
+    somebody edited, or that a disk damaged, must not become a number.
+    """
+    if (written := _line(record)) != text or "\0" in text:
+        raise ValueError(f"it is {brief(text.rstrip())!r}, and not as stm writes it: {brief(written.rstrip())!r}")
+    classes = [each for each in (record.label, record.pred, record.dense_pred) if each is not None]
+    if min((*classes, *record.top5, *record.dense_top5), default=0) < 0:
+        raise ValueError("a class is negative")
+    for first, best in ((record.pred, record.top5), (record.dense_pred, record.dense_top5)):
+        if len(best) > 5 or len({*best}) != len(best) or best[:1] != (() if first is None else (first,)):
+            raise ValueError(f"its five best classes are {best}, and its best is {first}")
+    if (record.error is None) != (record.pred is not None):
+        raise ValueError("it has neither a class nor an error, or both")
 
 
 def _difference(text: str) -> float:

@@ -13,7 +13,7 @@ from stm.artifact import atomic
 from stm.artifact.written import tell
 from stm.codec import decode, encode, parse
 from stm.config import Preprocess
-from stm.errors import DataError, UsageError
+from stm.errors import DataError, UsageError, said
 from stm.findings import SweepRow
 from stm.measure.hold import Hold, check_free
 from stm.recipe import Fit
@@ -98,15 +98,17 @@ class CellFile:
             try:
                 document = parse(line.decode())
                 done[document["key"]] = decode(SweepRow, document["row"], "row")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path}: line {number} is not a cell: {error}", _ANOTHER) from error
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise DataError(f"{self.path}: line {number} is not a cell: {said(error)}", _ANOTHER) from error
         return done
 
     def _refuse_another(self, identity: SweepIdentity, beside: Path) -> None:
         try:
             recorded = encode(decode(SweepIdentity, parse(beside.read_text(encoding="utf-8")), ""))
-        except ValueError as error:
-            raise DataError(f"{beside} does not say what the cells were measured on: {error}", _ANOTHER) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{beside} does not say what the cells were measured on: {said(error)}", _ANOTHER
+            ) from error
         current = encode(identity)
         open_ = ("fit",) if None in (recorded["fit"], current["fit"]) else ()
         if different := [key for key in current if recorded[key] != current[key] and key not in open_]:

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stm.errors import said
+
 # What a torch raises that lacks the private operators, or lacks them for this processor.
 LACKING = (AttributeError, RuntimeError, NotImplementedError)
 
@@ -46,7 +48,7 @@ def library() -> Library:
     try:
         product = onednn(x, weight)
     except LACKING as error:
-        return Library("F.linear", f"this torch has no oneDNN operator for it: {str(error).splitlines()[0]}")
+        return Library("F.linear", f"this torch has no oneDNN operator for it: {said(error)}")
     if not torch.allclose(product, F.linear(x, weight), rtol=1e-5, atol=1e-5):
         return Library("F.linear", "this torch's oneDNN operator gives another result")
     return Library("oneDNN", "MKL, behind F.linear, does not use AVX-512 on AMD's processors")

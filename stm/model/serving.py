@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stm.artifact.tensors import check_images
 from stm.backends.native_calls import has_vnni
 from stm.config import INT8, Config
-from stm.errors import UsageError
+from stm.errors import UsageError, said
 from stm.model import products
 from stm.model.layers import TORCH_DTYPES
 from stm.model.malloc import keep_freed
@@ -209,7 +209,7 @@ def _packed(model: ViM, batch_size: int) -> tuple[ViM, str | None]:
                 layers_of[name] = PackedLinear(linear.weight, share, batch_size * length)
                 worst = _difference(linear, layers_of[name])
             except products.LACKING as error:
-                return model, f"torch's operators for it cannot be used here: {str(error).splitlines()[0]}"
+                return model, f"torch's operators for it cannot be used here: {said(error)}"
             # Another order of summation is within these bounds, a wrong result is not.
             if worst > {"float32": 1e-5, "bfloat16": 2e-2}[dtype]:
                 return model, f"they give another result (relative difference {worst:.1e})"

@@ -287,7 +287,10 @@ def test_captions_are_no_labels(tmp_path):
     assert opened(tmp_path, 3).sorted_names == BUSI
 
 
-@pytest.mark.parametrize("text", ["[1]\n", "{\n", '{"file_name": "a.png", "label": true}\n'])
+@pytest.mark.parametrize(
+    "text",
+    ["[1]\n", "7\n", "{\n", '{"file_name": "a\\u0000", "label": 1}\n', '{"file_name": "a.png", "label": true}\n'],
+)
 def test_json_lines_that_are_no_labels_are_refused_by_their_line(tmp_path, text):
     (tmp_path / "metadata.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"metadata\.jsonl line 1"):

@@ -18,6 +18,7 @@ from stm.data import images
 from stm.data.hub_sets import parquet_samples
 from stm.data.sets import from_files, iterate
 from stm.data.streams import open_stream, tar_samples
+from stm.data.unpack import unpack
 from stm.errors import DataError
 from stm.evaluations import skipped_notes
 from stm.page.content import read_rows
@@ -152,6 +153,37 @@ def test_labels_in_a_tar_that_are_no_classes(tmp_path, label, said):
     with pytest.raises(DataError) as caught:
         tar_samples(path, "s.tar", make_config(), need_labels=True)
     assert said in caught.value.message and len(caught.value.message) < 300
+
+
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    """Python's splitlines ends a line at ten characters more, which names may hold."""
+    folder = labelled(tmp_path, ["a\x1cb.png,1", "c\u2028d.png,2", '"e\x0bf.png",3'])
+    expected = {"a\x1cb.png": 1, "c\u2028d.png": 2, "e\x0bf.png": 3}
+    assert labels_of(opened(folder)) == expected
+    (folder / "labels.csv").unlink()
+    lines = [json.dumps({"file_name": name, "label": label}, ensure_ascii=False) for name, label in expected.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert labels_of(opened(folder)) == expected
+
+
+@pytest.mark.parametrize("text", ["\u0663", "\u00b2", "1_0", "9" * 5000])
+def test_a_class_in_other_digits_is_no_class(tmp_path, text):
+    path = tar(tmp_path / "s.tar", {"a.png": b"", "a.cls": text.encode()})
+    with pytest.raises(DataError, match="class") as caught:
+        tar_samples(path, "s.tar", make_config(label_names=tuple("abcdefghij")), need_labels=True)
+    assert len(caught.value.message) < 300
+
+
+def test_an_archive_of_a_time_beyond_the_clock_is_one_sentence(tmp_path):
+    member = tarfile.TarInfo("a.png")
+    member.mtime = 2**70
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO())
+    (tmp_path / "s.tar.gz").write_bytes(held.getvalue())
+    with pytest.raises(DataError, match=r"s\.tar\.gz cannot be unpacked: "):
+        unpack(tmp_path / "s.tar.gz", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_member_of_a_negative_size_does_not_turn_the_reader_round(tmp_path):

@@ -68,6 +68,10 @@ def test_labels_csv_may_label_less_than_there_is_and_more(tmp_path):
         ("filename,label\n/a.png,1\n", "'/a.png' is not the name of a file in this folder"),
         ('filename,label\n"a.png,1\n', "labels.csv is not a table of comma-separated values"),
         (b"filename,label\n\xff\xfe.png,1\n", "labels.csv is not text in UTF-8"),
+        ("filename,label\na\0.png,1\n", "labels.csv holds a NUL character"),
+        ("filename,label\na.png,1_0\n", "labels.csv line 2 (a.png): '1_0' is not a class"),
+        ("filename,label\na.png,\u0663\n", "labels.csv line 2 (a.png): '\u0663' is not a class"),
+        ("filename,label\n" + "x" * 300 + ",1\n" + "x" * 300 + ",1\n", "was labelled on line 2 already"),
     ],
 )
 def test_a_labels_csv_that_says_something_else_is_refused(tmp_path, text, sentence):

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of everything that reads files of others: docs/security.md, "How each promise is tested"."""

@@ -1,0 +1,30 @@
+"""A message is one line, whatever a file or a library put into it."""
+
+import pytest
+
+from stm.codec import decode
+from stm.config import Preprocess
+from stm.errors import LONGEST, DataError, StmError, escaped, said
+
+
+def test_names_of_files_and_messages_of_libraries_break_no_line() -> None:
+    error = DataError("a\nb\r\x85\u2028\x00 is no name", "rename a\nb")
+    assert error.message == r"a\x0ab\x0d\x85\u2028\x00 is no name"
+    assert error.hint == r"rename a\x0ab"
+    assert str(error) == "a\\x0ab\\x0d\\x85\\u2028\\x00 is no name\nHint: rename a\\x0ab"
+    assert StmError("é 日本語 \U0001f600").message == "é 日本語 \U0001f600"
+    assert escaped("a\tb") == r"a\x09b"
+
+
+def test_a_library_is_quoted_by_one_short_line() -> None:
+    assert said(ValueError("first\nsecond\n")) == "first"
+    assert said(ValueError("\n\n  ")) == "ValueError"
+    assert len(said(ValueError("x" * 10_000))) == LONGEST + len("...")
+
+
+def test_a_key_of_a_file_breaks_no_line() -> None:
+    many = dict.fromkeys(map(str, range(1000)), 0)
+    for kind, value in ((Preprocess, {"a\nb": 1}), (Preprocess, many), (dict[str, int], {"a\nb": "x\u2028"})):
+        with pytest.raises(ValueError, match=r"unknown key|expected an integer") as caught:
+            decode(kind, value, "preprocessing")
+        assert "\n" not in str(caught.value) and "\u2028" not in str(caught.value) and len(str(caught.value)) < 1000
