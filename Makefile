@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 2000
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
-.PHONY: demo test lint docs fuzz
+.PHONY: demo test test-torch lint docs fuzz
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
@@ -21,6 +21,17 @@ demo: $(VENV)/.demo
 test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+
+# What touches torch's own operators, on another version of it: make test-torch TORCH=2.15.0
+TORCH ?= 2.15.0
+TORCH_VENV ?= $(VENV)-torch-$(TORCH)
+TORCH_TESTS = tests/backends tests/golden tests/contract/test_runtime.py tests/contract/test_digests.py \
+	$(patsubst %,tests/unit/test_%.py,products serving training gemms waiting)
+test-torch: export OMP_NUM_THREADS ?= 1
+test-torch: | $(TORCH_VENV)/bin/pip
+	grep -v -E "^(torch|triton)==" constraints.txt > $(TORCH_VENV)/constraints.txt
+	$(TORCH_VENV)/bin/python -m pip install $(PIP_ARGS) -c $(TORCH_VENV)/constraints.txt -e ".[dev]" "torch==$(TORCH)"
+	$(TORCH_VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS) $(TORCH_TESTS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -52,6 +63,6 @@ $(VENV)/.docs: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[docs]"
 	@touch $@
 
-$(VENV)/bin/pip:
+$(VENV)/bin/pip $(TORCH_VENV)/bin/pip:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "stm needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(patsubst %/bin/pip,%,$@)

@@ -2,8 +2,9 @@
 
 On a processor the matrix products of the blocks take weights packed in oneDNN's layout, everything that does not depend
 on the images is computed once (stm/model/prepared.py), and the process keeps the memory that a forward frees
-(stm/model/malloc.py). On a CUDA device the whole forward is recorded once as a CUDA graph and replayed, because the
-launches of a small model's kernels take longer than the kernels.
+(stm/model/malloc.py) and lets threads that wait sleep (stm/model/waiting.py). On a CUDA device the whole forward is
+recorded once as a CUDA graph and replayed, because the launches of a small model's kernels take longer than the
+kernels.
 
 Packed and recorded values live only in the `Served` model, never in the original. Arrangements that were not possible
 are in its notes.
@@ -27,6 +28,7 @@ from stm.model.malloc import keep_freed
 from stm.model.prepared import Int8Product, PreparedBlock
 from stm.model.quantized import Int8Mixer
 from stm.model.vim import ViM
+from stm.model.waiting import sleep_soon
 from stm.model.workspace import Workspace
 
 # The most images per portion on a processor. Of ViM-S, an image takes 1.02 times as long alone and 1.10 times as long
@@ -151,6 +153,7 @@ def _arranged(model: ViM, batch_size: int) -> Served:
             model, model, batch_size, notes=(f"nothing is known to help on {device.type}",), made_of=(model, batch_size)
         )
     keep_freed()
+    sleep_soon()
     portion = min(batch_size, IMAGES_AT_ONCE)
     notes: tuple[str, ...] = ()
     packed, dtype = model, TORCH_DTYPES.get(model.config.dtype, torch.float32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stm.backends import blocked, conv, reference
-from tests.backends.cases import check, double, gradients, inputs
+from tests.backends.cases import check, double, gradients, inputs, torch_checks
 
 SPANS = (1, 2, 4, 7, 1, 3)
 
@@ -52,6 +52,7 @@ def test_convolution_and_its_gradients(sizes: tuple[int, ...] | None) -> None:
         check(found[name], expected[name], 1e-12)
 
 
+@torch_checks
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Fake kernels, autograd registration and schemas, by torch's own checks."""
     values = inputs(L=5, E=4, N=3)

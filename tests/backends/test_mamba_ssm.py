@@ -12,7 +12,7 @@ from torch import Tensor
 from stm import backends
 from stm.backends import mamba_ssm, reference
 from stm.errors import BackendError
-from tests.backends.cases import BOTH, check, double, gradients, inputs
+from tests.backends.cases import BOTH, check, double, gradients, inputs, torch_checks
 from tests.backends.mamba_stand_in import CONV, backward, forward
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -78,6 +78,7 @@ def test_convolution_and_its_gradients(sizes: tuple[int, ...] | None) -> None:
 
 
 @pytest.mark.usefixtures("installed")
+@torch_checks
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     g = torch.Generator().manual_seed(0)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stm import backends
 from stm.backends import native, native_calls, reference
 from stm.errors import BackendError, UsageError
-from tests.backends.cases import BOTH, check, double, inputs
+from tests.backends.cases import BOTH, check, double, inputs, torch_checks
 
 AVAILABLE, REASON = native.status()
 SOURCES = Path(__file__).resolve().parents[2] / "stm" / "backends"
@@ -339,6 +339,7 @@ def test_a_product_of_strided_tensors_is_refused() -> None:
             native_calls.Prepared.product(*changed)
 
 
+@torch_checks
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
     x, w, b = (v.requires_grad_() for v in conv_inputs())

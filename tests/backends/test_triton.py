@@ -18,7 +18,7 @@ from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
-from tests.backends.cases import BOTH, double, gradients, inputs
+from tests.backends.cases import BOTH, double, gradients, inputs, torch_checks
 from tests.backends.cases import check as check_on_cpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -255,6 +255,7 @@ def test_add_norm_and_its_gradients(dtype: torch.dtype, with_h: bool) -> None:
     assert leaf.grad is not None
 
 
+@torch_checks
 def test_the_operators_hold_what_torch_asks_of_them() -> None:
     """Schema, fake kernels, autograd registration and tracing, by torch.library.opcheck."""
     values = there(inputs(L=1, E=2, N=1, batch=1, dt_bias=True, scale=True, gap=True))

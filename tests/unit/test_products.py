@@ -129,6 +129,28 @@ def test_a_torch_without_the_operator_or_with_another_one_falls_back_and_says_so
     assert products.library() == Library("F.linear", "this torch's oneDNN operator gives another result")
 
 
+@pytest.mark.parametrize("schema", [None, "(Tensor x, Tensor weight) -> Tensor", "(Tensor x, *, int layout) -> Tensor"])
+def test_an_unknown_torch_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch, schema: str | None) -> None:
+    """A torch whose private operators are gone, or take other arguments: as it multiplies, and as it packs."""
+    dense, x = stm.load_checkpoint(MINI, device="cpu"), images()
+    with torch.inference_mode():
+        expected = dense(x)
+    with torch.library._scoped_library("another_mkldnn", "DEF") as library:
+        for name in ("_linear_pointwise", "_reorder_linear_weight") if schema else ():
+            library.define(name + str(schema))
+        monkeypatch.setattr(torch.ops, "mkldnn", torch.ops.another_mkldnn)
+        monkeypatch.setattr(products, "_vendor", lambda: "AuthenticAMD")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        products.library.cache_clear()
+        assert products.library().name == "F.linear"
+        assert products.library().reason.startswith("this torch has no oneDNN operator for it: ")
+        served = dense.optimize(batch_size=2)
+        assert served.notes[0].startswith("weights are not packed: torch's operators for it cannot be used here: ")
+        with torch.inference_mode():
+            torch.testing.assert_close(served(x), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(dense(x), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_maker_of_a_processor(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\n")
     assert products._vendor(tmp_path / "cpuinfo") == "AuthenticAMD"
