@@ -18,7 +18,7 @@ from stm.recipe import PRESET_NAMES
 
 # How a checkpoint is read: what its tensors do not tell of the shape; which weights are taken, and how images are made
 # into inputs.
-_SHAPE_OPTIONS = ("image_size", "class_token", "divide_out")
+_SHAPE_OPTIONS = ("image_size", "class_token", "divide_out", "backbone")
 WEIGHTS_OPTIONS = ("ema", "weights_key", "mean", "std", "crop_ratio", "interpolation")
 CHECKPOINT_OPTIONS = (*_SHAPE_OPTIONS, *WEIGHTS_OPTIONS)
 FILE_OPTIONS = tuple(name for name in CHECKPOINT_OPTIONS if name != "image_size")  # a dense folder takes a size too
@@ -76,8 +76,8 @@ class ModelOptions(_Group):
 
     Args:
         file, revision, token: of a Hub repository.
-        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
-            see `stm.load_checkpoint`.
+        image_size, class_token, divide_out, backbone, ema, weights_key, mean, std, crop_ratio, interpolation: of a
+            checkpoint; see `stm.load_checkpoint`.
         labels: the names of the classes, or a file that has them; see `stm.data.class_names.given_names`.
         device, dtype, backend: see `stm.load`.
     """
@@ -88,6 +88,7 @@ class ModelOptions(_Group):
     image_size: Size | None = None
     class_token: str | None = None
     divide_out: bool | None = None
+    backbone: bool = False
     ema: bool = False
     weights_key: str | None = None
     mean: tuple[float, ...] | None = None

@@ -345,6 +345,9 @@ DivideOut = Annotated[
     bool | None,
     option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
 ]
+Backbone = Annotated[
+    bool, option("--backbone", SOURCE, "Take the backbone alone, for features(): no head, perhaps no class token.")
+]
 Ema = Annotated[bool, option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
 WeightsKey = Annotated[
     str | None,

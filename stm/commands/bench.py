@@ -10,7 +10,7 @@ from stm.bench.timing import threads as on_threads
 from stm.commands.draw_model import draw_model
 from stm.errors import UsageError, check_choice
 from stm.findings import BenchReport
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.model.layers import TORCH_DTYPES
 from stm.model.vim import ViM
@@ -53,7 +53,7 @@ def bench(
         check_choice("against", runtime, tuple(rivals.RUNTIMES))
     merge, notes = _for_random(merge) if random_weights else (merge, ())
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        vim = draw_model(model, source) if random_weights else open_classifier(model, source, on_progress)
         for runtime in against:
             rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
         dense, small = _pair(vim, merge, model, on_progress)

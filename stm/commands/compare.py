@@ -9,7 +9,7 @@ from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure import compare as comparison
 from stm.measure.compare import contenders, rows, run_all
 from stm.measure.environment import environment_of
@@ -62,7 +62,7 @@ def compare(
         atomic.check(out, COMPARED, force=force)
     seed = images.draws_by
     # An impossible budget is refused before the fit, and every method is solved before the set is read.
-    dense = open_model(model, source, on_progress)
+    dense = open_classifier(model, source, on_progress)
     entered = contenders(
         dense,
         methods=methods,
@@ -121,7 +121,7 @@ def open_siblings(names: Sequence[str], source: ModelOptions, on_progress: OnPro
     siblings = {}
     for name in names:
         try:
-            siblings[name] = open_model(name, same, on_progress)
+            siblings[name] = open_classifier(name, same, on_progress)
         except Question as error:
             # The command line has one set of options for checkpoints, and the first model has it. A folder needs none.
             answers = {what: [*words, "--format", "folder"] for what, words in error.answers.items()}

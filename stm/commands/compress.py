@@ -28,6 +28,7 @@ from stm.loading import open_model
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
+from stm.measure.judge import divergences
 from stm.merging.bnnm import capacity_of
 from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
@@ -37,7 +38,8 @@ from stm.progress import OnProgress
 from stm.recipe import Recipe
 from stm.reports import CompressReport, Gate, ServedSpeed
 from stm.saving import save
-from stm.verdicts import milder, no_gain, warning
+from stm.units import percent
+from stm.verdicts import BACKBONE, milder, no_gain, warning
 
 
 class _Wish(NamedTuple):
@@ -137,6 +139,9 @@ def compress(
         check_source(dense.config, wish.recorded, model, recipe)
         if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
             dense.config = dataclasses.replace(dense.config, label_names=wish.recorded.label_names)
+    backbone = not dense.config.num_classes
+    if backbone and (max_drop is not None or speedup is not None):
+        dense.config.check_head()
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
     samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
@@ -165,10 +170,14 @@ def compress(
         check_made(small.config, wish.recorded, recipe)
 
     outcome = _Outcome()
-    if samples is not None and not dry_run:
+    if samples is not None and not dry_run and backbone:
+        change = float(divergences(dense, [small], samples, on_progress).mean()) ** 0.5
+        moved = f"the features of the patches differ from the dense model's by {percent(change, 1)} (root mean square)"
+        notes += (f"{moved} on {len(samples)} images of {samples.name}",)
+    elif samples is not None and not dry_run:
         outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
     # A speed that was asked for is measured even if nothing is compared. Nobody will serve what is not written.
-    timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None
+    timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None and not backbone
     if timed_too and outcome.accepted and not dry_run:
         served = served_speed(dense, small, batch_size=goal.batch_size, on_progress=on_progress)
         outcome = outcome._replace(served=served)
@@ -178,7 +187,7 @@ def compress(
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
     if fitting is not None and small.plan is not None:
-        checked = wish.compare and not dry_run
+        checked = wish.compare and not dry_run and not backbone
         notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
     report = _report(small, model, output, dry_run, outcome, wish.recorded)
     return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
@@ -375,6 +384,8 @@ def _notes(config: Config, output: Path, outcome: _Outcome, recorded: Config | N
 
 def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
     """Return why each part of the report that is null is null."""
+    if not small.config.num_classes:
+        return dict.fromkeys(("eval", "served", "gate"), BACKBONE)
     if outcome.figures is None:
         why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
         nothing = ("eval", "gate") if outcome.served is not None else ("eval", "served", "gate")

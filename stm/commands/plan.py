@@ -17,7 +17,7 @@ from stm.errors import UsageError
 from stm.findings import PlanReport
 from stm.fitting import Fitting
 from stm.fitting import fit as fitted
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.table import as_csv
 from stm.model.vim import ViM
@@ -95,7 +95,7 @@ def plan(
     # Each printed command reads the model, merges, fits and measures as this run did; only the saving differs.
     again = (*source.words(), *merge.words(), *fit.words(), *images.words())
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        vim = draw_model(model, source) if random_weights else open_classifier(model, source, on_progress)
         if vim.plan is not None:
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         taken = _Images() if random_weights else _images(vim, source, merge, fit, images, on_progress)

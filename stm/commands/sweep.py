@@ -11,7 +11,7 @@ from stm.commands.fit_set import fit_once
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
 from stm.measure.sweep import Grid, deciding, measure_cells, planned
@@ -57,7 +57,7 @@ def sweep(
     if world.first:
         check_folder(output, SWEPT)
     seed = images.draws_by
-    dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
+    dense, siblings = open_classifier(model, source, on_progress), open_siblings(also, source, on_progress)
     # A grid that no schedule can fill is refused before the fit, and before a set is opened.
     plan = planned(
         dense,
