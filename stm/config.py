@@ -78,6 +78,7 @@ class ModelConfig:
         class_tokens: n, the number of class tokens; 0 of the backbone of a model for dense prediction. Several are
             spread: they cut the patches into n + 1 runs of equal length, apart from what is left over at the end
             (wangf3014/Mamba-Reg, `get_cls_idx`).
+        scan_norm: whether a LayerNorm stands between the directions' average and the gate (insitro/FastVim's Vim-B).
         neck: the width to which each class token is reduced before the classifier reads them all; None: D, unreduced.
         divide_out: whether the two directions are averaged (official) or added.
         norm_eps: added to the mean square in every RMSNorm.
@@ -101,6 +102,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     class_tokens: int = field(default=1, metadata=LATER)
     neck: int | None = field(default=None, metadata=LATER)
+    scan_norm: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)

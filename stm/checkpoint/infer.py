@@ -36,6 +36,7 @@ _RUNS = (
     "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions; and"
     " Mamba-R, which has several class tokens"
 )
+_SCAN_NORM = r"layers\.\d+\.mixer\.layernorm\..*"  # the sign of a LayerNorm on the scan's output
 _REGISTERS = "pos_embed_cls"  # the sign of a Mamba-R (wangf3014/Mamba-Reg models_mamba.py)
 _DENSE = "a segmentation or detection checkpoint, of which a ViM may be the backbone: it does not classify images"
 _BACKBONE = "its backbone alone, for features(), if all of it is there: --backbone"
@@ -49,7 +50,7 @@ _REFUSED = (
         r"layers\.\d+\.blocks\.\d+\.|(.*\.)?A_logs$",
         "of VMamba's family (VMamba, EfficientVMamba): its scans are two-dimensional",
     ),
-    (r"(layers|blocks)\.\d+\.mixer\.(layer)?norm\.", "a FastVim or another ViM with a norm inside its mixers"),
+    (r"(layers|blocks)\.\d+\.mixer\.norm\.", "a ViM with a norm inside its mixers that stm does not know"),
     (r"(layers|blocks)\.\d+\.mlp\d?\.", "an Adventurer or another Mamba with an MLP in its blocks"),
     (
         r"to_patch_embedding\.|layers\.\d+\.(forward_conv1d|backward_conv1d|ssm)\.",
@@ -170,6 +171,8 @@ def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ..
         registers |= {"neck.weight": (model.neck, D), "norm_neck.weight": (model.d_head,)}
     directed = dict(zip(DIRECTED, ((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,)), strict=True))
     block = {"norm.weight": (D,), "mixer.in_proj.weight": (2 * E, D), "mixer.out_proj.weight": (D, E)}
+    if model.scan_norm:
+        block |= {"mixer.layernorm.weight": (E,), "mixer.layernorm.bias": (E,)}
     block |= {f"mixer.{name.format(suffix)}": shape for suffix in ("", "_b") for name, shape in directed.items()}
     return {
         "cls_token": (1, n, D),
@@ -194,7 +197,10 @@ def official_names(names: Collection[str], backbone: bool = False) -> Collection
     neck = 1 if several and "neck.weight" in names else None
     # Only names count here, and any config of that kind and depth has the same names.
     tokens = 1 + several if "cls_token" in names or not backbone else 0
-    kind = ModelConfig(image_size=224, d_model=1, dt_rank=1, depth=_depth(names), class_tokens=tokens, neck=neck)
+    norm = any(re.fullmatch(_SCAN_NORM, name) for name in names)
+    kind = ModelConfig(
+        image_size=224, d_model=1, dt_rank=1, depth=_depth(names), class_tokens=tokens, neck=neck, scan_norm=norm
+    )
     return [name for name, shape in official_shapes(kind, 0 if backbone else 1).items() if all(shape)]
 
 
@@ -214,6 +220,11 @@ def _refuse_variants(where: str, names: Collection[str], backbone: bool) -> None
     for pattern, what in _REFUSED:
         if sign := next((name for name in names if re.fullmatch(rf"(.*\.)?({pattern}).*", name)), None):
             raise CheckpointError(f"{where} is {what} ({sign})", _BACKBONE if what == _DENSE else _RUNS)
+    # A FastVim and the Vim-B beside it share this norm. A FastVim has no class token, and pools tokens before it scans.
+    norm = next((name for name in names if re.fullmatch(_SCAN_NORM, name)), None)
+    if norm is not None and "cls_token" not in names:
+        what = "a FastVim, by its norm and without a class token: it pools tokens before it scans"
+        raise CheckpointError(f"{where} is {what} ({norm})", _RUNS)
     for pattern, needed, what in _NEEDED:
         spared = needed in ("cls_token", "head")  # by a backbone
         if not any(re.fullmatch(pattern, name) for name in names) and not (backbone and spared):
@@ -288,7 +299,8 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     if D < 1 or E % D:
         raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
     config = {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}
-    return config | {"class_tokens": tokens, "neck": neck}, classes, patches
+    norm = any(re.fullmatch(_SCAN_NORM, name) for name in shapes)
+    return config | {"class_tokens": tokens, "neck": neck, "scan_norm": norm}, classes, patches
 
 
 def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tuple[str, bool, tuple[str, ...]]:

@@ -106,7 +106,8 @@ def read(
     del document
     # A backbone has no head, and perhaps no class token: those are empty.
     parts = official_shapes(inferred.model, inferred.num_classes)
-    tensors = _stack(where, state | {name: torch.empty(shape) for name, shape in parts.items() if not all(shape)})
+    state.update({name: torch.empty(shape) for name, shape in parts.items() if not all(shape)})
+    tensors = _stack(where, state)
     if inferred.trained is not None:
         tensors["pos_embed"] = interpolated(tensors["pos_embed"], inferred.trained, inferred.model)
     # Asked last: whoever has a damaged file should not have to answer first.
@@ -191,6 +192,12 @@ def _names(held: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
         names |= {name: (name,) for name in ("neck.weight", "norm_neck.weight") if name in held}
     names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
     for block in (f"layers.{i}" for i in range(depth)):
+        names |= {
+            name: (other,)
+            for kind in ("weight", "bias")
+            for name, other in [(f"{block}.mixer.scan_norm.{kind}", f"{block}.mixer.layernorm.{kind}")]
+            if name in held or other in held
+        }
         names |= {
             f"{block}.{name}": (f"{block}.{name}",)
             for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")

@@ -73,7 +73,7 @@ def parameters(model: ModelConfig, num_classes: int) -> int:
     """Return the number of trained parameters; a schedule adds none."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     direction = (W + 1) * E + (R + 2 * N) * E + (R + 1) * E + N * E + E  # conv1d, x_proj, dt_proj, A_log, D
-    block = D + 2 * E * D + 2 * direction + D * E
+    block = D + 2 * E * D + 2 * direction + D * E + (2 * E if model.scan_norm else 0)
     # Patches, class tokens, positions.
     embedding = (model.in_chans * model.patch**2 + 1) * D + model.class_tokens * D + model.tokens * D
     neck = 0 if model.neck is None else D * model.neck + model.d_head

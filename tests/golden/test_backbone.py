@@ -100,7 +100,7 @@ def test_merged_backbones_fill_the_whole_grid(dense: stm.ViM, tmp_path: Path, op
 def test_a_fit_costs_the_features_less_than_stages(dense: stm.ViM) -> None:
     """The costs are those of the features: at the same saving the fitted cut moves them less."""
     g = torch.Generator().manual_seed(3)
-    pictures = torch.randn(4, 3, 64, 64, generator=g)
+    pictures = torch.randn(8, 3, 64, 64, generator=g)
     fitted, staged = (stm.compress(dense, saving=0.2, **o) for o in ({"fit_on": pictures}, {"method": "staged"}))
     with torch.inference_mode():
         moved = [(small.features(images()) - dense.features(images())).norm() for small in (fitted, staged)]
