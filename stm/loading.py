@@ -24,7 +24,7 @@ from stm.errors import ArtifactError, CheckpointError, HubError, UsageError, che
 from stm.model.positions import INTERPOLATED, interpolated, interpolation_note, interpolation_record
 from stm.model.vim import ViM
 from stm.model_names import File, HubFile
-from stm.options import ModelOptions
+from stm.options import ModelOptions, as_typed
 from stm.progress import OnProgress
 from stm.resolving import Ours, resolve
 
@@ -262,7 +262,7 @@ def _at_another_size(where: str, config: Config, image_size: Size) -> Config:
         raise UsageError(
             f"image_size is {in_pixels(image_size)}, but {where} has patches of {own.patch} pixels at stride"
             f" {own.stride}, which leave pixels over",
-            f"the nearest smaller size is {'x'.join(map(str, less))}",
+            f"the nearest smaller size is {as_typed('image_size', less)}",
         )
     asked = config.extra.get("asked")
     notes = [*config.extra_texts("notes"), interpolation_note(own, model)]

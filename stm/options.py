@@ -30,6 +30,12 @@ def flag(name: str, value: Any) -> str:
     return _EITHER[name][value is False] if name in _EITHER else f"--{name.replace('_', '-')}"
 
 
+def as_typed(name: str, value: Any) -> str:
+    """Return the value of an option as it is typed: several numbers with commas, height and width with an x."""
+    joint = "x" if name == "image_size" else ","
+    return joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def words(options: Mapping[str, Any]) -> list[str]:
     """Return options by the library's names as the command line takes them; None stands for no option.
 
@@ -45,8 +51,7 @@ def words(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             out.append(word)
             continue
-        joint = "x" if name == "image_size" else ","
-        text = joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = as_typed(name, value)
         out += [f"{word}={text}"] if text.startswith("-") else [word, text]  # else the value would be an option
     return out
 
@@ -300,3 +305,13 @@ class EvalOptions(SetOptions):
     def draws_by(self) -> int:
         """The seed that images are drawn by."""
         return 0 if self.seed is None else self.seed
+
+    def shared(self, *others: str | Path | None) -> tuple["EvalOptions", SetOptions]:
+        """Return the options of the set to measure on, and how `others` are read: images to fit on, or to calibrate by.
+
+        What is said of reading is of the set to measure on if one is named, else of the others.
+        """
+        if self.data is not None or all(other is None for other in others):
+            return self, SetOptions()
+        how = SetOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SetOptions)})
+        return dataclasses.replace(self, **vars(SetOptions())), how

@@ -200,7 +200,7 @@ _DATA = (
 Data = Annotated[str | None, option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Split = Annotated[
     str | None,
-    option("--split", CHECK, "The part of a set that has several, such as val.", "NAME"),
+    option("--split", CHECK, "Part of a set, such as val: of --data, else of the images to fit on.", "NAME"),
 ]
 ImageColumn = Annotated[
     str | None,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from stm.checkpoint.stored import Stored
 from stm.config import LARGEST_SIDE, Size, as_size, in_pixels, sides
 from stm.errors import CheckpointError, UsageError
+from stm.options import as_typed
 
 _OFFICIAL_SIZE = 224
 
@@ -56,7 +57,8 @@ def geometry_of(where: str, patch: int, patches: int, stored: Stored, asked: Siz
             return Geometry(asked, own.stride, None, own.size)
     if stride is None:
         raise UsageError(
-            f"image_size is {_as_option(asked)}, but {where} holds {fits}", _sizes_near(patch, patches, own, asked)
+            f"image_size is {as_typed('image_size', asked)}, but {where} holds {fits}",
+            _sizes_near(patch, patches, own, asked),
         )
     return Geometry(asked, stride, f"image size {_shown(asked)} {source}, stride {stride} as it gives {fits}")
 
@@ -67,7 +69,9 @@ def _own_geometry(where: str, patch: int, patches: int, stored: Stored) -> Geome
     own, named, side = stored.input_size, stored.size_by_name, math.isqrt(patches)
     if own is not None:
         if (stride := _stride(own, patch, patches, stored.stride)) is None:
-            settings = f"input_size {_as_option(own)}" + (f" and stride {stored.stride}" if stored.stride else "")
+            settings = f"input_size {as_typed('image_size', own)}" + (
+                f" and stride {stored.stride}" if stored.stride else ""
+            )
             return CheckpointError(
                 f"{where}: its own arguments say {settings}, but it holds {fits}", "give the right one: --image-size N"
             )
@@ -113,10 +117,6 @@ def _shown(size: Size) -> str:
     return str(size) if isinstance(size, int) else in_pixels(size)
 
 
-def _as_option(size: Size) -> str:
-    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
-
-
 def _sizes_near(patch: int, patches: int, own: "Geometry | CheckpointError | None", asked: Size) -> str:
     """Return a hint: the size of patches edge to edge, and those near the asked one that can be interpolated to."""
     side = math.isqrt(patches)
@@ -125,7 +125,9 @@ def _sizes_near(patch: int, patches: int, own: "Geometry | CheckpointError | Non
     if isinstance(own, Geometry) and possible:
         less = [each - (each - patch) % own.stride for each in sides(asked)]
         near = (as_size(*less), as_size(*(each + own.stride for each in less)))
-        hints.append(f"the table of positions can be interpolated to {' or '.join(map(_as_option, near))}")
+        hints.append(
+            f"the table of positions can be interpolated to {' or '.join(as_typed('image_size', each) for each in near)}"
+        )
     return "; ".join(hints) or "give height and width: --image-size HEIGHTxWIDTH"
 
 

@@ -60,6 +60,7 @@ def compare(
     if out is not None and world.first:
         plots.require()
         atomic.check(out, COMPARED, force=force)
+    measured, how = images.shared(fit.fit_on)
     seed = images.draws_by
     # An impossible budget is refused before the fit, and every method is solved before the set is read.
     dense = open_classifier(model, source, on_progress)
@@ -71,12 +72,12 @@ def compare(
         at=at,
         also=open_siblings(also, source, on_progress),
         seed=seed,
-        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        fitting=fit_once(fit, dense, seed=seed, how=how, token=source.token, on_progress=on_progress),
         world=world,
         on_progress=on_progress,
     )
     ours = next(entrant.model.config for entrant in entered if entrant.method == "stm")
-    samples = open_chosen(images, ours, need_labels=False, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(measured, ours, need_labels=False, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs

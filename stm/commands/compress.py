@@ -33,7 +33,7 @@ from stm.merging.bnnm import capacity_of
 from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
 from stm.model_names import model_of, name_of
-from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions, SetOptions
 from stm.progress import OnProgress
 from stm.recipe import Recipe
 from stm.reports import CompressReport, Gate, ServedSpeed
@@ -134,6 +134,7 @@ def compress(
     if push is not None:
         hub_push.check(dataclasses.replace(push, dry_run=dry_run))
 
+    measured, how = wish.images.shared(fit.fit_on, calibration)
     dense = open_model(model, wish.source, on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
@@ -144,13 +145,13 @@ def compress(
         dense.config.check_head()
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
-    samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
+    samples = given = _samples(wish, measured, dense.config, max_drop, on_progress) if wish.compare else None
     if given is not None and (names := given.sorted_names or given.own_names):
         # From now on the model names its classes, and so does its folder.
         dense.config = dataclasses.replace(dense.config, label_names=names)
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
-        averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
+        averaged, notes = _calibration(calibration, dense.config, wish, how, on_progress)
     fitting = None
     if wish.fits:
         fit_images, samples = fit_set(
@@ -161,6 +162,7 @@ def compress(
             labels=goal.max_drop is not None,
             limit=images.limit,
             seed=wish.images.draws_by,
+            how=how,
             token=source.token,
             on_progress=on_progress,
         )
@@ -279,8 +281,9 @@ def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
     check_fit_on(wish.images.data, wish.fit)
 
 
-def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:
-    images = wish.images
+def _samples(
+    wish: _Wish, images: EvalOptions, config: Config, max_drop: float | None, on_progress: OnProgress | None
+) -> SampleSet:
     if wish.splits:  # the limit is for the images that are left to measure on
         images = dataclasses.replace(images, limit=None)
     # A recipe's fit is over: what it used is left out, as it was then.
@@ -295,7 +298,7 @@ def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: O
 
 
 def _calibration(
-    data: str | Path, config: Config, wish: _Wish, on_progress: OnProgress | None
+    data: str | Path, config: Config, wish: _Wish, how: SetOptions, on_progress: OnProgress | None
 ) -> tuple[CalibrationImages, tuple[str, ...]]:
     """Return the images of a set, labelled or not, that weights are averaged over, and notes about the set."""
     samples = open_samples(
@@ -304,6 +307,7 @@ def _calibration(
         limit=CALIBRATION_IMAGES,
         seed=wish.images.draws_by,
         need_labels=False,
+        how=how,
         token=wish.source.token,
         on_progress=on_progress,
     )

@@ -188,7 +188,9 @@ def _images(
     fits = merge.order == "fitted"
     splits = fits and images.data is not None and fit.fit_on is None
     # The limit is for the images that are left to measure on.
-    opened = dataclasses.replace(images, limit=None) if splits else images
+    opened, how = images.shared(fit.fit_on)
+    if splits:
+        opened = dataclasses.replace(opened, limit=None)
     samples = given = open_chosen(opened, vim.config, need_labels=False, token=source.token, on_progress=on_progress)
     fitting, notes = None, tuple[str, ...]()
     if fits:
@@ -199,6 +201,7 @@ def _images(
             split=splits,
             limit=images.limit,
             seed=images.draws_by,
+            how=how,
             token=source.token,
             on_progress=on_progress,
         )

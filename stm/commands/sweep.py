@@ -56,6 +56,7 @@ def sweep(
     output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
     if world.first:
         check_folder(output, SWEPT)
+    measured, how = images.shared(fit.fit_on)
     seed = images.draws_by
     dense, siblings = open_classifier(model, source, on_progress), open_siblings(also, source, on_progress)
     # A grid that no schedule can fill is refused before the fit, and before a set is opened.
@@ -64,12 +65,14 @@ def sweep(
         grid,
         siblings,
         seed,
-        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        fitting=fit_once(fit, dense, seed=seed, how=how, token=source.token, on_progress=on_progress),
         world=world,
         on_progress=on_progress,
     )
     decided = deciding(plan)
-    samples = open_chosen(images, decided, need_labels=False, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(
+        measured, decided, need_labels=False, token=source.token, world=world, on_progress=on_progress
+    )
     environment = environment_of(dense, world)
     # Each cell has its own cut; what decided them is the same.
     decided_by = None if decided.recipe is None else decided.recipe.fit
