@@ -1,6 +1,7 @@
 """Tell the size of a checkpoint's images and the stride of its patches, which its tensors do not show."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from stm.checkpoint.stored import Stored
@@ -9,6 +10,7 @@ from stm.errors import CheckpointError, UsageError
 from stm.options import as_typed
 
 _OFFICIAL_SIZE = 224
+_as_option = partial(as_typed, "image_size")
 
 
 class Geometry(NamedTuple):
