@@ -127,9 +127,7 @@ def _sizes_near(patch: int, patches: int, own: "Geometry | CheckpointError | Non
     if isinstance(own, Geometry) and possible:
         less = [each - (each - patch) % own.stride for each in sides(asked)]
         near = (as_size(*less), as_size(*(each + own.stride for each in less)))
-        hints.append(
-            f"the table of positions can be interpolated to {' or '.join(as_typed('image_size', each) for each in near)}"
-        )
+        hints.append(f"the table of positions can be interpolated to {' or '.join(map(_as_option, near))}")
     return "; ".join(hints) or "give height and width: --image-size HEIGHTxWIDTH"
 
 

@@ -221,8 +221,8 @@ def _refuse_variants(where: str, names: Collection[str], backbone: bool) -> None
         if sign := next((name for name in names if re.fullmatch(rf"(.*\.)?({pattern}).*", name)), None):
             raise CheckpointError(f"{where} is {what} ({sign})", _BACKBONE if what == _DENSE else _RUNS)
     # A FastVim and the Vim-B beside it share this norm. A FastVim has no class token, and pools tokens before it scans.
-    norm = next((name for name in names if re.fullmatch(_SCAN_NORM, name)), None)
-    if norm is not None and "cls_token" not in names:
+    norm = next((name for name in names if re.fullmatch(rf"(.*\.)?{_SCAN_NORM}", name)), None)
+    if norm is not None and not any(re.fullmatch(r"(.*\.)?cls_token", name) for name in names):
         what = "a FastVim, by its norm and without a class token: it pools tokens before it scans"
         raise CheckpointError(f"{where} is {what} ({norm})", _RUNS)
     for pattern, needed, what in _NEEDED:
