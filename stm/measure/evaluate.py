@@ -237,7 +237,7 @@ def timed(timings: Sequence[Sequence[Timing]]) -> Timing:
 
 
 def forward(model: ViM, images: Tensor, on_images: Callable[[int], None] | None = None) -> Tensor:
-    """Return the logits (B, classes) of a batch (B, C, H, W) of any size, or the features of a backbone.
+    """Return the logits (B, classes) of a batch (B, C, H, W) of any size.
 
     Args:
         on_images: called with the number of images of each part but the last.
@@ -247,7 +247,7 @@ def forward(model: ViM, images: Tensor, on_images: Callable[[int], None] | None 
     parts = images.split(IMAGES_AT_ONCE) if images.device.type == "cpu" else (images,)
     logits = []
     for number, part in enumerate(parts, start=1):
-        logits.append(model.answer(part))
+        logits.append(model(part))
         if on_images is not None and number < len(parts):
             on_images(len(part))
     return torch.cat(logits)
@@ -316,9 +316,8 @@ def logits_of(
         on_images: called with a number of images, whenever some have passed, and with `who`. Its time does not count.
 
     Raises:
-        StmError: the model has no head, or a logit is not finite; the sentence names `who`, the model, and the file.
+        StmError: a logit is not finite. The sentence names `who`, the model, and the file.
     """
-    model.config.check_head()
     images = images.to(next(model.parameters()).device)
     aside, left = 0.0, len(images)
 

@@ -24,17 +24,18 @@ def divergences(dense: ViM, models: Sequence[ViM], samples: SampleSet, on_progre
     Raises:
         DataError: no image can be read.
     """
-    moved = kl_divergence if dense.config.num_classes else _relative_change
+    backbone = not dense.config.num_classes
+    answer, moved = (ViM.features, _relative_change) if backbone else (forward, kl_divergence)
     columns: list[Tensor] = []
     done, meter = 0, Meter(on_progress, "choose", len(samples), passes=1 + len(models))
     with torch.inference_mode(), evaluating(dense, *models):
         for batch in iterate(samples, dense.config.preprocessing, batch_size=_AT_ONCE):
             if batch.indices:
                 images = batch.images.to(dense.cls_token.device)
-                expected, divergences = forward(dense, images).cpu(), []
+                expected, divergences = answer(dense, images).cpu(), []
                 for model in models:
                     meter.passed(len(images))
-                    divergences.append(moved(expected, forward(model, images).cpu()))
+                    divergences.append(moved(expected, answer(model, images).cpu()))
                 columns.append(torch.stack(divergences))
             done += len(batch.indices) + len(batch.errors)
             meter.finished(done)
