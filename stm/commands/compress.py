@@ -11,7 +11,7 @@ from stm.artifact import folder as artifact
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
-from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
+from stm.commands.recipe import as_recorded, asked_saving, check_made, check_source, default_name, read_recipe, recorded
 from stm.config import Config
 from stm.config_file import to_json
 from stm.data.images import MODES
@@ -29,13 +29,10 @@ from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.measure.judge import divergences
-from stm.merging.bnnm import capacity_of
-from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
 from stm.model_names import model_of, name_of
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions, SetOptions
 from stm.progress import OnProgress
-from stm.recipe import Recipe
 from stm.reports import CompressReport, Gate, ServedSpeed
 from stm.saving import save
 from stm.units import percent
@@ -350,7 +347,7 @@ def _report(
         recipe=config.recipe,
         protection=config.protection,
         schedule=to_json(config)["schedule"],
-        asked_saving=_asked_saving(config.recipe, config),
+        asked_saving=asked_saving(config.recipe, config),
         saving=config.schedule.saving(config.model.depth),
         flops=flops.count(config),
         parameters=flops.parameters(config.model, config.num_classes),
@@ -398,14 +395,3 @@ def _reasons(small: ViM, dry_run: bool, outcome: _Outcome) -> dict[str, str]:
     if outcome.served is None:
         reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
     return reasons
-
-
-def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """Return the saving that was asked for: under `fitted` and `staged` a rate stands for the paper's saving at it.
-
-    None under a gradual order, whose rate is a share of tokens and no saving.
-    """
-    if recipe.schedule not in ("fitted", "staged") or recipe.rate is None:
-        return recipe.saving
-    capacity = capacity_of(config.model, recipe.sides)
-    return paper_saving(capacity, recipe.rate) / capacity.token_layers if recipe.rate else 0.0
