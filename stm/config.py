@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from stm.codec import LATER
-from stm.errors import check_choice, check_within
+from stm.errors import StmError, check_choice, check_within
 from stm.merging.schedule import Fixed, Schedule
 from stm.recipe import Recipe
 
@@ -76,8 +76,10 @@ class ModelConfig:
         expand: the inner width E is `expand` * D.
         d_conv: W, the width of the causal convolution.
         class_token: "middle" (at M // 2 of M patches, as in the official models) or "head" (at 0).
-        class_tokens: n, the number of class tokens. Several are spread: they cut the patches into n + 1 runs of equal
-            length, apart from what is left over at the end (wangf3014/Mamba-Reg, `get_cls_idx`).
+        class_tokens: n, the number of class tokens; 0 of the backbone of a model for dense prediction. Several are
+            spread: they cut the patches into n + 1 runs of equal length, apart from what is left over at the end
+            (wangf3014/Mamba-Reg, `get_cls_idx`).
+        scan_norm: whether a LayerNorm stands between the directions' average and the gate (insitro/FastVim's Vim-B).
         neck: the width to which each class token is reduced before the classifier reads them all; None: D, unreduced.
         divide_out: whether the two directions are averaged (official) or added.
         norm_eps: added to the mean square in every RMSNorm.
@@ -101,6 +103,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     class_tokens: int = field(default=1, metadata=LATER)
     neck: int | None = field(default=None, metadata=LATER)
+    scan_norm: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)
@@ -114,10 +117,11 @@ class ModelConfig:
             "dt_rank",
             "expand",
             "d_conv",
-            "class_tokens",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.class_tokens < 0:
+            raise ValueError(f"class_tokens is {self.class_tokens}, expected at least 0")
         if max(sides(self.image_size)) > LARGEST_SIDE:
             raise ValueError(f"image_size is {self.image_size}, expected at most {LARGEST_SIDE}")
         if self.patch > min(sides(self.image_size)):
@@ -131,7 +135,7 @@ class ModelConfig:
                 f"class_tokens is {self.class_tokens}, expected at most {most} among {self.patches} patches with"
                 f" class_token {self.class_token!r}"
             )
-        if self.neck is not None and (self.neck < 1 or self.class_tokens == 1):
+        if self.neck is not None and (self.neck < 1 or self.class_tokens < 2):
             raise ValueError(f"neck is {self.neck} with {self.class_tokens} class tokens, expected null, or several")
 
     @property
@@ -157,11 +161,10 @@ class ModelConfig:
 
     @property
     def cls(self) -> Fixed:
-        """The position of the class token in the sequence that enters block 0, or the positions of several."""
-        if self.class_token == "head":
-            return 0
-        places = spread(self.patches, self.class_tokens)
-        return places if self.class_tokens > 1 else places[0]
+        """The position of the class token in the sequence that enters block 0, or the positions of several or none."""
+        if self.class_tokens != 1:
+            return spread(self.patches, self.class_tokens)
+        return 0 if self.class_token == "head" else spread(self.patches, 1)[0]
 
     @property
     def d_head(self) -> int:
@@ -318,6 +321,7 @@ class Config:
     """The whole description of a model. A model that was never saved has no `files`.
 
     Args:
+        num_classes: 0 of a backbone, which has no head.
         preprocessing: how a photograph becomes an input.
         label_names: one name per class, if known.
         dtype: of the weights of the matrix products; everything else is float32.
@@ -348,8 +352,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, DTYPES, ValueError)
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}, expected at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes is {self.num_classes}, expected at least 0")
+        if self.num_classes and not self.model.class_tokens:
+            raise ValueError(f"num_classes is {self.num_classes} without a class token, expected 0")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
             raise ValueError(
                 f"{len(self.label_names)} label_names, expected one for each of the {self.num_classes} classes"
@@ -372,6 +378,14 @@ class Config:
         if len(self.preprocessing.mean) != self.model.in_chans:
             raise ValueError(
                 f"preprocessing.mean has {len(self.preprocessing.mean)} values, expected {self.model.in_chans}"
+            )
+
+    def check_head(self) -> None:
+        """Raise StmError if the model is a backbone without a head, which gives no logits."""
+        if not self.num_classes:
+            raise StmError(
+                "the model is a backbone without a head, and has no logits",
+                "model.features(images) gives the features of every patch",
             )
 
     def extra_texts(self, key: str) -> tuple[str, ...]:

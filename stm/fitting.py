@@ -24,7 +24,7 @@ from stm.merging import bnnm, cost_file
 from stm.merging.budget import NEAR, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
 from stm.merging.constants import static_plan
 from stm.merging.cost_file import Effects
-from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer
+from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer, probe_shape
 from stm.merging.fit import CostTable, Group, as_schedule
 from stm.merging.regroup import PROBES, Regrouping
 from stm.merging.schedule import Fixed, Schedule, fixed
@@ -181,8 +181,9 @@ class Fitting:
             blocks = nearest_stages(capacity, layers_to_save(capacity, saving))
             made.append(("staged", bnnm.staged(model.tokens, model.cls, blocks, sides)))
         with suppress(UsageError):
-            r, steps = steps_for_saving(capacity, saving)
-            made.append(("border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)))
+            if model.class_tokens:  # which `border` merges toward
+                r, steps = steps_for_saving(capacity, saving)
+                made.append(("border", bnnm.gradual(model.tokens, model.cls, "border", r, steps, sides)))
         return made
 
     def _saves(self, schedule: Schedule, layers: int) -> bool:
@@ -334,7 +335,7 @@ def _effects_of(dense: ViM, samples: SampleSet, seed: int) -> Iterator[Tensor]:
     for batch in iterate(samples, dense.config.preprocessing, batch_size=size):
         # drawn for broken images too, so that no other image's probe depends on them
         places = sorted([*batch.indices, *batch.errors])
-        probes = torch.randn(len(places), dense.config.num_classes, generator=g)
+        probes = torch.randn(len(places), *probe_shape(dense.config), generator=g)
         if batch.indices:
             yield from effects(dense, batch.images, probes[[places.index(index) for index in batch.indices]])
 

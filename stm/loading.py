@@ -24,7 +24,7 @@ from stm.errors import ArtifactError, CheckpointError, HubError, UsageError, che
 from stm.model.positions import INTERPOLATED, interpolated, interpolation_note, interpolation_record
 from stm.model.vim import ViM
 from stm.model_names import File, HubFile
-from stm.options import ModelOptions
+from stm.options import ModelOptions, as_typed
 from stm.progress import OnProgress
 from stm.resolving import Ours, resolve
 
@@ -38,6 +38,7 @@ def load(
     image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
+    backbone: bool = False,
     ema: bool = False,
     weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
@@ -58,8 +59,8 @@ def load(
         file: the checkpoint in a repository, if it holds several.
         revision: of a repository: a branch, tag or commit.
         token: of the Hub, for a repository that needs one.
-        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
-            see `load_checkpoint`.
+        image_size, class_token, divide_out, backbone, ema, weights_key, mean, std, crop_ratio, interpolation: of a
+            checkpoint; see `load_checkpoint`.
         labels: the names of the classes: a list by index, a dict by index or by name, or a file of them (one per line,
             JSON, or a CSV with a column of indices). They replace those that the model has.
         device: as torch names it; "auto" takes a GPU if there is one.
@@ -85,6 +86,7 @@ def load(
         image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
+        backbone=backbone,
         ema=ema,
         weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
@@ -111,6 +113,19 @@ def open_model(
         StmError: as `load`.
     """
     return open_resolved(resolve(model, options, on_progress), options, on_progress)
+
+
+def open_classifier(
+    model: str | os.PathLike[str], options: ModelOptions = ModelOptions(), on_progress: OnProgress | None = None
+) -> ViM:
+    """Return what `open_model` returns, for whoever reads logits.
+
+    Raises:
+        StmError: as `load`; or the model is a backbone without a head.
+    """
+    opened = open_model(model, options, on_progress)
+    opened.config.check_head()
+    return opened
 
 
 def open_resolved(resolved: Ours | File | HubFile, options: ModelOptions, on_progress: OnProgress | None = None) -> ViM:
@@ -143,6 +158,7 @@ def load_checkpoint(
     image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
+    backbone: bool = False,
     ema: bool = False,
     weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
@@ -164,6 +180,8 @@ def load_checkpoint(
             positions is interpolated.
         class_token: "middle" (ViM) or "head" (VideoMamba).
         divide_out: whether the two directions are averaged (ViM) or added (VideoMamba).
+        backbone: take the backbone alone, for `features`: that of a segmentation or detection checkpoint, or all but
+            the head.
         ema: take the trainer's averaged weights (`model_ema`).
         weights_key: where the weights are, if the file holds several ViMs: "teacher", "model_ema.module".
         mean, std: of the images in 0 to 1: a number, or one per channel.
@@ -185,6 +203,7 @@ def load_checkpoint(
         image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
+        backbone=backbone,
         ema=ema,
         weights_key=weights_key,
         mean=ModelOptions.per_channel(mean),
@@ -243,7 +262,7 @@ def _at_another_size(where: str, config: Config, image_size: Size) -> Config:
         raise UsageError(
             f"image_size is {in_pixels(image_size)}, but {where} has patches of {own.patch} pixels at stride"
             f" {own.stride}, which leave pixels over",
-            f"the nearest smaller size is {'x'.join(map(str, less))}",
+            f"the nearest smaller size is {as_typed('image_size', less)}",
         )
     asked = config.extra.get("asked")
     notes = [*config.extra_texts("notes"), interpolation_note(own, model)]

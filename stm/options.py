@@ -18,7 +18,7 @@ from stm.recipe import PRESET_NAMES
 
 # How a checkpoint is read: what its tensors do not tell of the shape; which weights are taken, and how images are made
 # into inputs.
-_SHAPE_OPTIONS = ("image_size", "class_token", "divide_out")
+_SHAPE_OPTIONS = ("image_size", "class_token", "divide_out", "backbone")
 WEIGHTS_OPTIONS = ("ema", "weights_key", "mean", "std", "crop_ratio", "interpolation")
 CHECKPOINT_OPTIONS = (*_SHAPE_OPTIONS, *WEIGHTS_OPTIONS)
 FILE_OPTIONS = tuple(name for name in CHECKPOINT_OPTIONS if name != "image_size")  # a dense folder takes a size too
@@ -28,6 +28,12 @@ _EITHER = {"divide_out": ("--divide-out", "--no-divide-out"), "span_conv": ("--s
 def flag(name: str, value: Any) -> str:
     """Return the word of an option by the library's name, such as `--no-divide-out` for `divide_out` and False."""
     return _EITHER[name][value is False] if name in _EITHER else f"--{name.replace('_', '-')}"
+
+
+def as_typed(name: str, value: Any) -> str:
+    """Return the value of an option as it is typed: several numbers with commas, height and width with an x."""
+    joint = "x" if name == "image_size" else ","
+    return joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
@@ -45,8 +51,7 @@ def words(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             out.append(word)
             continue
-        joint = "x" if name == "image_size" else ","
-        text = joint.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        text = as_typed(name, value)
         out += [f"{word}={text}"] if text.startswith("-") else [word, text]  # else the value would be an option
     return out
 
@@ -76,8 +81,8 @@ class ModelOptions(_Group):
 
     Args:
         file, revision, token: of a Hub repository.
-        image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation: of a checkpoint;
-            see `stm.load_checkpoint`.
+        image_size, class_token, divide_out, backbone, ema, weights_key, mean, std, crop_ratio, interpolation: of a
+            checkpoint; see `stm.load_checkpoint`.
         labels: the names of the classes, or a file that has them; see `stm.data.class_names.given_names`.
         device, dtype, backend: see `stm.load`.
     """
@@ -88,6 +93,7 @@ class ModelOptions(_Group):
     image_size: Size | None = None
     class_token: str | None = None
     divide_out: bool | None = None
+    backbone: bool = False
     ema: bool = False
     weights_key: str | None = None
     mean: tuple[float, ...] | None = None
@@ -299,3 +305,13 @@ class EvalOptions(SetOptions):
     def draws_by(self) -> int:
         """The seed that images are drawn by."""
         return 0 if self.seed is None else self.seed
+
+    def shared(self, *others: str | Path | None) -> tuple["EvalOptions", SetOptions]:
+        """Return the options of the set to measure on, and how `others` are read: images to fit on, or to calibrate by.
+
+        What is said of reading is of the set to measure on if one is named, else of the others.
+        """
+        if self.data is not None or all(other is None for other in others):
+            return self, SetOptions()
+        how = SetOptions(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SetOptions)})
+        return dataclasses.replace(self, **vars(SetOptions())), how

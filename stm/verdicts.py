@@ -11,6 +11,7 @@ from stm.reports import ServedSpeed
 from stm.units import interval
 
 UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures that were drawn
+BACKBONE = "a backbone has no logits: only its features can be compared"
 OWN_IMAGES = "unlabelled images of the model's kind decide better: --fit-on DIR"
 
 

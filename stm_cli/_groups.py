@@ -13,6 +13,7 @@ from typing import Any
 from stm.distributed import current_world
 from stm.options import FitOptions, MergeOptions, ModelOptions
 from stm_cli._options import (
+    Backbone,
     Backend,
     ClassToken,
     CropRatio,
@@ -129,6 +130,7 @@ class Source:
     image_size: ImageSize = None
     class_token: ClassToken = None
     divide_out: DivideOut = None
+    backbone: Backbone = False
     ema: Ema = False
     weights_key: WeightsKey = None
     mean: Mean = None

@@ -200,7 +200,7 @@ _DATA = (
 Data = Annotated[str | None, option("--data", CHECK, f"{_DATA} Default: embedded.", "DATA")]
 Split = Annotated[
     str | None,
-    option("--split", CHECK, "The part of a set that has several, such as val.", "NAME"),
+    option("--split", CHECK, "Part of a set, such as val: of --data, else of the images to fit on.", "NAME"),
 ]
 ImageColumn = Annotated[
     str | None,
@@ -348,6 +348,9 @@ ClassToken = Annotated[
 DivideOut = Annotated[
     bool | None,
     option("--divide-out/--no-divide-out", SOURCE, "Average the two directions (ViM) or add them (VideoMamba)."),
+]
+Backbone = Annotated[
+    bool, option("--backbone", SOURCE, "Take the backbone alone, for features(): no head, perhaps no class token.")
 ]
 Ema = Annotated[bool, option("--ema", SOURCE, "Take the averaged weights (model_ema) of a checkpoint.")]
 WeightsKey = Annotated[

@@ -95,9 +95,10 @@ def _shape(config: dict[str, Any]) -> str:
     channels = f"{model['in_chans']} channel{'s' if model['in_chans'] > 1 else ''}"
     token = "class token in the middle" if model["class_token"] == "middle" else "class token at the head"
     if "class_tokens" in model:
-        token = f"{model['class_tokens']} class tokens spread"
+        token = f"{model['class_tokens']} class tokens spread" if model["class_tokens"] else "no class token"
+    classes = f"{config['num_classes']} classes" if config["num_classes"] else "a backbone without a head"
     return (
-        f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {config['num_classes']} classes,"
+        f"ViM, {model['depth']} blocks, D={model['d_model']}, N={model['d_state']}, {classes},"
         f" {in_pixels(model['image_size'])} pixels, {channels}, patch {model['patch']}, stride"
         f" {model['stride']}, {token}, {config['dtype']}"
     )

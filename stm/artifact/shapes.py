@@ -56,6 +56,9 @@ def shapes(config: Config) -> Iterator[tuple[str, Shape]]:
         yield f"{block}.mixer.A_log", (K, E, N)
         yield f"{block}.mixer.D", (K, E)
         yield from _product(f"{block}.mixer.out_proj", config.dtype, D, E)
+        if model.scan_norm:
+            yield f"{block}.mixer.scan_norm.weight", (E,)
+            yield f"{block}.mixer.scan_norm.bias", (E,)
     tokens, protection = model.tokens, config.protection
     if protection is None:
         return

@@ -32,7 +32,8 @@ def gemms_of(model: ViM) -> list[Gemm]:
     only the products that reach the class token count, as the model runs it. Those of an int8 model are in float32.
     """
     shape, schedule = model.config.model, model.schedule
-    last, n = shape.depth - 1, shape.class_tokens
+    n = shape.class_tokens
+    last = shape.depth - 1 if n else shape.depth  # without class tokens no block is cut short
     products = [Gemm(shape.patches, model.patch_embed.weight.flatten(1))]
     places = zip(model.blocks, schedule.tokens_per_block(shape.depth), schedule.cls_per_block(shape.depth), strict=True)
     for number, (block, length, c) in enumerate(places):
@@ -49,7 +50,7 @@ def gemms_of(model: ViM) -> list[Gemm]:
         products.append(Gemm(length if number < last else n, mixer.out_proj.weight))
     if model.neck is not None:
         products.append(Gemm(n, model.neck.weight))
-    return [*products, Gemm(1, model.head.weight)]
+    return [*products, *([Gemm(1, model.head.weight)] if model.config.num_classes else [])]
 
 
 def _linear(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from stm.checkpoint.heads import Head, find_head
@@ -30,6 +31,10 @@ _DROPPED = re.compile(
     rf"|(\w*optim(izer)?s?|(\w+_)?(criterion|loss_fn|loss_func|{_MEASURES})|(train|val|valid|test)_({_MEASURES})\w*"
     r"|mixup|cutmix|aug|augment\w*|normali[sz]e\w*|transforms?|\w*logger|scaler|\w*scheduler)(\..*)?",
     re.DOTALL,
+)
+# The layers that read a backbone's features, and the head with what stands before it.
+_READERS = re.compile(
+    r"((head|neck|norm_neck|decode_head|auxiliary_head)|(fpn|simfp_|outnorm_?|norm)\d+)\..*", re.DOTALL
 )
 _USUAL = (
     ".",
@@ -66,6 +71,7 @@ class StoredViM:
         averaged: whether its way says that it is an average of the training's steps.
         missing: official names that it lacks.
         question: in words, if its head is one of several layers.
+        beside: names among its tensors that stand outside of its prefix.
     """
 
     key: str
@@ -76,6 +82,7 @@ class StoredViM:
     averaged: bool
     missing: tuple[str, ...]
     question: str | None
+    beside: frozenset[str] = frozenset()
 
 
 def find(where: str, document: Any) -> list[StoredViM]:
@@ -124,6 +131,20 @@ def choose(
     if plain and averaged and not ema:
         notes.append(f"the file also holds averaged weights ({listed([averaged[0].key])}): --ema takes those")
     return one, (*notes, *one.notes, *_left_out(document, one, vims))
+
+
+def trunk_of(one: StoredViM) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return a ViM's tensors without those that read its features, and sentences about what was left out or made."""
+    left = [name for name in one.state if name in one.beside or _READERS.fullmatch(name)]
+    state = {name: tensor for name, tensor in one.state.items() if name not in left}
+    notes = ["the backbone alone, as asked: stm info, compress and features() take it, and it has no logits"]
+    if left:
+        notes.append(f"left out, as no part of the backbone: {listed(left)}")
+    width = state.get("layers.0.norm.weight")
+    if "norm_f.weight" not in state and width is not None:
+        state["norm_f.weight"] = torch.ones(width.shape)
+        notes.append("the file has no final norm (norm_f): features() divides by the root mean square alone")
+    return state, tuple(notes)
 
 
 def _left_out(document: Any, one: StoredViM, vims: list[StoredViM]) -> tuple[str, ...]:
@@ -228,12 +249,13 @@ def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves:
         beside.pop(name, None)
     expected = official_names(state)
     question, notes = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
-    for name, value in beside.items():  # unknown, and refused by a name that is no tensor's of the ViM
-        state[name if name not in expected else f"beside it, {name}"] = value
+    # unknown, and refused by a name that is no tensor's of the ViM
+    beside = {name if name not in expected else f"beside it, {name}": value for name, value in beside.items()}
+    state |= beside
     key = prefix.removesuffix(".") or "."
     missing = tuple(name for name in expected if name not in state)
     averaged = any(map(_is_average, key.split(".")))
-    return StoredViM(key, state, holder, notes, tuple(dropped), averaged, missing, question)
+    return StoredViM(key, state, holder, notes, tuple(dropped), averaged, missing, question, frozenset(beside))
 
 
 def _give_head(

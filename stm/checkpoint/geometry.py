@@ -1,13 +1,16 @@
 """Tell the size of a checkpoint's images and the stride of its patches, which its tensors do not show."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 from stm.checkpoint.stored import Stored
 from stm.config import LARGEST_SIDE, Size, as_size, in_pixels, sides
 from stm.errors import CheckpointError, UsageError
+from stm.options import as_typed
 
 _OFFICIAL_SIZE = 224
+_as_option = partial(as_typed, "image_size")
 
 
 class Geometry(NamedTuple):
@@ -56,7 +59,8 @@ def geometry_of(where: str, patch: int, patches: int, stored: Stored, asked: Siz
             return Geometry(asked, own.stride, None, own.size)
     if stride is None:
         raise UsageError(
-            f"image_size is {_as_option(asked)}, but {where} holds {fits}", _sizes_near(patch, patches, own, asked)
+            f"image_size is {as_typed('image_size', asked)}, but {where} holds {fits}",
+            _sizes_near(patch, patches, own, asked),
         )
     return Geometry(asked, stride, f"image size {_shown(asked)} {source}, stride {stride} as it gives {fits}")
 
@@ -67,7 +71,9 @@ def _own_geometry(where: str, patch: int, patches: int, stored: Stored) -> Geome
     own, named, side = stored.input_size, stored.size_by_name, math.isqrt(patches)
     if own is not None:
         if (stride := _stride(own, patch, patches, stored.stride)) is None:
-            settings = f"input_size {_as_option(own)}" + (f" and stride {stored.stride}" if stored.stride else "")
+            settings = f"input_size {as_typed('image_size', own)}" + (
+                f" and stride {stored.stride}" if stored.stride else ""
+            )
             return CheckpointError(
                 f"{where}: its own arguments say {settings}, but it holds {fits}", "give the right one: --image-size N"
             )
@@ -111,10 +117,6 @@ def _in_patches(patch: int, patches: int) -> str:
 
 def _shown(size: Size) -> str:
     return str(size) if isinstance(size, int) else in_pixels(size)
-
-
-def _as_option(size: Size) -> str:
-    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
 
 
 def _sizes_near(patch: int, patches: int, own: "Geometry | CheckpointError | None", asked: Size) -> str:

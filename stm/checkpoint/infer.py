@@ -36,13 +36,13 @@ _RUNS = (
     "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions; and"
     " Mamba-R, which has several class tokens"
 )
+_SCAN_NORM = r"layers\.\d+\.mixer\.layernorm\..*"  # the sign of a LayerNorm on the scan's output
 _REGISTERS = "pos_embed_cls"  # the sign of a Mamba-R (wangf3014/Mamba-Reg models_mamba.py)
+_DENSE = "a segmentation or detection checkpoint, of which a ViM may be the backbone: it does not classify images"
+_BACKBONE = "its backbone alone, for features(), if all of it is there: --backbone"
 # Signs of other models, each with the model in words, so that the message says more than which tensors are missing.
 _REFUSED = (
-    (
-        r"(decode_head|auxiliary_head|sem_seg_head|roi_heads?|rpn_head|bbox_head|mask_head|proposal_generator)\.",
-        "a segmentation or detection checkpoint, of which a ViM may be the backbone: it does not classify images",
-    ),
+    (r"(decode_head|auxiliary_head|sem_seg_head|roi_heads?|rpn_head|bbox_head|mask_head|proposal_generator)\.", _DENSE),
     (r"levels\.\d+\.blocks\.\d+\.", "a MambaVision: a hybrid of convolutions, scans and attention"),
     (r"layers\.\d+\.mixer\.(multi_scan|\w+_[0-9](\.|$))", "a LocalVim: it scans windows in several orders"),
     (r"(layers|blocks)\.\d+\.(\w+\.)?direction_\w+", "a PlainMamba: its scans are two-dimensional"),
@@ -50,7 +50,7 @@ _REFUSED = (
         r"layers\.\d+\.blocks\.\d+\.|(.*\.)?A_logs$",
         "of VMamba's family (VMamba, EfficientVMamba): its scans are two-dimensional",
     ),
-    (r"(layers|blocks)\.\d+\.mixer\.(layer)?norm\.", "a FastVim or another ViM with a norm inside its mixers"),
+    (r"(layers|blocks)\.\d+\.mixer\.norm\.", "a ViM with a norm inside its mixers that stm does not know"),
     (r"(layers|blocks)\.\d+\.mlp\d?\.", "an Adventurer or another Mamba with an MLP in its blocks"),
     (
         r"to_patch_embedding\.|layers\.\d+\.(forward_conv1d|backward_conv1d|ssm)\.",
@@ -65,12 +65,13 @@ _REFUSED = (
     (r"(layers\.\d+\.norm|norm_f)\.bias", "a ViM with LayerNorm"),
     (r"layers\.\d+\.mixer\.gamma", "a ViM with layer scale"),
 )
-# What every ViM that stm runs has. A missing group tells more than the names of its tensors.
+# What every ViM that stm runs has, a backbone apart from the last two of these. A missing group tells more than the
+# names of its tensors.
 _NEEDED = (
     (r"layers\.\d+\.mixer\..*", "layers.*.mixer", "not a ViM"),
     (r"layers\.\d+\.mixer\.conv1d_b\..*", "layers.*.mixer.conv1d_b", "a ViM with bimamba v1 or with one direction"),
-    (r"cls_token", "cls_token", "a ViM without a class token"),
     (r"pos_embed", "pos_embed", "a ViM without absolute position embeddings"),
+    (r"cls_token", "cls_token", "a ViM without a class token"),
     (r"head\..*", "head", "a ViM without a classification head"),
 )
 
@@ -120,9 +121,9 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
         raise UsageError(f"class_token is {asked.class_token!r}, expected {' or '.join(CLASS_TOKENS)}")
     # From the general to the exact: a file of another kind is called by its kind, before hundreds of tensors are
     # reported as missing.
-    _refuse_variants(where, shapes)
+    _refuse_variants(where, shapes, asked.backbone)
     depth = _depth(shapes)
-    _refuse_names(where, shapes)
+    _refuse_names(where, shapes, asked.backbone)
     config, classes, patches = _dimensions(where, shapes)
     geometry = geometry_of(where, config["patch"], patches, stored, asked.image_size)
     question: Question | None = None
@@ -143,7 +144,8 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
     trained = None if geometry.table is None else replace(model, image_size=geometry.table)
-    _refuse_shapes(where, shapes, official_shapes(trained or model, classes))
+    parts = official_shapes(trained or model, classes)
+    _refuse_shapes(where, shapes, {name: shape for name, shape in parts.items() if name in shapes})
     prep, remarks = preprocessing(where, model, stored, asked)
     # A recipe records these options: without the name, the file would be read as another model.
     by_name: dict[str, Any] = {}
@@ -158,7 +160,7 @@ def infer(where: str, shapes: Shapes, stored: Stored, asked: Asked) -> Inferred:
 
 
 def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the official model's tensors, by name."""
+    """Return the shapes of the official model's tensors, by name; empty ones stand for what a backbone lacks."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     n = model.class_tokens
     # Several class tokens have positions of their own. One shares the table of the patches.
@@ -169,6 +171,8 @@ def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ..
         registers |= {"neck.weight": (model.neck, D), "norm_neck.weight": (model.d_head,)}
     directed = dict(zip(DIRECTED, ((E, 1, W), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,)), strict=True))
     block = {"norm.weight": (D,), "mixer.in_proj.weight": (2 * E, D), "mixer.out_proj.weight": (D, E)}
+    if model.scan_norm:
+        block |= {"mixer.layernorm.weight": (E,), "mixer.layernorm.bias": (E,)}
     block |= {f"mixer.{name.format(suffix)}": shape for suffix in ("", "_b") for name, shape in directed.items()}
     return {
         "cls_token": (1, n, D),
@@ -183,13 +187,21 @@ def official_shapes(model: ModelConfig, classes: int) -> dict[str, tuple[int, ..
     }
 
 
-def official_names(names: Collection[str]) -> Collection[str]:
-    """Return the names of the tensors of the official model that has the most of these names."""
+def official_names(names: Collection[str], backbone: bool = False) -> Collection[str]:
+    """Return the names of the tensors of the official model that has the most of these names.
+
+    Args:
+        backbone: whether it has no head, and a class token only if that is among the names.
+    """
     several = _REGISTERS in names
     neck = 1 if several and "neck.weight" in names else None
     # Only names count here, and any config of that kind and depth has the same names.
-    kind = ModelConfig(image_size=224, d_model=1, dt_rank=1, depth=_depth(names), class_tokens=1 + several, neck=neck)
-    return official_shapes(kind, 1).keys()
+    tokens = 1 + several if "cls_token" in names or not backbone else 0
+    norm = any(re.fullmatch(_SCAN_NORM, name) for name in names)
+    kind = ModelConfig(
+        image_size=224, d_model=1, dt_rank=1, depth=_depth(names), class_tokens=tokens, neck=neck, scan_norm=norm
+    )
+    return [name for name, shape in official_shapes(kind, 0 if backbone else 1).items() if all(shape)]
 
 
 def head_inputs(shapes: Shapes) -> int:
@@ -204,17 +216,24 @@ def _depth(names: Collection[str]) -> int:
     return len({name.split(".")[1] for name in names if name.startswith("layers.")})
 
 
-def _refuse_variants(where: str, names: Collection[str]) -> None:
+def _refuse_variants(where: str, names: Collection[str], backbone: bool) -> None:
     for pattern, what in _REFUSED:
         if sign := next((name for name in names if re.fullmatch(rf"(.*\.)?({pattern}).*", name)), None):
-            raise CheckpointError(f"{where} is {what} ({sign})", _RUNS)
+            raise CheckpointError(f"{where} is {what} ({sign})", _BACKBONE if what == _DENSE else _RUNS)
+    # A FastVim and the Vim-B beside it share this norm. A FastVim has no class token, and pools tokens before it scans.
+    norm = next((name for name in names if re.fullmatch(rf"(.*\.)?{_SCAN_NORM}", name)), None)
+    if norm is not None and not any(re.fullmatch(r"(.*\.)?cls_token", name) for name in names):
+        what = "a FastVim, by its norm and without a class token: it pools tokens before it scans"
+        raise CheckpointError(f"{where} is {what} ({norm})", _RUNS)
     for pattern, needed, what in _NEEDED:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise CheckpointError(f"{where} is {what}: it has no {needed}, but {listed(names)}", _RUNS)
+        spared = needed in ("cls_token", "head")  # by a backbone
+        if not any(re.fullmatch(pattern, name) for name in names) and not (backbone and spared):
+            hint = f"{_RUNS}; {_BACKBONE}" if spared else _RUNS
+            raise CheckpointError(f"{where} is {what}: it has no {needed}, but {listed(names)}", hint)
 
 
-def _refuse_names(where: str, shapes: Shapes) -> None:
-    expected = official_names(shapes)
+def _refuse_names(where: str, shapes: Shapes, backbone: bool) -> None:
+    expected = official_names(shapes, backbone)
     missing = [name for name in expected if name not in shapes]
     unexpected = [name for name in shapes if name not in expected]
     if missing or unexpected:
@@ -256,31 +275,32 @@ def _dimensions(where: str, shapes: Shapes) -> tuple[dict[str, Any], int, int]:
     _, _, W = shape(r"layers\.\d+\.mixer\.conv1d(_b)?\.weight", 3)
     _, C, height, width = shape(r"patch_embed\.proj\.weight", 4)
     _, L, _ = shape("pos_embed", 3)
-    _, tokens, _ = shape("cls_token", 3)
-    classes, _ = shape(r"head\.weight", 2)
+    tokens = shape("cls_token", 3)[1] if "cls_token" in shapes else 0
+    classes = shape(r"head\.weight", 2)[0] if "head.weight" in shapes else 0
     several = _REGISTERS in shapes
     neck = shape(r"neck\.weight", 2)[0] if several and "neck.weight" in shapes else None
-    patches = L if several else L - 1
+    patches = L if several else L - tokens
     # The checks that follow guard divisions. `ModelConfig` and `_refuse_shapes` check everything else.
-    if classes < 1:
+    if classes < 1 and "head.weight" in shapes:
         raise CheckpointError(f"{where} has a head without classes (head.weight), expected at least 1", _RUNS)
     if several and tokens < 2:
         raise CheckpointError(
             f"{where} has {_REGISTERS} as a Mamba-R, and {tokens} class tokens, expected several", _RUNS
         )
-    if not several and tokens != 1:
+    if not several and tokens != 1 and "cls_token" in shapes:
         raise CheckpointError(f"{where} is a ViM with {tokens} class tokens (cls_token), expected 1", _RUNS)
     if height != width:
         raise CheckpointError(
             f"{where} has patches of {height} x {width} pixels (patch_embed.proj.weight), expected square ones", _RUNS
         )
     if patches < 1:
-        beside = "" if several else " and one class token"
+        beside = "" if several or not tokens else " and one class token"
         raise CheckpointError(f"{where} has {L} positions (pos_embed), expected a grid of patches{beside}", _RUNS)
     if D < 1 or E % D:
         raise CheckpointError(f"{where} has an inner width of {E} (A_log), expected a multiple of its width {D}", _RUNS)
     config = {"d_model": D, "expand": E // D, "d_state": N, "dt_rank": R, "d_conv": W, "in_chans": C, "patch": height}
-    return config | {"class_tokens": tokens, "neck": neck}, classes, patches
+    norm = any(re.fullmatch(_SCAN_NORM, name) for name in shapes)
+    return config | {"class_tokens": tokens, "neck": neck, "scan_norm": norm}, classes, patches
 
 
 def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tuple[str, bool, tuple[str, ...]]:
@@ -293,7 +313,11 @@ def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tup
             )
         what = f"a Mamba-R with {class_tokens} class tokens, spread among the patches; the two directions are averaged"
         return "middle", True, (what,)
+    if not class_tokens and asked.class_token is not None:
+        raise UsageError(f"{where} has no class token, and class_token was given", "leave out --class-token")
     said: dict[str, tuple[Said[Any], ...]] = {"class_token": stored.class_token, "divide_out": stored.divide_out}
+    if not class_tokens:
+        said["class_token"] = (Said("middle", OWN),)  # there is none: any place is right
     values: dict[str, Any] = {}
     by_name: dict[str, list[str]] = {}  # from a name in words to what it decided; settings get no note
     overruled = []
@@ -324,9 +348,8 @@ def _reading(where: str, stored: Stored, asked: Asked, class_tokens: int) -> tup
         )
     if values["divide_out"] is None and values["class_token"] == "middle":
         values["divide_out"] = True
-        notes.append(
-            "the two directions are averaged, as in hustvl/Vim's models: no others have the class token in the middle"
-        )
+        others = "have the class token in the middle" if class_tokens else "are known without a class token"
+        notes.append(f"the two directions are averaged, as in hustvl/Vim's models: no others {others}")
     if values["divide_out"] is None:
         raise Question(f"{where}: nothing tells whether its two directions are averaged or added", _answers(asked))
     return values["class_token"], values["divide_out"], tuple(notes)

@@ -14,8 +14,8 @@ from torch import Tensor
 from stm.artifact.tensors import dtype_name
 from stm.checkpoint import file as checkpoint_file
 from stm.checkpoint.class_names import Named, names_in
-from stm.checkpoint.find import choose, find, largest, settings
-from stm.checkpoint.infer import DIRECTED, infer
+from stm.checkpoint.find import choose, find, largest, settings, trunk_of
+from stm.checkpoint.infer import DIRECTED, infer, official_shapes
 from stm.checkpoint.stored import Asked, Stored
 from stm.config import ModelConfig, Preprocess, Size, spread
 from stm.errors import CheckpointError, UsageError, listed
@@ -60,6 +60,7 @@ def read(
     image_size: Size | None = None,
     class_token: str | None = None,
     divide_out: bool | None = None,
+    backbone: bool = False,
     ema: bool = False,
     weights_key: str | None = None,
     mean: float | Sequence[float] | None = None,
@@ -73,6 +74,7 @@ def read(
     Args:
         image_size, class_token, divide_out: properties that the tensors do not show; these arguments win over the
             file's settings and its name. For another size than the file's own the table of positions is interpolated.
+        backbone: take the backbone alone, without a head, and without a class token if the file has none.
         ema: take the averaged weights (`model_ema`).
         weights_key: where the weights are, if the file holds several: `teacher`, `model_ema.module`.
         mean, std, crop_ratio, interpolation: of the preprocessing; they win over the file's settings.
@@ -90,17 +92,21 @@ def read(
         image_size=ModelOptions.size(image_size),
         class_token=class_token,
         divide_out=divide_out,
+        backbone=backbone,
         crop_ratio=crop_ratio,
         interpolation=interpolation,
         **colours,
     )
-    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema, weights_key)
+    state, document, ignored = _state_dict(where, checkpoint_file.load(path), ema, weights_key, backbone)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     inferred = infer(where, shapes, Stored.of(document, path.name, repo), asked)
     other = sorted({dtype_name(tensor) for tensor in state.values()} - {"float32"})
-    named = names_in(document, inferred.num_classes)
+    named = names_in(document, inferred.num_classes) if inferred.num_classes else None
     # The document may hold an optimizer's state, twice as large as the weights. Let it go before they are copied.
     del document
+    # A backbone has no head, and perhaps no class token: those are empty.
+    parts = official_shapes(inferred.model, inferred.num_classes)
+    state.update({name: torch.empty(shape) for name, shape in parts.items() if not all(shape)})
     tensors = _stack(where, state)
     if inferred.trained is not None:
         tensors["pos_embed"] = interpolated(tensors["pos_embed"], inferred.trained, inferred.model)
@@ -165,7 +171,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             places = spread(tensors[ours].shape[1] - n, n)
             parts = [tensors[ours][:, others(tensors[ours].shape[1], places)], tensors[ours][:, list(places)]]
         state.update(zip(theirs, parts, strict=True))
-    return state
+    return {name: tensor for name, tensor in state.items() if tensor.numel()}  # a backbone has no head
 
 
 def _names(held: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
@@ -187,6 +193,12 @@ def _names(held: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     names |= {f"patch_embed.{kind}": (f"patch_embed.proj.{kind}",) for kind in ("weight", "bias")}
     for block in (f"layers.{i}" for i in range(depth)):
         names |= {
+            name: (other,)
+            for kind in ("weight", "bias")
+            for name, other in [(f"{block}.mixer.scan_norm.{kind}", f"{block}.mixer.layernorm.{kind}")]
+            if name in held or other in held
+        }
+        names |= {
             f"{block}.{name}": (f"{block}.{name}",)
             for name in ("norm.weight", "mixer.in_proj.weight", "mixer.out_proj.weight")
         }
@@ -197,20 +209,24 @@ def _names(held: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
 
 
 def _state_dict(
-    where: str, loaded: checkpoint_file.Loaded, ema: bool, key: str | None
+    where: str, loaded: checkpoint_file.Loaded, ema: bool, key: str | None, backbone: bool
 ) -> tuple[dict[str, Tensor], Any, tuple[str, ...]]:
     """Return a checkpoint's weights, the settings beside them (None: there are none), and notes on where they were."""
     document = loaded.document
     if vims := find(where, document):
         one, notes = choose(where, vims, document, ema=ema, key=key)
-        if one.question is not None:
+        if one.question is not None and not backbone:
             raise CheckpointError(f"{where} holds {one.question}", "save the model with the head that classifies alone")
         nested = next((name for name, value in one.state.items() if value.is_nested), None)
         if nested is not None:
             raise CheckpointError(f"{where}: {listed([repr(nested)])} is a nested tensor, expected a tensor")
         if loaded.inert:
             notes += (f"left out, as neither tensors nor plain settings: values of {listed(loaded.inert)}",)
-        return dict(one.state), settings(document, one.holder), notes
+        state = dict(one.state)
+        if backbone:
+            state, remarks = trunk_of(one)
+            notes += remarks
+        return state, settings(document, one.holder), notes
     # No ViM at all. The largest state dict tells best what the file is instead.
     if other := largest(where, document):
         return dict(other), None, ()

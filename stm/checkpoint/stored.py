@@ -62,6 +62,7 @@ class Asked:
     image_size: Size | None = None
     class_token: str | None = None
     divide_out: bool | None = None
+    backbone: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_ratio: float | None = None
@@ -110,6 +111,7 @@ class Stored:
         # The nearest source first: it is the one that messages name.
         readings = [(_reading(name, builder=True), OWN) for name in builders]
         readings += [(_switches(each), OWN) for each in settings]
+        readings += [(_written(each), OWN) for each in settings]
         readings += [(_reading(name), by) for by, name in names]
         strides = [match[1] for name in builders if (match := re.search(r"stride([0-9]{1,4})(?![0-9])", name.lower()))]
         sizes = [Said(size, by) for by, name in names if (size := _size_in(name)) is not None]
@@ -181,6 +183,14 @@ def _switches(settings: Settings) -> Reading:
     middle, divide = settings.get("use_middle_cls_token"), settings.get("if_divide_out")
     token = None if not isinstance(middle, bool) else "middle" if middle else "head"
     return Reading(token, divide if isinstance(divide, bool) else None)
+
+
+def _written(settings: Settings) -> Reading:
+    """Return whether the directions are averaged, from mmcv's own text of its config, which stands under `meta`."""
+    meta = settings.get("meta")
+    text = meta.get("config") if isinstance(meta, dict) else None
+    said = re.findall(r"\bif_divide_out\W{1,4}(True|False)\b", text) if isinstance(text, str) else []
+    return Reading(None, said[0] == "True" if len({*said}) == 1 else None)
 
 
 def _size_in(name: str) -> int | None:

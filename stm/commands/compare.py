@@ -9,7 +9,7 @@ from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import CheckpointError, Question
 from stm.findings import CompareReport
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure import compare as comparison
 from stm.measure.compare import contenders, rows, run_all
 from stm.measure.environment import environment_of
@@ -60,9 +60,10 @@ def compare(
     if out is not None and world.first:
         plots.require()
         atomic.check(out, COMPARED, force=force)
+    measured, how = images.shared(fit.fit_on)
     seed = images.draws_by
     # An impossible budget is refused before the fit, and every method is solved before the set is read.
-    dense = open_model(model, source, on_progress)
+    dense = open_classifier(model, source, on_progress)
     entered = contenders(
         dense,
         methods=methods,
@@ -71,12 +72,12 @@ def compare(
         at=at,
         also=open_siblings(also, source, on_progress),
         seed=seed,
-        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        fitting=fit_once(fit, dense, seed=seed, how=how, token=source.token, on_progress=on_progress),
         world=world,
         on_progress=on_progress,
     )
     ours = next(entrant.model.config for entrant in entered if entrant.method == "stm")
-    samples = open_chosen(images, ours, need_labels=False, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(measured, ours, need_labels=False, token=source.token, world=world, on_progress=on_progress)
     runs = run_all(
         entered, samples, batch_size=images.batch_size, workers=images.workers, world=world, on_progress=on_progress
     ).runs
@@ -121,7 +122,7 @@ def open_siblings(names: Sequence[str], source: ModelOptions, on_progress: OnPro
     siblings = {}
     for name in names:
         try:
-            siblings[name] = open_model(name, same, on_progress)
+            siblings[name] = open_classifier(name, same, on_progress)
         except Question as error:
             # The command line has one set of options for checkpoints, and the first model has it. A folder needs none.
             answers = {what: [*words, "--format", "folder"] for what, words in error.answers.items()}

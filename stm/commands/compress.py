@@ -26,12 +26,14 @@ from stm.hub import push as hub_push
 from stm.hub.push import PushOptions
 from stm.loading import open_model
 from stm.measure.evaluate import assess
+from stm.measure.judge import divergences
 from stm.model.vim import ViM
 from stm.model_names import name_of
-from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions, SetOptions
 from stm.progress import OnProgress
 from stm.reports import CompressReport, Gate
 from stm.saving import save
+from stm.units import percent
 from stm.verdicts import milder, warning
 
 
@@ -117,20 +119,24 @@ def compress(
     if push is not None:
         hub_push.check(dataclasses.replace(push, dry_run=dry_run))
 
+    measured, how = wish.images.shared(fit.fit_on, calibration)
     dense = open_model(model, in_floats(wish.source), on_progress)
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
         if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
             dense.config = dataclasses.replace(dense.config, label_names=wish.recorded.label_names)
+    backbone = not dense.config.num_classes
+    if backbone and any(bound is not None for bound in (max_drop, max_kl, speedup)):
+        dense.config.check_head()
     if wish.fits and not goal.given:
         budget_of(dense.config.model, wish.merge)  # an impossible one is refused before images are read, and the fit
-    samples = given = _samples(wish, dense.config, max_drop, on_progress) if wish.compare else None
+    samples = given = _samples(wish, measured, dense.config, max_drop, on_progress) if wish.compare else None
     if given is not None and (names := given.sorted_names or given.own_names):
         # From now on the model names its classes, and so does its folder.
         dense.config = dataclasses.replace(dense.config, label_names=names)
     averaged, notes = None, tuple[str, ...]()
     if calibration is not None:
-        averaged, notes = _calibration(calibration, dense.config, wish, on_progress)
+        averaged, notes = _calibration(calibration, dense.config, wish, how, on_progress)
     fitting = None
     if wish.fits:
         fit_images, samples = fit_set(
@@ -141,6 +147,7 @@ def compress(
             labels=goal.max_drop is not None,
             limit=images.limit,
             seed=wish.images.draws_by,
+            how=how,
             token=source.token,
             on_progress=on_progress,
         )
@@ -152,12 +159,16 @@ def compress(
         check_made(small.config, wish.recorded, recipe)
 
     outcome = Outcome()
-    if samples is not None and not dry_run:
+    if samples is not None and not dry_run and backbone:
+        change = float(divergences(dense, [small], samples, on_progress).mean()) ** 0.5
+        moved = f"the features of the patches differ from the dense model's by {percent(change, 1)} (root mean square)"
+        notes += (f"{moved} on {len(samples)} images of {samples.name}",)
+    elif samples is not None and not dry_run:
         outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
         if small is not exact:
             outcome = outcome._replace(kl_gate=held(small, exact, samples, wish.images, max_kl, on_progress))
     # A speed that was asked for is measured even if nothing is compared. Nobody will serve what is not written.
-    timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None
+    timed_too = (samples is not None or goal.speedup is not None) and small.plan is not None and not backbone
     if timed_too and outcome.accepted and not dry_run:
         served = served_speed(dense, small, batch_size=goal.batch_size, on_progress=on_progress)
         outcome = outcome._replace(served=served)
@@ -167,7 +178,7 @@ def compress(
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
     if fitting is not None and small.plan is not None:
-        checked = wish.compare and not dry_run
+        checked = wish.compare and not dry_run and not backbone
         notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
     report = reported(small, model, output, dry_run, outcome, wish.recorded)
     return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
@@ -259,8 +270,9 @@ def _check_images(wish: _Wish, calibration: str | Path | None) -> None:
     check_fit_on(wish.images.data, wish.fit)
 
 
-def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: OnProgress | None) -> SampleSet:
-    images = wish.images
+def _samples(
+    wish: _Wish, images: EvalOptions, config: Config, max_drop: float | None, on_progress: OnProgress | None
+) -> SampleSet:
     if wish.splits:  # the limit is for the images that are left to measure on
         images = dataclasses.replace(images, limit=None)
     # A recipe's fit is over: what it used is left out, as it was then.
@@ -275,7 +287,7 @@ def _samples(wish: _Wish, config: Config, max_drop: float | None, on_progress: O
 
 
 def _calibration(
-    data: str | Path, config: Config, wish: _Wish, on_progress: OnProgress | None
+    data: str | Path, config: Config, wish: _Wish, how: SetOptions, on_progress: OnProgress | None
 ) -> tuple[CalibrationImages, tuple[str, ...]]:
     """Return the images of a set, labelled or not, that weights are averaged over, and notes about the set."""
     samples = open_samples(
@@ -284,6 +296,7 @@ def _calibration(
         limit=CALIBRATION_IMAGES,
         seed=wish.images.draws_by,
         need_labels=False,
+        how=how,
         token=wish.source.token,
         on_progress=on_progress,
     )

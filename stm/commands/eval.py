@@ -12,7 +12,7 @@ from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.hub.card import warned
-from stm.loading import open_model, ready
+from stm.loading import open_classifier, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
 from stm.measure.records import check_path
@@ -52,13 +52,13 @@ def evaluate(
         check_path(records)
     # `own` keeps the dtype of the file, because the dense reference must. A cast changes a model in place, so the model
     # that is measured in another dtype is a copy.
-    own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
+    own = open_classifier(named, dataclasses.replace(source, dtype=None), on_progress)
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
     # A dense model in the dtype of its file would be compared with itself.
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
     notes = tuple[str, ...]()
     if dense is None and source.image_size is not None and INTERPOLATED in own.config.extra:
-        at_own = open_model(named, dataclasses.replace(source, dtype=None, image_size=None), on_progress)
+        at_own = open_classifier(named, dataclasses.replace(source, dtype=None, image_size=None), on_progress)
         if at_own.config.model != own.config.model:
             dense = at_own
             here, there = (in_pixels(each.config.model.image_size) for each in (own, at_own))

@@ -18,7 +18,7 @@ from stm.explain.measurements import RULES
 from stm.findings import ExplainReport
 from stm.fitting import Fitting
 from stm.fitting import fit as fit_costs
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.measure.equal_cost import solve_peer
@@ -81,7 +81,7 @@ def explain(
     atomic.check(output, explanation.file_names(), force=force)
     if peer is not None and peer not in PEERS:
         raise UsageError(f"{peer!r} is not a peer", f"the peers are {', '.join(PEERS)}")
-    opened = open_model(model, source, on_progress)
+    opened = open_classifier(model, source, on_progress)
     fitting = _fitting(opened, fit, seed, source.token, on_progress)
     small = _compressed(opened, model, merge, fitting, seed)
     title = _title(small)

@@ -87,6 +87,10 @@ def _reading(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = {
         "image_size": shape.image_size,
     }
+    if not config.num_classes:
+        options["backbone"] = True
+    if not shape.class_tokens:
+        options["divide_out"] = shape.divide_out
     if shape.class_tokens == 1:  # the tensors of several tell the rest
         options |= {"class_token": shape.class_token, "divide_out": shape.divide_out}
     # Only what differs from the preprocessing that a reader assumes: the printed command stays short.

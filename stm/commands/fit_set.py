@@ -16,7 +16,7 @@ from stm.fitting import Fitting
 from stm.fitting import fit as fitted
 from stm.measure.stats import clearly_below
 from stm.model.vim import ViM
-from stm.options import FitOptions
+from stm.options import FitOptions, SetOptions
 from stm.progress import OnProgress
 from stm.recipe import DRAWN
 from stm.verdicts import OWN_IMAGES, unsure
@@ -35,6 +35,7 @@ def fit_set(
     labels: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    how: SetOptions = SetOptions(),
     token: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[FitImages, SampleSet | None]:
@@ -46,6 +47,7 @@ def fit_set(
         split: whether a part of it is for the fit, if it is large enough and `fit` names no other images.
         labels: whether the judges keep a promise about accuracy, for which they need labels.
         limit: measure on so many images.
+        how: how the images that `fit` names are read.
 
     Raises:
         UsageError: more images than there are, images that would be measured on too, or too few for a promise.
@@ -53,7 +55,7 @@ def fit_set(
     """
     if fit.fit_on is not None:
         own = open_samples(
-            fit.fit_on, config=config, seed=seed, need_labels=labels, token=token, on_progress=on_progress
+            fit.fit_on, config=config, seed=seed, need_labels=labels, how=how, token=token, on_progress=on_progress
         )
         images = whole(own, n=fit.fit_images, seed=seed, promise=labels)
         if samples is not None:
@@ -73,7 +75,13 @@ def fit_set(
 
 
 def fit_once(
-    fit: FitOptions, dense: ViM, *, seed: int = 0, token: str | None = None, on_progress: OnProgress | None = None
+    fit: FitOptions,
+    dense: ViM,
+    *,
+    seed: int = 0,
+    how: SetOptions = SetOptions(),
+    token: str | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Callable[[], Fitting]:
     """Return what fits a model at the first call, and gives the same fit at every later one.
 
@@ -82,7 +90,7 @@ def fit_once(
 
     @cache
     def fitting() -> Fitting:
-        images, _ = fit_set(fit, dense.config, seed=seed, token=token, on_progress=on_progress)
+        images, _ = fit_set(fit, dense.config, seed=seed, how=how, token=token, on_progress=on_progress)
         return fitted(dense, images, keep=not fit.no_cache, on_progress=on_progress)
 
     return fitting

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stm.artifact import folder as artifact
+from stm.commands.recipe import asked_saving
 from stm.config import Config
 from stm.config_file import to_json
 from stm.data.images import MODES
@@ -12,13 +13,10 @@ from stm.data.open import CROPS
 from stm.evaluations import Assessment
 from stm.measure import flops
 from stm.measure.environment import environment_of
-from stm.merging.bnnm import capacity_of
-from stm.merging.budget import paper_saving
 from stm.model.vim import ViM
 from stm.model_names import model_of
-from stm.recipe import Recipe
 from stm.reports import CompressReport, Gate, KlGate, ServedSpeed
-from stm.verdicts import no_gain
+from stm.verdicts import BACKBONE, no_gain
 
 
 class Outcome(NamedTuple):
@@ -50,7 +48,7 @@ def reported(
         recipe=config.recipe,
         protection=config.protection,
         schedule=to_json(config)["schedule"],
-        asked_saving=_asked_saving(config.recipe, config),
+        asked_saving=asked_saving(config.recipe, config),
         saving=config.schedule.saving(config.model.depth),
         flops=flops.count(config),
         parameters=flops.parameters(config.model, config.num_classes),
@@ -90,6 +88,8 @@ def _notes(config: Config, output: Path, outcome: Outcome, recorded: Config | No
 
 def _reasons(small: ViM, dry_run: bool, outcome: Outcome) -> dict[str, str]:
     """Return why each part of the report that is null is null."""
+    if not small.config.num_classes:
+        return dict.fromkeys(("eval", "served", "gate", "rounding", "kl_gate"), BACKBONE)
     if outcome.figures is None:
         why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
         nothing = ("eval", "gate", "rounding", "kl_gate", *(() if outcome.served is not None else ("served",)))
@@ -102,14 +102,3 @@ def _reasons(small: ViM, dry_run: bool, outcome: Outcome) -> dict[str, str]:
     if outcome.served is None:
         reasons["served"] = "nothing is merged" if small.plan is None else "the gate was not passed"
     return reasons
-
-
-def _asked_saving(recipe: Recipe, config: Config) -> float | None:
-    """Return the saving that was asked for: under `fitted` and `staged` a rate stands for the paper's saving at it.
-
-    None under a gradual order, whose rate is a share of tokens and no saving.
-    """
-    if recipe.schedule not in ("fitted", "staged") or recipe.rate is None:
-        return recipe.saving
-    capacity = capacity_of(config.model, recipe.sides)
-    return paper_saving(capacity, recipe.rate) / capacity.token_layers if recipe.rate else 0.0

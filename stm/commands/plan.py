@@ -17,7 +17,7 @@ from stm.errors import UsageError
 from stm.findings import PlanReport
 from stm.fitting import Fitting
 from stm.fitting import fit as fitted
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.table import as_csv
 from stm.model.vim import ViM
@@ -95,7 +95,7 @@ def plan(
     # Each printed command reads the model, merges, fits and measures as this run did; only the saving differs.
     again = (*source.words(), *merge.words(), *fit.words(), *images.words())
     with on_threads(threads):
-        vim = draw_model(model, source) if random_weights else open_model(model, source, on_progress)
+        vim = draw_model(model, source) if random_weights else open_classifier(model, source, on_progress)
         if vim.plan is not None:
             raise UsageError(f"{model} is already compressed", "plan with its dense source")
         taken = _Images() if random_weights else _images(vim, source, merge, fit, images, on_progress)
@@ -188,7 +188,9 @@ def _images(
     fits = merge.order == "fitted"
     splits = fits and images.data is not None and fit.fit_on is None
     # The limit is for the images that are left to measure on.
-    opened = dataclasses.replace(images, limit=None) if splits else images
+    opened, how = images.shared(fit.fit_on)
+    if splits:
+        opened = dataclasses.replace(opened, limit=None)
     samples = given = open_chosen(opened, vim.config, need_labels=False, token=source.token, on_progress=on_progress)
     fitting, notes = None, tuple[str, ...]()
     if fits:
@@ -199,6 +201,7 @@ def _images(
             split=splits,
             limit=images.limit,
             seed=images.draws_by,
+            how=how,
             token=source.token,
             on_progress=on_progress,
         )

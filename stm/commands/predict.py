@@ -8,7 +8,7 @@ import torch
 from stm.data.folders import unlabelled_folder
 from stm.data.sets import from_files, iterate
 from stm.errors import DataError
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import logits_of
 from stm.options import ModelOptions
@@ -36,7 +36,7 @@ def predict(
     Raises:
         DataError: no image could be read. If only some could not, the prediction of each says why.
     """
-    vim = open_model(model, source, on_progress)
+    vim = open_classifier(model, source, on_progress)
     labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
     samples, predictions = from_files(_files(images, vim.config.model.in_chans)), list[Prediction]()
     meter = Meter(on_progress, "predict", len(samples))

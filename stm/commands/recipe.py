@@ -10,9 +10,11 @@ from stm.artifact.provenance import own_source, tuned
 from stm.codec import decode
 from stm.config import REWRITE_HINT, Config
 from stm.errors import ArtifactError, UsageError, said
-from stm.merging.bnnm import DEFAULT_RATE
+from stm.merging.bnnm import DEFAULT_RATE, capacity_of
+from stm.merging.budget import paper_saving
 from stm.model_names import is_repo
 from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions
+from stm.recipe import Recipe
 from stm.resolving import download
 
 
@@ -142,6 +144,17 @@ def check_made(made: Config, again: Config, recipe: str | Path | None) -> None:
         f"the calibration images are not those that {recipe} was made with",
         "give the same folder, or leave --calibration out",
     )
+
+
+def asked_saving(recipe: Recipe, config: Config) -> float | None:
+    """Return the saving that was asked for: under `fitted` and `staged` a rate stands for the paper's saving at it.
+
+    None under a gradual order, whose rate is a share of tokens and no saving.
+    """
+    if recipe.schedule not in ("fitted", "staged") or recipe.rate is None:
+        return recipe.saving
+    capacity = capacity_of(config.model, recipe.sides)
+    return paper_saving(capacity, recipe.rate) / capacity.token_layers if recipe.rate else 0.0
 
 
 def _percent(share: float) -> str:

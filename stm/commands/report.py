@@ -10,7 +10,7 @@ from stm.evaluations import Assessment
 from stm.explain.costs import CostMap, shown_costs
 from stm.findings import PageReport
 from stm.hub.card import warned
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess_each
 from stm.measure.records import Record, check_path
@@ -106,7 +106,7 @@ def _open_compressed(folder: str | Path, source: ModelOptions, on_progress: OnPr
     Raises:
         UsageError: the model is dense.
     """
-    model = open_model(str(folder), source, on_progress)
+    model = open_classifier(str(folder), source, on_progress)
     # Of a dense model the page would have nothing to compare: no schedule, no drop, no changed images.
     if model.plan is None:
         raise UsageError(f"{folder} holds a dense model, expected a compressed one", "make one: stm compress MODEL")

@@ -11,7 +11,7 @@ from stm.commands.fit_set import fit_once
 from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.findings import SweepReport
-from stm.loading import open_model
+from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.records import fingerprint
 from stm.measure.sweep import Grid, deciding, measure_cells, planned
@@ -56,20 +56,23 @@ def sweep(
     output = Path(out) if out is not None else Path(f"{name_of(model)}-sweep")
     if world.first:
         check_folder(output, SWEPT)
+    measured, how = images.shared(fit.fit_on)
     seed = images.draws_by
-    dense, siblings = open_model(model, source, on_progress), open_siblings(also, source, on_progress)
+    dense, siblings = open_classifier(model, source, on_progress), open_siblings(also, source, on_progress)
     # A grid that no schedule can fill is refused before the fit, and before a set is opened.
     plan = planned(
         dense,
         grid,
         siblings,
         seed,
-        fitting=fit_once(fit, dense, seed=seed, token=source.token, on_progress=on_progress),
+        fitting=fit_once(fit, dense, seed=seed, how=how, token=source.token, on_progress=on_progress),
         world=world,
         on_progress=on_progress,
     )
     decided = deciding(plan)
-    samples = open_chosen(images, decided, need_labels=False, token=source.token, world=world, on_progress=on_progress)
+    samples = open_chosen(
+        measured, decided, need_labels=False, token=source.token, world=world, on_progress=on_progress
+    )
     environment = environment_of(dense, world)
     # Each cell has its own cut; what decided them is the same.
     decided_by = None if decided.recipe is None else decided.recipe.fit

@@ -3,6 +3,8 @@
 Without torch, as processes that decode do not import it; numpy is imported when there is such a file.
 """
 
+import io
+import struct
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 ARRAY = ".npy"
-_DEFLATE = (8, 32946)  # TIFF's numbers for zlib's compression
+# TIFF's numbers for what packs bytes without loss: LZW, zlib's deflate under two numbers, PackBits; LZMA and Zstandard
+# if Pillow's library has them.
+_PACKED = (5, 8, 32946, 32773, 34925, 50000)
+_DEFLATE = (8, 32946)
+_MOST_PACKED = 1400  # times the bytes of a file: the best of deflate and LZW
 _KINDS = {1: "u", 3: "f"}  # TIFF's numbers for unsigned integers and floats, as numpy calls them
 _VALUES = "8 or 16 bits without a sign, or floats from 0 to 1"
 
@@ -147,7 +153,7 @@ def read_bands(path: Path) -> Array | None:
 
     Raises:
         OSError: the file cannot be read.
-        DataError: it is compressed otherwise than by deflate, damaged, or larger than an image may be.
+        DataError: it is compressed with a loss or by what Pillow lacks, damaged, or larger than an image may be.
     """
     with path.open("rb") as file:
         head = file.read(8)
@@ -173,8 +179,10 @@ def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":
     bits, formats = {*tags.get(258, (1,))}, {*tags.get(339, (1,))}
     if len(bits) != 1 or len(formats) != 1 or not {*bits} <= {8, 16, 32, 64} or not {*formats} <= {*_KINDS}:
         raise DataError(f"its bands have {sorted(bits)} bits, expected {_VALUES}")
-    if compression not in (1, *_DEFLATE) or predictor not in (1, 2) or (predictor == 2 and formats != {1}):
-        raise DataError("compressed in a way that is not read: save it without compression, with deflate, or as .npy")
+    if compression not in (1, *_PACKED) or predictor not in (1, 2) or (predictor == 2 and formats != {1}):
+        raise DataError(
+            "compressed in a way that is not read: save it without compression, with deflate or LZW, or as .npy"
+        )
     dtype = np.dtype(f"{'<' if tags.prefix == b'II' else '>'}{_KINDS[formats.pop()]}{bits.pop() // 8}")
     tiled = 322 in tags
     across, down = (int(tags[322]), int(tags[323])) if tiled else (width, min(int(tags.get(278, height)), height))
@@ -188,7 +196,7 @@ def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":
     if len(offsets) != len(counts) or len(offsets) != columns * rows * layers:
         raise DataError(f"it has {len(offsets)} parts, expected {columns * rows * layers}")
     size = path.stat().st_size
-    if width * height * samples * dtype.itemsize > size * (1 if compression == 1 else 1100):  # deflate's best
+    if width * height * samples * dtype.itemsize > size * (1 if compression == 1 else _MOST_PACKED):
         raise DataError("cut off: it holds fewer bytes than its pixels take")
     out = np.empty((height, width, samples), dtype.newbyteorder("="))
     with path.open("rb") as file:
@@ -196,10 +204,11 @@ def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":
             layer, tile = divmod(number, columns * rows)
             top, left = tile // columns * down, tile % columns * across
             tall = down if tiled else min(down, height - top)
-            wanted = tall * across * depth * dtype.itemsize
+            row = across * depth * dtype.itemsize
+            wanted = tall * row
             file.seek(offset)
             data = file.read(min(count, size))
-            data = data if compression == 1 else zlib.decompressobj().decompress(data, wanted)
+            data = _unpacked(data, compression, row, tall)
             part = np.frombuffer(data, dtype, wanted // dtype.itemsize).reshape(tall, across, depth)
             if predictor == 2:
                 part = np.cumsum(part, axis=1, dtype=dtype.newbyteorder("="))
@@ -207,3 +216,24 @@ def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":
             kept = out[top : top + tall, left : left + across, bands]
             kept[...] = part[: kept.shape[0], : kept.shape[1]]
     return out
+
+
+def _unpacked(data: bytes, compression: int, row: int, rows: int) -> bytes:
+    """Return `rows` rows of `row` bytes from a packed strip or tile."""
+    if compression == 1:
+        return data
+    if compression in _DEFLATE:
+        return zlib.decompressobj().decompress(data, row * rows)
+    # Pillow reads no page of many bands, but its library unpacks: as a grey picture, the strip is a page that it reads.
+    tags = {256: row, 257: rows, 258: 8, 259: compression, 262: 1, 273: 8, 277: 1, 278: rows, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pad = len(data) % 2 * b"\0"  # a directory begins at an even byte
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(data) + len(pad))
+    page = head + data + pad + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a size that `_check_size` has allowed
+        try:
+            with Image.open(io.BytesIO(page), formats=("TIFF",)) as grey:
+                return grey.tobytes()
+        except Exception as error:  # of a library without this compression too
+            raise DataError("what it packs is damaged, or packed in a way that Pillow lacks here") from error

@@ -252,7 +252,9 @@ def _source_options(config: Config) -> tuple[dict[str, Any], dict[str, bool]]:
     # `extra` is free JSON that anybody may have edited: values of another type are passed over.
     asked = config.extra.get("asked")
     asked = {name: asked.get(name) for name in CHECKPOINT_OPTIONS} if isinstance(asked, dict) else {}
-    flags = {name: value for name in ("divide_out", "ema") if isinstance(value := asked.pop(name, None), bool)}
+    flags = {
+        name: value for name in ("divide_out", "backbone", "ema") if isinstance(value := asked.pop(name, None), bool)
+    }
     file = config.extra.get("path", source.file) if source.repo else None
     return {"file": file, "revision": source.revision if source.repo else None, **asked}, flags
 

@@ -1,7 +1,9 @@
 """Fetch files of a repo on the Hugging Face Hub: downloaded once, then read from the cache.
 
-Resuming, locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It compares sizes only. So
-we compare each file with the hash that the Hub names it by, and remove a file from the cache if the hash differs.
+Locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It resumes a broken connection
+within a run. An interrupted file begins anew: every download has a part of its own and removes it, so that no broken
+lock mixes two (its pull request 4228). It compares sizes only. So we compare each file with the hash that the Hub names
+it by, and remove a file from the cache if the hash differs.
 """
 
 import difflib

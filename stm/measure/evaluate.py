@@ -91,6 +91,7 @@ def evaluate(
         >>> report.data, report.n
         ('digits-heldout', 8)
     """
+    model.config.check_head()
     by_name = isinstance(data, str | Path)
     with drawn(progress, on_progress, stage="evaluate") as tell:
         try:

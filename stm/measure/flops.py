@@ -59,7 +59,7 @@ def honest(model: ModelConfig, num_classes: int, plan: Outline) -> int:
         # Evaluations of the convolution per token. A merged token stands for its first W repeats: from then on the
         # window holds that token alone, and the result stays the same.
         windows = [1] * L if span is None else [min(size, model.d_conv) for size in span]
-        if block < last:
+        if block < last or not n:  # without class tokens every token is read
             total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
         else:
             # Only the class tokens are read: z, y and out_proj are computed at them alone. Each direction walks up to
@@ -73,7 +73,7 @@ def parameters(model: ModelConfig, num_classes: int) -> int:
     """Return the number of trained parameters; a schedule adds none."""
     D, E, N, R, W = model.d_model, model.d_inner, model.d_state, model.dt_rank, model.d_conv
     direction = (W + 1) * E + (R + 2 * N) * E + (R + 1) * E + N * E + E  # conv1d, x_proj, dt_proj, A_log, D
-    block = D + 2 * E * D + 2 * direction + D * E
+    block = D + 2 * E * D + 2 * direction + D * E + (2 * E if model.scan_norm else 0)
     # Patches, class tokens, positions.
     embedding = (model.in_chans * model.patch**2 + 1) * D + model.class_tokens * D + model.tokens * D
     neck = 0 if model.neck is None else D * model.neck + model.d_head

@@ -1,4 +1,4 @@
-"""How far some models move the logits of the dense one: what chooses among them."""
+"""How far some models move the logits of the dense one, or its features: what chooses among them."""
 
 from collections.abc import Sequence
 
@@ -18,24 +18,33 @@ _AT_ONCE = 16  # images that are decoded before the models run
 def divergences(dense: ViM, models: Sequence[ViM], samples: SampleSet, on_progress: OnProgress | None = None) -> Tensor:
     """Return KL(dense || model) in nats of each model on each image that can be read, (models, n), float64.
 
-    Every image is decoded once, and all models see the same images.
+    Of a backbone it is the squared change of the features, as a share of their own square. Every image is decoded once,
+    and all models see the same images.
 
     Raises:
         DataError: no image can be read.
     """
+    backbone = not dense.config.num_classes
+    answer, moved = (ViM.features, _relative_change) if backbone else (forward, kl_divergence)
     columns: list[Tensor] = []
     done, meter = 0, Meter(on_progress, "choose", len(samples), passes=1 + len(models))
     with torch.inference_mode(), evaluating(dense, *models):
         for batch in iterate(samples, dense.config.preprocessing, batch_size=_AT_ONCE):
             if batch.indices:
                 images = batch.images.to(dense.cls_token.device)
-                expected, divergences = forward(dense, images).cpu(), []
+                expected, divergences = answer(dense, images).cpu(), []
                 for model in models:
                     meter.passed(len(images))
-                    divergences.append(kl_divergence(expected, forward(model, images).cpu()))
+                    divergences.append(moved(expected, answer(model, images).cpu()))
                 columns.append(torch.stack(divergences))
             done += len(batch.indices) + len(batch.errors)
             meter.finished(done)
     if not columns:
         raise DataError(f"{samples.name}: none of the {len(samples)} images could be read", "choose other images")
     return torch.cat(columns, dim=1)
+
+
+def _relative_change(expected: Tensor, features: Tensor) -> Tensor:
+    """Return the squared change of features (B, D, H', W') as a share of their own square, (B,), float64."""
+    expected, features = expected.double().flatten(1), features.double().flatten(1)
+    return (features - expected).square().sum(1) / expected.square().sum(1)

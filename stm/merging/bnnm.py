@@ -128,6 +128,8 @@ def capacity_of(model: ModelConfig, sides: str) -> Capacity:
     """
     parts = tuple(map(len, parts_of(model.tokens, model.cls, sides)))
     capacity = Capacity(model.tokens, model.depth, parts, model.class_tokens)
+    if not capacity.sides and not model.class_tokens:
+        raise UsageError(f"sides is {sides!r}, but the model has no class token", "leave it out")
     if not capacity.sides:
         raise UsageError(
             f"sides is {sides!r}, but there is no token on that side of the class token at {model.cls} of"
@@ -140,12 +142,14 @@ def parts_of(tokens: int, cls: Fixed, sides: str) -> list[range]:
     """Return the positions of each side that takes part and has any, from the border to the class token.
 
     Of several class tokens each has its sides. The border between two of them is in the middle: a token merges toward
-    the nearer one.
+    the nearer one. Without a class token all tokens are one side.
 
     Args:
         sides: both, left or right of the class tokens at `cls`.
     """
     places = fixed(cls)
+    if not places:
+        return [range(tokens)] if sides == "both" else []
     borders = [0, *((a + b) // 2 + 1 for a, b in pairwise(places)), tokens]  # the first position after each
     parts = list[range]()
     for c, first, end in zip(places, borders, borders[1:], strict=False):
@@ -232,6 +236,11 @@ def plan_schedule(
     """
     check_options(order, rate, saving, stages, sides, tokens_per_side)
     tokens, cls = model.tokens, model.cls
+    if order not in ("fitted", "staged") and not model.class_tokens:
+        raise UsageError(
+            f"the schedule {order} merges toward a class token, and the model has none",
+            "choose the schedule fitted or staged: --method stm, --method staged",
+        )
     capacity = capacity_of(model, sides)
     if stages is not None:
         blocks = checked_stages(capacity, stages)

@@ -9,6 +9,8 @@ first order by
 
 The mean of e^2 over images and probes estimates E |dz|^2 without bias. The mean stands in the place of every member,
 because with the step scale and the span convolution a merged token acts as its repeats.
+
+A backbone has no logits. Its features, those of all patches, take their place, and are not centred.
 """
 
 import copy
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from stm.config import ModelConfig
+from stm.config import Config, ModelConfig
 from stm.merging.plan import Plan, State, Taps
 from stm.model.vim import ViM
 
@@ -36,7 +38,7 @@ def effects(model: ViM, images: Tensor, probes: Tensor) -> Iterator[Tensor]:
     Args:
         model: dense. Its parameters are not touched, and get no gradient.
         images: (B, C, H, W), normalised, on any device.
-        probes: (B, classes), one per image: standard normal values; they are centred here.
+        probes: one per image, standard normal values in the shape of `probe_shape`; those of logits are centred here.
 
     Yields:
         (b, depth - 1, L, LARGEST_GROUP + 1), float64 on the processor: [:, t - 1, i, n] is the group of the n
@@ -45,10 +47,17 @@ def effects(model: ViM, images: Tensor, probes: Tensor) -> Iterator[Tensor]:
     """
     device = model.cls_token.device
     frozen = _frozen(model)
-    probes = probes - probes.mean(-1, keepdim=True)
+    if model.config.num_classes:
+        probes = probes - probes.mean(-1, keepdim=True)
     size = images_at_once(model.config.model)
     for some, their_probes in zip(images.split(size), probes.split(size), strict=True):
         yield _effects(frozen, some.to(device), their_probes.to(device))
+
+
+def probe_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of what a merge changes, for one image: logits (classes,), or features (D, H', W')."""
+    model = config.model
+    return (config.num_classes,) if config.num_classes else (model.d_model, *model.grid)
 
 
 def images_at_once(model: ModelConfig) -> int:
@@ -111,8 +120,8 @@ def _effects(model: ViM, images: Tensor, probes: Tensor) -> Tensor:
         torch.enable_grad(),
         torch.autocast(images.device.type, enabled=False),
     ):
-        logits = model.with_plan(watch, model.config)(images)
-        gradients = torch.autograd.grad((logits * probes.clone()).sum(), watch.streams)
+        answers = model.with_plan(watch, model.config).answer(images)
+        gradients = torch.autograd.grad((answers * probes.clone()).sum(), watch.streams)
         each = []
         for image in range(len(images)):  # all blocks of an image at once are few large operations, and little memory
             g, x = (torch.stack([v[image].detach() for v in values]) for values in (gradients, watch.streams))

@@ -234,6 +234,8 @@ def _by_block(group: Group) -> tuple[int, int]:
 def as_schedule(groups: Iterable[Group], tokens: int, cls: Fixed) -> Schedule:
     """Return groups as a schedule. The member nearest to the group's class token, the nearest one, absorbs the others.
 
+    Without a class token that is the first member.
+
     Args:
         groups: a group may hold whole groups that merge earlier; it then merges what is left of them.
         tokens: L, class token included.
@@ -247,7 +249,8 @@ def as_schedule(groups: Iterable[Group], tokens: int, cls: Fixed) -> Schedule:
         for group in ordered:
             if group.before == before:
                 members = [position for position in group.positions if position in index]
-                nearest = min(fixed(cls), key=lambda c: abs(c - group.start))  # of all members, as of the first
+                # of all members, as of the first
+                nearest = min(fixed(cls), key=lambda c: abs(c - group.start), default=-1)
                 kept = members[-1] if group.start < nearest else members[0]
                 into |= {position: kept for position in members if position != kept}
         steps.append(Step(before - 1, tuple(sorted((index[source], index[kept]) for source, kept in into.items()))))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-# The position of the class token; of a model with several of them, all their positions, ascending.
+# The position of the class token; of a model with several of them or with none, all their positions, ascending.
 Fixed = int | tuple[int, ...]
 
 
@@ -59,7 +59,7 @@ class Schedule:
 
     Args:
         tokens: the number of tokens that enter block 0, class token included.
-        cls: the position of the class token among them, or the positions of several.
+        cls: the position of the class token among them, or the positions of several; () if there is none.
         steps: the merges, in the order of the blocks.
 
     Raises:
@@ -72,7 +72,7 @@ class Schedule:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
-        if not fixed(self.cls) or any(a >= b for a, b in pairwise((-1, *fixed(self.cls), self.tokens))):
+        if any(a >= b for a, b in pairwise((-1, *fixed(self.cls), self.tokens))):
             expected = "a position" if isinstance(self.cls, int) else "ascending positions"
             raise ValueError(f"class token at {self.cls}, expected {expected} below the {self.tokens} tokens")
         tokens, cls, previous = self.tokens, self.cls, -1

@@ -47,6 +47,8 @@ def initialize(model: ViM, seed: int = 0) -> ViM:
             # S4D's real initialisation: A = -1, -2, .. -N in every channel.
             mixer.A_log.copy_(torch.arange(1, shape.d_state + 1).log())
             mixer.D.fill_(1)
+            if mixer.scan_norm is not None:
+                mixer.scan_norm.reset_parameters()
             # kaiming_uniform(a=sqrt 5), divided by sqrt(depth) since every block adds to one residual stream (GPT-2).
             bound = math.sqrt(1 / shape.d_inner) / math.sqrt(shape.depth)
             nn.init.uniform_(mixer.out_proj.weight, -bound, bound, generator=g)

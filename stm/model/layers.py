@@ -10,6 +10,7 @@ shapes are those of docs/design.md.
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stm.backends import Backend
@@ -78,6 +79,21 @@ class OutProjection(Linear):
     def forward(self, y: Tensor) -> Tensor:
         """Project y (..., E) to (..., D)."""
         return products.linear(y, self.weight, self.share)
+
+
+class ScanNorm(nn.LayerNorm):
+    """LayerNorm of the directions' average, or of their sum, before the gate.
+
+    Source: insitro/FastVim, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py (`use_norm_after_ssm`).
+    """
+
+    def __init__(self, d_inner: int, share: float) -> None:
+        super().__init__(d_inner)
+        self.share = share
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Return (B, L, E) from y (K, B, L, E)."""
+        return super().forward((y.sum(0) * self.share).to(self.weight.dtype)).to(y.dtype)
 
 
 class Patches(nn.Conv2d):
@@ -152,7 +168,10 @@ class Mixer(nn.Module):
         self.dt_proj_bias = nn.Parameter(torch.empty(K, E))
         self.A_log = nn.Parameter(torch.empty(K, E, N))
         self.D = nn.Parameter(torch.empty(K, E))
-        self.out_proj = OutProjection(E, D, share=1 / K if model.divide_out else 1.0)
+        share = 1 / K if model.divide_out else 1.0
+        # A norm of the directions' average leaves nothing to fold into `out_proj`.
+        self.scan_norm = ScanNorm(E, share) if model.scan_norm else None
+        self.out_proj = OutProjection(E, D, share=1.0 if model.scan_norm else share)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -174,8 +193,9 @@ class Mixer(nn.Module):
         # (K, B, L, E)
         x = self.backend.conv_silu(x, self.conv1d_weight, self.conv1d_bias, REVERSE, sizes=state.token_sizes)
         dt, B, C = self._select(x, slice(None))  # (K, B, L, R), (K, B, L, N), (K, B, L, N)
-        # A tap needs each direction before the gate and the sum, so the scan then leaves both to `gated` below.
-        A, dt_weight, split = self.decay_rates(), cast("Tensor | None", self.dt_proj_weight), "y" in wants
+        # A tap, and a norm, need each direction before the gate and the sum, so the scan then leaves both to `gate`.
+        A, dt_weight = self.decay_rates(), cast("Tensor | None", self.dt_proj_weight)
+        split = "y" in wants or self.scan_norm is not None
         if "delta" in wants:  # a tap needs Delta in memory, so the scan takes the product instead of its factors
             dt, dt_weight = projected(dt, dt_weight), None  # (K, B, L, E)
         y = self.backend.scan(
@@ -198,11 +218,11 @@ class Mixer(nn.Module):
             B=B if "B" in wants else None,
             C=C if "C" in wants else None,
             A=A if "A" in wants else None,
-            y=y if split else None,
+            y=y if "y" in wants else None,
             z=z if "z" in wants else None,
             u=x if "u" in wants else None,
         )
-        return self.out_proj(gated(y, z) if split else y), taps
+        return self.out_proj(self.gate(y, z) if split else y), taps
 
     def forward_cls(self, u: Tensor, state: State) -> Tensor:
         """Return the output of `forward` at the n class tokens, (B, n, D), exactly.
@@ -240,7 +260,7 @@ class Mixer(nn.Module):
                 split=True,
             )
             at_c.append(at(y[0], position))  # (B, n, E)
-        return self.out_proj(gated(torch.stack(at_c), z))  # (K, B, n, E) and (B, n, E) to (B, n, D)
+        return self.out_proj(self.gate(torch.stack(at_c), z))  # (K, B, n, E) and (B, n, E) to (B, n, D)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Give the weights of the matrix products a dtype, in place.
@@ -257,6 +277,10 @@ class Mixer(nn.Module):
     def decay_rates(self) -> Tensor:
         """Return A (K, E, N). The parameter is log(-A), so A stays negative and states decay, whatever is trained."""
         return -self.A_log.exp()
+
+    def gate(self, y: Tensor, z: Tensor) -> Tensor:
+        """Return the input of `out_proj` (B, L, E) from the directions y (K, B, L, E) and the gate z (B, L, E)."""
+        return gated(y, z) if self.scan_norm is None else self.scan_norm(y) * F.silu(z)
 
     def _select(self, x: Tensor, k: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the scan takes from each token, the "selection" of a selective scan.

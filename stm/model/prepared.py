@@ -91,7 +91,7 @@ class PreparedBlock(nn.Module):
 
     def forward(self, state: State, wants: tuple[str, ...] = ()) -> tuple[State, Taps]:
         """Return what `Block.forward` returns."""
-        if wants or _is_rare(state):
+        if wants or self._is_rare(state):
             out: tuple[State, Taps] = self.block(state, wants)
             return out
         calls = self._calls(state, self._lay_out)
@@ -107,7 +107,7 @@ class PreparedBlock(nn.Module):
     def forward_cls(self, state: State) -> State:
         """Return what `Block.forward_cls` returns."""
         c = state.cls
-        if isinstance(c, Tensor) or _is_rare(state):
+        if isinstance(c, Tensor) or self._is_rare(state):
             return self.block.forward_cls(state)
         calls = self._calls(state, self._lay_out_reading, c)
         x = self._norm(calls, state)
@@ -222,6 +222,16 @@ class PreparedBlock(nn.Module):
         )
         return _Walk(first, conv, select, scan)
 
+    def _is_rare(self, state: State) -> bool:
+        """Return whether a state or the block has a feature that no call is laid out for.
+
+        That is a gap, a scale per image, a stream that is not contiguous, or a norm between scan and gate.
+        """
+        x, h, scale = state.x, state.h, state.scale
+        if state.gap is not None or (scale is not None and scale.dim() > 1) or self.block.mixer.scan_norm is not None:
+            return True
+        return not x.is_contiguous() or not (h is None or h.is_contiguous())
+
 
 class _Floats:
     """x_proj of a mixer of floats, in C of its own.
@@ -294,14 +304,3 @@ class Int8Product(nn.Module):
         call.point("out", out)
         call()
         return out
-
-
-def _is_rare(state: State) -> bool:
-    """Return whether a state has a feature that no call is laid out for.
-
-    That is a gap, a scale per image, or a stream that is not contiguous.
-    """
-    x, h, scale = state.x, state.h, state.scale
-    if state.gap is not None or (scale is not None and scale.dim() > 1):
-        return True
-    return not x.is_contiguous() or not (h is None or h.is_contiguous())

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from stm.backends import Backend
-from stm.backends.reference import gated
 from stm.config import ModelConfig
 from stm.errors import UsageError
 from stm.merging.plan import State
@@ -153,8 +152,8 @@ def restored(mixer: Int8Mixer, model: ModelConfig) -> Mixer:
 
 
 def _with_others(to: _Kind, of: Mixer) -> _Kind:
-    """Return `to` with the parameters of `of` that no product has."""
-    for name in ("conv1d_weight", "conv1d_bias", "dt_proj_weight", "dt_proj_bias", "A_log", "D"):
+    """Return `to` with what `of` has beside its products."""
+    for name in ("conv1d_weight", "conv1d_bias", "dt_proj_weight", "dt_proj_bias", "A_log", "D", "scan_norm"):
         setattr(to, name, getattr(of, name))
     return to
 
@@ -171,8 +170,8 @@ def equalizers(block: Block, state: State) -> list[Tensor]:
     mixer = block.mixer
     u = block.add_norm(state)[1]  # (B, L, D)
     _, taps = mixer(u, state, ("u", "y", "z"))
-    assert taps.u is not None and taps.y is not None  # they were wanted
-    x, y = taps.u.flatten(1, 2), gated(taps.y, taps.z)  # (K, B L, E), (B, L, E)
+    assert taps.u is not None and taps.y is not None and taps.z is not None  # they were wanted
+    x, y = taps.u.flatten(1, 2), mixer.gate(taps.y, taps.z)  # (K, B L, E), (B, L, E)
     per_direction = [_equalizer(rows, weight) for rows, weight in zip(x, mixer.x_proj_weight, strict=True)]
     return [
         _equalizer(u.flatten(0, 1), mixer.in_proj.weight),

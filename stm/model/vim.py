@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 
 class ViM(nn.Module):
-    """A Vision Mamba classifier, dense or compressed.
+    """A Vision Mamba classifier, or its backbone alone, dense or compressed.
+
+    A backbone has no classes, and perhaps no class token: those weights are then empty, and no other code differs.
 
     Parameters are uninitialised until they are loaded, or drawn by `stm.model.initialize`, and require a gradient:
     `train()` and an optimizer train it, dense or compressed. Inference is cheapest in `torch.inference_mode()`.
@@ -87,8 +89,10 @@ class ViM(nn.Module):
         """Return the logits (B, classes), float32, of normalised images (B, C, H, W) of any floating dtype.
 
         Raises:
+            StmError: the model is a backbone without a head.
             UsageError: images of another kind, dtype, shape or device; the message names the expected one.
         """
+        self.config.check_head()
         return self.classify(self.run(self.embed(images)))
 
     def embed(self, images: Tensor) -> State:
@@ -118,9 +122,10 @@ class ViM(nn.Module):
         Args:
             state: what `embed` returns.
             full: compute every token of the last block too. Otherwise the last block computes only what reaches the
-                class tokens, which is exact, and the returned state holds those tokens alone.
+                class tokens, which is exact, and the returned state holds those tokens alone. A model without class
+                tokens always computes all.
         """
-        last = self.config.model.depth - 1
+        last, full = self.config.model.depth - 1, full or not self.config.model.class_tokens
         for number, block in enumerate(self.blocks):
             if number == last and not full:
                 return block.forward_cls(state)
@@ -152,6 +157,10 @@ class ViM(nn.Module):
             del holder[c]  # what is left are the patches, row by row
         grid = self.config.model.grid
         return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, grid)  # (B, D, H', W')
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Return what a merge should leave as it is: the logits, or the features of a backbone."""
+        return self(images) if self.config.num_classes else self.features(images)
 
     def with_plan(self, plan: Plan | None, config: Config | None = None) -> "ViM":
         """Return this model under another plan; both models share every parameter.
@@ -215,6 +224,7 @@ class ViM(nn.Module):
             batch_size: images that usually come together.
 
         Raises:
+            StmError: the model is a backbone, whose features are not served.
             UsageError: a batch size below 1.
 
         Examples:
@@ -225,6 +235,7 @@ class ViM(nn.Module):
         """
         from stm.model.serving import optimize  # here, because it imports this module
 
+        self.config.check_head()
         return optimize(self, batch_size)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ViM":

@@ -37,6 +37,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "std": ("--std", "0.5,0.5,0.4"),
     "crop_ratio": ("--crop-ratio", "0.7"),
     "interpolation": ("--interpolation", "nearest"),
+    "backbone": ("--backbone",),
     "ema": ("--ema",),
     "weights_key": ("--weights-key", "model"),
     "device": ("--device", "wish"),

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "file",
     "revision",
     "token",
+    "backbone",
     "ema",
     "weights_key",
     "labels",

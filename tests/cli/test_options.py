@@ -59,6 +59,7 @@ COMPRESS = {
     "image_size": Case(("--image-size", "112")),
     "class_token": Case(("--class-token", "head")),
     "divide_out": Case(("--no-divide-out",)),
+    "backbone": Case(("--backbone",)),
     "ema": Case(("--ema",)),
     "weights_key": Case(("--weights-key", "model_ema")),
     "mean": Case(("--mean", "0.5")),
@@ -69,7 +70,7 @@ COMPRESS = {
     "dtype": Case(("--dtype", "bfloat16")),
     "backend": Case(("--backend", "reference")),
 }
-OF_FILE = ("labels", "divide_out", "ema", "weights_key")
+OF_FILE = ("labels", "divide_out", "backbone", "ema", "weights_key")
 IMAGES = ("mean", "std", "crop_ratio", "interpolation")
 SOURCES = ("image_size", "class_token", "device", "dtype", "backend")
 EVAL = {
@@ -77,7 +78,7 @@ EVAL = {
     "records": Case(("--records", "records.csv")),
     **{
         name: COMPRESS[name]
-        for name in ("limit", "labels", "divide_out", "ema", "weights_key", *READING, *IMAGES, *SOURCES)
+        for name in ("limit", "labels", "divide_out", "backbone", "ema", "weights_key", *READING, *IMAGES, *SOURCES)
     },
 }
 # What the clock says is left out of the comparison: it is never the same twice.
@@ -101,7 +102,18 @@ PLAN = {
     **{name: BENCH[name] for name in ("threads", "rounds")},
     **{
         name: COMPRESS[name]
-        for name in ("method", "schedule", "labels", "divide_out", "ema", "weights_key", *READING, *IMAGES, *SOURCES)
+        for name in (
+            "method",
+            "schedule",
+            "labels",
+            "divide_out",
+            "backbone",
+            "ema",
+            "weights_key",
+            *READING,
+            *IMAGES,
+            *SOURCES,
+        )
     },
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
@@ -116,7 +128,10 @@ def test_every_option_is_here() -> None:
     assert set(inspect.signature(stm_cli.eval.run).parameters) <= EVAL.keys() | ELSEWHERE | EFFORT
     assert (
         set(inspect.signature(stm_cli.bench.run).parameters)
-        <= BENCH.keys() | {"labels", "divide_out", "ema", "weights_key", "random_weights", *IMAGES} | ELSEWHERE | EFFORT
+        <= BENCH.keys()
+        | {"labels", "divide_out", "backbone", "ema", "weights_key", "random_weights", *IMAGES}
+        | ELSEWHERE
+        | EFFORT
     )
     assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()

@@ -54,6 +54,7 @@ ARRIVE: dict[str, tuple[tuple[str, ...], Any]] = {
     "std": (("--std", "0.1,0.2,0.3"), (0.1, 0.2, 0.3)),
     "crop_ratio": (("--crop-ratio", "0.9"), 0.9),
     "interpolation": (("--interpolation", "nearest"), "nearest"),
+    "backbone": (("--backbone",), True),
     "ema": (("--ema",), True),
     "weights_key": (("--weights-key", "model"), "model"),
     "labels": (("--labels", "names.txt"), Path("names.txt")),

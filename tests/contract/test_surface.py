@@ -29,11 +29,11 @@ PUBLIC = [
 # docs/design.md section 4
 SIGNATURES = {
     "load_checkpoint": (
-        "path, *, image_size, class_token, divide_out, ema, weights_key, mean, std, crop_ratio, interpolation, labels,"
-        " dtype, device, backend"
+        "path, *, image_size, class_token, divide_out, backbone, ema, weights_key, mean, std, crop_ratio, "
+        "interpolation, labels, dtype, device, backend"
     ),
-    "load": "model, *, file, revision, token, image_size, class_token, divide_out, ema, weights_key, mean, std, "
-    "crop_ratio, interpolation, labels, device, dtype, backend",
+    "load": "model, *, file, revision, token, image_size, class_token, divide_out, backbone, ema, weights_key, mean, "
+    "std, crop_ratio, interpolation, labels, device, dtype, backend",
     "compress": (
         "model, *, rate, saving, max_drop, speedup, fit_on, method, schedule, stages, sides, tokens_per_side, weights,"
         " hsp, step_scale, span_conv, normalize, calibration, seed, progress, on_progress"

@@ -1,5 +1,6 @@
 """Images of any number of channels: arrays, pages and bands, and what is not trusted in them."""
 
+import io
 import struct
 import zlib
 
@@ -57,7 +58,22 @@ def test_arrays(tmp_path, channels, form):
     torch.testing.assert_close(seen(tmp_path / "a.npy", channels), expected(channels))
 
 
-def tiff(path, values, *, planar=False, tile=0, deflate=False, predictor=1, end="<", **wrong):
+PACKED = {None: 1, "tiff_lzw": 5, "deflate": 8, "packbits": 32773, "zstd": 50000}
+
+
+def pack(data, rows, how):
+    """A strip as libtiff packs it, by way of a grey picture of its bytes."""
+    if how in (None, "deflate"):
+        return zlib.compress(data) if how else data
+    file = io.BytesIO()
+    Image.frombytes("L", (len(data) // rows, rows), data).save(file, "TIFF", compression=how)
+    with Image.open(file) as page:
+        tags = page.tag_v2
+    (first,), (count,) = tags[273], tags[279]
+    return file.getvalue()[first : first + count]
+
+
+def tiff(path, values, *, planar=False, tile=0, packed=None, predictor=1, end="<", **wrong):
     """A TIFF of any number of bands, as GDAL writes it: strips of two rows, or tiles."""
     height, width, samples = values.shape
     layers = [values[..., i : i + 1] for i in range(samples)] if planar else [values]
@@ -72,10 +88,10 @@ def tiff(path, values, *, planar=False, tile=0, deflate=False, predictor=1, end=
                 if predictor == 2:
                     part = np.diff(part, axis=1, prepend=np.zeros_like(part[:, :1]))
                 data = part.astype(part.dtype.newbyteorder(end)).tobytes()
-                parts.append(zlib.compress(data) if deflate else data)
+                parts.append(pack(data, len(part), packed))
     kind = 3 if values.dtype.kind == "f" else 1
     offsets = [8 + sum(map(len, parts[:i])) for i in range(len(parts))]
-    tags = {256: [width], 257: [height], 258: [values.dtype.itemsize * 8] * samples, 259: [8 if deflate else 1]}
+    tags = {256: [width], 257: [height], 258: [values.dtype.itemsize * 8] * samples, 259: [PACKED[packed]]}
     tags |= {262: [1], 277: [samples], 284: [2 if planar else 1], 317: [predictor], 339: [kind] * samples}
     tags |= {322: [across], 323: [down], 324: offsets, 325: [*map(len, parts)]} if tile else {}
     tags |= {} if tile else {273: offsets, 278: [down], 279: [*map(len, parts)]}
@@ -100,8 +116,12 @@ def tiff(path, values, *, planar=False, tile=0, deflate=False, predictor=1, end=
         {},
         {"planar": True},
         {"tile": 3},
-        {"tile": 3, "planar": True, "deflate": True},
-        {"deflate": True, "predictor": 2},
+        {"tile": 3, "planar": True, "packed": "deflate"},
+        {"packed": "deflate", "predictor": 2},
+        {"tile": 3, "packed": "tiff_lzw"},
+        {"packed": "tiff_lzw", "predictor": 2, "end": ">"},
+        {"planar": True, "packed": "packbits"},
+        {"packed": "zstd"},
         {"end": ">"},
     ],
 )
@@ -164,7 +184,8 @@ def test_arrays_that_are_no_images(tmp_path, values, said):
         ({"t257": [9000], "t278": [9000]}, "parts, expected 1"),
         ({"t279": [1, 1, 1]}, "buffer is smaller"),
         ({"t273": [1 << 31] * 3}, "buffer is smaller"),
-        ({"t259": [5]}, "compressed in a way that is not read"),
+        ({"t259": [7]}, "compressed in a way that is not read"),
+        ({"t259": [5]}, "what it packs is damaged"),  # its strips are no LZW
         ({"t258": [12] * 6}, "its bands have [12] bits"),
         ({"t277": [0]}, "expected at least one of each"),
         ({"t278": [0]}, "expected at least one of each"),

@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stm.commands.compress import compress
 from stm.config import Config
 from stm.data.fit_images import (
     COSTS,
@@ -24,8 +26,10 @@ from stm.data.fit_images import (
 )
 from stm.data.sets import SampleSet
 from stm.errors import DataError, UsageError
+from stm.options import EvalOptions, FitOptions, MergeOptions
 from stm.recipe import Fit, Recipe
 from tests.pictures import PREP, make_config, picture
+from tests.unit.checkpoint.cases import MINI
 
 
 def set_of(n: int, name: str = "mine", seed: int = 0) -> SampleSet:
@@ -201,3 +205,26 @@ def test_a_tensor_of_images() -> None:
     for wrong in (torch.randn(3, 4, 4), torch.randn(2, 1, 4, 4), torch.randn(2, 3, 5, 4), torch.ones(2, 3, 4, 4).int()):
         with pytest.raises(DataError, match=r"expected normalised floats \(n, 3, 4, 4\)"):
             as_set(wrong, make_config())
+
+
+@pytest.mark.parametrize("purpose", ["fit", "calibration"])
+def test_a_part_of_other_images_is_named_by_split(tmp_path: Path, purpose: str) -> None:
+    """Without --data the reading options are those of the images to fit on, and to calibrate by."""
+    for part in ("train", "val"):
+        for number in range(3):
+            picture(tmp_path / "root" / part / f"{number}.png", seed=number)
+    merge = {"fit": MergeOptions(rate=0.3), "calibration": MergeOptions(rate=0.3, weights="hsp", hsp="static")}[purpose]
+    other: dict[str, Any] = {"fit": FitOptions(fit_on=tmp_path / "root", no_cache=True)}
+    if purpose == "calibration":
+        merge = dataclasses.replace(merge, method="paper")
+        other = {"calibration": tmp_path / "root"}
+
+    def made(images: EvalOptions) -> Recipe:
+        return compress(str(MINI), merge=merge, images=images, out=tmp_path / "o", dry_run=True, **other).recipe
+
+    recipe = made(EvalOptions(split="val"))
+    assert getattr(recipe, purpose).data == "val" and getattr(recipe, purpose).n <= 3
+    with pytest.raises(UsageError, match="no part test, only train, val"):
+        made(EvalOptions(split="test"))
+    with pytest.raises(UsageError, match="--split was given"):
+        compress(str(MINI), images=EvalOptions(split="val"), out=tmp_path / "o", dry_run=True)

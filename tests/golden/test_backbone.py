@@ -1,0 +1,173 @@
+"""Backbones of segmentation checkpoints: against the official code's own outputs, and merged.
+
+hustvl/Vim's model class (vim/models_mamba.py@dd0358a) ran as it is, on a CPU in float64, with `if_cls_token=False` and
+`final_pool_type="all"`, and with torch equations in the place of its CUDA kernels. The weights are those of weights.py,
+without class token and head: 64 x 64 pixels, patch 8, D=32, 6 blocks.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import stm
+from stm.checkpoint.official import read
+from stm.commands.export import export
+from stm.commands.info import info
+from stm.errors import CheckpointError, StmError, UsageError
+from stm.measure import flops
+from stm.options import ModelOptions
+from tests.golden.weights import state_dict
+
+GOLDEN = Path(__file__).parent / "backbone" / "golden.safetensors"
+DECODER = {"decode_head.conv_seg.weight": torch.ones(5, 32, 1, 1), "auxiliary_head.conv_seg.weight": torch.ones(5, 32)}
+FPN = {"fpn1.0.weight": torch.ones(32, 32, 2, 2), "outnorm_0.weight": torch.ones(32)}
+
+
+def trunk() -> dict[str, Tensor]:
+    state = state_dict(D=32, depth=6, tokens=65, classes=10, patch=8, seed=41)
+    state["pos_embed"] = state["pos_embed"][:, 1:].clone()
+    return {name: value for name, value in state.items() if name.split(".")[0] not in ("cls_token", "head")}
+
+
+def saved(path: Path, state: dict[str, Tensor], config: str = "model = dict()") -> Path:
+    """As mmcv's runner writes it."""
+    whole = {f"backbone.{name}": value for name, value in (state | FPN).items()} | DECODER
+    meta = {"mmseg_version": "0.29.1", "CLASSES": ("wall", "sky"), "config": config}
+    torch.save({"meta": meta, "state_dict": whole, "optimizer": {"state": {}, "param_groups": []}}, path)
+    return path
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> stm.ViM:
+    return stm.load(saved(tmp_path / "iter_60000.pth", trunk()), backbone=True, image_size=64, device="cpu")
+
+
+def images() -> Tensor:
+    g = torch.Generator().manual_seed(42)
+    return torch.randn(2, 3, 64, 64, generator=g, dtype=torch.float64).float()
+
+
+def test_features_equal_the_official_code(dense: stm.ViM, error: Callable[[Tensor, Tensor], float]) -> None:
+    features = dense.features(images())
+    expected = load_file(GOLDEN)["features"].mT.unflatten(-1, (8, 8))
+    assert features.shape == (2, 32, 8, 8)
+    assert error(features, expected) <= 1e-5
+    with pytest.raises(StmError, match="backbone without a head") as caught:
+        dense(images())
+    assert "features" in str(caught.value.hint)
+    # Every token of the last block is read, so both counts of it are those of the others.
+    config = dense.config
+    assert flops.parameters(config.model, 0) == sum(p.numel() for p in dense.parameters())
+    first, second = (flops.honest(shaped, 0, flops.Dense()) for shaped in (config.model, shallower(config.model)))
+    assert first - second == (first - flops.honest(shallower(config.model, 5), 0, flops.Dense())) / 5
+
+
+def shallower(model: Any, by: int = 1) -> Any:
+    from dataclasses import replace
+
+    return replace(model, depth=model.depth - by)
+
+
+@pytest.mark.parametrize("options", [{"fit_on": "images"}, {"method": "staged"}, {"rate": 0}])
+def test_merged_backbones_fill_the_whole_grid(dense: stm.ViM, tmp_path: Path, options: dict[str, Any]) -> None:
+    if "fit_on" in options:
+        options = {"fit_on": torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))}
+    small = stm.compress(dense, **{"rate": 0.3} | options)
+    features = small.features(images())
+    if options.get("rate") == 0:
+        assert torch.equal(features, dense.features(images()))
+        return
+    assert features.shape == (2, 32, 8, 8) and small.schedule.tokens_per_block(6)[-1] < 64
+    # Patches of one token have the same features, and each token has those of its own.
+    flat = features.flatten(2)
+    for group in small.schedule.groups[-1]:
+        assert all(torch.equal(flat[..., group[0]], flat[..., member]) for member in group)
+    small.save_pretrained(tmp_path / "out")
+    again = stm.load(tmp_path / "out", device="cpu")
+    assert torch.equal(again.features(images()), features) and again.config == small.config
+    document = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (document["num_classes"], document["model"]["class_tokens"]) == (0, 0)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "model.features(images)" in card and "stm predict" not in card and "class token at" not in card.split("|")[0]
+
+
+def test_a_fit_costs_the_features_less_than_stages(dense: stm.ViM) -> None:
+    """The costs are those of the features: at the same saving the fitted cut moves them less."""
+    g = torch.Generator().manual_seed(3)
+    pictures = torch.randn(8, 3, 64, 64, generator=g)
+    fitted, staged = (stm.compress(dense, saving=0.2, **o) for o in ({"fit_on": pictures}, {"method": "staged"}))
+    with torch.inference_mode():
+        moved = [(small.features(images()) - dense.features(images())).norm() for small in (fitted, staged)]
+    assert moved[0] < moved[1]
+
+
+def test_what_a_backbone_cannot_do_is_one_sentence(dense: stm.ViM, tmp_path: Path) -> None:
+    for options, words in (
+        ({"method": "paper"}, "merges toward a class token"),
+        ({"sides": "left"}, "has no class token"),
+        ({"schedule": "staged", "sides": "right"}, "has no class token"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            stm.compress(dense, rate=0.3, **options)
+    with pytest.raises(StmError, match="backbone without a head"):
+        dense.optimize(batch_size=1)
+    with pytest.raises(StmError, match="backbone without a head"):
+        stm.evaluate(dense, [(image, 0) for image in images()])
+
+
+def test_reading_says_what_is_left_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "iter.pth", trunk(), "model = dict(if_divide_out=False)")
+    with pytest.raises(CheckpointError, match="segmentation or detection") as caught:
+        read(path)
+    assert "--backbone" in str(caught.value.hint)
+    got = read(path, backbone=True)
+    assert got.num_classes == got.model.class_tokens == 0 and not got.model.divide_out  # as mmcv's text says
+    assert any("no part of the backbone" in note and "fpn1.0.weight" in note for note in got.notes)
+    with pytest.raises(UsageError, match="no class token"):
+        read(path, backbone=True, class_token="head")
+    for extra, words in (
+        ({"rope.freqs_cos": torch.ones(3)}, "rotary"),
+        ({"layers.0.mixer.layernorm.weight": torch.ones(64)}, "norm"),
+        ({"layers.0.mixer.secret": torch.ones(3)}, "unexpected"),
+    ):  # strictness stays: what changes the backbone's numbers is no decoder
+        with pytest.raises(CheckpointError, match=words):
+            read(saved(tmp_path / "odd.pth", trunk() | extra), backbone=True)
+    part = {name: value for name, value in trunk().items() if name != "layers.3.mixer.D"}
+    with pytest.raises(CheckpointError, match=r"1 missing \(layers\.3\.mixer\.D\)"):
+        read(saved(tmp_path / "part.pth", part), backbone=True)
+
+
+def test_a_detector_has_no_final_norm(tmp_path: Path) -> None:
+    """detectron2's: under backbone.net, and hustvl/Vim's code deletes norm_f."""
+    state = {f"backbone.net.{name}": value for name, value in trunk().items() if name != "norm_f.weight"}
+    torch.save(
+        {"model": state | {"backbone.simfp_2.0.weight": torch.ones(3), "roi_heads.x": torch.ones(2)}}, tmp_path / "d"
+    )
+    got = read(tmp_path / "d", backbone=True, image_size=64)
+    assert any("no final norm" in note for note in got.notes) and bool((got.tensors["norm_f.weight"] == 1).all())
+
+
+def test_the_backbone_of_a_classifier_keeps_its_class_token(tmp_path: Path, error: Any) -> None:
+    path = tmp_path / "x_midclstok.pth"
+    torch.save(state_dict(D=32, depth=6, tokens=65, classes=10, patch=8, seed=41), path)
+    whole = stm.load(path, image_size=64, device="cpu")
+    alone = stm.load(path, image_size=64, backbone=True, device="cpu")
+    assert (alone.config.num_classes, alone.config.model.class_tokens) == (0, 1)
+    assert torch.equal(alone.features(images()), whole.features(images()))
+    assert stm.compress(alone, rate=0.3, method="paper").features(images()).shape == (2, 32, 8, 8)
+
+
+def test_commands_take_a_backbone(dense: stm.ViM, tmp_path: Path) -> None:
+    dense.save_pretrained(tmp_path / "dense")
+    assert info(str(tmp_path / "dense")).parameters == flops.parameters(dense.config.model, 0)
+    report = export(str(tmp_path / "dense"), out=tmp_path / "back.pth")
+    assert report.reading["backbone"] and report.tensors == len(trunk())
+    back = stm.load(tmp_path / "back.pth", **report.reading | {"device": "cpu"})
+    assert torch.equal(back.features(images()), dense.features(images()))
+    assert ModelOptions(backbone=True).words() == ["--backbone"]
