@@ -1,0 +1,149 @@
+"""A kill before every call that changes a file, and every such call failing: the old is whole or the new is, nothing is
+left, the next run succeeds."""
+
+import errno
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.fault import Engine, Fault, Ran, shim
+from tests.faults.jobs import DRAFT, JOBS, Job, Tree, World, sentence
+from tests.hub.server import Hub
+
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
+KILL, TORN = Fault(signal=signal.SIGKILL), Fault(signal=signal.SIGKILL, tear=True)
+FAULTS = (KILL, TORN, *(Fault(error=each) for each in ERRORS))
+CLEANING = ("unlink", "unlinkat", "rmdir", "chmod")  # after all is done: what they leave, the next run clears
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("faults")
+    library = shim(folder)
+    with Hub() as hub:
+        engine = Engine(library, folder / "here", hub.environment(folder / "here" / "home"))
+        yield World(engine, hub)
+        engine.close()
+
+
+class Outcomes:
+    """What the faults of one job led to."""
+
+    def __init__(self, world: World, job: Job) -> None:
+        self.world, self.job = world, job
+        world.clear()
+        for argv in job.before:
+            assert world.engine(*argv).code == 0
+        self.before = world.tree()
+        done = world.engine(*job.argv)
+        assert done.code == 0, done.err
+        self.after, self.calls = world.tree(), done.calls
+        self.published = self.commits()
+        self.went_on: dict[str, None] = {}
+        self.faults: list[str] = []
+        self.counts = {"killed": 0, "failed": 0, "done": 0}
+
+    def commits(self) -> list[dict[str, bytes]]:
+        return [repo.files for name, repo in self.world.hub.repos.items() if name == "me/vim"]
+
+    def meet(self, at: int, kind: Fault) -> None:
+        """Run the command with a fault at one call, and then without."""
+        fault = Fault(at, kind.error, kind.signal, kind.tear)
+        self.world.restore(self.before)
+        ran = self.world.engine(*self.job.argv, fault=fault)
+        call = ran.calls[at - 1] if at <= len(ran.calls) else "none"
+        what = f"{errno.errorcode.get(kind.error, 'torn' if kind.tear else 'kill')} at {at} {DRAFT.sub('.draft', call)}"
+        for wrong in self.wrong(ran, call, bool(kind.error)):
+            self.faults.append(f"{what}: {wrong}")
+
+    def wrong(self, ran: Ran, call: str, failed: bool) -> Iterator[str]:
+        tree = self.world.tree()
+        if not failed:
+            self.counts["killed"] += 1
+            if ran.code != -signal.SIGKILL:
+                yield f"ended with {ran.code}"
+        elif ran.code == 0:
+            self.counts["done"] += 1
+            if not call.startswith(CLEANING) and not self.is_optional(call):
+                yield "the error was swallowed"
+            if self.results(tree) != self.results(self.after):
+                yield f"it says that it is done: {self.difference(tree, self.after)}"
+        else:
+            self.counts["failed"] += 1
+            if ran.code != 1 or sentence(ran.err) is None or ran.out:
+                yield f"ended with {ran.code} and said {ran.err!r} {ran.out[:80]!r}"
+            if left := sorted(set(tree) - set(self.before) - self.growing(tree)):
+                if self.results(tree) != self.results(self.after):  # the fault was after the rename
+                    yield f"left {left}"
+        yield from self.torn(tree)
+        again = self.job.argv + (("--force",) if self.job.force else ())
+        # The next run. One state, names of drafts apart, has one next run.
+        state = DRAFT.sub(".draft", repr(sorted(tree.items()))) + repr(self.commits())
+        if state not in self.went_on:
+            self.went_on[state] = None
+            more = self.world.engine(*again)
+            if more.code:
+                yield f"the next run ended with {more.code} and said {more.err!r}"
+            elif (now := self.world.tree()) != self.after:
+                yield f"after the next run: {self.difference(now, self.after)}"
+            elif self.commits() != self.published:
+                yield "the next run published something else"
+
+    def is_optional(self, call: str) -> bool:
+        import re
+
+        return re.search(self.job.optional, call.partition(" ")[2]) is not None
+
+    def growing(self, tree: Tree) -> set[str]:
+        return {name for name in tree if self.job.grows and name.startswith(self.job.grows) and not DRAFT.search(name)}
+
+    def results(self, tree: Tree) -> Tree:
+        return {name: body for name, body in tree.items() if not name.startswith("cache")}
+
+    def torn(self, tree: Tree) -> Iterator[str]:
+        """What is there under its own name is of the old or of the new, all of one, unless it grows."""
+        mine = {
+            name: body
+            for name, body in self.results(tree).items()
+            if not DRAFT.search(name) and not (self.job.grows and name.startswith(self.job.grows)) and body is not None
+        }
+        olds = {name: body for name, body in self.results(self.before).items() if body is not None}
+        news = {
+            name: body
+            for name, body in self.results(self.after).items()
+            if body is not None and not (self.job.grows and name.startswith(self.job.grows))
+        }
+        if mine not in (olds, news):
+            yield f"neither the old nor the new: {self.difference(mine, news)}"
+
+    def difference(self, one: Tree, other: Tree) -> str:
+        return f"{sorted(name for name in {*one, *other} if one.get(name, b'-') != other.get(name, b'-'))}"
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_some_faults_of_each_command(world: World, name: str) -> None:
+    """One fault of each kind, at calls all over the command; the slow test takes all."""
+    outcomes = Outcomes(world, JOBS[name])
+    for number, kind in enumerate(FAULTS):
+        outcomes.meet(1 + number * (len(outcomes.calls) - 1) // (len(FAULTS) - 1), kind)
+    assert outcomes.faults == []
+
+
+@pytest.mark.slow(seconds=240)
+@pytest.mark.parametrize("name", JOBS)
+def test_every_fault_at_every_call(world: World, name: str) -> None:
+    outcomes = Outcomes(world, JOBS[name])
+    for at in range(1, len(outcomes.calls) + 1):
+        for kind in FAULTS:
+            outcomes.meet(at, kind)
+    print(name, len(outcomes.calls), "calls:", outcomes.counts, len(outcomes.went_on), "states")
+    assert outcomes.faults == []
+
+
+def test_the_shim_reaches_what_it_counts(world: World, tmp_path: Path) -> None:
+    """A write that is not counted would never fail."""
+    world.clear()
+    calls = world.engine(*JOBS["export"].argv).calls
+    assert {call.split()[0] for call in calls} >= {"open", "write", "rename", "fsync"}
