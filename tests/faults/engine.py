@@ -2,7 +2,8 @@
 it, in which one call meets a fault.
 
 The process has imported everything, and runs each kind of command once itself (`warm`), so a child costs what its
-command costs. If the job asks for it (`whole`), a child ends as a process of its own does: the interpreter is taken down.
+command costs. If the job asks for it (`whole`), a child ends as a process of its own does: the interpreter is taken
+down.
 """
 
 import ctypes
@@ -13,10 +14,10 @@ import sys
 import time
 from typing import Any
 
-import torch
-
 import huggingface_hub.hf_api
 import huggingface_hub.repocard  # noqa: F401
+import torch
+
 import stm.commands.export
 import stm.commands.report
 import stm.commands.sweep  # noqa: F401
