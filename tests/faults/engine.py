@@ -6,12 +6,16 @@ command costs. If the job asks for it (`whole`), a child ends as a process of it
 down.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
 import os
+import select
+import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub.hf_api
@@ -52,6 +56,7 @@ def warm(job: dict[str, Any]) -> int:
 def child(job: dict[str, Any], out: int, err: int, told: int) -> None:
     """Run the command with its fault. Never returns."""
     prepare(job)
+    os.setpgid(0, 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
     fault = Fault(**job["fault"])
@@ -67,6 +72,34 @@ def child(job: dict[str, Any], out: int, err: int, told: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(left.code or 0))
+
+
+def members(group: int) -> int:
+    """How many processes of a group live; those that have ended and wait for their parent do not."""
+    count = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its = path.read_text().rpartition(")")[2].split()[:3]
+            count += int(its) == group and state != "Z"
+    return count
+
+
+def ended(number: int) -> tuple[int, int]:
+    """The exit code of a child, and how many of its group outlive it by more than a while. One that hangs is killed."""
+    for _ in range(60_000):
+        done, status = os.waitpid(number, os.WNOHANG)
+        if done:
+            break
+        select.select([], [], [], 0.002)
+    else:
+        os.killpg(number, signal.SIGKILL)
+        status = os.waitpid(number, 0)[1]
+    orphans = 0
+    for _ in range(500):  # a helper of multiprocessing ends when it sees that its parent has
+        if not (orphans := members(number)):
+            break
+        select.select([], [], [], 0.02)
+    return os.waitstatus_to_exitcode(status), orphans
 
 
 def text(descriptor: int) -> str:
@@ -89,8 +122,8 @@ if __name__ == "__main__":
             number = os.fork()
             if number == 0:
                 child(job, *files)
-            code = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+            code, orphans = ended(number)
             said = [text(each) for each in files]
-            answer = {"code": code, "out": said[0], "err": said[1], "calls": said[2].splitlines()}
+            answer = {"code": code, "out": said[0], "err": said[1], "calls": said[2].splitlines(), "orphans": orphans}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -21,6 +21,7 @@ class Fault:
 
     Args:
         error: the errno with which the call fails; 0: the signal comes before the call.
+        signal: negative for the whole group of processes, as Ctrl-C in a terminal.
         tear: a write has written half of its bytes before.
         every: calls that read, and those outside of the test's folder, are counted too.
     """
@@ -34,12 +35,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ran:
-    """A run: its exit code (negative: the signal that ended it), what it said, and the calls that were counted."""
+    """A run: its exit code (negative: the signal that ended it), what it said, the calls that were counted, and the
+    number of processes of its group that it left."""
 
     code: int
     out: str
     err: str
     calls: list[str]
+    orphans: int
 
 
 def shim(folder: Path) -> Path:

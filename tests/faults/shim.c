@@ -78,7 +78,10 @@ static int meets(const char *call, const char *path, int descriptor, const void 
         errno = fault_error;
         return 1;
     }
-    syscall(SYS_kill, (pid_t)syscall(SYS_getpid), fault_signal);
+    if (fault_signal < 0)
+        syscall(SYS_kill, 0, -fault_signal);
+    else
+        syscall(SYS_kill, (pid_t)syscall(SYS_getpid), fault_signal);
     return 0;
 }
 

@@ -10,24 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.faults.fault import Engine, Fault, Ran, shim
+from tests.faults.fault import Fault, Ran
 from tests.faults.jobs import DRAFT, JOBS, Job, Tree, World, sentence, whole
-from tests.hub.server import Hub
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
 KILL, TORN = Fault(signal=signal.SIGKILL), Fault(signal=signal.SIGKILL, tear=True)
 FAULTS = (KILL, TORN, *(Fault(error=each) for each in ERRORS))
 CLEANING = ("unlink", "unlinkat", "rmdir", "chmod")  # after all is done: what they leave, the next run clears
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("faults")
-    library = shim(folder)
-    with Hub() as hub:
-        engine = Engine(library, folder / "here", hub.environment(folder / "here" / "home"))
-        yield World(engine, hub)
-        engine.close()
 
 
 class Outcomes:
