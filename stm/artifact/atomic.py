@@ -83,7 +83,8 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     temporary = sibling(path, "tmp", token)
     held = ExitStack()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if new_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with held:
             with turn(path):  # no other run clears the folder before its lock is held
                 temporary.mkdir()
@@ -159,12 +160,13 @@ def refusing(path: Path, hint: str, kind: type[StmError] = UsageError) -> Iterat
     Args:
         path: as typed, for the message.
         hint: the next step.
-        kind: UsageError for a check before any work is done; the room's own error for a write after the work.
+        kind: UsageError for a check before any work is done, unless the disk fails; the room's own error for a write
+            after the work.
     """
     try:
         yield
     except OSError as error:
-        raise kind(f"{path} cannot be written: {error.strerror or error}", hint) from error
+        raise _kind(error, kind)(f"{path} cannot be written: {error.strerror or error}", hint) from error
 
 
 @contextmanager
@@ -295,7 +297,14 @@ def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
     """Return the error to raise for what the system refused: ArtifactError if there is no room, else `kind`."""
     if reason := no_room(error):
         return ArtifactError(f"{given} cannot be written: {reason}", "make room, or choose another disk with --out")
-    return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
+    message = f"{given} cannot be written: {error.strerror or error}"
+    return _kind(error, kind)(message, "choose another place with --out")
+
+
+def _kind(error: OSError, kind: type[StmError]) -> type[StmError]:
+    """Return `kind`, or ArtifactError for a disk that fails: no other words on the command line would mend that."""
+    failing = no_room(error) or error.errno in (errno.EIO, errno.EROFS)
+    return ArtifactError if kind is UsageError and failing else kind
 
 
 def _exchange(path: Path, token: str) -> None:
