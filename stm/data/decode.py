@@ -110,7 +110,8 @@ def _undisturbed() -> Iterator[None]:
     An interruption in the middle of starting a process would leave one that nobody knows, and a signal that reaches a
     process before `_begin_worker` would end it with a traceback.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there do handlers run
+    # Handlers run in the main thread only, and other systems than POSIX's have no mask.
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
     came: list[int] = []
