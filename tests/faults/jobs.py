@@ -62,7 +62,7 @@ JOBS = {
     ),
     "fit": Job(
         ("compress", "mini.pth", *SIZE, "--no-eval", "--fit-on", "images", "--fit-images", "4", "--out", "out"),
-        optional=r"/cache/stm",
+        optional=r"/cache",
     ),
     "push": Job((*COMPRESS, "--out", "out", "--push-to", "me/vim", "--token", SECRET)),
     "download": Job(("export", "owner/vim", *SIZE, "--out", "out.pth"), optional=r"/home/"),
