@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make docs`, each alone: a virtual environment, an install against constraints.txt, and the job.
+# `make demo`, `make test`, `make slow` and `make docs`, each alone: a virtual environment, an install against constraints.txt, and the job.
 #   make demo PYTHON=python3.12
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"    another wheel index, here torch without CUDA
 PYTHON ?= python3
@@ -12,15 +12,15 @@ export GOMP_SPINCOUNT ?= 2000
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
-.PHONY: demo test test-torch lint docs fuzz
+.PHONY: demo test slow test-torch lint docs fuzz
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
 
 # Three processes of one thread on two processors: many tests wait for a server, a kill or a process of their own.
-test: export OMP_NUM_THREADS ?= 1
-test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+test slow: export OMP_NUM_THREADS ?= 1
+test slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -n 3 --dist worksteal $(if $(filter slow,$@),-m slow) $(PYTEST_ARGS)
 
 # What touches torch's own operators, on another version of it: make test-torch TORCH=2.15.0
 TORCH ?= 2.15.0

@@ -8,6 +8,6 @@ import sys
 if not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
     del sys.path[0]
 
-from stm_cli.main import main
+from stm_cli._start import main
 
 main()

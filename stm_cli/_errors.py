@@ -1,6 +1,6 @@
 """From an exception to a sentence, a next step and an exit code: one table, the specific before the general.
 
-Exit codes: 0 done, 1 failure, 2 usage, 3 accuracy gate not met, 130 interrupted.
+Exit codes: 0 done, 1 failure, 2 usage, 3 accuracy gate not met, 130 and 143 stopped.
 """
 
 import os
@@ -13,6 +13,7 @@ import typer
 from stm.artifact.written import Written, noting, so_far
 from stm.distributed import current_world
 from stm.errors import Question, StmError
+from stm_cli import _signals
 from stm_cli._output import error, stopped, typed
 from stm_cli._visible import visible_traceback
 
@@ -99,30 +100,49 @@ def describe(caught: BaseException) -> Failure:
 
 def guard(command: Callable[[], Any]) -> int:
     """Run a command and return its exit code. No exception but SystemExit leaves this function."""
-    written: tuple[Written, ...] = ()
-    try:
-        with noting():
+    written: list[Written] = []
+    with _signals.running():
+        try:
             try:
-                code = command()  # Typer returns the code of a `typer.Exit` instead of raising it: 130 for Ctrl-C
-            finally:
-                written = so_far()
-        sys.stdout.flush()  # now, so that a full disk is a failure with a sentence
-        if code == _STOPPED:
-            raise KeyboardInterrupt
-    except BaseException as caught:
-        failure = describe(caught)
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
-            sys.stderr.write(visible_traceback(caught))
-        if isinstance(caught, BrokenPipeError):
-            # Nobody reads stdout any more. The text in its buffer must not raise again when the interpreter closes it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(caught, typer.TyperException) and not current_world().first:
-            # Every process of torchrun parses the same words, and only the first one reports the error. If another
-            # process failed earlier, torchrun would end the first one in the middle of its sentence.
-            return 0
-        if failure.code == _STOPPED and current_world().first:
-            stopped(written)
-        if failure.message:
-            error(failure.message, failure.hint)
-        return failure.code
+                return _run(command, written)
+            except BaseException as caught:
+                _signals.decided()
+                return _told(caught, written)
+        except KeyboardInterrupt as caught:  # a signal between an error and the line that decides
+            _signals.decided()
+            return _told(caught, written)
+
+
+def _run(command: Callable[[], Any], written: list[Written]) -> int:
+    """Run a command and return its exit code. `written` receives what it has written, also if it fails."""
+    with noting():
+        try:
+            code = command()  # Typer returns the code of a `typer.Exit` instead of raising it: 130 for Ctrl-C
+        finally:
+            written[:] = so_far()
+    sys.stdout.flush()  # now, so that a full disk is a failure with a sentence
+    if code == _STOPPED:
+        raise KeyboardInterrupt
+    _signals.decided()
     return code if isinstance(code, int) else 0
+
+
+def _told(caught: BaseException, written: list[Written]) -> int:
+    """Tell the user of a failure, and return its exit code."""
+    failure = describe(caught)
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        sys.stderr.write(visible_traceback(caught))
+    if isinstance(caught, BrokenPipeError):
+        # Nobody reads stdout any more. The text in its buffer must not raise again when the interpreter closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(caught, typer.TyperException) and not current_world().first:
+        # Every process of torchrun parses the same words, and only the first one reports the error. If another
+        # process failed earlier, torchrun would end the first one in the middle of its sentence.
+        return 0
+    if failure.code == _STOPPED:
+        if current_world().first:
+            stopped(written)
+        return _signals.code()
+    if failure.message:
+        error(failure.message, failure.hint)
+    return failure.code

@@ -23,6 +23,7 @@ from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
+from stm_cli._signals import NOTHING
 from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
 
@@ -105,7 +106,7 @@ def stopped(written: Sequence[Written]) -> None:
     """Write what a run that somebody stopped has written, and what the same command would do."""
     growing = [each.path for each in written if each.grows]
     whole = [each.path for each in written if not each.grows]
-    said = "nothing was written; the same command starts from the beginning"
+    said = NOTHING
     if growing:
         said = f"what was finished is in {', '.join(growing)}; the same command goes on from there"
     elif whole:

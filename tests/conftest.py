@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,22 @@ PARITY = "error against a golden output"  # the key of what `tell` of tests/gold
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--until", type=float, help="begin no slow test that may end after this time (seconds since 1970)")
+
+
+def slowness(item: pytest.Item) -> float:
+    """At most how many seconds the slow test takes on two busy processors; 0 if it is not slow."""
+    marker = item.get_closest_marker("slow")
+    return marker.kwargs.get("seconds", 60.0) if marker else 0.0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    until = item.config.getoption("--until")
+    if until is not None and slowness(item) and time.time() + slowness(item) > until:
+        pytest.skip(f"no time left: it may take {slowness(item):.0f} s")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deal the long tests to all processes, and put them first, so that no process is left alone with one.
 
@@ -35,8 +52,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one process's, and nobody would take them from it. The other tests stay in their order: modules stay together.
     """
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    long = [item for item in items if item.get_closest_marker("slow")]
-    short = [item for item in items if not item.get_closest_marker("slow")]
+    # The longest first, so that no process is left alone with one; but if the time may run out, as many as it allows.
+    limited = config.getoption("--until") is not None
+    long = sorted(filter(slowness, items), key=slowness, reverse=not limited)
+    short = [item for item in items if not slowness(item)]
     left, dealt = len(items), []
     for number in range(processes):
         stretch = left // (processes - number)  # as xdist cuts the list

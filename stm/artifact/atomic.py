@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -83,16 +83,18 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
     temporary = sibling(path, "tmp", token)
     held = ExitStack()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if new_parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with held:
             with turn(path):  # no other run clears the folder before its lock is held
                 temporary.mkdir()
                 held.enter_context(lock(temporary))
             yield temporary
-            # The names must be on the disk before the rename is: after a power failure a folder in its place is whole.
-            for inner in {(temporary / name).parent for name in names}:
-                if inner.is_dir():
-                    _sync(inner)
+            # All must be on the disk before the rename is: after a power failure a folder in its place is whole.
+            written = [temporary / name for name in names]
+            for each in [*written, *sorted({file.parent for file in written})]:
+                if each.exists():
+                    _sync(each)
             with turn(path):
                 if path.exists():  # looked at again: filling took time, in which another process may have written
                     _check_replaceable(Path(folder), path, names, force)
@@ -104,7 +106,7 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
         _discard(temporary, names)
         with suppress(OSError):
             for parent in new_parents:
-                parent.rmdir()
+                _insist(parent.rmdir)
         if isinstance(error, OSError):
             raise _failure(Path(folder), error, ArtifactError) from error
         raise
@@ -158,12 +160,13 @@ def refusing(path: Path, hint: str, kind: type[StmError] = UsageError) -> Iterat
     Args:
         path: as typed, for the message.
         hint: the next step.
-        kind: UsageError for a check before any work is done; the room's own error for a write after the work.
+        kind: UsageError for a check before any work is done, unless the disk fails; the room's own error for a write
+            after the work.
     """
     try:
         yield
     except OSError as error:
-        raise kind(f"{path} cannot be written: {error.strerror or error}", hint) from error
+        raise _kind(error, kind)(f"{path} cannot be written: {error.strerror or error}", hint) from error
 
 
 @contextmanager
@@ -180,20 +183,22 @@ def drafted(path: Path, *, force: bool = True, kept: bool = True) -> Iterator[Pa
         UsageError: without `force`, another process wrote the file meanwhile.
     """
     draft = draft_of(path)
-    with ExitStack() as held:
-        with turn(path):
-            _clear_drafts(path)
-            draft.touch(exist_ok=False)  # now, because a lock is on a file that exists
-            held.enter_context(lock(draft))
-        try:
+    try:
+        with ExitStack() as held:
+            with turn(path):
+                _clear_drafts(path)
+                draft.touch(exist_ok=False)  # now, because a lock is on a file that exists
+                held.enter_context(lock(draft))
             yield draft
+            _sync(draft)  # the content before the name: after a power failure a file with its name is whole
             with turn(path):
                 _check_new(path, force)
                 draft.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                draft.unlink()
-            raise
+                _sync(path.parent)
+    except BaseException:  # an interrupt too must leave nothing behind
+        with suppress(OSError):
+            _insist(draft.unlink)
+        raise
     if kept:
         tell(path)
 
@@ -229,7 +234,7 @@ def _clear_drafts(path: Path) -> None:
         if draft.is_file() and not draft.is_symlink():
             with lock(draft) as free, suppress(OSError):
                 if free:
-                    draft.unlink()
+                    _insist(draft.unlink)
 
 
 def find(folder: Path) -> Path:
@@ -282,15 +287,24 @@ def probe(path: Path) -> None:
     """
     parent = next(p for p in path.parents if p.exists())
     folder = draft_of(parent / path.name)
-    folder.mkdir()
-    folder.rmdir()
+    try:
+        folder.mkdir()
+    finally:
+        _insist(folder.rmdir)
 
 
 def _failure(given: Path, error: OSError, kind: type[StmError]) -> StmError:
     """Return the error to raise for what the system refused: ArtifactError if there is no room, else `kind`."""
     if reason := no_room(error):
         return ArtifactError(f"{given} cannot be written: {reason}", "make room, or choose another disk with --out")
-    return kind(f"{given} cannot be written: {error.strerror or error}", "choose another place with --out")
+    message = f"{given} cannot be written: {error.strerror or error}"
+    return _kind(error, kind)(message, "choose another place with --out")
+
+
+def _kind(error: OSError, kind: type[StmError]) -> type[StmError]:
+    """Return `kind`, or ArtifactError for a disk that fails: no other words on the command line would mend that."""
+    failing = no_room(error) or error.errno in (errno.EIO, errno.EROFS)
+    return ArtifactError if kind is UsageError and failing else kind
 
 
 def _exchange(path: Path, token: str) -> None:
@@ -339,9 +353,9 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
             _discard(sibling(path, "old", token), names)
 
 
-def _sync(folder: Path) -> None:
-    """Have the system write a folder's list of names to the disk: after a rename this makes the rename last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk: after a rename this makes it last."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -358,10 +372,24 @@ def _discard(folder: Path, names: tuple[str, ...]) -> None:
     the run is decided by then, and the next run tries again.
     """
     with suppress(OSError):
-        folder.chmod(0o700)  # a read-only one keeps its files
+        _insist(lambda: folder.chmod(0o700))  # a read-only one keeps its files
         for name in names:
-            (folder / name).unlink(missing_ok=True)
+            _insist((folder / name).unlink)
         for inner in {(folder / name).parent for name in names} - {folder}:
-            with suppress(FileNotFoundError):
-                inner.rmdir()
-        folder.rmdir()
+            _insist(inner.rmdir)
+        _insist(folder.rmdir)
+
+
+def _insist(remove: Callable[[], None]) -> None:
+    """Call what removes a file or folder, and once more if the system refuses. One that is not there is removed.
+
+    Raises:
+        OSError: it was refused twice.
+    """
+    with suppress(FileNotFoundError):
+        try:
+            remove()
+        except FileNotFoundError:
+            raise
+        except OSError:  # a network drive or a disk that fails for a moment must leave nothing of ours behind
+            remove()

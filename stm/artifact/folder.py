@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from stm import __version__
 from stm.artifact import atomic
@@ -232,7 +232,6 @@ def _write_weights(path: Path, tensors: Mapping[str, "Tensor"]) -> FileInfo:
             data = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())  # its memory, not a copy
             digest.update(data)
             file.write(data)
-        _flush(file)
     return FileInfo(sha256=digest.hexdigest(), bytes=weights_size(tensors))
 
 
@@ -261,12 +260,4 @@ def _write_text(path: Path, text: str) -> None:
         raise ArtifactError(
             f"{path.name} cannot hold {around!r}, which is not valid Unicode: rename that file or label"
         ) from error
-    with open(path, "wb") as file:
-        file.write(data)
-        _flush(file)
-
-
-def _flush(file: BinaryIO) -> None:
-    """Have the system write a file to the disk itself: the folder is renamed only when its content is safe."""
-    file.flush()
-    os.fsync(file.fileno())
+    path.write_bytes(data)

@@ -121,9 +121,9 @@ def sweep(
             **samples.of_set,
         )
         if world.first:  # while the file is held, so that no other run replaces the table meanwhile
-            write_whole(output / "sweep.csv", as_csv(table))
-            write_whole(output / "sweep.json", report.to_json() + "\n")
+            write_whole(output / "sweep.csv", as_csv(table).encode())
+            write_whole(output / "sweep.json", (report.to_json() + "\n").encode())
             with plots.style():
                 title = f"{model} on {report.n:,} images of {samples.name}; the points of a curve are rates"
-                plots.save(plots_pareto.swept(table, title), output, "sweep")
+                plots.save(plots_pareto.swept(table, title), output, "sweep", write_whole)
     return report

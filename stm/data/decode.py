@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from PIL import Image, UnidentifiedImageError
 
@@ -21,6 +22,7 @@ from stm.data.images import Crop, Openable, Sample, pixels
 from stm.errors import DataError, HubError, escaped, said
 
 SAFE_PATH = "PYTHONSAFEPATH"
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 Decoded = bytes | str  # what `pixels` returns, or a sentence that says why the image could not be read
 
 
@@ -83,7 +85,7 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
     under_way: deque[Future[list[Decoded]]] = deque()
     try:
         for chunk in chunks:
-            with _own_modules():  # here too: the pool starts a process only when there is work for it
+            with _own_modules(), _undisturbed():  # the pool starts a process only when there is work for it
                 under_way.append(pool.submit(decode, chunk, prep))
             # Two chunks per worker: one that it decodes and one that waits, so that no worker idles. More would only
             # fill memory with pixels that the model is not ready for.
@@ -99,6 +101,35 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
         raise DataError("a process that decodes images died", hint) from error
     finally:  # also if the caller stops early, and lets the generator go
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals that stop a process wait until the block ends. Processes that are started in it are never stopped.
+
+    An interruption in the middle of starting a process would leave one that nobody knows, and a signal that reaches a
+    process before `_begin_worker` would end it with a traceback.
+    """
+    # Handlers run in the main thread only, and other systems than POSIX's have no mask.
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    for number in _STOPPING:
+        if callable(before[number]) or before[number] is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: came.append(number))
+    resource_tracker.ensure_running()  # now, because it unblocks the signals when it has started
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a started process inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            if handler is not None:  # it is not Python's
+                signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager
@@ -122,7 +153,8 @@ def _own_modules() -> Iterator[None]:
 def _begin_worker() -> None:
     """Prepare a worker to end with the main process, and not before it."""
     # Ctrl-C reaches every process of a terminal. The main process answers it, and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     # If the main process is killed, nobody ends the workers: each waits for its parent's end in a thread.
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

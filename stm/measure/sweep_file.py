@@ -20,6 +20,7 @@ from stm.recipe import Fit
 
 CELLS, IDENTITY = "cells.jsonl", "sweep-of.json"
 _ANOTHER = "give another folder: --out DIR"
+_LATER = "make room on the disk, then run the same command again: it goes on where this one stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,7 @@ class CellFile:
     def append(self, key: str, row: SweepRow) -> None:
         """Hand a finished cell to the operating system: a kill after this does not lose it."""
         line = json.dumps({"key": key, "row": encode(row)}, sort_keys=True, allow_nan=False) + "\n"
-        hint = "make room on the disk, then run the same command again: it goes on where this one stopped"
-        with atomic.refusing(self.path, hint, DataError), self.path.open("ab") as stream:
+        with atomic.refusing(self.path, _LATER, DataError), self.path.open("ab") as stream:
             stream.write(line.encode())
         tell(self.path.parent, grows=True)
         self.done[key] = row
@@ -117,7 +117,7 @@ class CellFile:
             self._identify(identity, beside)
 
     def _identify(self, identity: SweepIdentity, beside: Path) -> None:
-        write_whole(beside, json.dumps(encode(identity), indent=2, sort_keys=True) + "\n")
+        write_whole(beside, (json.dumps(encode(identity), indent=2, sort_keys=True) + "\n").encode())
 
 
 def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
@@ -144,8 +144,12 @@ def check_folder(folder: Path, also: tuple[str, ...] = ()) -> None:
         atomic.probe((folder / CELLS).absolute())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there with all of its text, or as it was before."""
-    with atomic.drafted(path, kept=False) as draft:
-        draft.write_text(text, encoding="utf-8")
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of the folder: it is there with all of its content, or as it was before.
+
+    Raises:
+        DataError: the disk is full, or the system refused the write.
+    """
+    with atomic.refusing(path, _LATER, DataError), atomic.drafted(path, kept=False) as draft:
+        draft.write_bytes(content)
     tell(path.parent, grows=True)  # the folder is the result, and goes on from its cells

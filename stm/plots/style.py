@@ -6,7 +6,8 @@ inches wide, the text width of a paper, with type of 8 points. Nothing is global
 library must not change for its caller. matplotlib is imported only to draw.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,10 @@ def line(number: int, *, every: int = 1) -> dict[str, Any]:
     return look | {"markerfacecolor": "white", "markeredgecolor": COLOURS[index], "markeredgewidth": 0.8}
 
 
-def save(figure: "Figure", folder: Path, name: str) -> tuple[str, str]:
-    """Write NAME.png and NAME.svg, and return the two names. The same figure gives the same bytes."""
+def save(
+    figure: "Figure", folder: Path, name: str, write: Callable[[Path, bytes], object] = Path.write_bytes
+) -> tuple[str, str]:
+    """Write NAME.png and NAME.svg by `write`, and return the two names. The same figure gives the same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
@@ -95,6 +98,12 @@ def save(figure: "Figure", folder: Path, name: str) -> tuple[str, str]:
         layout.execute(figure)
         figure.set_layout_engine("none")  # once for both files: the layout takes half of the time
     # Both formats carry a version or a date by default, which would change the bytes.
-    figure.savefig(folder / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plain: dict[str, dict[str, Any]] = {
+        "png": {"dpi": DPI, "metadata": {"Software": None}},
+        "svg": {"metadata": {"Date": None}},
+    }
+    for kind, options in plain.items():
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind, **options)
+        write(folder / f"{name}.{kind}", drawn.getvalue())
     return f"{name}.png", f"{name}.svg"

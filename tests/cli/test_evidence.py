@@ -188,6 +188,7 @@ def test_each_option_of_report_changes_the_result(
     assert report(*REPORT[option]) != first[0]
 
 
+@pytest.mark.slow
 def test_explain_writes_a_folder_once(here, mini: Path, image: Path, tmp_path: Path) -> None:
     words = ("explain", mini, image, "--places", "2", "--quiet")
     assert here(*words) == (0, "vim_mini_stride8-explained\n", "")

@@ -90,7 +90,7 @@ def has_its_metadata(wheel: zipfile.ZipFile) -> None:
         "dev",
         "docs",
     }
-    assert "stm = stm_cli.main:main" in read["entry_points.txt"]
+    assert "stm = stm_cli._start:main" in read["entry_points.txt"]
 
 
 def test_constraints_are_exact_and_cover_the_dependencies() -> None:

@@ -26,6 +26,7 @@ def same(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> bool:
     return all(ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_there_and_back(stm: Stm, tmp_path: Path) -> None:
     assert stm("export", MINI, "--format", "folder", "--out", "dense").code == 0
     run = stm("export", "dense", "--format", "official", "--json")

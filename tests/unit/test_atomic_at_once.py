@@ -23,9 +23,11 @@ import torch
 from stm import loading
 from stm.artifact import atomic
 from stm.artifact import folder as artifact
-from stm.commands import compress, eval, export, report
+from stm.commands import compress, eval, export, report, sweep
+from stm.data.unpack import unpack
 from stm.errors import StmError
-from stm.options import EvalOptions, MergeOptions, ModelOptions
+from stm.measure.sweep import Grid
+from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions
 
 torch.set_num_threads(1)
 MINI = {"model": "mini.pth", "source": ModelOptions(image_size=64, device="cpu"), "out": "out"}
@@ -174,8 +176,8 @@ for name, job in JOBS.items():
     assert together(4, lambda: again(job)) == ([0] * 4, []) , name
     assert left() == {"out"}, (name, left())
     clear()
-    codes, said = together(4, lambda: job(False))
-    assert codes == [0, 2, 2, 2] and set(said) == {"out already exists"}, (name, codes, said)
+    codes, said = together(8, lambda: job(False))
+    assert codes == [0, *[2] * 7] and set(said) == {"out already exists"}, (name, codes, said)
     assert left() == {"out"}, (name, left())
     if Path("out").is_dir():
         loading.load("out", device="cpu")
@@ -206,5 +208,76 @@ os.kill(holder, signal.SIGKILL)
 os.waitpid(holder, 0)
 assert together(1, evaluate) == ([0], [])
 assert len(Path("r.csv").read_text().splitlines()) == 6 and left() == {"r.csv", "r.csv.json"}, left()
+"""
+    run(here, script)
+
+
+def test_two_sweeps_of_one_folder(here: Path) -> None:
+    """One measures; the other says who does, and then goes on from what is there, as after a kill of the first."""
+    script = """
+GRID = Grid(rates=(0.2,), sides=("both",), schedules=("staged",), peers=())
+def grow(slowly=lambda progress: None):
+    sweep.sweep(MINI["model"], MINI["source"], IMAGES, GRID, out="out", on_progress=slowly)
+
+grow()  # what it imports is there for all
+clear()
+codes, said = together(2, lambda: grow(lambda progress: time.sleep(0.2)))
+assert codes == [0, 1] and len(said) == 1 and " is in use: " in said[0], (codes, said)
+assert together(1, grow) == ([0], []) and left() == {"out"}
+cells = Path("out/cells.jsonl").read_text()
+clear()
+holder = child(lambda: grow(lambda progress: time.sleep(60) if Path("out/cells.jsonl").stat().st_size else None))
+while not os.path.exists("out/cells.jsonl") or not Path("out/cells.jsonl").stat().st_size:
+    time.sleep(0.001)
+codes, said = together(1, grow)
+assert codes == [1] and "out/cells.jsonl is in use: " in said[0], (codes, said)
+os.kill(holder, signal.SIGKILL)
+os.waitpid(holder, 0)
+assert together(1, grow) == ([0], [])
+assert Path("out/cells.jsonl").read_text().count("key") == cells.count("key") and left() == {"out"}
+"""
+    run(here, script)
+
+
+def test_two_fits_on_one_cache(here: Path) -> None:
+    """Both succeed, agree, and leave one entry."""
+    script = """
+os.environ["XDG_CACHE_HOME"] = "cache"
+def fit():
+    out = f"out-{os.getpid()}"
+    few = FitOptions(fit_on="images", fit_images=4)
+    compress.compress(**MINI | {"out": out}, merge=MergeOptions(), fit=few, eval=False)
+
+for kept in (False, True):
+    assert together(2, fit) == ([0, 0], [])
+    names = [each.name for each in Path("cache").rglob("*") if each.is_file()]
+    assert len(names) == 1 and ".stm-tmp-" not in names[0], names
+    one, other = Path().glob("out-*")
+    for name in ("model.safetensors", "config.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    for each in (one, other):
+        shutil.rmtree(each)
+"""
+    run(here, script)
+
+
+def test_two_that_unpack_one_set_and_one_that_is_killed(here: Path) -> None:
+    script = """
+import tarfile
+with tarfile.open("tmp/set.tar.gz", "w:gz") as tar:
+    tar.add("images", recursive=True)
+
+def unpacked():
+    folder = unpack(Path("tmp/set.tar.gz"), Path("set"))
+    assert len(list(folder.rglob("*.png"))) == 5
+
+assert together(2, unpacked) == ([0, 0], [])
+shutil.rmtree("set")
+killed = child(lambda: unpack(Path("tmp/set.tar.gz"), Path("set"), on_progress=lambda progress: time.sleep(60)))
+while not os.path.exists("set.incomplete"):
+    time.sleep(0.001)
+os.kill(killed, signal.SIGKILL)
+os.waitpid(killed, 0)
+assert together(2, unpacked) == ([0, 0], []) and not os.path.exists("set.incomplete")
 """
     run(here, script)

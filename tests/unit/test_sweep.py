@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A figure takes longer than the sweep of a mini model."""
-    monkeypatch.setattr(sweep.plots, "save", lambda figure, folder, name: None)
+    monkeypatch.setattr(sweep.plots, "save", lambda figure, folder, name, write: None)
 
 
 def swept(images: Path, out: Path, **options: Any) -> SweepReport:
