@@ -135,10 +135,11 @@ def _no_entry(error: Any, request: Request) -> Explained:
 
 
 def _not_cached(error: Any, request: Request) -> Explained:
-    # Its cause is the request that failed, which tells more. Offline, and without a network, there was none.
-    cause = error.__cause__ and explain_error(error.__cause__, request)
+    # What came before it is the request that failed, which tells more. Offline, and without a network, there was none.
     from huggingface_hub.constants import is_offline_mode
 
+    before = error.__cause__ or error.__context__
+    cause = before and not is_offline_mode() and explain_error(before, request)
     return cause or (_offline if is_offline_mode() else _unreachable)(error, request)
 
 

@@ -193,9 +193,11 @@ def optional(repo: str, file: str, commit: str, *, token: str | None = None) -> 
 
         silent = _bar(lambda _: None, "")
         try:
-            return _download(repo, file, revision=commit, token=token, tqdm_class=silent)
+            path = _download(repo, file, revision=commit, token=token, tqdm_class=silent)
         except EntryNotFoundError:
             return None
+    check_hash(Fetched(path, repo, file, commit))
+    return path
 
 
 def cached(repo: str, file: str) -> Path | None:

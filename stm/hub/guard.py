@@ -215,8 +215,9 @@ def _check_answer(answer: Any) -> None:
 
 def _check_redirect(url: SplitResult, location: str, is_file: bool) -> None:
     try:
-        target = urlsplit(urljoin(url.geturl(), location))
-        is_address = target.scheme in _PORTS and bool(target.hostname) and target.port != 0
+        given, target = urlsplit(location), urlsplit(urljoin(url.geturl(), location))
+        is_whole = bool(given.hostname) or not (given.scheme or location.startswith("//"))
+        is_address = is_whole and target.scheme in _PORTS and bool(target.hostname) and target.port != 0
     except ValueError:
         is_address = False
     if not is_address:

@@ -303,6 +303,8 @@ def _upload(
     except RuntimeError as error:  # huggingface_hub wraps a failed upload of a large file in it
         raise (error.__cause__ or error) from error
     except ValueError as error:  # huggingface_hub repeats in it what the Hub says of the front matter
+        if "metadata" not in str(error):
+            raise
         raise HubError(
             f"the Hub does not take {artifact.CARD}: {str(error).splitlines()[0]}", "mend the lines between ---"
         ) from error

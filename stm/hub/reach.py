@@ -16,6 +16,8 @@ from stm.hub.guard import guarded
 
 T = TypeVar("T")
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts of a call that huggingface_hub does not repeat
+_PASSING = (429, 500, 502, 503, 504)  # statuses of a Hub that may answer the next time
+_BROKEN = {"NetworkError", "RemoteProtocolError"}  # a line that broke, by the names of httpx
 _PATIENCE = 5.0  # seconds for the name, the connection and the answer together
 _AGAIN = 60.0  # seconds after which a Hub that did not answer is asked again
 _silent_since: dict[str, float] = {}  # by address: when it did not answer; infinity if it did
@@ -44,15 +46,15 @@ def persist(read: Callable[[], T]) -> T:
 
     huggingface_hub does so for its lists, and not for the content of a file or what it knows of a repo.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
     for wait in _WAITS:
         try:
             return read()
-        except HfHubHTTPError as error:
-            if error.response.status_code not in (429, 500, 502, 503, 504):
+        except Exception as error:
+            answer = getattr(error, "response", None)
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if not ((answer is not None and answer.status_code in _PASSING) or kinds & _BROKEN):
                 raise
-            time.sleep(max(wait, announced_wait(error.response) or 0))
+            time.sleep(max(wait, (answer is not None and announced_wait(answer)) or 0))
     return read()
 
 
