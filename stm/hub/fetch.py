@@ -214,7 +214,7 @@ def _download(repo: str, file: str, **how: Any) -> Path:
     """Return a file from the cache, where it is downloaded to if it is not there."""
     from huggingface_hub import hf_hub_download
 
-    return Path(persist(lambda: hf_hub_download(repo, file, **how)))
+    return Path(persist(lambda: hf_hub_download(repo, file, **how), line=False))
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:

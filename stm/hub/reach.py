@@ -41,10 +41,13 @@ def asking(request: Request) -> Iterator[None]:
         yield
 
 
-def persist(read: Callable[[], T]) -> T:
+def persist(read: Callable[[], T], *, line: bool = True) -> T:
     """Return what a call reads from the Hub. It is called again if the Hub fails for a moment.
 
     huggingface_hub does so for its lists, and not for the content of a file or what it knows of a repo.
+
+    Args:
+        line: also if the line broke; False for a download, which huggingface_hub then resumes itself.
     """
     for wait in _WAITS:
         try:
@@ -52,7 +55,10 @@ def persist(read: Callable[[], T]) -> T:
         except Exception as error:
             answer = getattr(error, "response", None)
             kinds = {kind.__name__ for kind in type(error).__mro__}
-            if not ((answer is not None and answer.status_code in _PASSING) or kinds & _BROKEN):
+            # The guard's own errors are offline ones: what was waited for is over.
+            if "OfflineModeIsEnabled" in kinds or not (
+                (answer is not None and answer.status_code in _PASSING) or (line and kinds & _BROKEN)
+            ):
                 raise
             time.sleep(max(wait, (answer is not None and announced_wait(answer)) or 0))
     return read()

@@ -22,7 +22,8 @@ LOGIN = "hf_ThisIsNotToBeShownEither"
 SET_UP = """
 import time
 from stm.hub import guard
-guard._PATIENCE, guard._PAGES = {patience}, 5
+guard._PATIENCE, guard._PAGES, guard.slept = {patience}, 5, []
+time.sleep = guard.slept.append
 """
 
 
@@ -82,6 +83,8 @@ def test_a_fault(shop: Shop, folder: Path, tmp_path: Path, mini: bytes, row: Row
     run = shop.worker(tmp_path, argv=list(commands(row.at, folder)))
     hub.faults = []
     outcome(run, row.outcome)
+    slept = float(shop.worker(tmp_path, code="from stm.hub import guard; print(sum(guard.slept))").out)
+    assert slept <= 60, "as long as nobody would wait"
     assert row.asked or not other.seen
     quiet(shop, run)
     assert {path.name for path in tmp_path.iterdir()} <= {"hf"}
