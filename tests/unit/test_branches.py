@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stm.artifact import atomic, folder, provenance, shapes
+from stm.artifact.locks import lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell
@@ -181,3 +182,11 @@ def test_a_system_without_an_exchange_of_two_names(tmp_path: Path, monkeypatch: 
 
 def test_names_that_are_no_drafts() -> None:
     assert atomic.place_of(".a.csv.stm-tmp-0123abcd") == "a.csv" and atomic.place_of("a.csv") == "a.csv"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
+def test_a_lock_leaves_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with lock(tmp_path) as held, lock(tmp_path / "none") as of_nothing:
+        assert held and not of_nothing
+    assert len(os.listdir("/proc/self/fd")) == before
