@@ -47,7 +47,8 @@ from stm.distributed import ALONE, World
 from stm.errors import DataError, UsageError, listed, said
 from stm.hub.aliases import read_set_name
 from stm.hub.errors import Request, check_token
-from stm.hub.reach import asking
+from stm.hub.guard import HubIsStrange
+from stm.hub.reach import asking, persist
 from stm.options import SetOptions
 from stm.progress import OnProgress, Progress
 
@@ -153,12 +154,14 @@ def _of_hub(spec: str, split: str | None, token: str | None) -> tuple[str, Seque
     with asking(Request(name.repo, None, name.revision, kind="dataset")):
         from huggingface_hub import HfApi
 
-        info = HfApi(token=token).dataset_info(name.repo, revision=name.revision, files_metadata=True)
+        info = persist(lambda: HfApi(token=token).dataset_info(name.repo, revision=name.revision, files_metadata=True))
+        if not isinstance(info.sha, str):
+            raise HubIsStrange("it names no commit")
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     asked = f"hf:{name.repo}" if name.revision is None else f"hf:{name.repo}@{name.revision}"
     ending = next((ending for ending in ENDINGS if any(file.endswith(ending) for file in sizes)), ENDINGS[0])
     split, files = choose_shards(asked, sorted(sizes), name.split, ending)
-    commit = str(info.sha)  # every shard is read at this commit, although the branch may move meanwhile
+    commit = info.sha  # every shard is read at this commit, although the branch may move meanwhile
     return f"hf:{name.repo}@{commit}:{split}", [
         HubFile(name.repo, commit, file, sizes[file] or 0, token) for file in files
     ]

@@ -15,6 +15,7 @@ from stm.errors import HubError, StmError, UsageError, no_room, said
 
 _LOGIN = "log in with: hf auth login, or give --token"
 _LATER = "run it again in a while"
+_CLIENTS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Request:
     @property
     def page(self) -> str:
         """Return the address of the repo's web page."""
-        return f"{endpoint()}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo}"
+        return f"{address()}/{'' if self.kind == 'model' else f'{self.kind}s/'}{self.repo}"
 
     def __str__(self) -> str:
         what = f"{self.file} of {self.repo}" if self.file else self.repo
@@ -66,7 +67,22 @@ def explain_error(error: BaseException, request: Request) -> Explained | None:
     # The whole line of base classes is searched, so that a new subclass gets the sentence of its base.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     explainer = next((explainer for kind, explainer in _TABLE if kind in kinds), None)
+    if explainer is None and _is_theirs(error):
+        explainer = _theirs
     return None if explainer is None else explainer(error, request)
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Return whether huggingface_hub or its client failed on what they read: nothing of ours lies nearer to the error.
+
+    An answer may hold anything, and what reads it may fail in any way: no list of exceptions is whole.
+    """
+    trace, theirs = error.__traceback__, False
+    while trace is not None and not isinstance(error, MemoryError):
+        room = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        theirs = room in _CLIENTS or (theirs and room != "stm")
+        trace = trace.tb_next
+    return theirs
 
 
 def check_token(token: str | None) -> None:
@@ -79,6 +95,14 @@ def check_token(token: str | None) -> None:
         raise UsageError(
             "the token is empty or holds characters that no token has", "copy it again, without blanks or line ends"
         )
+
+
+def announced_wait(response: Any) -> int | None:
+    """Return the seconds after which an answer says to ask again; None if it says none, or names a date."""
+    # The Hub's own form is `ratelimit: "api";r=0;t=55`.
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})\b", response.headers.get("ratelimit", ""))
+    seconds = limit[1] if limit and response.status_code == 429 else response.headers.get("Retry-After", "").strip()
+    return min(int(seconds[:10]), 10**9) if re.fullmatch(r"[0-9]+", seconds) else None
 
 
 def _gated(error: Any, request: Request) -> Explained:
@@ -111,10 +135,11 @@ def _no_entry(error: Any, request: Request) -> Explained:
 
 
 def _not_cached(error: Any, request: Request) -> Explained:
-    # Its cause is the request that failed, which tells more. Offline, and without a network, there was none.
-    cause = error.__cause__ and explain_error(error.__cause__, request)
+    # What came before it is the request that failed, which tells more. Offline, and without a network, there was none.
     from huggingface_hub.constants import is_offline_mode
 
+    before = error.__cause__ or error.__context__
+    cause = before and not is_offline_mode() and explain_error(before, request)
     return cause or (_offline if is_offline_mode() else _unreachable)(error, request)
 
 
@@ -137,24 +162,37 @@ def _status(error: Any, request: Request) -> Explained:
         return f"this login may not {verb} {request} (403)", f"with a token that may {verb} it, {_LOGIN}"
     if status in (409, 412) and request.upload:
         return f"somebody else changed {request} meanwhile ({status}): nothing was written", "run it again"
+    wait = announced_wait(error.response)
+    later = _LATER if wait is None else f"wait {wait} seconds"
     if status == 429:
-        wait = error.response.headers.get("Retry-After", "")
-        return (
-            f"the Hub takes no more requests for now (429), {request} among them",
-            f"wait {wait} seconds" if wait.isdigit() else _LATER,
-        )
+        return f"the Hub takes no more requests for now (429), {request} among them", later
     if status >= 500:
-        return f"the Hub failed ({status}) on {request}", _LATER
+        return f"the Hub failed ({status}) on {request}", later
     return f"the Hub refused {request} ({status})", f"see {request.page}"
 
 
 def _unreachable(error: Any, request: Request) -> Explained:
     cached = "" if request.upload else "; without one, only what is in the cache is read"
-    return f"{endpoint()} cannot be reached for {request}", f"check the connection and run it again{cached}"
+    return f"{address()} cannot be reached for {request}", f"check the connection and run it again{cached}"
+
+
+def _slow(error: Any, request: Request) -> Explained:
+    return f"{address()} sends too little for {request}: {error}", "check the connection and run it again"
 
 
 def _no_hub(error: Any, request: Request) -> Explained:
-    return f"{endpoint()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
+    return f"{address()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
+
+
+def _strange(error: Any, request: Request) -> Explained:
+    return f"{address()} does not answer as a Hub does for {request}: {error}", "check HF_ENDPOINT, and any proxy"
+
+
+def _theirs(error: BaseException, request: Request) -> Explained:
+    return (
+        f"huggingface_hub cannot read the answer of {address()} for {request} ({type(error).__name__})",
+        f"check HF_ENDPOINT and any proxy; if they are right, remove what the cache has of it ({_cache()})",
+    )
 
 
 def _bad_name(error: Any, request: Request) -> Explained:
@@ -185,6 +223,9 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
     ("RemoteEntryNotFoundError", _no_entry),
     ("LocalEntryNotFoundError", _not_cached),
     ("HubIsUnreachable", _unreachable),  # ours, see `stm.hub.reach`
+    ("HubIsSlow", _slow),  # these three: see `stm.hub.guard`
+    ("HubIsBusy", _status),
+    ("HubIsStrange", _strange),
     ("OfflineModeIsEnabled", _offline),
     ("HfHubHTTPError", _status),
     ("FileMetadataError", _no_hub),
@@ -203,6 +244,11 @@ def endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+def address() -> str:
+    """Return the address of the Hub as messages show it: without a name and a password, which it may carry."""
+    return re.sub(r"(?<=://)[^/]*@", "", endpoint())
 
 
 def _cache() -> str:

@@ -18,7 +18,7 @@ from stm.checkpoint.names import weights_among
 from stm.errors import HubError, listed
 from stm.hub.aliases import ENDINGS
 from stm.hub.errors import Request, check_token, translate_errors
-from stm.hub.reach import asking
+from stm.hub.reach import asking, persist
 from stm.progress import OnProgress, Progress
 
 
@@ -71,12 +71,11 @@ def fetch(
         raise HubError(f"{file!r} is no file of a repo", "give its path in the repo: --file FOLDER/NAME")
     request = Request(repo, file, revision, kind=kind)
     with asking(request):
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         bar = None if on_progress is None else _bar(on_progress, f"download {file}")
         try:
-            path = Path(hf_hub_download(repo, file, repo_type=kind, revision=revision, token=token, tqdm_class=bar))
+            path = _download(repo, file, repo_type=kind, revision=revision, token=token, tqdm_class=bar)
         except RemoteEntryNotFoundError as error:
             # A second request, only now that the name is known to be wrong: it buys a hint with the right one.
             names = list_files(repo, kind=kind, revision=revision, token=token)
@@ -192,14 +191,15 @@ def optional(repo: str, file: str, commit: str, *, token: str | None = None) -> 
         HubError: the Hub cannot be asked.
     """
     with asking(Request(repo, file, commit)):
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         silent = _bar(lambda _: None, "")
         try:
-            return Path(hf_hub_download(repo, file, revision=commit, token=token, tqdm_class=silent))
+            path = _download(repo, file, revision=commit, token=token, tqdm_class=silent)
         except EntryNotFoundError:
             return None
+    check_hash(Fetched(path, repo, file, commit))
+    return path
 
 
 def cached(repo: str, file: str) -> Path | None:
@@ -210,6 +210,13 @@ def cached(repo: str, file: str) -> Path | None:
 
         path = try_to_load_from_cache(repo, file)
         return Path(path) if isinstance(path, str) else None
+
+
+def _download(repo: str, file: str, **how: Any) -> Path:
+    """Return a file from the cache, where it is downloaded to if it is not there."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(persist(lambda: hf_hub_download(repo, file, **how), line=False))
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:

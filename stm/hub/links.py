@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from stm.errors import UsageError
-from stm.hub.errors import endpoint
+from stm.hub.errors import address, endpoint
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ def read_link(text: str) -> Link:
     from huggingface_hub import parse_hf_uri
     from huggingface_hub.errors import HfUriError
 
-    hint = f"links to a file are hf://OWNER/NAME/FILE and {endpoint()}/OWNER/NAME/resolve/main/FILE"
+    hint = f"links to a file are hf://OWNER/NAME/FILE and {address()}/OWNER/NAME/resolve/main/FILE"
     given, hub = urlsplit(text), urlsplit(endpoint())
     if given.scheme != "hf":
         # The whole network location: `huggingface.co@elsewhere.org` begins as the Hub's does, and leads elsewhere.
         if (given.scheme, given.netloc) != (hub.scheme, hub.netloc):
             raise UsageError(
-                f"the link leads to {given.scheme}://{given.hostname or ''}, expected the Hub's own host, {endpoint()}",
+                f"the link leads to {given.scheme}://{given.hostname or ''}, expected the Hub's own host, {address()}",
                 hint,
             )
         # The download button of a file's page links to `?download=true`.

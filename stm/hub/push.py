@@ -15,8 +15,9 @@ from stm.artifact.written import tell
 from stm.config import Config
 from stm.errors import ArtifactError, HubError, UsageError, said
 from stm.hub.card import is_untouched, retarget
-from stm.hub.errors import Request, check_token, endpoint, translate_errors
-from stm.hub.reach import asking
+from stm.hub.errors import Request, address, check_token, translate_errors
+from stm.hub.guard import HubIsStrange
+from stm.hub.reach import asking, persist
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import Pushed, PushedFile
@@ -94,11 +95,14 @@ def check(to: PushOptions) -> str | None:
         from huggingface_hub.errors import LocalTokenNotFoundError
 
         try:
-            return str(HfApi(token=to.token).whoami()["name"])
+            user = persist(lambda: HfApi(token=to.token).whoami())
         except LocalTokenNotFoundError as error:
             if to.dry_run:
                 return None
             raise HubError("nobody is logged in to the Hub", "log in with: hf auth login, or give --token") from error
+        if not (isinstance(user, dict) and isinstance(user.get("name"), str)):
+            raise HubIsStrange("it names no user")
+        return str(user["name"])
 
 
 def push(
@@ -156,7 +160,7 @@ def push(
     branch = to.revision if to.revision not in (None, "main") else None
     return Pushed(
         repo=repo,
-        url=pull_request or (f"{endpoint()}/{repo}/tree/{branch}" if branch else f"{endpoint()}/{repo}"),
+        url=pull_request or (f"{address()}/{repo}/tree/{branch}" if branch else f"{address()}/{repo}"),
         revision=to.revision,
         commit=commit,
         pull_request=pull_request,
@@ -208,14 +212,16 @@ def _look(api: Any, repo: str, revision: str | None) -> _Remote | None:
     has_branch = True
     try:
         try:
-            info = api.model_info(repo, revision=revision, files_metadata=True)
+            info = persist(lambda: api.model_info(repo, revision=revision, files_metadata=True))
         except RevisionNotFoundError:
             has_branch = False
-            info = api.model_info(repo, files_metadata=True)
+            info = persist(lambda: api.model_info(repo, files_metadata=True))
     except GatedRepoError:  # a kind of RepositoryNotFoundError, but the repository exists
         raise
     except RepositoryNotFoundError:
         return None
+    if not isinstance(info.sha, str):
+        raise HubIsStrange("it names no commit")
     files = {
         file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or ()
@@ -273,7 +279,7 @@ def _upload(
 
     if remote is None:
         api.create_repo(repo, private=to.private or None, exist_ok=to.exist_ok)
-        tell(f"{endpoint()}/{repo}", grows=True)
+        tell(f"{address()}/{repo}", grows=True)
     if to.revision not in (None, "main") and (remote is None or not remote.has_branch):
         api.create_branch(repo, branch=to.revision, exist_ok=True)
     # One commit, from the files' own folder. `upload_folder` may split a large upload into several commits, and would
@@ -297,6 +303,8 @@ def _upload(
     except RuntimeError as error:  # huggingface_hub wraps a failed upload of a large file in it
         raise (error.__cause__ or error) from error
     except ValueError as error:  # huggingface_hub repeats in it what the Hub says of the front matter
+        if "metadata" not in str(error):
+            raise
         raise HubError(f"the Hub does not take {artifact.CARD}: {said(error)}", "mend the lines between ---") from error
     return done.oid, done.pr_url
 

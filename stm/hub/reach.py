@@ -7,12 +7,17 @@ meets what it meets offline, and reads its cache.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from stm.hub.errors import Request, endpoint, translate_errors
+from stm.hub.errors import Request, address, announced_wait, endpoint, translate_errors
+from stm.hub.guard import guarded
 
+T = TypeVar("T")
+_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts of a call that huggingface_hub does not repeat
+_PASSING = (429, 500, 502, 503, 504)  # statuses of a Hub that may answer the next time
+_BROKEN = {"NetworkError", "RemoteProtocolError"}  # a line that broke, by the names of httpx
 _PATIENCE = 5.0  # seconds for the name, the connection and the answer together
 _AGAIN = 60.0  # seconds after which a Hub that did not answer is asked again
 _silent_since: dict[str, float] = {}  # by address: when it did not answer; infinity if it did
@@ -26,7 +31,7 @@ def asking(request: Request) -> Iterator[None]:
     Raises:
         HubError: as `translate_errors`; or the Hub does not answer, and the cache does not hold what was asked for.
     """
-    with translate_errors(request):
+    with translate_errors(request), guarded():
         from huggingface_hub.utils import get_session
 
         # Last, after the hook that refuses everything offline. What the cache answers never comes to a hook.
@@ -34,6 +39,29 @@ def asking(request: Request) -> Iterator[None]:
         if _hook not in hooks:
             get_session().event_hooks = get_session().event_hooks | {"request": [*hooks, _hook]}
         yield
+
+
+def persist(read: Callable[[], T], *, line: bool = True) -> T:
+    """Return what a call reads from the Hub. It is called again if the Hub fails for a moment.
+
+    huggingface_hub does so for its lists, and not for the content of a file or what it knows of a repo.
+
+    Args:
+        line: also if the line broke; False for a download, which huggingface_hub then resumes itself.
+    """
+    for wait in _WAITS:
+        try:
+            return read()
+        except Exception as error:
+            answer = getattr(error, "response", None)
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            # The guard's own errors are offline ones: what was waited for is over.
+            if "OfflineModeIsEnabled" in kinds or not (
+                (answer is not None and answer.status_code in _PASSING) or (line and kinds & _BROKEN)
+            ):
+                raise
+            time.sleep(max(wait, (answer is not None and announced_wait(answer)) or 0))
+    return read()
 
 
 def is_reachable(address: str) -> bool:
@@ -54,9 +82,9 @@ def _hook(request: Any) -> None:
         """Not repeated by huggingface_hub, which reads its cache instead."""
 
     # Large files are elsewhere, and the question itself passes here too.
-    address = endpoint()
-    if str(request.url).startswith(address) and not getattr(_asking, "now", False) and not is_reachable(address):
-        raise HubIsUnreachable(f"{address} does not answer")
+    hub = endpoint()
+    if str(request.url).startswith(hub) and not getattr(_asking, "now", False) and not is_reachable(hub):
+        raise HubIsUnreachable(f"{address()} does not answer")
 
 
 def _answers(address: str) -> bool:

@@ -46,6 +46,10 @@ class Worker:
         self._process.stdin.flush()
         return Run(**json.loads(self._process.stdout.readline()))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def close(self) -> None:
         self._process.communicate()
 

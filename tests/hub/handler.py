@@ -80,6 +80,10 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
             if fault and fault.wait:
                 threading.Event().wait(fault.wait)
             try:
+                if fault and fault.raw is not None:
+                    self._write(fault.raw)
+                    self.close_connection = True
+                    return
                 if fault and fault.status:
                     raise _Refused(fault.status, **fault.headers)
                 for pattern, method in _ROUTES:
@@ -279,15 +283,24 @@ def handler(hub: "Hub") -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
             cut = self.fault.cut if self.fault else None
+            more: Mapping[str, str] = self.fault.more if self.fault else {}
+            if self.fault and self.fault.body is not None:
+                body = self.fault.body
             self.send_response(status)
-            for key, value in ({"Content-Length": str(len(body))} | dict(headers)).items():
+            for key, value in ({"Content-Length": str(len(body))} | dict(headers) | dict(more)).items():
                 self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body if cut is None else body[:cut])
+                self._write(body if cut is None else body[:cut])
                 if self.fault and self.fault.hold:
                     self.fault.hold.wait(60)
             self.close_connection = self.close_connection or cut is not None
+
+        def _write(self, data: bytes) -> None:
+            drip = self.fault.drip if self.fault else 0
+            for piece in [data[at : at + 1] for at in range(len(data))] if drip else [data]:
+                threading.Event().wait(drip)
+                self.wfile.write(piece)
 
     return Handler
 

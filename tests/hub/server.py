@@ -30,6 +30,10 @@ class Fault:
         hold: after them, the line stays open until this is set.
         wait: seconds before anything comes.
         flip: the first byte of the body is another.
+        more: headers beside, or in place of, those of the true answer.
+        body: in place of the true one.
+        raw: bytes in place of an answer, its headers included; then the line is dropped.
+        drip: seconds before each byte of the body, or of `raw`.
         call: is run first, in the server's thread.
     """
 
@@ -41,6 +45,10 @@ class Fault:
     hold: threading.Event | None = None
     wait: float = 0
     flip: bool = False
+    more: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    raw: bytes | None = None
+    drip: float = 0
     call: Callable[[], Any] | None = None
 
 

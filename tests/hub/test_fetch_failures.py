@@ -71,7 +71,7 @@ def test_no_such_file_names_those_that_are_near(client: Client) -> None:
     ids=lambda value: f"{value.method} {value.status}" if isinstance(value, Fault) else "",
 )
 def test_a_server_that_refuses(hub: Hub, client: Client, fault: Fault, words: list[str], hint: str) -> None:
-    hub.faults = [fault]
+    hub.faults = [fault] * 5
     assert hint in refused(client("fetch", "owner/vim", "vim.pth", token=SECRET), *words)
     assert not list(client.home.rglob("*.incomplete"))
 

@@ -242,7 +242,7 @@ def test_who_may_not(hub: Hub, stm: Stm, small: Path) -> None:
         (Fault("POST", "/commit/", 403), "may not write me/vim (403)"),
         (Fault("POST", "/preupload/", 401), "the Hub does not accept the login"),
         (Fault("POST", "/commit/", 418), "the Hub refused me/vim (418)"),
-        (Fault("POST", "validate-yaml", 400), "the Hub does not take README.md"),
+        (Fault("POST", "validate-yaml", 400, body=b'{"errors": []}'), "the Hub does not take README.md"),
         *((Fault("POST", "/commit/", status), f"({status})") for status in (500, 503)),
         (Fault("POST", "/preupload/", 429, {"Retry-After": "3"}), "(429)"),
         (Fault("PUT", "/lfs/", 500), "me/vim"),

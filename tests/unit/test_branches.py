@@ -1,0 +1,192 @@
+"""Branches of the rooms that read and write folders which no other test takes: `make coverage` counts them."""
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from stm.artifact import atomic, folder, provenance, shapes
+from stm.artifact.locks import lock
+from stm.artifact.scratch import scratch
+from stm.artifact.tensors import check_images
+from stm.artifact.written import Written, noting, so_far, tell
+from stm.config import Preprocess, dense_schedule
+from stm.errors import ArtifactError, UsageError
+from tests.unit.test_config import CONFIG
+
+
+def test_what_is_written_is_told_once_and_only_inside() -> None:
+    tell("outside")
+    assert so_far() == ()
+    with noting() as outer:
+        tell(Path("a"))
+        tell(Path("a/b"))
+        tell("https://hub/a", grows=True)
+        with noting() as inner:
+            tell(Path("a/b"))
+        assert inner == [Written("a/b")]
+    assert outer == [Written("a"), Written("https://hub/a", True)] and so_far() == ()
+
+
+def test_a_scratch_folder_ends_with_its_block_and_clears_those_of_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead = tmp_path / ".stm-x.stm-tmp-00000000"
+    (dead / "stm-x").mkdir(parents=True)
+    with scratch("stm-x") as one:
+        assert not dead.exists() and one.is_dir()
+        with scratch("stm-x") as two:
+            assert one.is_dir() and two != one, "a living run's folder stays"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_that_another_run_clears_at_once_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may take a folder for a dead one's before it is locked: before it is opened, or after."""
+    import fcntl
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    lock, made = fcntl.flock, []
+
+    def flock(descriptor: int, how: int) -> None:
+        lock(descriptor, how)
+        if not made:
+            made.extend(tmp_path.glob(".stm-x*"))
+            made[0].rmdir()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with scratch("stm-x") as inside:
+        assert inside.is_dir() and inside.parent != made[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ([1], "of type list"),
+        (torch.zeros(1, 3, 4, 4).to_sparse(), "layout torch.sparse_coo"),
+        (torch.zeros(3, 4, 4), "(3, 4, 4), expected (B, 3, 4, 4)"),
+        (torch.zeros(1, 3, 4, 5), "(1, 3, 4, 5), expected (B, 3, 4, 4)"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "uint8"),
+        (torch.zeros(1, 3, 4, 4, device="meta"), "on meta, expected cpu"),
+    ],
+)
+def test_images_of_another_kind(images: torch.Tensor, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_images(images, (3, 4, 4), torch.device("cpu"))
+    assert says in caught.value.message
+    check_images(torch.zeros(0, 3, 4, 4), (3, 4, 4), torch.device("cpu"))
+    check_images(torch.zeros(1, 3, 4, 4, device="meta"), (3, 4, 4), None)
+
+
+def test_a_neck_has_its_weights() -> None:
+    model = dataclasses.replace(CONFIG.model, image_size=8, class_tokens=2, neck=3)
+    names = dict(
+        shapes.shapes(
+            dataclasses.replace(
+                CONFIG,
+                model=model,
+                schedule=dense_schedule(model),
+                protection=None,
+                preprocessing=Preprocess(resize=8, crop=8),
+            )
+        )
+    )
+    assert (names["neck.weight"], names["norm_neck.weight"]) == ((3, 2), (model.d_head,))
+
+
+@pytest.mark.parametrize("changes", [{"neck": 0, "class_tokens": 2}, {"neck": 3}, {"class_tokens": 65}])
+def test_class_tokens_and_necks_that_cannot_be(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        dataclasses.replace(CONFIG.model, **changes)  # type: ignore[arg-type]
+
+
+def test_a_square_is_written_as_one_number() -> None:
+    with pytest.raises(ValueError, match="expected 4 for a square"):
+        dataclasses.replace(CONFIG.model, image_size=(4, 4))
+    with pytest.raises(ValueError, match="expected at least 1"):
+        dataclasses.replace(CONFIG.model, image_size=(4, 0))
+
+
+def test_preprocessing_for_another_size_keeps_its_ratio() -> None:
+    assert Preprocess(resize=256, crop=224).at((448, 224)) == Preprocess(resize=(512, 256), crop=(448, 224))
+
+
+def test_a_mean_per_channel() -> None:
+    with pytest.raises(ValueError, match="mean has 1 values, expected 3"):
+        dataclasses.replace(CONFIG, preprocessing=Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)))
+
+
+def test_a_mark_follows_the_plan_and_nothing_else() -> None:
+    model, plan = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
+    before = provenance.mark(model, CONFIG)
+    assert not provenance.is_changed(model, CONFIG, before)
+    assert provenance.under_plan(None, plan) is None
+    assert provenance.under_plan(provenance.under_plan(before, plan), None) == before
+    with torch.no_grad():
+        model.weight.zero_()
+    assert provenance.is_changed(model, CONFIG, before) and provenance.is_changed(model, CONFIG, None)
+    assert provenance.as_cast(CONFIG, CONFIG.dtype) is CONFIG
+    assert provenance.as_cast(CONFIG, "bfloat16").recipe is None, "its images would be rounded on the way"
+    dense = provenance.as_dense(CONFIG)
+    assert (dense.recipe, dense.measured, dense.schedule.steps) == (None, (), ())
+    trained = provenance.as_trained(CONFIG, None)
+    assert trained.measured == () and "after merging" in str(provenance.tuned(trained))
+    assert "before merging" in str(provenance.tuned(provenance.own_source(trained)))
+    assert provenance.own_source(CONFIG) is CONFIG and provenance.tuned(CONFIG) is None
+
+
+def test_a_file_that_may_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, says in ((tmp_path / "folder", "is a folder, expected a file"), (tmp_path / "none/a", "does not exist")):
+        with pytest.raises(UsageError, match=says):
+            atomic.check_file(path, force=True)
+    with pytest.raises(UsageError, match="File name too long"):
+        atomic.check_file(tmp_path / ("a" * 250), force=True)
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"\xff" * 8, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{", b"\7" + bytes(7) + b'{"a":3}']
+)
+def test_weights_without_a_header(tmp_path: Path, header: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(header)
+    monkeypatch.setattr(folder, "_checked", lambda _: (CONFIG, tmp_path / "model.safetensors"))
+    with pytest.raises(ArtifactError, match="it has no header of safetensors"):
+        folder.describe(tmp_path)
+
+
+def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(number: int) -> None:
+        def fsync(descriptor: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    fail(errno.EINVAL)
+    atomic._sync(tmp_path)
+    fail(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        atomic._sync(tmp_path)
+
+
+def test_a_system_without_an_exchange_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert not atomic._exchange_at_once(tmp_path / "a", tmp_path / "b")
+
+
+def test_names_that_are_no_drafts() -> None:
+    assert atomic.place_of(".a.csv.stm-tmp-0123abcd") == "a.csv" and atomic.place_of("a.csv") == "a.csv"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files by /proc")
+def test_a_lock_leaves_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with lock(tmp_path) as held, lock(tmp_path / "none") as of_nothing:
+        assert held and not of_nothing
+    assert len(os.listdir("/proc/self/fd")) == before
