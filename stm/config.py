@@ -107,17 +107,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_size("image_size", self.image_size)
-        for name in (
-            "patch",
-            "stride",
-            "in_chans",
-            "d_model",
-            "depth",
-            "d_state",
-            "dt_rank",
-            "expand",
-            "d_conv",
-        ):
+        for name in ("patch", "stride", "in_chans", "d_model", "depth", "d_state", "dt_rank", "expand", "d_conv"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.class_tokens < 0:

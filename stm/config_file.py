@@ -5,7 +5,6 @@ as timm names them, `id2label`, the tokens per block. Reading compares them, so 
 Unknown keys and versions are refused, except inside `extra`.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ ARCHITECTURE = "vim"
 def to_json(config: Config) -> dict[str, Any]:
     """Return the document of a config, as JSON types."""
     schedule, model, prep = config.schedule, config.model, config.preprocessing
-    document = encode({f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "schedule"})
+    document = encode(config)
     document["schedule"] = {
         "tokens": schedule.tokens,
         "class_token": encode(schedule.cls),

@@ -144,11 +144,12 @@ def said(error: BaseException) -> str:
 
 def escaped(text: str) -> str:
     """Return text of a file for a sentence: line breaks and other controls as escapes, since a message is one line."""
-    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", _escape, text)
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", escape, text)
 
 
-def _escape(control: re.Match[str]) -> str:
-    return f"\\x{code:02x}" if (code := ord(control[0])) < 256 else f"\\u{code:04x}"
+def escape(character: re.Match[str]) -> str:
+    """Return a character as Python writes it in a string, such as `\\n`."""
+    return character[0].encode("unicode_escape").decode()
 
 
 def brief(text: str, most: int = 80) -> str:

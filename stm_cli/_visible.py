@@ -13,6 +13,8 @@ import traceback
 import warnings
 from typing import Any, TypeVar
 
+from stm.errors import escape
+
 T = TypeVar("T")
 
 # The controls: C0 with line breaks and tabs, DEL, C1. Characters that set the direction of writing. Separators of lines
@@ -24,7 +26,7 @@ _NOT_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206
 
 def visible(text: str) -> str:
     """Return the text with an escape for each character that would act on a terminal instead of being read."""
-    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _HIDDEN.sub(escape, text)
 
 
 def visible_json(document: str) -> str:

@@ -125,8 +125,10 @@ INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) 
 INLINE vec larger(vec x, vec y) { return _mm512_max_ps(y, x); } /* NaN in x stays, as below */
 #elif defined(__AVX__)
 INLINE vec larger(vec x, vec y) { return _mm256_max_ps(y, x); } /* the compiler makes two instructions of the form below */
+INLINE vec smaller(vec x, vec y) { return _mm256_min_ps(y, x); }
 #else
 INLINE vec larger(vec x, vec y) { return choose(x < y, y, x); }
+INLINE vec smaller(vec x, vec y) { return choose(x > y, y, x); }
 #endif
 
 /* 2^x = 2^k 2^f with k the rounded x. The polynomial of the remainder f is exact at 0 and minimax in the relative error of
@@ -151,8 +153,6 @@ INLINE vec exp2v(vec x) {
 #endif
     return _mm512_scalef_ps(p * f * root + root, k);
 }
-
-INLINE vec decay(vec x) { return exp2v(x); }
 #else
 /* A float of at least 2^23 has no fraction: the sum x + ROUND rounds x to k, and its lowest bits are k as an integer. */
 #define ROUND 0x1.8p23f
@@ -171,19 +171,11 @@ INLINE vec fraction_exp2(vec f) {
     return p * f + 1;
 }
 
+/* Beyond the bounds the exponent's bits would wrap. At them k alone is the result: 0, and infinity. */
 INLINE vec exp2v(vec x) {
-    x = larger(x, fill(-127)); /* beyond these bounds the exponent's bits would wrap; at them they give 0 and infinity */
-    x = choose(x > fill(128), fill(128), x);
+    x = smaller(larger(x, fill(-127)), fill(128));
     vec shifted = x + ROUND, k = shifted - ROUND;
-    return fraction_exp2(x - k) * (vec)(((ivec)shifted << 23) + 0x3f800000);
-}
-
-/* 2^x for x <= 127, which all decays are, with the bits of exp2v in fewer instructions: no upper bound, and k is added to the exponent
- * of 2^f. Below -126, where exp2v goes to 0, this stays at 2^-126. */
-INLINE vec decay(vec x) {
-    x = larger(x, fill(-126));
-    vec shifted = x + ROUND, k = shifted - ROUND;
-    return (vec)((ivec)fraction_exp2(x - k) + ((ivec)shifted << 23));
+    return (vec)((ivec)fraction_exp2(x - k) + ((ivec)shifted << 23)); /* k is added to the exponent */
 }
 #endif
 

@@ -39,7 +39,7 @@ INLINE void advance(int count, vec *y, const block *x, int64_t from, const walk 
         const float *B = w->B + n * STEPS + from, *C = w->C + n * STEPS + from;
         vec A = rate[n], h = state[n];
         UNROLL for (int t = 0; t < count; t++) {
-            h = decay(x->elapsed[from + t] * A) * h + x->input[from + t] * B[t];
+            h = exp2v(x->elapsed[from + t] * A) * h + x->input[from + t] * B[t];
             total[t] += C[t] * h;
         }
         state[n] = h;

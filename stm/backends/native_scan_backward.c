@@ -39,7 +39,7 @@ INLINE void retreat(int64_t count, flow *g, const block *x, const walk *w, const
         vec *g_B = p->B + n * STEPS, *g_C = p->C + n * STEPS;
         state[0] = kept[i];
         UNROLL for (int64_t t = 0; t < count; t++) {
-            factor[t] = decay(x->elapsed[t] * A);
+            factor[t] = exp2v(x->elapsed[t] * A);
             state[t + 1] = factor[t] * state[t] + x->input[t] * B[t];
             g_C[t] += g->y[t] * state[t + 1];
         }

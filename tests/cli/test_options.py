@@ -50,6 +50,7 @@ COMPRESS = {
     "data": Case(("--data", "OTHER")),
     "limit": Case(("--limit", "5")),
     "max_drop": Case(("--max-drop", "100"), ("--rate", "0.4")),
+    "max_kl": Case(("--max-kl", "1")),  # of what is not rounded: refused
     "speedup": Case(("--speedup", "1000")),  # out of reach, and refused
     "fit_on": Case(("--fit-on", "OTHER")),
     "fit_images": Case(("--fit-images", "6")),

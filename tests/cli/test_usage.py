@@ -52,7 +52,7 @@ COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
         ("info m --image-size 0", "'0' is not a size in pixels such as 224, or 224x448"),
         ("info m --image-size 224x448x3", "'224x448x3' is not a size in pixels"),
         ("compress m --workers -1", "'-1' is not a whole number of at least 0"),
-        ("compress m --dtype int8", "'int8' is not one of float32, bfloat16, float16"),
+        ("compress m --dtype int4", "'int4' is not one of float32, bfloat16, float16, int8"),
         ("compress m --wat", "No such option: --wat"),
         ("predct m", "Did you mean 'predict'?"),
         ("eval m --class-token tail", "'tail' is not one of middle, head"),

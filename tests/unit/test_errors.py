@@ -9,9 +9,9 @@ from stm.errors import LONGEST, DataError, StmError, escaped, said
 
 def test_names_of_files_and_messages_of_libraries_break_no_line() -> None:
     error = DataError("a\nb\r\x85\u2028\x00 is no name", "rename a\nb")
-    assert error.message == r"a\x0ab\x0d\x85\u2028\x00 is no name"
-    assert error.hint == r"rename a\x0ab"
-    assert str(error) == "a\\x0ab\\x0d\\x85\\u2028\\x00 is no name\nHint: rename a\\x0ab"
+    assert error.message == r"a\nb\r\x85\u2028\x00 is no name"
+    assert error.hint == r"rename a\nb"
+    assert str(error) == "a\\nb\\r\\x85\\u2028\\x00 is no name\nHint: rename a\\nb"
     assert StmError("é 日本語 \U0001f600").message == "é 日本語 \U0001f600"
     assert escaped("a\tb") == r"a\x09b"
 

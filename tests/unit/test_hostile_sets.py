@@ -216,7 +216,7 @@ def test_a_long_name_of_a_negative_length(tmp_path):
 
 def test_names_with_line_breaks_make_one_line():
     assert skipped_notes(12, ["a\nb.txt", "\x1b[31m.txt"]) == (
-        r"12 files were not taken for images: a\x0ab.txt, \x1b[31m.txt and 10 more",
+        r"12 files were not taken for images: a\nb.txt, \x1b[31m.txt and 10 more",
     )
     assert skipped_notes(1, ["a.txt"]) == ("1 file was not taken for an image: a.txt",)
     assert skipped_notes(0, []) == ()
