@@ -12,6 +12,7 @@ are in its notes.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from stm.model.malloc import keep_freed
 from stm.model.prepared import Int8Product, PreparedBlock
 from stm.model.quantized import Int8Mixer
 from stm.model.vim import ViM
-from stm.model.waiting import sleep_soon
+from stm.model.waiting import WATCH
 from stm.model.workspace import Workspace
 
 # The most images per portion on a processor. Of ViM-S, an image takes 1.02 times as long alone and 1.10 times as long
@@ -92,7 +93,9 @@ class Served(nn.Module):
             )
         if images.requires_grad and torch.is_grad_enabled():
             raise UsageError(f"images require a gradient, and {_FOR_INFERENCE}", _PLAIN)
-        with torch.inference_mode(), torch.autocast(self.model.cls_token.device.type, enabled=False):
+        device = self.model.cls_token.device.type
+        watched = WATCH.forward() if device == "cpu" else nullcontext()
+        with torch.inference_mode(), torch.autocast(device, enabled=False), watched:
             return torch.cat([self._portion(part) for part in images.split(self.portion)])
 
     def train(self, mode: bool = True) -> "Served":
@@ -153,7 +156,6 @@ def _arranged(model: ViM, batch_size: int) -> Served:
             model, model, batch_size, notes=(f"nothing is known to help on {device.type}",), made_of=(model, batch_size)
         )
     keep_freed()
-    sleep_soon()
     portion = min(batch_size, IMAGES_AT_ONCE)
     notes: tuple[str, ...] = ()
     packed, dtype = model, TORCH_DTYPES.get(model.config.dtype, torch.float32)

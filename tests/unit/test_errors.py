@@ -13,7 +13,7 @@ def test_names_of_files_and_messages_of_libraries_break_no_line() -> None:
     assert error.hint == r"rename a\nb"
     assert str(error) == "a\\nb\\r\\x85\\u2028\\x00 is no name\nHint: rename a\\nb"
     assert StmError("é 日本語 \U0001f600").message == "é 日本語 \U0001f600"
-    assert escaped("a\tb") == r"a\x09b"
+    assert escaped("a\tb") == r"a\tb"
 
 
 def test_a_library_is_quoted_by_one_short_line() -> None:
