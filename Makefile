@@ -37,8 +37,8 @@ test-torch: | $(TORCH_VENV)/bin/pip
 	$(TORCH_VENV)/bin/python -m pip install $(PIP_ARGS) -c $(TORCH_VENV)/constraints.txt -e ".[dev]" "torch==$(TORCH)"
 	$(TORCH_VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS) $(TORCH_TESTS)
 
-# Every branch of what reads and writes folders, codes, configs and checkpoints ([tool.coverage] names the files). It
-# fails below 100%.
+# The branches that no test takes of what reads and writes folders, codes, configs and checkpoints ([tool.coverage] names
+# the files).
 coverage: export OMP_NUM_THREADS ?= 1
 coverage: $(VENV)/.dev
 	$(VENV)/bin/python -m coverage run -m pytest -n 0 -q tests/unit/checkpoint $(wildcard $(COVERING:%=tests/unit/test_%.py))

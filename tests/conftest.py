@@ -38,6 +38,12 @@ def slowness(item: pytest.Item) -> float:
     return marker.kwargs.get("seconds", 60.0) if marker else 0.0
 
 
+def searches(item: pytest.Item) -> bool:
+    """Whether the slow test is one of many cases, all of which together look for a fault."""
+    marker = item.get_closest_marker("slow")
+    return bool(marker and marker.kwargs.get("search"))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     until = item.config.getoption("--until")
     if until is not None and slowness(item) and time.time() + slowness(item) > until:
@@ -52,9 +58,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one process's, and nobody would take them from it. The other tests stay in their order: modules stay together.
     """
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    # The longest first, so that no process is left alone with one; but if the time may run out, as many as it allows.
+    # The longest first, so that no process is left alone with one. If the time may run out, those that search come last.
     limited = config.getoption("--until") is not None
-    long = sorted(filter(slowness, items), key=slowness, reverse=not limited)
+    long = sorted(filter(slowness, items), key=lambda item: (limited and searches(item), -slowness(item)))
     short = [item for item in items if not slowness(item)]
     left, dealt = len(items), []
     for number in range(processes):

@@ -138,7 +138,7 @@ def test_some_faults(world: World, name: str) -> None:
     assert outcomes.faults == []
 
 
-@pytest.mark.slow(seconds=240)
+@pytest.mark.slow(seconds=240, search=True)
 @pytest.mark.parametrize("name", JOBS)
 def test_every_fault_at_every_call(world: World, name: str) -> None:
     outcomes = Outcomes(world, JOBS[name])

@@ -63,7 +63,7 @@ def chosen() -> Iterator[Any]:
             *row.fault,
             *row.fault.get("headers", row.fault.get("more", ())),
         )
-        marks = [pytest.mark.slow(seconds=4)] if kind in kinds else []
+        marks = [pytest.mark.slow(seconds=4, search=True)] if kind in kinds else []
         kinds.add(kind)
         yield pytest.param(row, id=str(row), marks=marks)
 
