@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one process's, and nobody would take them from it. The other tests stay in their order: modules stay together.
     """
     processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    # The longest first, so that no process is left alone with one. If the time may run out, those that search come last.
+    # The longest first, so that no process is left alone with one. If the time may run out, searches come last.
     limited = config.getoption("--until") is not None
     long = sorted(filter(slowness, items), key=lambda item: (limited and searches(item), -slowness(item)))
     short = [item for item in items if not slowness(item)]
