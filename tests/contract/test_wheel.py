@@ -89,6 +89,7 @@ def has_its_metadata(wheel: zipfile.ZipFile) -> None:
         "cuda",
         "dev",
         "docs",
+        "fuzz",
     }
     assert "stm = stm_cli._start:main" in read["entry_points.txt"]
 
