@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def slowness(item: pytest.Item) -> float:
     """At most how many seconds the slow test takes on two busy processors; 0 if it is not slow."""
     marker = item.get_closest_marker("slow")
-    return marker.kwargs.get("seconds", 60.0) if marker else 0.0
+    return marker.kwargs.get("seconds", 30.0) if marker else 0.0
 
 
 def searches(item: pytest.Item) -> bool:

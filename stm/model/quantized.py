@@ -10,7 +10,7 @@ Nothing is rounded by that. The powers are chosen as SmoothQuant has them (Xiao 
 exponent that gives the smallest error on pictures, as AWQ does (Lin et al. 2024).
 
 This file is the definition, in torch's own operations, for every device. On processors a model that is served runs C
-with the same bits (stm/model/quantized_native.py).
+with the same bits (`Int8Product` in stm/model/prepared.py).
 """
 
 import copy

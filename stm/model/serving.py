@@ -157,17 +157,16 @@ def _arranged(model: ViM, batch_size: int) -> Served:
         )
     keep_freed()
     portion = min(batch_size, IMAGES_AT_ONCE)
-    notes: tuple[str, ...] = ()
-    packed, dtype = model, TORCH_DTYPES.get(model.config.dtype, torch.float32)
+    arranged, notes, dtype = model, tuple[str, ...](), TORCH_DTYPES.get(model.config.dtype, torch.float32)
     if dtype != torch.float32 and not products.in_hardware(dtype):
-        packed = copy.deepcopy(model).cast("float32")
+        arranged = copy.deepcopy(model).cast("float32")
         notes = (f"this processor has no instructions for {model.config.dtype}: its weights run in float32",)
     if model.config.dtype == INT8:
-        packed, notes = _in_c(model)
+        arranged, notes = _in_c(model)
     else:
-        packed, reason = _packed(packed, portion)
+        arranged, reason = _packed(arranged, portion)
         notes += () if reason is None else (f"weights are not packed: {reason}",)
-    arranged = _prepared(packed)
+    arranged = _prepared(arranged)
     return Served(arranged, arranged, portion, notes=notes, made_of=(model, batch_size))
 
 

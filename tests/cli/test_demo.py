@@ -14,7 +14,7 @@ from tests.hang import HANG
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow(seconds=120)
+@pytest.mark.slow(seconds=60)
 def test_the_demo_writes_the_folder_and_one_screen(tmp_path: Path) -> None:
     out = tmp_path / "vim-digits-stm40"
     # an earlier result of our own, which the demo replaces

@@ -66,7 +66,7 @@ def test_end_to_end(checkpoint: Path, shared: Callable[[str], Path], tmp_path: P
     assert loaded.schedule.tokens_per_block(24) == (197,) * 13 + (99,) * 11
 
 
-@pytest.mark.slow(seconds=180)
+@pytest.mark.slow(seconds=60)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc for peak memory")
 def test_peak_memory(checkpoint: Path, shared: Callable[[str], Path], tmp_path: Path) -> None:
     """At most the bare import's, 2.5 times the weights, and what one dense forward of the same batch adds.

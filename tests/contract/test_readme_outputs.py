@@ -36,7 +36,7 @@ def readme() -> ModuleType:
     return TOOL
 
 
-@pytest.mark.slow(seconds=120)
+@pytest.mark.slow(seconds=60)
 @pytest.mark.parametrize("chain", chains(), ids=lambda chain: chain[0][0])
 def test_every_output_is_real(readme: ModuleType, chain: list[tuple[str, list[str]]]) -> None:
     pytest.importorskip("matplotlib", reason="stm explain draws with matplotlib, the extra plots")
