@@ -309,7 +309,7 @@ class EvalOptions(SetOptions):
     def shared(self, *others: str | Path | None) -> tuple["EvalOptions", SetOptions]:
         """Return the options of the set to measure on, and how `others` are read: images to fit on, or to calibrate by.
 
-        What is said of reading is of the set to measure on if one is named, else of the others.
+        The options that say how a set is read belong to the set to measure on, if one is named, else to the others.
         """
         if self.data is not None or all(other is None for other in others):
             return self, SetOptions()

@@ -213,7 +213,7 @@ def cached(repo: str, file: str) -> Path | None:
 
 
 def _download(repo: str, file: str, **how: Any) -> Path:
-    """Return a file from the cache, where it is downloaded to if it is not there."""
+    """Return the path of a file in the cache, and download the file first if it is not there."""
     from huggingface_hub import hf_hub_download
 
     return Path(persist(lambda: hf_hub_download(repo, file, **how), line=False))

@@ -169,9 +169,10 @@ class Mixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(K, E, N))
         self.D = nn.Parameter(torch.empty(K, E))
         share = 1 / K if model.divide_out else 1.0
-        # A norm of the directions' average leaves nothing to fold into `out_proj`.
         self.scan_norm = ScanNorm(E, share) if model.scan_norm else None
-        self.out_proj = OutProjection(E, D, share=1.0 if model.scan_norm else share)
+        # A norm of the directions' average leaves nothing to fold into `out_proj`.
+        self.share = 1.0 if model.scan_norm else share
+        self.out_proj = OutProjection(E, D, share=self.share)
 
     @property
     def input_dtype(self) -> torch.dtype:

@@ -108,14 +108,12 @@ class Int8Mixer(Mixer):
     in_proj: Int8  # type: ignore[assignment]
     x_proj: Int8
     out_proj: Int8  # type: ignore[assignment]
-    share: float
 
     def __init__(self, model: ModelConfig, backend: Backend) -> None:
         super().__init__(model, backend)
         del self.x_proj_weight
         K, D, E = len(REVERSE), model.d_model, model.d_inner
         self.in_proj, self.x_proj, self.out_proj = Int8(2 * E, D), Int8(K, sum(self.splits), E), Int8(D, E)
-        self.share = 1 / K if model.divide_out else 1.0
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -136,7 +134,7 @@ def quantized(mixer: Mixer, model: ModelConfig, equalizers: Sequence[Tensor]) ->
     """Return a mixer of floats in int8, with the equalizers of in_proj, x_proj and out_proj."""
     other = Int8Mixer(model, mixer.backend)
     weights = (mixer.in_proj.weight, mixer.x_proj_weight, mixer.out_proj.weight)
-    shares = (1.0, 1.0, mixer.out_proj.share)
+    shares = (1.0, 1.0, mixer.share)
     other.in_proj, other.x_proj, other.out_proj = map(Int8.of, weights, equalizers, shares)
     return _with_others(other, mixer)
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 import stm
 from stm.commands.compress import compress
-from stm.config import Measured
+from stm.config import Config, Measured, ModelConfig, Preprocess, dense_schedule
 from stm.errors import UsageError
 from stm.model import quantized
+from stm.model.initialize import initialize
 from stm.model.quantized import Int8, Int8Mixer, narrowed
+from stm.model.vim import ViM
 from stm.options import EvalOptions, MergeOptions, ModelOptions
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -139,6 +141,19 @@ def test_the_weights_of_floats_are_those_that_the_whole_numbers_stand_for(dense:
             torch.testing.assert_close(weight, product.weight * scale * equalizer / share)
             half_a_step = 0.5001 * scale * equalizer / share
             assert ((weight - of).abs() <= half_a_step).all()
+
+
+@pytest.mark.parametrize("scan_norm", [False, True])
+def test_floats_come_back_whether_or_not_out_proj_holds_the_average(scan_norm: bool) -> None:
+    shape = ModelConfig(image_size=32, patch=16, d_model=32, depth=2, dt_rank=2, scan_norm=scan_norm)
+    prep = Preprocess.official(32)
+    config = Config(model=shape, num_classes=3, schedule=dense_schedule(shape), preprocessing=prep)
+    model = initialize(ViM(config), seed=0)
+    floats = in_int8(model).cast("float32")
+    for block, original in zip(floats.blocks, model.blocks, strict=True):
+        ours, theirs = block.mixer.out_proj, original.mixer.out_proj
+        assert ours.share == theirs.share
+        assert distance(ours.weight.detach(), theirs.weight.detach()) < 0.01  # half a step of 127
 
 
 def test_a_gradient_is_refused_not_wrong(dense: stm.ViM, images: Tensor) -> None:
