@@ -60,6 +60,7 @@ class Reader:
 
     def __init__(self, held: int) -> None:
         self.names: list[str] = []  # every name of a module's member, in order
+        self.opcodes: set[str] = set()
         self.held = held
         self._storages: dict[Any, int] = {}
         self._stored = self._viewed = self._cost = 0
@@ -77,6 +78,7 @@ class Reader:
         memo: dict[int, Any] = {}
         for opcode, arg, _ in pickletools.genops(pickle):
             name = opcode.name
+            self.opcodes.add(name)
             if name == "MEMOIZE" or "PUT" in name:
                 memo[int(len(memo) if arg is None else arg)] = stack[-1]
             elif "GET" in name:

@@ -4,6 +4,9 @@ Pickles go through PyTorch's restricted unpickler and nothing else. It may build
 what `_ALLOWED` below adds. Other names become inert stand-ins (`stm.checkpoint.inert`), or are refused. Before anything
 is built, the sizes that a pickle claims are compared with the size of its file (`stm.checkpoint.claims`). Zip files and
 safetensors are mapped, not read, so that only the tensors that are used cost memory.
+
+Torch takes seconds to import. Who only asks what a file holds gets headers in place of tensors
+(`stm.checkpoint.headers`).
 """
 
 import argparse
@@ -15,6 +18,7 @@ import json
 import mmap
 import pathlib
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,9 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from safetensors import safe_open
 
+from stm.checkpoint import headers
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.inert import Inert, is_forbidden, plain_dict, plain_list, renamed
 from stm.checkpoint.names import INDEX
@@ -62,13 +66,20 @@ _ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
     (plain_list, "collections.deque"),
     *((type(np.dtype(code)), f"numpy.dtypes.{type(np.dtype(code)).__name__}") for code in "?bBhHiIlLqQefd"),
 )
+# The same of torch's own list, apart from what has to do with tensors.
+_PLAIN: dict[str, Any] = {
+    "_codecs.encode": codecs.encode,
+    "builtins.set": set,
+    "builtins.bytearray": bytearray,
+    "builtins.complex": complex,
+}
 
 
 class Loaded(NamedTuple):
     """What a checkpoint file holds.
 
     Args:
-        document: whatever was saved, or a dict of tensors for safetensors.
+        document: whatever was saved, or a dict of tensors for safetensors. Its tensors are torch's or headers.
         inert: the names in the pickle that an `Inert` stands for.
         unsafe: the error to raise if the weights are not found without those.
     """
@@ -78,23 +89,36 @@ class Loaded(NamedTuple):
     unsafe: CheckpointError | None = None
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path, *, values: bool = True) -> Loaded:
     """Return the object that a checkpoint file holds: whatever was saved, or a dict of tensors for safetensors.
 
     Its tensors may be views of the mapped file. Copy those that are kept, and drop the rest.
 
+    Args:
+        values: whether the tensors are to be torch's. Without, they are headers where the file is plain enough, and
+            torch is not imported; whatever the file is refused for, torch's way of reading it says.
+
     Raises:
         CheckpointError: the file does not exist, holds no weights, is cut off or damaged, or wants something to be run.
     """
+    if not values:
+        with contextlib.suppress(CheckpointError, headers.NotPlain):
+            return _load(path, values=False)
+    return _load(path, values=True)
+
+
+def _load(path: Path, *, values: bool) -> Loaded:
     try:
         head = _head(path)
         if path.name.endswith(INDEX):
-            return Loaded(_load_shards(path))
+            return Loaded(_load_shards(path, values))
         # By the first bytes, because names lie: .bin, .pt and .pth are each used for several of these formats.
         if 2 <= int.from_bytes(head[:8], "little") <= 100_000_000 and head[8:9] == b"{":
-            return Loaded(_load_safetensors(path))
+            return Loaded(_load_safetensors(path, values))
         if head.startswith(b"PK\x03\x04"):
-            return _load_zip(path)
+            return _load_zip(path, values)
+        if not values:
+            raise headers.NotPlain
         if head.startswith(b"\x80"):
             return _load_pickle(path, path.stat().st_size, archive=False, mapped=False)
         raise _not_weights(path, head)
@@ -132,14 +156,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     return names
 
 
-def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+def _load_shards(index: Path, values: bool) -> dict[str, Any]:
     """Return every tensor that an index names, each from the shard that the index says."""
     weights = _weight_map(index)
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Any] = {}
     for shard in sorted(set(weights.values())):
         path = index.with_name(shard)
         _head(path)
-        held = _load_safetensors(path)
+        held = _load_safetensors(path, values)
         wanted = [name for name, where in weights.items() if where == shard]
         if missing := [name for name in wanted if name not in held]:
             raise CheckpointError(f"{path} lacks {listed(missing)}, which {index.name} says it has", _DOWNLOAD_AGAIN)
@@ -194,7 +218,9 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_safetensors(path: Path, values: bool) -> dict[str, Any]:
+    if not values:
+        return headers.safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -204,7 +230,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is cut off or damaged: {said(error)}", _DOWNLOAD_AGAIN) from error
 
 
-def _load_zip(path: Path) -> Loaded:
+def _load_zip(path: Path, values: bool) -> Loaded:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -225,11 +251,39 @@ def _load_zip(path: Path) -> Loaded:
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     if unpacked > (size if stored else size * _UNPACKED + _UNPACKED_ANYWAY):
         raise _too_much(path, size, f"records of {unpacked:,} bytes")
+    if not values:
+        return _load_headers(path, unpacked)
     return _load_pickle(path, unpacked, archive=True, mapped=stored)
+
+
+def _load_headers(path: Path, held: int) -> Loaded:
+    """Return what `_load_pickle` does, with headers for tensors."""
+    archive, reader = headers.Archive(path), Reader(held)
+    try:
+        reader.read(io.BytesIO(archive.pickle))
+    except MemoryError:
+        raise
+    except Exception as error:  # claims too much, or is damaged: torch's way of reading it says so
+        raise headers.NotPlain from error
+    unknown = _unknown(reader.names)
+    if any(is_forbidden(name) or is_forbidden(renamed(name)) for name in unknown) or _registered():
+        raise headers.NotPlain
+    known = _PLAIN | {name: kind for kind, name in _ALLOWED}
+    inert = {each: Inert for name in unknown for each in (name, renamed(name))}
+    document = headers.document(archive, reader, inert | known)
+    return Loaded(document, tuple(unknown), _unsafe(path, unknown) if unknown else None)
+
+
+def _registered() -> bool:
+    """Return whether the caller has torch build more than it does by itself."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.serialization.get_safe_globals())
 
 
 def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loaded:
     """Return what torch loads from a file of `held` unpacked bytes, after the claims of its pickles were checked."""
+    import torch
+
     reader = Reader(held)
     try:
         _follow(path, reader, archive)
@@ -307,6 +361,8 @@ def _follow(path: Path, reader: Reader, archive: bool) -> None:
     if archive:
         # By torch's own reader: two readers of zip files can find two different records in one file, and what is
         # checked must be what is loaded.
+        import torch
+
         with path.open("rb") as file:
             reader.read(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")))
         return

@@ -10,11 +10,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from stm.checkpoint.heads import Head, find_head
 from stm.checkpoint.infer import head_inputs, official_names
+from stm.checkpoint.leaves import Leaf, is_tensor
 from stm.checkpoint.stored import READ
 from stm.errors import CheckpointError, listed
 
@@ -51,7 +49,7 @@ Path = tuple[str, ...]
 class _Leaf(NamedTuple):
     holder: Path
     key: str
-    value: Tensor
+    value: Leaf
 
     @property
     def name(self) -> str:
@@ -75,7 +73,7 @@ class StoredViM:
     """
 
     key: str
-    state: dict[str, Tensor]
+    state: dict[str, Leaf]
     holder: Path
     notes: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -133,7 +131,7 @@ def choose(
     return one, (*notes, *one.notes, *_left_out(document, one, vims))
 
 
-def trunk_of(one: StoredViM) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def trunk_of(one: StoredViM) -> tuple[dict[str, Leaf], tuple[str, ...]]:
     """Return a ViM's tensors without those that read its features, and sentences about what was left out or made."""
     left = [name for name in one.state if name in one.beside or _READERS.fullmatch(name)]
     state = {name: tensor for name, tensor in one.state.items() if name not in left}
@@ -142,7 +140,7 @@ def trunk_of(one: StoredViM) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         notes.append(f"left out, as no part of the backbone: {listed(left)}")
     width = state.get("layers.0.norm.weight")
     if "norm_f.weight" not in state and width is not None:
-        state["norm_f.weight"] = torch.ones(width.shape)
+        state["norm_f.weight"] = width.new_ones(width.shape)
         notes.append("the file has no final norm (norm_f): features() divides by the root mean square alone")
     return state, tuple(notes)
 
@@ -179,15 +177,15 @@ def settings(document: Any, holder: Path) -> dict[str, Any] | None:
                 merged |= {
                     name: value
                     for name, value in each.items()
-                    if isinstance(name, str) and name != inside and not isinstance(value, Tensor)
+                    if isinstance(name, str) and name != inside and not is_tensor(value)
                 }
         at = dict(items).get(inside) if inside is not None else None
     return merged or None
 
 
-def largest(where: str, document: Any) -> dict[str, Tensor]:
+def largest(where: str, document: Any) -> dict[str, Leaf]:
     """Return the largest state dict in a document, to say what it is if it is no ViM; empty if there is none."""
-    holders: dict[Path, dict[str, Tensor]] = {}
+    holders: dict[Path, dict[str, Leaf]] = {}
     for leaf in _leaves(where, document):
         if not leaf.value.is_nested:
             holders.setdefault(leaf.holder, {})[leaf.key] = leaf.value
@@ -217,7 +215,7 @@ def _leaves(where: str, document: Any) -> Iterator[_Leaf]:
                 raise CheckpointError(
                     f"{where} holds more than {_MOST:,} values, expected a checkpoint", "save the state dict alone"
                 )
-            if isinstance(value, Tensor):
+            if is_tensor(value):
                 yield _Leaf(holder, key, value)
             elif isinstance(value, dict | list | tuple | argparse.Namespace) and len(holder) < _DEEPEST:
                 inner.append(((*holder, key), value))
@@ -259,7 +257,7 @@ def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves:
 
 
 def _give_head(
-    state: dict[str, Tensor], beside: dict[str, Tensor], siblings: dict[str, Tensor], expected: Collection[str]
+    state: dict[str, Leaf], beside: dict[str, Leaf], siblings: dict[str, Leaf], expected: Collection[str]
 ) -> tuple[str | None, tuple[str, ...]]:
     """Move the head to its official names in `state`. Return a question if it is one of several, and notes."""
     width = head_inputs({name: tuple(tensor.shape) for name, tensor in state.items() if not tensor.is_nested})
@@ -291,7 +289,7 @@ def _is_average(segment: str) -> bool:
     return _AVERAGED.fullmatch(segment.lower()) is not None
 
 
-def _siblings(leaves: list[_Leaf], holder: Path, prefixes: list[str]) -> dict[str, Tensor]:
+def _siblings(leaves: list[_Leaf], holder: Path, prefixes: list[str]) -> dict[str, Leaf]:
     """Return the tensors of the dicts that stand beside the one of the weights: a trunk's head may have its own."""
     tensors = {}
     for leaf in leaves:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from torch import Tensor
-
+from stm.checkpoint.leaves import Leaf
 from stm.errors import listed
 
 _OFFICIAL = "head"
@@ -19,12 +18,12 @@ class Head(NamedTuple):
     """
 
     names: tuple[str, ...]
-    weight: Tensor
-    bias: Tensor
+    weight: Leaf
+    bias: Leaf
     notes: tuple[str, ...]
 
 
-def find_head(width: int, *sources: Mapping[str, Tensor]) -> Head | str | None:
+def find_head(width: int, *sources: Mapping[str, Leaf]) -> Head | str | None:
     """Return the head among what is left over; the question in words if there are several; None if there is none.
 
     Args:
@@ -43,13 +42,13 @@ def find_head(width: int, *sources: Mapping[str, Tensor]) -> Head | str | None:
     return None
 
 
-def _is_linear(name: str, tensors: Mapping[str, Tensor], width: int) -> bool:
+def _is_linear(name: str, tensors: Mapping[str, Leaf], width: int) -> bool:
     value = tensors[name]
     named = name == "weight" or name.endswith(".weight")
     return named and not value.is_nested and value.ndim == 2 and value.shape[1] == width
 
 
-def _head(stem: str, tensors: Mapping[str, Tensor], width: int) -> Head:
+def _head(stem: str, tensors: Mapping[str, Leaf], width: int) -> Head:
     own = f"{stem}." if stem else ""
     names = tuple(name for name in (f"{own}weight", f"{own}bias") if name in tensors)
     weight, notes = tensors[names[0]], []

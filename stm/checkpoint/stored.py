@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from stm.checkpoint import class_names
+from stm.checkpoint.leaves import is_tensor, kind_of
 from stm.config import Size, as_size
 
 T = TypeVar("T")
@@ -207,13 +206,9 @@ def _number(value: Any) -> float | None:
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
     """Return one number or several; None if any is not a number."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         # `tolist` raises for the others, such as sparse, nested and meta tensors.
-        plain = (
-            value.layout == torch.strided
-            and value.device.type == "cpu"
-            and value.dtype in (torch.float32, torch.float64)
-        )
+        plain = kind_of(value) in ("float32 strided on cpu", "float64 strided on cpu")
         value = value.tolist() if plain and not value.is_nested else None
     numbers = [_number(item) for item in (value if isinstance(value, list | tuple) else (value,))]
     return tuple(number for number in numbers if number is not None) if numbers and None not in numbers else None

@@ -1,17 +1,17 @@
 """The position table of another grid of patches: a model at another resolution than its weights were trained at."""
 
-from typing import Any
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stm.config import ModelConfig, in_pixels
 from stm.merging.schedule import Fixed, fixed, others
 
+if TYPE_CHECKING:  # the sentences about it need no torch
+    from torch import Tensor
+
 INTERPOLATED = "interpolated"  # in `extra`: the size and grid that the table of positions was trained for
 
 
-def interpolated(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
+def interpolated(table: "Tensor", old: ModelConfig, new: ModelConfig) -> "Tensor":
     """Return a position table for another grid, bicubic over the patches; the rows of class tokens stay as they are.
 
     With the class token at the head this is what the official code does before it trains on at another size (hustvl/Vim
@@ -24,13 +24,15 @@ def interpolated(table: Tensor, old: ModelConfig, new: ModelConfig) -> Tensor:
     Returns:
         (1, L', D) of `new`, in the table's dtype.
     """
+    import torch.nn.functional as F
+
     patches = table[:, others(old.tokens, old.cls)]  # (1, M, D)
     on_grid = patches.float().mT.unflatten(-1, old.grid)  # (1, D, rows, columns)
     resized = F.interpolate(on_grid, size=new.grid, mode="bicubic", align_corners=False)
     return joined(resized.flatten(2).mT.to(table.dtype), table[:, list(fixed(old.cls))], new.cls)
 
 
-def joined(patches: Tensor, class_tokens: Tensor, cls: Fixed) -> Tensor:
+def joined(patches: "Tensor", class_tokens: "Tensor", cls: Fixed) -> "Tensor":
     """Return the rows of patches (1, M, D) and class tokens (1, n, D) as the sequence has them, (1, M + n, D)."""
     tokens = patches.shape[1] + class_tokens.shape[1]
     table = patches.new_empty(1, tokens, patches.shape[2])

@@ -2,7 +2,9 @@
 and so on)."""
 
 import collections
+import dataclasses
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,34 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stm.checkpoint.official import read
-from stm.errors import CheckpointError
+from stm.checkpoint import official
+from stm.checkpoint.contents import Contents, describe
+from stm.errors import CheckpointError, StmError
 
 MINI = Path(__file__).parents[2] / "golden" / "dense-mini" / "vim_mini.pth"
 STRIDE8 = MINI.with_name("vim_mini_stride8.pth")
 OFFICIAL = "vim_tiny_patch16_224_bimambav2_final_pool_mean_abs_pos_embed_with_midclstok_div2"
 State = dict[str, Tensor]
+
+
+def read(path: Path, **options: Any) -> official.Checkpoint:
+    """Read a checkpoint, and hold to it what is said of the file without torch's tensors: all but them, or the same
+    error."""
+    checkpoint = outcome(official.read, path, **options)
+    described = outcome(describe, path, **options)
+    if isinstance(checkpoint, StmError):
+        assert repr((type(described), vars(described))) == repr((type(checkpoint), vars(checkpoint)))
+        raise checkpoint
+    said = {each.name: getattr(checkpoint, each.name) for each in dataclasses.fields(Contents)}
+    assert described == Contents(**said)
+    return checkpoint
+
+
+def outcome(of: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return of(*args, **options)
+    except StmError as error:
+        return error
 
 
 def save(path: Path, content: Any, **options: Any) -> Path:

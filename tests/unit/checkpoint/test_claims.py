@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from stm.checkpoint.claims import Claim, Reader
-from stm.checkpoint.official import read
 from tests.hang import HANG
-from tests.unit.checkpoint.cases import State, refused, save
+from tests.unit.checkpoint.cases import State, read, refused, save
 from tests.unit.checkpoint.test_pickles import Renamed, dumps
 
 HUGE = 2 * 10**9

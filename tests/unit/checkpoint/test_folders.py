@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 
 import stm
 from stm.checkpoint.names import weights_among
-from stm.checkpoint.official import read
-from tests.unit.checkpoint.cases import State, refused
+from tests.unit.checkpoint.cases import State, read, refused
 
 
 def sharded(state: State, folder: Path) -> Path:

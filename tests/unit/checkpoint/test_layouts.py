@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm.checkpoint.official import read
 from stm.errors import CheckpointError
-from tests.unit.checkpoint.cases import State, refused, save
+from tests.unit.checkpoint.cases import State, read, refused, save
 
 CONTAINERS: dict[str, Callable[[State], Any]] = {
     "bare": lambda s: s,

@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from stm.checkpoint.official import read
-from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, refused, save
+from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, read, refused, save
 
 
 class Renamed:

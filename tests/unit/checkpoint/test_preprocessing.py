@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import stm
-from stm.checkpoint.official import read
 from stm.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from stm.errors import CheckpointError, UsageError
-from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, save
+from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, read, save
 
 HALVES = (0.5, 0.5, 0.5)
 TIMM = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 0.9, "interpolation": "bilinear"}

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from stm.checkpoint.infer import official_shapes
-from stm.checkpoint.official import read, to_official
+from stm.checkpoint.official import to_official
 from stm.config import ModelConfig, Preprocess
 from stm.errors import CheckpointError, UsageError
-from tests.unit.checkpoint.cases import MINI, OFFICIAL, STRIDE8, State, forms, refused, save
+from tests.unit.checkpoint.cases import MINI, OFFICIAL, STRIDE8, State, forms, read, refused, save
 
 
 def test_the_trainers_pickle(state: State) -> None:

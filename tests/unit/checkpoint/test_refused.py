@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stm.checkpoint.official import read
-from tests.unit.checkpoint.cases import MINI, State, forms, refused, save
+from tests.unit.checkpoint.cases import MINI, State, forms, read, refused, save
 
 # --- files that are none
 # --------------------------------------------------------------------------------------------------------

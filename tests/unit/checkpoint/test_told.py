@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import stm
-from stm.checkpoint.official import read
 from stm.errors import CheckpointError, Question
-from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, save
+from tests.unit.checkpoint.cases import MINI, OFFICIAL, State, read, save
 
 VIM, VIDEO = ("middle", True), ("head", False)
 

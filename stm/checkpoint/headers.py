@@ -1,0 +1,210 @@
+"""Read a checkpoint's document with headers in place of tensors (`leaves`), without torch.
+
+Only what `torch.save` and safetensors write today is read: stored zip archives of plain strided tensors. Whatever is
+otherwise raises `NotPlain`, and is left to torch, which reads more and refuses in its own words.
+"""
+
+import collections
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from stm.checkpoint.claims import Reader
+from stm.checkpoint.inert import renamed
+from stm.checkpoint.leaves import DTYPES, Header, header
+
+_SAFE_DTYPES = {"BF16": "bfloat16", "BOOL": "bool", "U8": "uint8"}
+_SAFE_DTYPES |= {f"F{n}": f"float{n}" for n in (16, 32, 64)} | {f"I{n}": f"int{n}" for n in (8, 16, 32, 64)}
+_STORAGES = {
+    f"torch.{name}Storage": dtype
+    for name, dtype in (
+        *(("Double", "float64"), ("Float", "float32"), ("Half", "float16"), ("BFloat16", "bfloat16"), ("Bool", "bool")),
+        *(("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8"), ("Byte", "uint8")),
+        *(("ComplexFloat", "complex64"), ("ComplexDouble", "complex128")),
+    )
+}
+_FLOATING = ("float", "bfloat", "complex")  # what may require a gradient
+# The opcodes that torch.load knows too: others are refused, and torch says how.
+_OPCODES = frozenset(
+    (
+        *("GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
+        *("MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "NONE", "NEWFALSE", "NEWTRUE"),
+        *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BINPERSID", "BININT", "BININT1", "BININT2"),
+        *("BINFLOAT", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"),
+        *("PROTO", "STOP"),
+    )
+)
+_LOCAL, _END = 30, 22  # bytes of a zip record's own header, and of the end of a directory without a comment
+
+
+class NotPlain(Exception):
+    """The file may be a checkpoint, but not one that is described without torch."""
+
+
+def safetensors(path: Path) -> dict[str, Any]:
+    """Return the headers of a safetensors file, by name.
+
+    Raises:
+        NotPlain: it is damaged, or holds a dtype that is not described here.
+    """
+    try:
+        with safe_open(path, framework="np") as file:  # it checks the header against the size of the file
+            kinds = {
+                name: (part.get_dtype(), part.get_shape())
+                for name in file.keys()  # noqa: SIM118 - not a dict
+                for part in [file.get_slice(name)]
+            }
+        data = _mapped(path)
+        length = int.from_bytes(data[:8].tobytes(), "little")
+        entries = json.loads(data[8 : 8 + length].tobytes())
+        tensors = {}
+        for name, kind in kinds.items():
+            entry = entries[name]
+            if (entry["dtype"], entry["shape"]) != kind:
+                raise NotPlain
+            at = 8 + length + int(entry["data_offsets"][0])
+            tensors[name] = header(data, at, _SAFE_DTYPES[kind[0]], kind[1])
+        return tensors
+    except OSError:
+        raise
+    except Exception as error:  # the parser's own type, and those that a damaged header leads to
+        raise NotPlain from error
+
+
+class Archive:
+    """A zip checkpoint as torch.save writes it: every record stored once, under one folder.
+
+    Raises:
+        NotPlain: it is otherwise, so that another reader of zip files might find other records in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._data = _mapped(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                records = archive.infolist()
+                self.pickle = archive.read(next(each for each in records if each.filename.endswith("/data.pkl")))
+            plain = self._data[-_END : -_END + 4].tobytes() == b"PK\x05\x06"
+            folder = records[0].filename.partition("/")[0]
+            self._records: dict[str, tuple[int, int]] = {}
+            for each in records:
+                top, _, name = each.filename.partition("/")
+                # where the record's own header says that its bytes begin, as torch looks it up
+                at = each.header_offset
+                head = self._data[at : at + _LOCAL].tobytes()
+                start = at + _LOCAL + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+                stored = each.compress_type == zipfile.ZIP_STORED and each.file_size == each.compress_size
+                if top != folder or name in self._records or not stored:
+                    plain = False
+                self._records[name] = start, each.file_size
+            if not plain or self._text("byteorder") not in (None, b"little") or self._text("version") != b"3\n":
+                raise NotPlain
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a damaged directory leads anywhere
+            raise NotPlain from error
+
+    def _text(self, name: str) -> bytes | None:
+        if name not in self._records:
+            return None
+        at, size = self._records[name]
+        return self._data[at : at + size].tobytes()
+
+    def storage(self, key: str, dtype: str, count: int) -> tuple[np.ndarray[Any, Any], str]:
+        """Return the bytes of a storage and the dtype of its numbers."""
+        at, size = self._records[f"data/{key}"]
+        if size != count * DTYPES[dtype].itemsize or at + size > self._data.size:
+            raise NotPlain
+        return self._data[at : at + size], dtype
+
+
+def document(archive: Archive, reader: Reader, known: Mapping[str, Any]) -> Any:
+    """Return what a zip checkpoint holds, with headers for its tensors.
+
+    Args:
+        reader: that has followed the archive's pickle, and found that it claims no more than the file holds.
+        known: what may stand for each name in the pickle, beside torch's own.
+
+    Raises:
+        NotPlain: the pickle asks for something else.
+    """
+    if not reader.opcodes <= _OPCODES:
+        raise NotPlain
+    try:
+        return _Unpickler(archive, known).load()
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes make it raise anything at all
+        raise NotPlain from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Build what is in `known` and headers, and nothing else."""
+
+    def __init__(self, archive: Archive, known: Mapping[str, Any]) -> None:
+        super().__init__(io.BytesIO(archive.pickle), encoding="bytes")
+        self._archive, self._known = archive, known
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        for each in (full, renamed(full)):
+            if each in TORCH:
+                return TORCH[each]
+            if each in self._known:
+                return self._known[each]
+        raise NotPlain(full)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, storage, key, location, count = pid
+        if kind != "storage" or not isinstance(storage, _Storage) or type(count) is not int:
+            raise NotPlain
+        if not isinstance(location, str) or location.partition(":")[0] not in ("cpu", "cuda"):
+            raise NotPlain
+        return self._archive.storage(str(key), storage.dtype, count)
+
+
+class _Storage:
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+
+def _tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], grad: bool = False, *_: Any
+) -> Header:
+    """Return the header of what `torch._utils._rebuild_tensor_v2` makes of these arguments."""
+    data, dtype = storage
+    if any(type(each) is not int for each in (offset, *size, *stride)) or offset < 0:
+        raise NotPlain
+    if grad and not dtype.startswith(_FLOATING):
+        raise NotPlain
+    return header(data, offset * DTYPES[dtype].itemsize, dtype, size, stride)
+
+
+def _parameter(data: Any, *_: Any) -> Header:
+    if not isinstance(data, Header):
+        raise NotPlain
+    return data
+
+
+def _mapped(path: Path) -> np.ndarray[Any, Any]:
+    return np.memmap(path, np.uint8, "r")
+
+
+# What stands for torch's own names.
+TORCH: dict[str, Any] = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "collections.Counter": collections.Counter,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": tuple,
+    "torch.device": lambda *_: object(),
+    **{name: _Storage(dtype) for name, dtype in _STORAGES.items()},
+    **{f"torch.{dtype}": object() for dtype in DTYPES},
+}
