@@ -266,18 +266,21 @@ def _load_headers(path: Path, held: int) -> Loaded:
     except Exception as error:  # claims too much, or is damaged: torch's way of reading it says so
         raise headers.NotPlain from error
     unknown = _unknown(reader.names)
-    if any(is_forbidden(name) or is_forbidden(renamed(name)) for name in unknown) or _registered():
+    inert = {each: Inert for name in unknown for each in (name, renamed(name))}
+    # What the caller has torch build more than it does by itself, only torch can build.
+    if any(map(is_forbidden, inert)) or ("torch" in sys.modules and inert.keys() & _registered().keys()):
         raise headers.NotPlain
     known = _PLAIN | {name: kind for kind, name in _ALLOWED}
-    inert = {each: Inert for name in unknown for each in (name, renamed(name))}
     document = headers.document(archive, reader, inert | known)
     return Loaded(document, tuple(unknown), _unsafe(path, unknown) if unknown else None)
 
 
-def _registered() -> bool:
-    """Return whether the caller has torch build more than it does by itself."""
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.serialization.get_safe_globals())
+def _registered() -> dict[str, _Buildable]:
+    """Return what torch builds for the caller beside its own list, by name."""
+    import torch
+
+    known = torch.serialization.get_safe_globals()
+    return {each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}": each for each in known}
 
 
 def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loaded:
@@ -300,11 +303,10 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loade
     unknown = _unknown(reader.names)
     if forbidden := [name for name in unknown if is_forbidden(name) or is_forbidden(renamed(name))]:
         raise _unsafe(path, forbidden)
-    known = set(torch.serialization.get_safe_globals())
+    known = _registered()
     # Only entries that the caller does not have: when the context ends, torch removes every entry that it was given.
-    ours: list[_Buildable] = [pair for pair in _ALLOWED if pair not in known]
-    named = {each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}" for each in known}
-    inert = tuple(name for name in unknown if not {name, renamed(name)} & named)
+    ours: list[_Buildable] = [pair for pair in _ALLOWED if pair not in known.values()]
+    inert = tuple(name for name in unknown if not {name, renamed(name)} & known.keys())
     ours += [(Inert, each) for name in inert for each in {name, renamed(name)}]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
         warnings.simplefilter("ignore")  # torch's remarks are about its own old formats
