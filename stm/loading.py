@@ -4,10 +4,9 @@ A folder of ours needs torch and safetensors alone. What reads checkpoints or as
 needed.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from stm.artifact import folder as artifact
 from stm.artifact.provenance import mark
 from stm.artifact.shapes import check_claims
 from stm.artifact.tensors import check_tensors
-from stm.config import DTYPES, Config, Size, Source, dense_schedule, in_pixels
+from stm.config import DTYPES, Size, Source
+from stm.describing import Local, as_asked, local, of_checkpoint
 from stm.device import pick
-from stm.errors import ArtifactError, CheckpointError, HubError, UsageError, check_choice
-from stm.model.positions import INTERPOLATED, interpolated, interpolation_note, interpolation_record
+from stm.errors import ArtifactError, check_choice
+from stm.model.positions import interpolated
 from stm.model.vim import ViM
 from stm.model_names import File, HubFile
-from stm.options import ModelOptions, as_typed
+from stm.options import ModelOptions
 from stm.progress import OnProgress
 from stm.resolving import Ours, resolve
 
@@ -139,17 +139,8 @@ def open_resolved(resolved: Ours | File | HubFile, options: ModelOptions, on_pro
             model = _from_folder(path, options)
             model.config = sourced(model.config)
             return model
-        case File(path):
-            return _from_file(path, Source(file=path.name), options)
-        case HubFile():
-            try:
-                return _from_hub_file(resolved, options, on_progress)
-            except HubError as error:
-                if resolved.path is None:
-                    raise
-                raise CheckpointError(
-                    f"{resolved.path} is no file here, and on the Hub {error.message}", error.hint
-                ) from error
+        case checkpoint:
+            return _from_file(local(checkpoint, options, on_progress), options)
 
 
 def load_checkpoint(
@@ -215,7 +206,7 @@ def load_checkpoint(
         dtype=dtype,
         backend=backend,
     )
-    return _from_file(Path(path), Source(file=Path(path).name), options)
+    return _from_file(Local(Path(path), Source(file=Path(path).name)), options)
 
 
 def _from_folder(folder: Path, options: ModelOptions) -> ViM:
@@ -224,135 +215,29 @@ def _from_folder(folder: Path, options: ModelOptions) -> ViM:
     weights = str(folder / artifact.WEIGHTS)
     # before a model of the sizes that the config claims exists
     check_claims(config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, weights, ArtifactError)
-    config = _with_labels(config, options)
     model = ViM(config, backends.choose(options.backend, device.type))
     check_tensors(model.state_dict(), tensors, weights, ArtifactError)
-    if options.image_size not in (None, config.model.image_size):
-        at = _at_another_size(str(folder), config, options.image_size)
-        tensors = tensors | {"pos_embed": interpolated(tensors["pos_embed"], config.model, at.model)}
-        model = ViM(at, model.backend)
+    asked = as_asked(str(folder), config, options)
+    if asked.model != config.model:
+        tensors = tensors | {"pos_embed": interpolated(tensors["pos_embed"], config.model, asked.model)}
+        model = ViM(asked, model.backend)
+    model.config = asked
     return _filled(model, tensors, device, options.dtype)
 
 
-def _at_another_size(where: str, config: Config, image_size: Size) -> Config:
-    """Return the config of a dense folder's model at another image size.
-
-    Raises:
-        UsageError: the folder's model is compressed, or no whole number of patches fits.
-    """
-    own = config.model
-    if config.schedule.steps:
-        raise UsageError(
-            f"image_size is {in_pixels(image_size)}, but the schedule of {where} is for the {own.patches} patches of"
-            f" {in_pixels(own.image_size)} pixels",
-            "compress the dense model at the new size instead",
-        )
-    if INTERPOLATED in config.extra:
-        raise UsageError(
-            f"image_size is {in_pixels(image_size)}, but the table of positions of {where} is interpolated already",
-            "read the model that it was made of at the new size instead",
-        )
-    try:
-        model = dataclasses.replace(own, image_size=image_size)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from error
-    over = [(side - own.patch) % own.stride for side in model.input_shape[1:]]
-    if any(over):
-        less = [side - part for side, part in zip(model.input_shape[1:], over, strict=True)]
-        raise UsageError(
-            f"image_size is {in_pixels(image_size)}, but {where} has patches of {own.patch} pixels at stride"
-            f" {own.stride}, which leave pixels over",
-            f"the nearest smaller size is {as_typed('image_size', less)}",
-        )
-    asked = config.extra.get("asked")
-    notes = [*config.extra_texts("notes"), interpolation_note(own, model)]
-    return dataclasses.replace(
-        config,
-        model=model,
-        schedule=dense_schedule(model),
-        preprocessing=config.preprocessing.at(image_size),
-        protection=None,
-        recipe=None,
-        measured=(),  # at the other size
-        extra=config.extra
-        | {"notes": notes, INTERPOLATED: interpolation_record(own)}
-        | {"asked": (asked if isinstance(asked, dict) else {}) | {"image_size": _as_json(image_size)}},
-    )
-
-
-def _as_json(size: Size) -> Any:
-    return list(size) if isinstance(size, tuple) else size
-
-
-def _from_file(path: Path, source: Source, options: ModelOptions) -> ViM:
-    """Return the dense model of a checkpoint. What was asked and what was assumed stays in the config's `extra`.
-
-    What a name told counts as asked from then on: the same file is then the same model under any name.
-    """
-    from stm.checkpoint.class_names import labels_beside  # none of these are part of the runtime
-    from stm.checkpoint.official import read
-    from stm.data.class_names import plain_names
-    from stm.data.labels import imagenet
+def _from_file(checkpoint: Local, options: ModelOptions) -> ViM:
+    """Return the dense model of a checkpoint."""
+    from stm.checkpoint.official import read  # not part of the runtime
 
     device = pick(options.device)
-    asked: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in options.checkpoint.items()
-    }
-    checkpoint = read(path, **asked, repo=source.repo)
-    labels = checkpoint.label_names or labels_beside(path, checkpoint.num_classes)
-    if labels is None and checkpoint.num_classes == len(imagenet().labels):
-        labels = imagenet().labels
-    config = Config(
-        model=checkpoint.model,
-        num_classes=checkpoint.num_classes,
-        schedule=dense_schedule(checkpoint.model),
-        preprocessing=checkpoint.preprocessing,
-        label_names=None if labels is None else plain_names(labels),
-        source=dataclasses.replace(source, sha256=checkpoint.source_sha256),
-        extra={"asked": checkpoint.by_name | asked, "notes": list(checkpoint.notes)}
-        | ({} if checkpoint.trained is None else {INTERPOLATED: interpolation_record(checkpoint.trained)}),
-    )
+    contents = read(checkpoint.path, **options.checkpoint, repo=checkpoint.source.repo)
+    config = of_checkpoint(checkpoint, contents, options)
     return _filled(
-        ViM(_with_labels(config, options), backends.choose(options.backend, device.type)),
-        checkpoint.tensors,
+        ViM(config, backends.choose(options.backend, device.type)),
+        contents.tensors,
         device,
         options.dtype or "float32",
     )
-
-
-def _from_hub_file(checkpoint: HubFile, options: ModelOptions, on_progress: OnProgress | None) -> ViM:
-    repo, file = checkpoint.repo, checkpoint.file
-    from stm.checkpoint.file import shards
-    from stm.checkpoint.names import INDEX
-    from stm.hub.fetch import about, fetch, optional
-
-    fetched = fetch(repo, file, revision=checkpoint.revision, token=options.token, on_progress=on_progress)
-    if file.endswith(INDEX):
-        for shard in shards(fetched.path):
-            name = str(PurePosixPath(file).with_name(shard))
-            fetch(repo, name, revision=fetched.revision, token=options.token, on_progress=on_progress)
-    if checkpoint.license is None:  # the class names beside somebody's model; those of a short name are ImageNet's
-        beside = str(PurePosixPath(file).with_name(artifact.CONFIG))
-        optional(repo, beside, fetched.revision, token=options.token)
-    card = about(repo, fetched.revision, token=options.token)
-    source = Source(
-        repo=repo, file=PurePosixPath(file).name, revision=fetched.revision, license=card.license or checkpoint.license
-    )
-    model = _from_file(fetched.path, source, options)
-    extra: dict[str, Any] = {"path": file} if file != source.file else {}
-    if card.datasets:
-        extra["datasets"] = list(card.datasets)
-    model.config = dataclasses.replace(model.config, extra=model.config.extra | extra)
-    return model
-
-
-def _with_labels(config: Config, options: ModelOptions) -> Config:
-    """Return the config of a model whose classes have the names that were asked for."""
-    if options.labels is None:
-        return config
-    from stm.data.class_names import given_names  # not part of the runtime
-
-    return dataclasses.replace(config, label_names=given_names(options.labels, config.num_classes))
 
 
 def _filled(model: ViM, tensors: dict[str, Tensor], device: torch.device, dtype: str | None) -> ViM:

@@ -1,6 +1,6 @@
 """From a MODEL to what is on this machine: a folder that stm wrote, or a checkpoint. What must be fetched is fetched.
 
-No tensor is read and nothing here needs torch, so that `stm info` describes a folder without waiting for it.
+No tensor is read and nothing here needs torch, so that `stm info` describes a model without waiting for it.
 """
 
 import dataclasses
@@ -53,24 +53,6 @@ def resolve(
             return _in_repo(repo, revision, options, on_progress)
         case resolved:
             return resolved
-
-
-def describe(
-    model: str | os.PathLike[str], options: ModelOptions = ModelOptions(), on_progress: OnProgress | None = None
-) -> Config:
-    """Return the config of the model that a MODEL names, as loading it would.
-
-    Only a checkpoint, and a folder that is to have another size or other class names, has to be loaded.
-
-    Raises:
-        StmError: as `stm.load`.
-    """
-    resolved = resolve(model, options, on_progress)
-    if isinstance(resolved, Ours) and options.image_size is None and options.labels is None:
-        return resolved.sourced(artifact.describe(resolved.path))
-    from stm.loading import open_resolved  # a checkpoint's tensors tell its config, and need torch
-
-    return open_resolved(resolved, options, on_progress).config
 
 
 def download(

@@ -2,11 +2,11 @@
 
 from stm.artifact.provenance import tuned
 from stm.config_file import to_json
+from stm.describing import describe
 from stm.measure import flops
 from stm.options import ModelOptions
 from stm.progress import OnProgress
 from stm.reports import InfoReport
-from stm.resolving import describe
 from stm.verdicts import unsure
 
 

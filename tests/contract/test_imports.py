@@ -1,6 +1,8 @@
 """The house rules of docs/design.md that a reader of one file cannot see: who may import whom."""
 
+import argparse
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 from tests.hang import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
+MINI = ROOT / "tests" / "golden" / "dense-mini" / "vim_mini.pth"
 
 # Top to bottom, as in docs/design.md section 1: each imports only from above itself. An entry is a room, or a file
 # where a room's files stand at several heights: the schedule is a type below the config, and what chooses one stands
@@ -35,7 +38,7 @@ RUNTIME = (
         "verdicts",
     ),
     *("artifact", "backends", "merging.merge", "merging.outline", "merging.hsp", "merging.plan", "model", "device"),
-    *("hub.aliases", "model_names", "resolving", "loading", "saving"),
+    *("hub.aliases", "model_names", "resolving", "describing", "loading", "saving"),
 )
 LIBRARY = (
     *("checkpoint", "merging", "bar", "findings", "distributed", "hub", "data", "inputs", "quantizing", "peers"),
@@ -224,6 +227,37 @@ def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
         [sys.executable, "-c", f"{check}\n{code}"], capture_output=True, text=True, cwd=ROOT, timeout=HANG
     )
     assert run.stdout.endswith("heavy: []\n"), run.stdout + run.stderr
+
+
+def test_a_checkpoint_is_described_without_torch(tmp_path: Path) -> None:
+    """A trainer's file, safetensors, an index with its shards, and a question: all in one process."""
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(MINI, weights_only=True)["model"]
+    save_file(state, tmp_path / "x_midclstok.safetensors")
+    names = sorted(state)
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for shard, held in shards.items():
+        save_file({name: state[name] for name in held}, tmp_path / shard)
+    where = {name: shard for shard, held in shards.items() for name in held}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    code = f"""
+import sys
+from stm.commands.info import info
+from stm.options import ModelOptions
+from stm.errors import Question
+for path in {[str(MINI), *map(str, sorted(tmp_path.glob("x_*"))), str(tmp_path / "model.safetensors.index.json")]!r}:
+    info(path, ModelOptions(image_size=64, class_token="middle", divide_out=True))
+info("stm/assets/vim-digits", ModelOptions(labels=tuple("abcdefghij")))
+try:
+    info({str(tmp_path / "model.safetensors.index.json")!r}, ModelOptions(image_size=64))
+except Question:
+    print("asked, heavy:", {{"torch", "scipy"}} & sys.modules.keys())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
+    assert run.stdout == "asked, heavy: set()\n", run.stdout + run.stderr
 
 
 def test_no_test_holds_anything_to_a_clock() -> None:

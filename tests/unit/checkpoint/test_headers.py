@@ -1,0 +1,104 @@
+"""Documents with headers in place of tensors: what torch-free reading takes, what it leaves to torch, and the numbers
+behind a header. That both ways say the same of a file is held by `cases.read`, in every test of this folder."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stm.checkpoint import file
+from stm.checkpoint.leaves import Header, dtype_of, is_tensor, kind_of
+from stm.errors import CheckpointError
+from tests.unit.checkpoint.cases import State, forms, read, refused, save
+
+LEFT_TO_TORCH = {"deflated", "legacy"}
+
+
+def leaves(value: Any) -> list[Any]:
+    if is_tensor(value):
+        return [value]
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [leaf for each in items for leaf in leaves(each)]
+
+
+def headers(path: Path) -> list[Any]:
+    return leaves(file.load(path, values=False).document)
+
+
+def test_which_forms_are_read_without_torch(state: State, tmp_path: Path) -> None:
+    for form, path in forms(state, tmp_path).items():
+        kinds = {type(leaf) for leaf in headers(path)}
+        assert (kinds == {Header}) == (form not in LEFT_TO_TORCH), form
+
+
+def test_a_header_has_what_torch_has(tmp_path: Path) -> None:
+    """Shape, kind and numbers, of whatever stands in one storage."""
+    base = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    tensors = {
+        "whole": base,
+        "turned": base.permute(2, 0, 1),
+        "part": base[1, 1:, ::2],
+        "spread": base[:1].expand(5, 3, 4),
+        "empty": base[:0],
+        "one": base[1, 2, 3],
+        **{
+            str(dtype): base.to(dtype) for dtype in (torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool)
+        },
+        "parameter": torch.nn.Parameter(base + 1),
+    }
+    got = file.load(save(tmp_path / "x.pth", {"kept": tensors, "twice": [base]}), values=False).document
+    assert got["kept"]["whole"] is got["twice"][0]  # one tensor under two names stays one
+    for name, tensor in tensors.items():
+        header = got["kept"][name]
+        assert isinstance(header, Header)
+        assert (header.shape, header.ndim, kind_of(header)) == (tuple(tensor.shape), tensor.ndim, kind_of(tensor))
+        assert header.tolist() == tensor.tolist()
+        assert header.new_zeros(3).shape == tensor.new_zeros(3).shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *((dtype, float("nan")) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)),
+        *((dtype, float("-inf")) for dtype in (torch.float32, torch.bfloat16)),
+        (torch.float64, 1e39),
+    ],
+)
+def test_numbers_that_float32_lacks(state: State, tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    bad = state["layers.1.mixer.D_b"].to(dtype, copy=True)
+    bad[3] = value
+    path = save(tmp_path / "x_midclstok.pth", state | {"layers.1.mixer.D_b": bad})
+    assert {type(leaf) for leaf in headers(path)} == {Header}
+    refused(path, "layers.1.mixer.D_b holds NaN or infinite values", image_size=64)
+
+
+def test_numbers_that_float32_has(state: State, tmp_path: Path) -> None:
+    """The largest numbers of each dtype are no infinity, and the mean of the images is read behind a header."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        large = torch.full_like(state["norm_f.weight"], torch.finfo(dtype).max, dtype=dtype)
+        document = {"model": state | {"norm_f.weight": large}, "mean": torch.tensor([0.5, 0.25, 0.125])}
+        path = save(tmp_path / "x_midclstok.pth", document)
+        assert read(path, image_size=64).preprocessing.mean == (0.5, 0.25, 0.125)
+    assert {dtype_of(leaf) for leaf in headers(path)} == {"float32", "bfloat16"}
+
+
+def test_what_is_no_plain_tensor_is_left_to_torch(state: State, tmp_path: Path) -> None:
+    """Its outcome is torch's, and the rest of the document with it."""
+    path = save(tmp_path / "x_midclstok.pth", {"model": state, "beside": torch.eye(3).to_sparse()})
+    assert Header not in {type(leaf) for leaf in headers(path)}
+    read(path, image_size=64)
+
+
+def test_a_pickle_that_reaches_beyond_its_storage(state: State, tmp_path: Path) -> None:
+    """The records are those that the zip's own headers name: what torch would find, and nothing past the end."""
+    path = save(tmp_path / "x_midclstok.pth", state)
+    data = path.read_bytes()
+    for changed in (data[:-30], data + b"\0", data.replace(b"byteorder", b"byteordes"), data[: len(data) // 2]):
+        path.write_bytes(changed)
+        with contextlib.suppress(CheckpointError):
+            read(path, image_size=64)
