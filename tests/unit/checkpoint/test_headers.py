@@ -81,7 +81,7 @@ def test_numbers_that_float32_has(state: State, tmp_path: Path) -> None:
     """The largest numbers of each dtype are no infinity, and the mean of the images is read behind a header."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         large = torch.full_like(state["norm_f.weight"], torch.finfo(dtype).max, dtype=dtype)
-        document = {"model": state | {"norm_f.weight": large}, "mean": torch.tensor([0.5, 0.25, 0.125])}
+        document = {"model": state | {"norm_f.weight": large}, "args": {"mean": torch.tensor([0.5, 0.25, 0.125])}}
         path = save(tmp_path / "x_midclstok.pth", document)
         assert read(path, image_size=64).preprocessing.mean == (0.5, 0.25, 0.125)
     assert {dtype_of(leaf) for leaf in headers(path)} == {"float32", "bfloat16"}
