@@ -1,13 +1,11 @@
 """Fetch files of a repo on the Hugging Face Hub: downloaded once, then read from the cache.
 
 Locking, offline mode (HF_HUB_OFFLINE) and progress bars are huggingface_hub's own. It resumes a broken connection
-within a run. An interrupted file begins anew: every download has a part of its own and removes it, so that no broken
-lock mixes two (its pull request 4228). It compares sizes only. So we compare each file with the hash that the Hub names
-it by, and remove a file from the cache if the hash differs.
+within a run; `stm.hub.parts` resumes in the next one. It compares sizes only. So we compare each file with the hash
+that the Hub names it by, and remove a file from the cache if the hash differs.
 """
 
 import difflib
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from stm.checkpoint.names import weights_among
 from stm.errors import HubError, listed
 from stm.hub.aliases import ENDINGS
 from stm.hub.errors import Request, check_token, translate_errors
+from stm.hub.parts import digest_of, kept
 from stm.hub.reach import asking, persist
 from stm.progress import OnProgress, Progress
 
@@ -102,12 +101,9 @@ def check_hash(fetched: Fetched) -> None:
         return  # a file system without links: the name is not kept
     blob = path.parent / os.readlink(path)
     with translate_errors(request), open(path, "rb") as file:
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size + file.read(), usedforsecurity=False).hexdigest()
-        else:
-            return
+        digest = digest_of(blob.name, file)
+    if digest is None:
+        return
     if digest != blob.name:
         # The content, its name and the link to it: any that stays would be taken for a finished download.
         for part in (path.resolve(), blob, path):
@@ -216,7 +212,8 @@ def _download(repo: str, file: str, **how: Any) -> Path:
     """Return the path of a file in the cache, and download the file first if it is not there."""
     from huggingface_hub import hf_hub_download
 
-    return Path(persist(lambda: hf_hub_download(repo, file, **how), line=False))
+    with kept():
+        return Path(persist(lambda: hf_hub_download(repo, file, **how), line=False))
 
 
 def _bar(on_progress: OnProgress, stage: str) -> Any:

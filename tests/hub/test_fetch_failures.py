@@ -1,20 +1,25 @@
 """Downloads against a real server on the loopback interface (server.py): what does not come, and that the next run is
 not hindered."""
 
+import fcntl
+import hashlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from stm.errors import HubError
-from stm.hub import reach
+from stm.hub import parts, reach
 from stm.hub.errors import Request, translate_errors
-from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, refused
+from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
 
 # --- what does not
@@ -107,24 +112,106 @@ def test_what_is_not_what_it_is_called_does_not_stay(hub: Hub, client: Client, f
     assert Path(client("fetch", "owner/vim", file)["result"]["path"]).read_bytes() == hub.repos["owner/vim"].files[file]
 
 
-def test_a_download_that_is_killed_and_run_again(hub: Hub, client: Client) -> None:
-    """huggingface_hub begins such a file anew, under a name of its own; what the killed process left is in nobody's
-    way."""
+def stopped(hub: Hub, client: Client, number: int = signal.SIGKILL, *code: str) -> tuple[Path, str]:
+    """Stop a download from outside after 65,536 bytes or more; return the part that it leaves, and what is said."""
     gone = threading.Event()
     hub.faults = [Fault("GET", "vim.pth", cut=70_000, hold=gone)]
-    command = [sys.executable, "-c", CLIENT, json.dumps(["fetch", ["owner/vim", "vim.pth"], {}])]
+    command = [sys.executable, "-c", *(code or (CLIENT, json.dumps(["fetch", ["owner/vim", "vim.pth"], {}])))]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=client.clean | client.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=ROOT,
+        env=client.clean | client.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    parts: list[Path] = []
     for _ in range(600):
-        if any(path.stat().st_size >= 1 << 16 for path in client.home.rglob("*.incomplete")):
+        parts = list(client.home.rglob("*.stm-part"))
+        if parts and parts[0].stat().st_size >= 1 << 16:
             break
         time.sleep(0.1)
-    process.kill()
-    process.wait()
+    process.send_signal(number)
+    said = process.communicate()[1]
     gone.set()
-    assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS
+    hub.seen.clear()
+    return parts[0], said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_download_that_is_stopped_goes_on_where_it_was(hub: Hub, client: Client, number: int) -> None:
+    """huggingface_hub would begin it anew. The part bears the hash of the file, and is gone when the file is whole."""
+    part, _ = stopped(hub, client, number)
+    came = part.stat().st_size
+    assert part.stem == hashlib.sha256(WEIGHTS).hexdigest() and part.read_bytes() == WEIGHTS[:came]
+    out = client("fetch", "owner/vim", "vim.pth", told=True)
+    assert Path(out["result"]["path"]).read_bytes() == WEIGHTS
+    assert [headers.get("range") for headers in gets(hub, "vim.pth")] == [f"bytes={came}-"]
+    assert out["told"][0][1] > came and out["told"][-1][1:3] == [len(WEIGHTS)] * 2
+    assert not list(client.home.rglob("*.stm-part"))
     assert Path(client("fetch", "owner/vim", "vim.pth", offline=True)["result"]["path"]).read_bytes() == WEIGHTS
+
+
+def test_ctrl_c_says_what_goes_on(hub: Hub, client: Client) -> None:
+    code = """
+import sys
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14
+from stm_cli.main import main
+main()
+"""
+    part, said = stopped(hub, client, signal.SIGINT, code, "info", "owner/vim", "--file", "vim.pth")
+    assert said.splitlines()[-1] == f"Stopped: what was finished is in {part}; the same command goes on from there"
+
+
+@pytest.mark.parametrize("what", ["damaged", "whole", "too long", "a link", "a pipe", "no ranges", "held"])
+def test_a_part_that_is_not_to_be_gone_on_with(hub: Hub, client: Client, tmp_path: Path, what: str) -> None:
+    """The file is whole all the same, and what the part was, if it was not ours, is as it was."""
+    blobs = client.home / "hub" / "models--owner--vim" / "blobs"
+    blobs.mkdir(parents=True)
+    part, other = blobs / f"{hashlib.sha256(WEIGHTS).hexdigest()}.stm-part", tmp_path / "other"
+    other.write_bytes(WEIGHTS[:5000])
+    match what:
+        case "damaged":
+            part.write_bytes(b"?" * 5000)
+        case "whole":
+            part.write_bytes(WEIGHTS)
+        case "too long":
+            part.write_bytes(WEIGHTS + b"?")
+        case "a link":
+            part.symlink_to(other)
+        case "a pipe":
+            os.mkfifo(part)
+        case _:
+            part.write_bytes(WEIGHTS[:5000])
+    if what == "no ranges":
+        hub.faults = [Fault("GET", "vim.pth", 200, {"Content-Length": str(len(WEIGHTS))}, body=WEIGHTS)]
+    with part.open("rb") if what == "held" else nullcontext() as file:
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        out = client("fetch", "owner/vim", "vim.pth")
+    assert Path(out["result"]["path"]).read_bytes() == WEIGHTS
+    assert other.read_bytes() == WEIGHTS[:5000]
+    assert part.is_symlink() == (what == "a link") and part.is_fifo() == (what == "a pipe")
+    assert part.is_file() == (what in ("a link", "held"))
+
+
+def test_another_version_begins_anew(hub: Hub, client: Client) -> None:
+    part, _ = stopped(hub, client)
+    hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS[::-1]})
+    assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS[::-1]
+    assert part.is_file() and [headers.get("range") for headers in gets(hub, "vim.pth")] == [None]
+
+
+def test_xet_is_off_while_a_part_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no part to go on from, and connections that the guard does not see."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._runtime import is_xet_available
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with parts.kept():
+        assert not is_xet_available()
+    assert constants.HF_HUB_DISABLE_XET is False
 
 
 def test_a_server_that_does_not_answer_in_time(hub: Hub, client: Client) -> None:
