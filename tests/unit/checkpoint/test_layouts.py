@@ -6,6 +6,7 @@ What holds a complete ViM loads, with the same numbers; the few that do not are 
 import argparse
 import collections
 import itertools
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ def test_nearly_every_layout_of_a_complete_vim_loads(state: State, tmp_path: Pat
         assert torch.equal(got["layers.3.mixer.conv1d_weight"][1], trunk["layers.3.mixer.conv1d_b.weight"].squeeze(1))
     assert len(layouts) > 200
     assert len(failed) <= len(layouts) // 100, failed
+
+
+def test_layouts_that_nobody_has_thought_of() -> None:
+    """benchmarks/layouts.py invents half of all names. One ViM loads; two under names that do not tell are a question."""
+    measure = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "layouts.py"))["measure"]
+    rows = measure(48, 7)
+    assert {end for kinds, end in rows if kinds["copies"] == "a dict of an invented name"} == {"by key"}
+    assert {end for kinds, end in rows if kinds["copies"] != "a dict of an invented name"} == {"loads"}
 
 
 AVERAGES: dict[str, Callable[[State, State], Any]] = {
