@@ -92,7 +92,7 @@ def test_nearly_every_layout_of_a_complete_vim_loads(state: State, tmp_path: Pat
 
 
 def test_layouts_that_nobody_has_thought_of() -> None:
-    """benchmarks/layouts.py invents half of all names. One ViM loads; two under names that do not tell are a question."""
+    """benchmarks/layouts.py invents half of all names. One ViM loads; two whose names do not tell are a question."""
     measure = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "layouts.py"))["measure"]
     rows = measure(48, 7)
     assert {end for kinds, end in rows if kinds["copies"] == "a dict of an invented name"} == {"by key"}
