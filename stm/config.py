@@ -272,7 +272,8 @@ class Source:
 class Measured:
     """One evaluation. Accuracies, intervals and drops are fractions.
 
-    A number that was not measured is null, and `reasons` says why, by the name of its field.
+    A number that was not measured is null, and `reasons` says why, by the name of its field. A backbone has no other
+    than `feature_change`: see `stm.measure.judge.feature_change`.
     """
 
     data: str
@@ -288,12 +289,13 @@ class Measured:
     drop: float | None = None
     drop_ci: tuple[float, float] | None = None
     mcnemar_p: float | None = None
+    feature_change: float | None = field(default=None, metadata=LATER)
     seed: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_within(self, 1, math.inf, "n")
-        check_within(self, 0, math.inf, "failed", "seed", "kl")
+        check_within(self, 0, math.inf, "failed", "seed", "kl", "feature_change")
         check_within(self, 0, 1, "top1", "top1_ci", "top5", "top5_ci", "agreement", "dense_top1", "mcnemar_p")
         check_within(self, -1, 1, "drop", "drop_ci")  # a compressed model may be better
 

@@ -6,11 +6,13 @@ differently. The rules of stm/reports.py hold: field names are JSON keys, and sh
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stm.config import Measured
 from stm.errors import listed
 from stm.units import interval, percent
+
+CLASSIFIER = "a classifier is compared by its logits"  # why it has no `feature_change`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,7 @@ def figures(measured: Measured, dense_ci: tuple[float, float] | None = None) -> 
         ("mcnemar_p", None),
         ("agreement", None),
         ("kl", None),
+        ("feature_change", None),
     )
     values = ((name, getattr(measured, name), ci) for name, ci in every)
     return tuple(Figure(name, value, ci) for name, value, ci in values if value is not None)
@@ -154,3 +157,8 @@ def skipped_notes(count: int, files: Sequence[str]) -> tuple[str, ...]:
 @dataclass(frozen=True, kw_only=True)
 class Assessment(OfSet, Evaluation):
     """The evaluation of one model on one set."""
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """Return the fields of a report on a classifier, which says why it has no `feature_change`."""
+        return vars(self) | {"reasons": self.reasons | {"feature_change": CLASSIFIER}}

@@ -105,8 +105,14 @@ class Warned(Ran):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport(Warned, Assessment):
-    """`stm eval`. `notes` says if the dense model beside it is the same model at another image size."""
+    """`stm eval`. `notes` says if the dense model beside it is the same model at another image size.
 
+    Args:
+        feature_change: of a backbone, which has no logits: how far merging moves its features; see
+            `stm.measure.judge.feature_change`. Null for a classifier.
+    """
+
+    feature_change: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -190,6 +196,7 @@ class CompressReport(Warned):
         saving: the saving that was reached.
         bytes: of model.safetensors.
         rounding: the int8 model against the same model in float32.
+        feature_change: as in `EvalReport`. A backbone has this in place of `eval`.
     """
 
     output: str
@@ -211,6 +218,7 @@ class CompressReport(Warned):
     gate: Gate | None = None
     rounding: Measured | None = None
     kl_gate: KlGate | None = None
+    feature_change: float | None = None
     push: Pushed | None = None
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stm.config import Measured, Source
-from stm.evaluations import Assessment, Figure, figures
+from stm.evaluations import CLASSIFIER, Assessment, Figure, figures
 from stm.recipe import Fit
 from stm.reports import Environment, Flops, Warned
 from stm.units import interval, operations, percent
@@ -31,6 +31,7 @@ _NAMES = {
     "drop": "drop",
     "drop_ci": "drop",
     "mcnemar_p": "drop",
+    "feature_change": "features",
     "images_per_second": "speed",
 }
 
@@ -129,10 +130,13 @@ def measured_rows(measured: Measured) -> list[Row]:
             rows.append((_NAMES[name], f"{text} of the images keep the dense model's top-1"))
         elif name == "kl":
             rows.append((_NAMES[name], f"{text} nats from the dense model"))
+        elif name == "feature_change":
+            rows.append((_NAMES[name], f"{text} from the dense model's (root mean square)"))
     # One line per reason, not per figure: without labels the same sentence would stand there several times.
     for reason in dict.fromkeys(measured.reasons.values()):
         keys = dict.fromkeys(name for key, name in _NAMES.items() if measured.reasons.get(key) == reason)
-        rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
+        if reason != CLASSIFIER:  # nobody misses the features of a classifier
+            rows.append(("not measured", f"{', '.join(keys)}: {reason}"))
     return rows
 
 

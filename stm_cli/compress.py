@@ -9,7 +9,7 @@ from stm.errors import GateError
 from stm.evaluations import rounding_text
 from stm.reports import CompressReport, ServedSpeed
 from stm.units import size
-from stm.verdicts import BACKBONE, goal_text
+from stm.verdicts import goal_text
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import (
@@ -109,7 +109,7 @@ def run(
         images = () if data is None else ("--data", str(data), *SetOptions(**vars(reading)).words())
         output.next(
             *milder(report),
-            *([("stm", "eval", report.output, *images)] if report.reasons.get("eval") != BACKBONE else []),
+            ("stm", "eval", report.output, *images),
             ("stm", "info", report.push.repo if report.push else report.output),
         )
 

@@ -64,7 +64,7 @@ def run(
         output.note(note)
     for warning in report.warnings:
         output.warn(warning)
-    if report.top1 is None:
+    if report.top1 is None and report.feature_change is None:
         # With the options of this run, so that the command reads the same model.
         again = shlex.join(("stm", "eval", report.model, *options.words(), "--data", "DIR"))
         output.note(f"accuracy was not measured, as {report.data} has no labels; measure it: {again}")
@@ -81,6 +81,7 @@ def screen(report: EvalReport) -> RenderableType:
 
 
 def value(report: EvalReport) -> str:
-    """Return top-1 as a fraction; without labels, the agreement with the dense model."""
-    figure = report.top1 if report.top1 is not None else report.agreement
+    """Return top-1 as a fraction; without labels, the agreement; of a backbone, the change of its features."""
+    figures = (report.top1, report.agreement, report.feature_change)
+    figure = next((each for each in figures if each is not None), None)
     return "" if figure is None else f"{figure:.4f}"

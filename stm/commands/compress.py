@@ -26,7 +26,7 @@ from stm.hub import push as hub_push
 from stm.hub.push import PushOptions
 from stm.loading import open_model
 from stm.measure.evaluate import assess
-from stm.measure.judge import divergences
+from stm.measure.judge import feature_change
 from stm.model.vim import ViM
 from stm.model_names import name_of
 from stm.options import EvalOptions, FitOptions, MergeOptions, ModelOptions, SetOptions
@@ -160,9 +160,9 @@ def compress(
 
     outcome = Outcome()
     if samples is not None and not dry_run and backbone:
-        change = float(divergences(dense, [small], samples, on_progress).mean()) ** 0.5
-        moved = f"the features of the patches differ from the dense model's by {percent(change, 1)} (root mean square)"
-        notes += (f"{moved} on {len(samples)} images of {samples.name}",)
+        outcome = _changed(dense, small, samples, wish, on_progress)
+        moved = f"the features of the patches differ from the dense model's by {percent(outcome.moved or 0, 1)}"
+        notes += (f"{moved} (root mean square) on {len(samples)} images of {samples.name}",)
     elif samples is not None and not dry_run:
         outcome = _compared(dense, small, samples, wish, max_drop, on_progress)
         if small is not exact:
@@ -307,6 +307,13 @@ def _calibration(
     return CalibrationImages.of(torch.cat([batch.images for batch in batches]), samples.name), notes
 
 
+def _changed(dense: ViM, small: ViM, samples: SampleSet, wish: _Wish, on_progress: OnProgress | None) -> Outcome:
+    """Compare the features of two backbones, and write the figure into the small one's config."""
+    measured = feature_change(dense, small, samples, wish.images.draws_by, on_progress)
+    small.config = dataclasses.replace(small.config, measured=(measured,))
+    return Outcome(moved=measured.feature_change)
+
+
 def _compared(
     dense: ViM,
     small: ViM,
@@ -321,4 +328,4 @@ def _compared(
     gate = None
     if max_drop is not None and figures.drop is not None:
         gate = Gate(max_drop=max_drop, drop=figures.drop, passed=figures.drop <= max_drop)
-    return Outcome(figures, gate)
+    return Outcome(figures, gate=gate)

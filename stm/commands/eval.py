@@ -12,11 +12,13 @@ from stm.data.open import open_chosen
 from stm.distributed import ALONE, World
 from stm.errors import UsageError
 from stm.hub.card import warned
-from stm.loading import open_classifier, ready
+from stm.loading import open_classifier, open_model, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
+from stm.measure.judge import feature_change
 from stm.measure.records import check_path
 from stm.model.positions import INTERPOLATED
+from stm.model.vim import ViM
 from stm.model_names import model_of
 from stm.options import EvalOptions, ModelOptions, command
 from stm.progress import OnProgress
@@ -52,7 +54,9 @@ def evaluate(
         check_path(records)
     # `own` keeps the dtype of the file, because the dense reference must. A cast changes a model in place, so the model
     # that is measured in another dtype is a copy.
-    own = open_classifier(named, dataclasses.replace(source, dtype=None), on_progress)
+    own = open_model(named, dataclasses.replace(source, dtype=None), on_progress)
+    if not own.config.num_classes:
+        return _of_backbone(named, own, source, images, records, world, on_progress)
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
     # A dense model in the dtype of its file would be compared with itself.
     dense = own.with_plan(None) if own.plan is not None or own.config.dtype != vim.config.dtype else None
@@ -90,8 +94,36 @@ def evaluate(
         model=named,
         environment=environment_of(vim, world),
         notes=notes,
-        **vars(figures),
+        **figures.reported,
         **warned(figures, config),
+    )
+
+
+def _of_backbone(
+    named: str,
+    own: ViM,
+    source: ModelOptions,
+    images: EvalOptions,
+    records: str | Path | None,
+    world: World,
+    on_progress: OnProgress | None,
+) -> EvalReport:
+    """Measure how far merging moves a backbone's features, which needs no labels."""
+    if own.plan is None:  # there is nothing to compare it with
+        own.config.check_head()
+    if records is not None or world.size > 1:
+        what = "records has a line per image" if records is not None else "several processes share images"
+        raise UsageError(f"{what} for logits, and {named} is a backbone without a head", "leave it out")
+    vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
+    samples = open_chosen(images, vim.config, need_labels=False, token=source.token, on_progress=on_progress)
+    measured = feature_change(own.with_plan(None), vim, samples, images.draws_by, on_progress)
+    reasons = measured.reasons | {"images_per_second": "only the features were compared"}
+    return EvalReport(
+        command="eval",
+        model=named,
+        environment=environment_of(vim, world),
+        **samples.of_set,
+        **vars(measured) | {"reasons": reasons},
     )
 
 

@@ -10,7 +10,7 @@ from stm.config import Config
 from stm.config_file import to_json
 from stm.data.images import MODES
 from stm.data.open import CROPS
-from stm.evaluations import Assessment
+from stm.evaluations import CLASSIFIER, Assessment
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.model.vim import ViM
@@ -20,9 +20,13 @@ from stm.verdicts import BACKBONE, no_gain
 
 
 class Outcome(NamedTuple):
-    """How the compressed model compares: None for what was not measured, or not asked for."""
+    """How the compressed model compares: None for what was not measured, or not asked for.
+
+    `moved` is a backbone's change of features.
+    """
 
     figures: Assessment | None = None
+    moved: float | None = None
     gate: Gate | None = None
     kl_gate: KlGate | None = None
     served: ServedSpeed | None = None
@@ -58,6 +62,7 @@ def reported(
         gate=outcome.gate,
         rounding=config.rounding,
         kl_gate=outcome.kl_gate,
+        feature_change=outcome.moved,
         notes=(*config.extra_texts("notes"), *_notes(config, output, outcome, recorded)),
         reasons=_reasons(small, dry_run, outcome),
     )
@@ -88,13 +93,15 @@ def _notes(config: Config, output: Path, outcome: Outcome, recorded: Config | No
 
 def _reasons(small: ViM, dry_run: bool, outcome: Outcome) -> dict[str, str]:
     """Return why each part of the report that is null is null."""
+    why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
     if not small.config.num_classes:
-        return dict.fromkeys(("eval", "served", "gate", "rounding", "kl_gate"), BACKBONE)
+        moved = {} if outcome.moved is not None else {"feature_change": why}
+        return dict.fromkeys(("eval", "served", "gate", "rounding", "kl_gate"), BACKBONE) | moved
     if outcome.figures is None:
-        why = "a dry run compares nothing" if dry_run else "the comparison was switched off"
         nothing = ("eval", "gate", "rounding", "kl_gate", *(() if outcome.served is not None else ("served",)))
-        return dict.fromkeys(nothing, why)
-    reasons = {} if outcome.gate is not None else {"gate": "no max drop was given"}
+        return dict.fromkeys(nothing, why) | {"feature_change": CLASSIFIER}
+    reasons = {"feature_change": CLASSIFIER}
+    reasons |= {} if outcome.gate is not None else {"gate": "no max drop was given"}
     if small.config.rounding is None:
         reasons["rounding"] = f"the dtype is {small.config.dtype}"
     if outcome.kl_gate is None:

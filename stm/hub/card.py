@@ -38,6 +38,7 @@ _LABELS = {
     "mcnemar_p": "exact McNemar test, p",
     "agreement": "images that keep the dense model's top-1",
     "kl": "KL(dense, this), nats",
+    "feature_change": "change of the features (root mean square)",
 }
 
 

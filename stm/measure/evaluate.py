@@ -103,7 +103,7 @@ def evaluate(
         samples = unseen(samples, model.config).take(limit, seed)
         images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
         figures = assess(model, samples, images, reference=reference, records=records, on_progress=tell)
-    return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **vars(figures))
+    return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **figures.reported)
 
 
 def assess(

@@ -35,6 +35,7 @@ LABELS = {
     "mcnemar_p": "McNemar's exact p",
     "agreement": "same answer as dense",
     "kl": "KL(dense, compressed), nats",
+    "feature_change": "change of the features",
 }
 
 

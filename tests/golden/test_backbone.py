@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 import stm
 from stm.checkpoint.official import read
+from stm.commands.compress import compress
+from stm.commands.eval import evaluate
 from stm.commands.export import export
 from stm.commands.info import info
 from stm.errors import CheckpointError, StmError, UsageError
 from stm.measure import flops
-from stm.options import ModelOptions
+from stm.options import EvalOptions, MergeOptions, ModelOptions
 from tests.golden.weights import state_dict
 
 GOLDEN = Path(__file__).parent / "backbone" / "golden.safetensors"
@@ -171,3 +174,31 @@ def test_commands_take_a_backbone(dense: stm.ViM, tmp_path: Path) -> None:
     back = stm.load(tmp_path / "back.pth", **report.reading | {"device": "cpu"})
     assert torch.equal(back.features(images()), dense.features(images()))
     assert ModelOptions(backbone=True).words() == ["--backbone"]
+
+
+def test_the_change_of_features_is_a_figure(dense: stm.ViM, tmp_path: Path) -> None:
+    """In the reports of compress and eval, in config.json and in the card: the root of the mean of the squared
+    relative change, by plain torch. A classifier has null, and the reason."""
+    dense.save_pretrained(tmp_path / "dense")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (60 * i, 200 - 50 * i, 30)).save(pictures / f"{i}.png")
+    set_of, model = EvalOptions(data=pictures), str(tmp_path / "dense")
+    report = compress(model, merge=MergeOptions(rate=0.3, method="staged"), images=set_of, out=tmp_path / "small")
+    small = stm.load(tmp_path / "small", device="cpu")
+    x = torch.cat([stm.preprocess(Image.open(path), dense) for path in sorted(pictures.iterdir())])
+    with torch.inference_mode():
+        f, moved = (each.features(x).double().flatten(1) for each in (dense, small))
+    expected = float(((moved - f).square().sum(1) / f.square().sum(1)).mean().sqrt())
+    assert report.feature_change == pytest.approx(expected, rel=1e-4) and report.eval is None and expected > 0.001
+    measured = evaluate(str(tmp_path / "small"), images=set_of)
+    assert measured.feature_change == report.feature_change and (measured.n, measured.top1) == (3, None)
+    assert json.loads(measured.to_json())["feature_change"] == report.feature_change
+    assert small.config.measured[0].feature_change == report.feature_change
+    assert "| change of the features (root mean square) |" in (tmp_path / "small" / "README.md").read_text()
+    for refused, words in (({"records": tmp_path / "r.csv"}, "records has a line per image"), ({}, "backbone")):
+        with pytest.raises(StmError, match=words):
+            evaluate(model if not refused else str(tmp_path / "small"), images=set_of, **refused)
+    digits = json.loads(evaluate("vim-digits", images=EvalOptions(limit=4)).to_json())
+    assert digits["feature_change"] is None and "logits" in digits["reasons"]["feature_change"]
