@@ -197,7 +197,7 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
     report = json.loads(runs["compress"].out)
     assert keys <= report.keys()
     assert {key for key in keys if report[key] is None} == set(report["reasons"])
-    assert set(report["reasons"]) == {"eval", "served", "gate", "rounding", "kl_gate"}
+    assert set(report["reasons"]) == {"eval", "served", "gate", "rounding", "kl_gate", "feature_change"}
 
 
 def test_the_model_that_was_found_is_named(here, mini: Path, labelled: Path) -> None:

@@ -266,7 +266,13 @@ def test_a_speed_that_was_asked_for_is_shown_without_a_comparison(
     assert "asked 1.2x the dense model's speed: saving 0.2" in shown
     assert "1 ms per image, dense 1.2" in shown
     report = json.loads(here(*words, "--json").out)
-    assert report["served"]["gain"] >= 1.2 and set(report["reasons"]) == {"eval", "gate", "rounding", "kl_gate"}
+    assert report["served"]["gain"] >= 1.2 and set(report["reasons"]) == {
+        "eval",
+        "gate",
+        "rounding",
+        "kl_gate",
+        "feature_change",
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ FULL = Measured(
     drop=0.005,
     drop_ci=(-0.01, 0.02),
     mcnemar_p=0.0012345,
+    feature_change=0.0432,
 )
 
 
@@ -37,6 +38,7 @@ def test_rows_have_units_and_the_intervals_that_are_known() -> None:
         ("mcnemar_p", "0.00123", ""),
         ("agreement", "98.76%", ""),
         ("kl", "0.1235", ""),
+        ("feature_change", "4.32%", ""),
     ]
 
 
