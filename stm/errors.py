@@ -128,6 +128,13 @@ def check_name(name: str | os.PathLike[str], error: type[StmError]) -> None:
         raise error(f"{name} is not a name in UTF-8, expected one that can be written down", "rename it") from cause
 
 
+def check_local(path: os.PathLike[str] | str, error: type[StmError]) -> None:
+    """Raise `error` for the address of something on the web. A `Path` holds it with one slash less."""
+    address = re.match(r"((?:https?|ftps?|s3|gs|hf)):/+(.*)", os.fspath(path), re.DOTALL)
+    if address and not os.path.exists(path):
+        raise error(f"{address[1]}://{address[2]} is an address, expected a file or folder here", "download it first")
+
+
 def no_room(error: OSError) -> str | None:
     """Return why the system has no room for what was written, in words; None if the error is another."""
     return _NO_ROOM.get(error.errno or 0)

@@ -7,7 +7,7 @@ import torch
 
 from stm.data.folders import unlabelled_folder
 from stm.data.sets import from_files, iterate
-from stm.errors import DataError
+from stm.errors import DataError, check_local
 from stm.loading import open_classifier
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import logits_of
@@ -73,6 +73,7 @@ def _files(images: Sequence[str | Path], channels: int) -> list[Path]:
     """Return the files that were named, with the images of each folder in its place."""
     files = []
     for path in map(Path, images):
+        check_local(path, DataError)
         files += (
             [path / sample.file for sample in unlabelled_folder(path, channels=channels).samples]
             if path.is_dir()

@@ -67,12 +67,14 @@ def class_indices(names: Mapping[str, str], classes: int, label_names: Collectio
         indices = {name: index for name in names if (index := read(name)) is not None}
         if len(indices) == len(names):
             return indices
+    from_one = str(classes) in names and "0" not in names
     # No kind reads all. The most telling reason comes first: a name that nothing reads, then a mixture.
     kind_of = {name: next((kind for kind, read in kinds.items() if read(name) is not None), None) for name in names}
     for name, where in names.items():
         if kind_of[name] is None and re.fullmatch(r"[+-]?[0-9]+", name):
             raise DataError(
-                f"{where}: class {brief(name)}, expected 0 to {classes - 1}: the model has {classes} classes"
+                f"{where}: class {brief(name)}, expected 0 to {classes - 1}: the model has {classes} classes",
+                "stm counts classes from 0, and these seem to count from 1: take one from each" if from_one else None,
             )
         if kind_of[name] is None:
             raise DataError(

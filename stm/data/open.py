@@ -19,7 +19,7 @@ from stm.data.labels import NoLabels
 from stm.data.sets import SampleSet, evenly
 from stm.data.tables import TABLE_SUFFIXES
 from stm.distributed import ALONE, World
-from stm.errors import DataError, check_name, said
+from stm.errors import DataError, check_local, check_name, said
 from stm.options import EvalOptions, SetOptions
 from stm.progress import OnProgress
 
@@ -81,6 +81,7 @@ def open_samples(
             on_progress=on_progress,
         )
         return of_shards.take(limit, seed)
+    check_local(spec, DataError)
     folder, table = Path(spec), None
     if folder.suffix.lower() in TABLE_SUFFIXES and folder.is_file():
         folder, table = folder.parent, folder

@@ -1,9 +1,14 @@
 """A message is one line, whatever a file or a library put into it."""
 
+from pathlib import Path
+
 import pytest
 
+import stm
 from stm.codec import decode
+from stm.commands.predict import predict
 from stm.config import Preprocess
+from stm.data.open import open_samples
 from stm.errors import LONGEST, DataError, StmError, escaped, said
 
 
@@ -28,3 +33,15 @@ def test_a_key_of_a_file_breaks_no_line() -> None:
         with pytest.raises(ValueError, match=r"unknown key|expected an integer") as caught:
             decode(kind, value, "preprocessing")
         assert "\n" not in str(caught.value) and "\u2028" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("address", ["https://example.com/a/cat.jpg", "s3://bucket/set"])
+def test_an_address_is_named_whole(address: str) -> None:
+    """As a path it has one slash less, and the sentence said that no such file exists."""
+    for call in (
+        lambda: predict("vim-digits", [Path(address)]),
+        lambda: open_samples(address, config=stm.load("vim-digits").config),
+    ):
+        with pytest.raises(DataError, match=f"{address} is an address") as caught:
+            call()
+        assert caught.value.hint == "download it first"

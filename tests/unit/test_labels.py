@@ -91,3 +91,12 @@ def test_names_that_are_no_classes_are_refused(names, classes, label_names, sent
     with pytest.raises(DataError) as refused:
         indices(names, classes, label_names)
     assert sentence in refused.value.message
+
+
+def test_classes_that_count_from_one_get_a_hint():
+    with pytest.raises(DataError) as caught:
+        class_indices({str(i): f"place {i}" for i in range(1, 11)}, 10)
+    assert "count from 1" in str(caught.value.hint)
+    with pytest.raises(DataError) as caught:
+        class_indices({"0": "first", "10": "last"}, 10)
+    assert caught.value.hint is None
