@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stm.artifact.written import Written, so_far
+from stm.artifact.written import Written, so_far, unkept
 from stm.distributed import current_world
 from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
@@ -188,6 +188,8 @@ class Output:
         unnamed = [each.path for each in so_far() if "".join(visible(each.path).split()) not in printed]
         if unnamed:
             self.note(f"written: {', '.join(unnamed)}")
+        for sentence in unkept():
+            self.note(sentence)
 
     def note(self, text: str) -> None:
         """Write something that a person should know beside the report."""

@@ -59,3 +59,13 @@ def lock(folder: Path) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def abandoned(path: Path) -> Iterator[Path]:
+    """Yield every folder that is named as a draft of `path` and whose run has died. Its lock is held meanwhile."""
+    # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
+    for token in tokens(path, "tmp"):
+        folder = sibling(path, "tmp", token)
+        with lock(folder) as free:
+            if free:
+                yield folder

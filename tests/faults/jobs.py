@@ -31,6 +31,7 @@ class Job:
         grows: names (as a path begins) that hold a part of the work until it is whole: their bytes may be in between.
         exact: a run writes the same bytes each time; else a page or figure is only seen to be whole.
         optional: calls on paths that match may fail, and the command succeeds: what they do is a convenience.
+        told: what stderr says then.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +39,7 @@ class Job:
     force: bool = True
     grows: tuple[str, ...] = ()
     optional: str = r"(?!)"
+    told: str = ""
     exact: bool = True
 
 
@@ -63,6 +65,7 @@ JOBS = {
     "fit": Job(
         ("compress", "mini.pth", *SIZE, "--no-eval", "--fit-on", "images", "--fit-images", "4", "--out", "out"),
         optional=r"/cache",
+        told="Note: the costs of the fit cannot be kept in ",
     ),
     "push": Job((*COMPRESS, "--out", "out", "--push-to", "me/vim", "--token", SECRET)),
     "download": Job(("export", "owner/vim", *SIZE, "--out", "out.pth"), optional=r"/home/"),

@@ -70,6 +70,8 @@ class Outcomes:
             there = self.before.get(call.partition(" /")[2], b"") is None  # to make a folder that is there
             if not (there or call.startswith(CLEANING) or self.is_optional(call)):
                 yield "the error was swallowed"
+            elif self.is_optional(call) and not (there or call.startswith(CLEANING)) and self.job.told not in ran.err:
+                yield f"nobody was told: {ran.err!r}"
             if self.results(tree) != self.results(self.after):
                 yield f"it says that it is done: {self.difference(tree, self.after)}"
         else:
