@@ -3,6 +3,9 @@
 The rules are hooks of huggingface_hub's own client, and a look at each of its connections. So they hold for every
 request of every call, and the client's proxies and certificates stay as they are. Every failure is an exception that
 huggingface_hub does not repeat. `stm.hub.errors` has its sentence.
+
+Xet, a second client that huggingface_hub brings for large files, has connections of its own, in Rust: no hook, no look
+and no timeout of ours reaches it. So it is switched off meanwhile, and files come and go over HTTP.
 """
 
 import logging
@@ -45,11 +48,15 @@ class _Call(threading.local):
 _call = _Call()
 _lock = threading.Lock()
 _calls = 0  # of all threads, that run now
+_XET = "HF_HUB_DISABLE_XET"  # of huggingface_hub, which reads the variable when it is imported
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Hold every request of the block to the rules, and keep what huggingface_hub says of its attempts from stderr."""
+    """Hold every request of the block to the rules, and keep what huggingface_hub says of its attempts from stderr.
+
+    Xet is switched off meanwhile, unless the user has set HF_HUB_DISABLE_XET.
+    """
     global _calls
     _watch_clients()
     _hush()
@@ -57,13 +64,23 @@ def guarded() -> Iterator[None]:
     vars(_call).clear()
     with _lock:
         _calls += 1
+        _switch_xet()
     try:
         yield
     finally:
         with _lock:
             _calls -= 1
+            _switch_xet()
         vars(_call).clear()
         vars(_call).update(before)
+
+
+def _switch_xet() -> None:
+    """Switch Xet off while calls run, and on again after the last one. Who set the variable has chosen."""
+    from huggingface_hub import constants
+
+    if _XET not in os.environ:
+        setattr(constants, _XET, _calls > 0)
 
 
 def _watch_clients() -> None:
