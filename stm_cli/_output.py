@@ -23,7 +23,7 @@ from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
-from stm_cli._signals import NOTHING
+from stm_cli._start import NOTHING
 from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
 

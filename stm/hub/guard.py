@@ -38,11 +38,15 @@ class _Call(threading.local):
         debt: seconds that passed, less those that the bytes were worth at `_RATE`; never below 0.
         announced: seconds that answers asked it to wait.
         pages: of a list that had a next one.
+        last: the last request, by its method and address.
+        repeated: whether it was the one before too.
     """
 
     debt = 0.0
     announced = 0.0
     pages = 0
+    last = ""
+    repeated = False
 
 
 _call = _Call()
@@ -206,7 +210,19 @@ class HubIsStrange(Exception):
     """An answer that no Hub gives."""
 
 
+def begin_attempt() -> None:
+    """Take the next request for a new one, whatever came before."""
+    _call.last, _call.repeated = "", False
+
+
+def was_repeated() -> bool:
+    """Return whether huggingface_hub has sent the last request of this attempt again by itself."""
+    return _call.repeated
+
+
 def _check_request(request: Any) -> None:
+    now = f"{request.method} {request.url}"
+    _call.last, _call.repeated = now, now == _call.last
     # A list's next page and a check of an upload are where the answer says, and get the login.
     if "authorization" in request.headers and not _is_hub(urlsplit(str(request.url))):
         raise HubIsStrange("it asks for the login at another host")
