@@ -16,9 +16,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from stm.artifact.locks import holder
 from stm.hub.errors import announced_wait, endpoint
 
 _PATIENCE = 40.0  # seconds that a call waits for nothing, all its attempts together
@@ -28,6 +30,7 @@ _HUB = ("https://huggingface.co", "https://hf.co")  # a mirror may lead to them
 _PORTS = {"http": 80, "https": 443}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r'(?:W/)?"?[\w+=-][\w.+=-]{0,127}"?')  # the cache names a file by it
+_WAITING = re.compile(r"acquire lock on (.+) \(elapsed")  # huggingface_hub says so every 10 seconds
 _REPEATED = (408, 429, 500, 502, 503, 504)  # huggingface_hub asks again, after the time that the answer names
 
 
@@ -40,6 +43,9 @@ class _Call(threading.local):
         pages: of a list that had a next one.
         last: the last request, by its method and address.
         repeated: whether it was the one before too.
+        active: whether the call runs.
+        part: bytes of the file that another process downloads meanwhile.
+        moved: when that number was last another one.
     """
 
     debt = 0.0
@@ -47,6 +53,9 @@ class _Call(threading.local):
     pages = 0
     last = ""
     repeated = False
+    active = False
+    part = -1
+    moved = 0.0
 
 
 _call = _Call()
@@ -63,9 +72,11 @@ def guarded() -> Iterator[None]:
     """
     global _calls
     _watch_clients()
+    _watch_locks()
     _hush()
     before = dict(vars(_call))
     vars(_call).clear()
+    _call.active = True
     with _lock:
         _calls += 1
         _switch_xet()
@@ -201,6 +212,37 @@ def _give_up(kind: str, message: str, cause: Exception | None = None, **facts: A
 
     error = type(kind, (OfflineModeIsEnabled,), facts)(message)
     raise error from cause
+
+
+def _watch_locks() -> None:
+    """Look at each line in which huggingface_hub says that it waits for another process. It sets no end to that."""
+    log = logging.getLogger("huggingface_hub.utils._fixes")
+    if _moves not in log.filters:
+        log.setLevel(logging.INFO)
+        log.addFilter(_moves)
+
+
+def _moves(record: logging.LogRecord) -> bool:
+    """Raise an error if another process holds the lock of a file and downloads nothing of it. Else keep the line."""
+    waiting = _WAITING.search(record.getMessage())
+    if waiting is None:
+        return True
+    if _call.active:
+        lock, now = Path(waiting[1]), time.monotonic()
+        parts = (lock.parents[2] / lock.parent.name / "blobs").glob(f"{lock.stem}*.incomplete")
+        part = sum(map(_size, parts))
+        if part != _call.part:
+            _call.part, _call.moved = part, now
+        elif now - _call.moved >= _PATIENCE:
+            _give_up("HubIsHeld", f"nothing for {_PATIENCE:.0f} seconds", lock=lock, who=holder(lock))
+    return logging.getLogger("huggingface_hub").isEnabledFor(logging.INFO)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has just got its name
+        return 0
 
 
 # --- requests and answers
