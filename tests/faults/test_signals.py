@@ -15,7 +15,7 @@ COMMANDS = {
     "workers": (*EVAL, "--workers", "2"),
     "fit": JOBS["fit"].argv,
 }
-MOST = {"workers": 30}  # its processes import all anew each time, which takes seconds
+MOST = {"workers": 30, "fit": 100}  # processes that import all anew, and many reads: both take seconds each time
 STOPS = (signal.SIGINT, signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # to the process, and to its whole group
 
 
