@@ -21,6 +21,20 @@ FAULTS = (KILL, TORN, *(Fault(error=each) for each in ERRORS))
 CLEANING = ("unlink", "unlinkat", "rmdir", "chmod", "renameat2")
 
 
+def slow(name: str) -> pytest.MarkDecorator:
+    """The mark of a whole search, which runs the command two to three hundred times: each second of it is minutes."""
+    seconds = {
+        "sweep": 260,
+        "fit": 180,
+        "download": 150,
+        "compress --force": 130,
+        "report": 70,
+        "export": 60,
+        "eval": 60,
+    }
+    return pytest.mark.slow(seconds=seconds.get(name, 110), search=True)
+
+
 class Outcomes:
     """What the faults of one job led to."""
 
@@ -140,8 +154,7 @@ def test_some_faults(world: World, name: str) -> None:
     assert outcomes.faults == []
 
 
-@pytest.mark.slow(seconds=240, search=True)
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow(name)) for name in JOBS])
 def test_every_fault_at_every_call(world: World, name: str) -> None:
     outcomes = Outcomes(world, JOBS[name])
     for at in range(1, len(outcomes.calls) + 1):
