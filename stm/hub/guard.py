@@ -224,7 +224,7 @@ def _watch_locks() -> None:
 
 def _moves(record: logging.LogRecord) -> bool:
     """Raise an error if another process holds the lock of a file and downloads nothing of it. Else keep the line."""
-    waiting = _WAITING.search(record.getMessage())
+    waiting = _WAITING.search(str(record.msg))  # the path as it is, not as a terminal may show it
     if waiting is None:
         return True
     if _call.active:
