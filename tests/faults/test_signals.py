@@ -50,7 +50,7 @@ def test_a_signal_at_some_calls(world: World) -> None:
     stopped_all_over(world, "compress", 4)
 
 
-@pytest.mark.slow(seconds=200, search=True)
+@pytest.mark.slow(seconds=260, search=True)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_many_calls(world: World, name: str) -> None:
     stopped_all_over(world, name, MOST.get(name, 1000))
