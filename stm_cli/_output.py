@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from stm.artifact.written import Written, so_far
+from stm.artifact.written import Written, so_far, unkept
 from stm.distributed import current_world
 from stm.errors import UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
-from stm_cli._signals import NOTHING
+from stm_cli._start import NOTHING
 from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
 
@@ -188,6 +188,8 @@ class Output:
         unnamed = [each.path for each in so_far() if "".join(visible(each.path).split()) not in printed]
         if unnamed:
             self.note(f"written: {', '.join(unnamed)}")
+        for sentence in unkept():
+            self.note(sentence)
 
     def note(self, text: str) -> None:
         """Write something that a person should know beside the report."""

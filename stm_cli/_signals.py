@@ -4,7 +4,6 @@ While a command runs, a signal raises KeyboardInterrupt, so that what is half-wr
 is written, and the process ends at once. Afterwards the outcome is decided, and a signal changes nothing.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -14,8 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-NOTHING = "nothing was written; the same command starts from the beginning"
+from stm_cli._start import SIGNALS, leave
+
 _PATIENCE = 1.0  # seconds in which a second signal is the first one again: `timeout` sends two
 _AGAIN = 0.01  # seconds after which an interruption that Python swallowed is raised again
 
@@ -32,7 +31,7 @@ class _State:
 def listen() -> None:
     """Answer the signals from now on. One that our parent has us ignore, as `nohup` does, stays ignored."""
     for number in SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, leave):
             signal.signal(number, _answer)
 
 
@@ -72,18 +71,13 @@ def _answer(number: int, frame: FrameType | None) -> None:
     if _State.decided:
         return
     if not _State.running:
-        _leave(number)
+        leave(number)
     now = time.monotonic()
     if _State.number is None:
         _State.number, _State.came = number, now
         raise KeyboardInterrupt
     if now - _State.came > _PATIENCE:  # somebody does not want to wait for the end of the clearing up
-        _leave(_State.number)
-
-
-def _leave(number: int) -> None:
-    os.write(2, f"Stopped: {NOTHING}\n".encode())
-    os._exit(128 + number)
+        leave(_State.number, said="at once; the same command clears up what this one left")
 
 
 def _swallowed(caught: Any) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from stm.artifact.locks import lock, sibling, tokens, turn
+from stm.artifact.locks import abandoned, lock, sibling, tokens, turn
 from stm.artifact.written import tell
 from stm.errors import ArtifactError, StmError, UsageError, check_name, no_room, said
 
@@ -210,11 +210,8 @@ def draft_of(path: Path) -> Path:
 
 def clear_folders(path: Path) -> None:
     """Remove every folder named as a draft of `path` whose process has died, with all that it holds."""
-    for token in tokens(path, "tmp"):
-        folder = sibling(path, "tmp", token)
-        with lock(folder) as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+    for folder in abandoned(path):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def place_of(name: str) -> str:
@@ -285,8 +282,10 @@ def probe(path: Path) -> None:
     Raises:
         OSError: the reason of the system; see `refusing`.
     """
-    parent = next(p for p in path.parents if p.exists())
-    folder = draft_of(parent / path.name)
+    aside = next(p for p in path.parents if p.exists()) / path.name
+    for left in abandoned(aside):  # one that was killed here; what holds a file was left by another run
+        _discard(left, ())
+    folder = draft_of(aside)
     try:
         folder.mkdir()
     finally:
@@ -340,14 +339,11 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
 
     What living runs write stays.
     """
-    # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
-    for token in tokens(path, "tmp"):
-        temporary, old = sibling(path, "tmp", token), sibling(path, "old", token)
-        with lock(temporary) as held:
-            if held:
-                if old.exists() and not path.exists():
-                    os.rename(old, path)
-                _discard(temporary, names)
+    for temporary in abandoned(path):
+        old = sibling(path, "old", temporary.name[-8:])
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        _discard(temporary, names)
     for token in tokens(path, "old"):
         if not sibling(path, "tmp", token).exists():  # both renames had been done
             _discard(sibling(path, "old", token), names)

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# Linux lists all locks here: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", with the process and the file's number.
+_LOCKS = Path("/proc/locks")
+
 
 def sibling(path: Path, kind: str, token: str) -> Path:
     """Return a name beside `path`: "tmp" for the folder that is being written, "old" for the one that it replaces."""
@@ -59,3 +62,25 @@ def lock(folder: Path) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def abandoned(path: Path) -> Iterator[Path]:
+    """Yield every folder that is named as a draft of `path` and whose run has died. Its lock is held meanwhile."""
+    # A lock tells the dead from the living: only a dead run's temporary folder can be locked.
+    for token in tokens(path, "tmp"):
+        folder = sibling(path, "tmp", token)
+        with lock(folder) as free:
+            if free:
+                yield folder
+
+
+def holder(file: Path | int) -> str:
+    """Return who holds the lock of a file, by its path or its descriptor: "process 1234", or "another process"."""
+    who = "another process"
+    with suppress(OSError):
+        number = str(os.stat(file).st_ino)
+        for line in _LOCKS.read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and words[3] == "WRITE" and words[5].rpartition(":")[2] == number:
+                who = f"process {words[4]}"
+    return who

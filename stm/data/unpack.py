@@ -5,15 +5,21 @@ import io
 import os
 import shutil
 import tarfile
+import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from stm.artifact.locks import holder
 from stm.errors import DataError, said
 from stm.progress import OnProgress, Progress
+
+_PATIENCE = 60.0  # seconds in which another process that unpacks the same archive must have made a file
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,13 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
 
     Raises:
         DataError: the archive is damaged, holds something else than files and folders or a name that leads outside, is
-            larger than the limits, or the disk is full.
+            larger than the limits, or the disk is full; or another process unpacks it, and makes no file for a minute.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    # One fixed name will do, because the lock allows one writer; so the next run finds what a killed one left.
+    new = folder.with_name(f"{folder.name}.incomplete")
+    with _turn(FileLock(f"{folder}.lock"), archive, new):
         if not folder.is_dir():  # asked under the lock: the process before us may have unpacked it
-            # One fixed name will do, because the lock allows one writer; so the next run finds what a killed one left.
-            new = folder.with_name(f"{folder.name}.incomplete")
             shutil.rmtree(new, ignore_errors=True)
             try:
                 _extract(archive, new, limits, on_progress)
@@ -57,6 +63,29 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
             finally:  # after the rename there is nothing left to remove
                 shutil.rmtree(new, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _turn(lock: FileLock, archive: Path, new: Path) -> Iterator[None]:
+    """Hold the lock. Wait for another process for as long as it makes files in `new`."""
+    made, moved = -1, time.monotonic()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_PATIENCE / 4)
+        except Timeout:
+            now = sum(1 for _ in new.rglob("*"))
+            if now != made:
+                made, moved = now, time.monotonic()
+            elif time.monotonic() - moved >= _PATIENCE:
+                raise DataError(
+                    f"{archive.name} is being unpacked by {holder(Path(lock.lock_file))}, which has made no file for"
+                    f" {_PATIENCE:.0f} seconds",
+                    f"end that process and run this again; if none unpacks it, remove {lock.lock_file}",
+                ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _extract(archive: Path, new: Path, limits: Limits, on_progress: OnProgress | None) -> None:

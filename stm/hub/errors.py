@@ -180,6 +180,13 @@ def _slow(error: Any, request: Request) -> Explained:
     return f"{address()} sends too little for {request}: {error}", "check the connection and run it again"
 
 
+def _held(error: Any, request: Request) -> Explained:
+    return (
+        f"{error.who} downloads {request} too, and has received {error}",
+        f"end that process and run this again; if none downloads it any more, remove {error.lock}",
+    )
+
+
 def _no_hub(error: Any, request: Request) -> Explained:
     return f"{address()} does not answer as a Hub does for {request}", "check HF_ENDPOINT, and any proxy"
 
@@ -223,7 +230,8 @@ _TABLE: tuple[tuple[str, Callable[[Any, Request], Explained]], ...] = (
     ("RemoteEntryNotFoundError", _no_entry),
     ("LocalEntryNotFoundError", _not_cached),
     ("HubIsUnreachable", _unreachable),  # ours, see `stm.hub.reach`
-    ("HubIsSlow", _slow),  # these three: see `stm.hub.guard`
+    ("HubIsSlow", _slow),  # these four: see `stm.hub.guard`
+    ("HubIsHeld", _held),
     ("HubIsBusy", _status),
     ("HubIsStrange", _strange),
     ("OfflineModeIsEnabled", _offline),

@@ -127,7 +127,8 @@ def list_files(repo: str, *, kind: str = "model", revision: str | None = None, t
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         try:
-            return sorted(HfApi(token=token).list_repo_files(repo, repo_type=kind, revision=revision))
+            api = HfApi(token=token)
+            return sorted(persist(lambda: api.list_repo_files(repo, repo_type=kind, revision=revision), theirs=True))
         except OfflineModeIsEnabled:
             # The cache may hold a part of the files. Whoever needs one of the others gets a sentence about the cache.
             folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))

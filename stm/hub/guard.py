@@ -3,6 +3,9 @@
 The rules are hooks of huggingface_hub's own client, and a look at each of its connections. So they hold for every
 request of every call, and the client's proxies and certificates stay as they are. Every failure is an exception that
 huggingface_hub does not repeat. `stm.hub.errors` has its sentence.
+
+Xet, a second client that huggingface_hub brings for large files, has connections of its own, in Rust: no hook, no look
+and no timeout of ours reaches it. So it is switched off meanwhile, and files come and go over HTTP.
 """
 
 import logging
@@ -13,9 +16,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from stm.artifact.locks import holder
 from stm.hub.errors import announced_wait, endpoint
 
 _PATIENCE = 40.0  # seconds that a call waits for nothing, all its attempts together
@@ -25,6 +30,7 @@ _HUB = ("https://huggingface.co", "https://hf.co")  # a mirror may lead to them
 _PORTS = {"http": 80, "https": 443}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r'(?:W/)?"?[\w+=-][\w.+=-]{0,127}"?')  # the cache names a file by it
+_WAITING = re.compile(r"acquire lock on (.+) \(elapsed")  # huggingface_hub says so every 10 seconds
 _REPEATED = (408, 429, 500, 502, 503, 504)  # huggingface_hub asks again, after the time that the answer names
 
 
@@ -35,35 +41,61 @@ class _Call(threading.local):
         debt: seconds that passed, less those that the bytes were worth at `_RATE`; never below 0.
         announced: seconds that answers asked it to wait.
         pages: of a list that had a next one.
+        last: the last request, by its method and address.
+        repeated: whether it was the one before too.
+        active: whether the call runs.
+        part: bytes of the file that another process downloads meanwhile.
+        moved: when that number was last another one.
     """
 
     debt = 0.0
     announced = 0.0
     pages = 0
+    last = ""
+    repeated = False
+    active = False
+    part = -1
+    moved = 0.0
 
 
 _call = _Call()
 _lock = threading.Lock()
 _calls = 0  # of all threads, that run now
+_XET = "HF_HUB_DISABLE_XET"  # of huggingface_hub, which reads the variable when it is imported
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Hold every request of the block to the rules, and keep what huggingface_hub says of its attempts from stderr."""
+    """Hold every request of the block to the rules, and keep what huggingface_hub says of its attempts from stderr.
+
+    Xet is switched off meanwhile, unless the user has set HF_HUB_DISABLE_XET.
+    """
     global _calls
     _watch_clients()
+    _watch_locks()
     _hush()
     before = dict(vars(_call))
     vars(_call).clear()
+    _call.active = True
     with _lock:
         _calls += 1
+        _switch_xet()
     try:
         yield
     finally:
         with _lock:
             _calls -= 1
+            _switch_xet()
         vars(_call).clear()
         vars(_call).update(before)
+
+
+def _switch_xet() -> None:
+    """Switch Xet off while calls run, and on again after the last one. Who set the variable has chosen."""
+    from huggingface_hub import constants
+
+    if _XET not in os.environ:
+        setattr(constants, _XET, _calls > 0)
 
 
 def _watch_clients() -> None:
@@ -182,6 +214,37 @@ def _give_up(kind: str, message: str, cause: Exception | None = None, **facts: A
     raise error from cause
 
 
+def _watch_locks() -> None:
+    """Look at each line in which huggingface_hub says that it waits for another process. It sets no end to that."""
+    log = logging.getLogger("huggingface_hub.utils._fixes")
+    if _moves not in log.filters:
+        log.setLevel(logging.INFO)
+        log.addFilter(_moves)
+
+
+def _moves(record: logging.LogRecord) -> bool:
+    """Raise an error if another process holds the lock of a file and downloads nothing of it. Else keep the line."""
+    waiting = _WAITING.search(str(record.msg))  # the path as it is, not as a terminal may show it
+    if waiting is None:
+        return True
+    if _call.active:
+        lock, now = Path(waiting[1]), time.monotonic()
+        parts = (lock.parents[2] / lock.parent.name / "blobs").glob(f"{lock.stem}*.incomplete")
+        part = sum(map(_size, parts))
+        if part != _call.part:
+            _call.part, _call.moved = part, now
+        elif now - _call.moved >= _PATIENCE:
+            _give_up("HubIsHeld", f"nothing for {_PATIENCE:.0f} seconds", lock=lock, who=holder(lock))
+    return logging.getLogger("huggingface_hub").isEnabledFor(logging.INFO)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has just got its name
+        return 0
+
+
 # --- requests and answers
 
 
@@ -189,7 +252,19 @@ class HubIsStrange(Exception):
     """An answer that no Hub gives."""
 
 
+def begin_attempt() -> None:
+    """Take the next request for a new one, whatever came before."""
+    _call.last, _call.repeated = "", False
+
+
+def was_repeated() -> bool:
+    """Return whether huggingface_hub has sent the last request of this attempt again by itself."""
+    return _call.repeated
+
+
 def _check_request(request: Any) -> None:
+    now = f"{request.method} {request.url}"
+    _call.last, _call.repeated = now, now == _call.last
     # A list's next page and a check of an upload are where the answer says, and get the login.
     if "authorization" in request.headers and not _is_hub(urlsplit(str(request.url))):
         raise HubIsStrange("it asks for the login at another host")

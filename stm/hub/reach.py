@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from stm.hub.errors import Request, address, announced_wait, endpoint, translate_errors
-from stm.hub.guard import guarded
+from stm.hub.guard import begin_attempt, guarded, was_repeated
 
 T = TypeVar("T")
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts of a call that huggingface_hub does not repeat
@@ -41,24 +41,25 @@ def asking(request: Request) -> Iterator[None]:
         yield
 
 
-def persist(read: Callable[[], T], *, line: bool = True) -> T:
+def persist(read: Callable[[], T], *, line: bool = True, theirs: bool = False) -> T:
     """Return what a call reads from the Hub. It is called again if the Hub fails for a moment.
 
-    huggingface_hub does so for its lists, and not for the content of a file or what it knows of a repo.
+    huggingface_hub does not do so for the content of a file or what it knows of a repo.
 
     Args:
         line: also if the line broke; False for a download, which huggingface_hub then resumes itself.
+        theirs: not if huggingface_hub has asked again itself, as it does for its lists since 2.1.
     """
     for wait in _WAITS:
+        begin_attempt()
         try:
             return read()
         except Exception as error:
             answer = getattr(error, "response", None)
             kinds = {kind.__name__ for kind in type(error).__mro__}
             # The guard's own errors are offline ones: what was waited for is over.
-            if "OfflineModeIsEnabled" in kinds or not (
-                (answer is not None and answer.status_code in _PASSING) or (line and kinds & _BROKEN)
-            ):
+            over = "OfflineModeIsEnabled" in kinds or (theirs and was_repeated())
+            if over or not ((answer is not None and answer.status_code in _PASSING) or (line and kinds & _BROKEN)):
                 raise
             time.sleep(max(wait, (answer is not None and announced_wait(answer)) or 0))
     return read()

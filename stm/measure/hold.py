@@ -9,10 +9,8 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
+from stm.artifact.locks import holder
 from stm.errors import DataError
-
-# Linux lists all locks here: "1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF", with the process and the file's number.
-_LOCKS = Path("/proc/locks")
 
 
 class Hold:
@@ -75,12 +73,7 @@ def _lock(descriptor: int, *, exclusive: bool) -> bool:
 
 
 def _held(path: Path, descriptor: int) -> DataError:
-    number, who = str(os.fstat(descriptor).st_ino), "another process"
-    with suppress(OSError):
-        for line in _LOCKS.read_text(encoding="ascii").splitlines():
-            words = line.split()
-            if words[1:2] == ["FLOCK"] and words[3] == "WRITE" and words[5].rpartition(":")[2] == number:
-                who = f"process {words[4]}"
     return DataError(
-        f"{path} is in use: {who} is writing to it", "wait until it has ended, or give this run another place"
+        f"{path} is in use: {holder(descriptor)} is writing to it",
+        "wait until it has ended, or give this run another place",
     )

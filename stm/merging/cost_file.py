@@ -1,7 +1,7 @@
 """Costs that earlier runs have computed, kept in the user's cache folder, so that another budget is instant.
 
-A file is named by the hash of all that decides its numbers. The cache is a convenience: a file that cannot be read or
-written is computed again, and no error reaches anybody.
+A file is named by the hash of all that decides its numbers. The cache is a convenience: a file that cannot be read is
+computed again. One that cannot be written is told of, and fails nothing.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from stm.artifact import atomic
+from stm.artifact.written import tell_unkept
 from stm.assets import FOLDER
-from stm.errors import StmError
+from stm.errors import said
 
 _FORMAT = 1  # of the numbers: another way to compute them needs another format
 _MOST_BYTES = 2**30  # of all files; the oldest go first
@@ -71,12 +72,23 @@ def _read(path: Path) -> Effects | None:
 
 
 def write(name: str, effects: Effects) -> None:
-    """Keep effects under a name, if that is possible."""
-    with suppress(OSError, RuntimeError, StmError):
+    """Keep effects under a name. If that is not possible, `stm.artifact.written.tell_unkept` says so."""
+    try:
         folder().mkdir(parents=True, exist_ok=True)
         with atomic.drafted(folder() / f"{name}.safetensors", kept=False) as draft:
             draft.write_bytes(save({"cost": effects.cost.contiguous(), "probes": effects.probes.contiguous()}))
+    except (OSError, RuntimeError) as error:  # RuntimeError: the system knows no home folder of the user
+        why = (error.strerror if isinstance(error, OSError) else None) or said(error)
+        tell_unkept(f"the costs of the fit cannot be kept in {_where()} ({why}): the next fit computes them again")
+        return
+    with suppress(OSError):  # another run may clear up at the same time
         _make_room()
+
+
+def _where() -> str:
+    with suppress(RuntimeError):
+        return str(folder())
+    return "a cache folder"
 
 
 def _make_room() -> None:

@@ -180,6 +180,29 @@ def test_ctrl_c_is_130_without_a_traceback() -> None:
     assert process.returncode == 130
 
 
+AT_IMPORT = """
+import os, signal, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), int(sys.argv[2]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell, wherever the tests were started
+sys.meta_path.insert(0, Stop())
+from stm_cli._start import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["stm_cli._signals", "threading", "stm_cli.main", "typer", "stm"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_modules_are_imported(module: str, number: int) -> None:
+    """From the first module that `main` imports on."""
+    command = [sys.executable, "-c", AT_IMPORT, module, str(int(number))]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
+    said = "Stopped: nothing was written; the same command starts from the beginning\n"
+    assert (run.returncode, run.stdout, run.stderr) == (128 + number, "", said)
+
+
 @pytest.mark.parametrize(
     ("grows", "said"),
     [

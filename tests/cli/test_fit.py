@@ -102,6 +102,18 @@ def test_a_part_of_the_images_is_fitted_on_and_the_rest_measures(done: Any, many
     )
 
 
+def test_costs_that_cannot_be_kept_are_one_note(
+    here: Any, mini: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is right, and the command succeeds."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    run = here("compress", mini, *RATE, "--fit-on", few, "--no-eval", "--out", "small")
+    (note,) = [line for line in run.err.splitlines() if "cannot be kept" in line]
+    said = f"Note: the costs of the fit cannot be kept in {tmp_path}/file/stm/costs (Not a directory): the next fit"
+    assert run.code == 0 and note.startswith(said) and fit_of("small")["data"] == "few"
+
+
 def test_an_image_that_decides_is_in_no_number(done: Any, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The names of what was fitted on and of what was measured share none, and are all of the set together."""
     from stm.commands import compress

@@ -1,14 +1,17 @@
 """The commands that write, each with what is there before, and how to see that all is whole after a fault."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from stm.hub.aliases import ARCHIVES
 from tests.faults.fault import Engine
 from tests.hub.client import SECRET
 from tests.hub.server import Hub, Repo
+from tests.hub.test_samples import archive, picture
 from tests.pictures import labelled
 
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
@@ -17,7 +20,12 @@ COMPRESS = ("compress", "mini.pth", *SIZE, "--method", "staged", "--no-eval")
 GRID = ("--rates", "0.2", "--sides", "both", "--schedules", "staged", "--no-peers")
 IMAGES = ("--data", "images", "--device", "cpu")
 DRAFT = re.compile(r"\.stm-(tmp|old)-[0-9a-f]{8}")
+RANDOM = re.compile(r"(?<=[./_])([0-9a-f]{8}(-[0-9a-f-]{27})?|tmp\w{8})(?=[./ ])")  # as huggingface_hub names parts
 SWEEP = ("sweep", "mini.pth", *SIZE, *IMAGES, *GRID, "--out", "out")
+V2 = ARCHIVES["imagenet-v2"]
+V2_FILE = archive(
+    {f"imagenetv2-matched-frequency-format-val/{index}/a.jpeg": picture(20 * index) for index in range(3)}
+)
 Tree = dict[str, bytes | None]  # from each path to its content; None is a folder
 
 
@@ -31,6 +39,7 @@ class Job:
         grows: names (as a path begins) that hold a part of the work until it is whole: their bytes may be in between.
         exact: a run writes the same bytes each time; else a page or figure is only seen to be whole.
         optional: calls on paths that match may fail, and the command succeeds: what they do is a convenience.
+        told: what stderr says then.
     """
 
     argv: tuple[str, ...]
@@ -38,6 +47,7 @@ class Job:
     force: bool = True
     grows: tuple[str, ...] = ()
     optional: str = r"(?!)"
+    told: str = ""
     exact: bool = True
 
 
@@ -63,9 +73,15 @@ JOBS = {
     "fit": Job(
         ("compress", "mini.pth", *SIZE, "--no-eval", "--fit-on", "images", "--fit-images", "4", "--out", "out"),
         optional=r"/cache",
+        told="Note: the costs of the fit cannot be kept in ",
     ),
     "push": Job((*COMPRESS, "--out", "out", "--push-to", "me/vim", "--token", SECRET)),
     "download": Job(("export", "owner/vim", *SIZE, "--out", "out.pth"), optional=r"/home/"),
+    "unpack": Job(
+        ("eval", "small", "--data", "imagenet-v2", "--device", "cpu", "--workers", "0"),
+        force=False,
+        optional=r"/home/(?!assets/)",
+    ),
 }
 
 
@@ -94,6 +110,7 @@ class World:
         (self.here / "home").mkdir()
         self.hub.clear()
         self.hub.logins[SECRET] = "me"
+        self.hub.repos[f"datasets/{V2.repo}"] = Repo({V2.file: V2_FILE})
         self.hub.repos["owner/vim"] = Repo({"vim.pth": MINI.read_bytes(), "README.md": b"---\nlicense: mit\n---\n"})
 
     def tree(self) -> Tree:
@@ -103,6 +120,14 @@ class World:
             for path in self.paths()
         }
         return {name: body for name, body in tree.items() if not name.startswith("home/")}
+
+    def libraries(self) -> list[str]:
+        """What is in the caches of libraries, with random names as one."""
+        there = []
+        for path in sorted((self.here / "home").rglob("*")):
+            what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            there.append(RANDOM.sub("*", f"{path} {hash(what)}"))
+        return there
 
     def restore(self, tree: Tree) -> None:
         self.clear()

@@ -15,18 +15,19 @@ COMMANDS = {
     "workers": (*EVAL, "--workers", "2"),
     "fit": JOBS["fit"].argv,
 }
+MOST = {"workers": 30, "fit": 100}  # processes that import all anew, and many reads: both take seconds each time
 STOPS = (signal.SIGINT, signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # to the process, and to its whole group
 
 
-def stopped_all_over(world: World, name: str, number: int) -> None:
-    """Stop the command at so many of its calls, in turn by each of the signals."""
+def stopped_all_over(world: World, name: str, most: int) -> None:
+    """Stop the command at all of its calls, or at so many, in turn by each of the signals."""
     argv = COMMANDS[name]
     world.clear()
     assert world.engine.warm(*argv) == 0
     world.clear()
     whole = world.engine(*argv, fault=Fault(every=True), whole=True)
     assert whole.code == 0, whole.err
-    wrong = []
+    wrong, number = [], min(most, len(whole.calls))
     for each in range(number):
         stop, at = STOPS[each % len(STOPS)], 1 + each * (len(whole.calls) - 1) // max(1, number - 1)
         world.clear()
@@ -40,6 +41,8 @@ def stopped_all_over(world: World, name: str, number: int) -> None:
             expected = False
         if not expected or ran.orphans:
             wrong.append((stop, at, ran.calls[at - 1 : at], ran.code, ran.err, ran.orphans, left))
+            print(wrong[-1], flush=True)
+    print(name, number, "of", len(whole.calls), "calls")
     assert wrong == []
 
 
@@ -47,7 +50,7 @@ def test_a_signal_at_some_calls(world: World) -> None:
     stopped_all_over(world, "compress", 4)
 
 
-@pytest.mark.slow(seconds=120, search=True)
+@pytest.mark.slow(seconds=260, search=True)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_many_calls(world: World, name: str) -> None:
-    stopped_all_over(world, name, 120)
+    stopped_all_over(world, name, MOST.get(name, 1000))

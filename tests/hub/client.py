@@ -30,6 +30,9 @@ import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14  # from 10 MB: a small file then comes in several pieces
 call, args, kwargs = json.loads(sys.argv[1])
 told = []
+if patience := kwargs.pop("patience", 0):
+    from stm.hub import guard
+    guard._PATIENCE, huggingface_hub.constants.FILELOCK_LOG_EVERY_SECONDS = patience, patience / 4
 if kwargs.pop("told", False):
     kwargs["on_progress"] = lambda progress: told.append(list(progress)[:4])
 try:
@@ -50,14 +53,24 @@ class Client:
         self.clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
 
     def __call__(self, name: str, *args: str, offline: bool = False, **kwargs: Any) -> dict[str, Any]:
+        return self.end(self.begin(name, *args, offline=offline, **kwargs))
+
+    def begin(self, name: str, *args: str, offline: bool = False, **kwargs: Any) -> subprocess.Popen[str]:
+        """The process that makes the call."""
         environment = self.clean | self.environment | ({"HF_HUB_OFFLINE": "1"} if offline else {})
         command = [sys.executable, "-c", CLIENT, json.dumps([name, args, kwargs])]
-        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=HANG)
-        assert run.returncode == 0, run.stderr
-        assert SECRET not in run.stdout + run.stderr
-        out: dict[str, Any] = json.loads(run.stdout)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        """What its call returned."""
+        stdout, stderr = process.communicate(timeout=HANG)
+        assert process.returncode == 0, stderr
+        assert SECRET not in stdout + stderr
+        out: dict[str, Any] = json.loads(stdout)
         assert "\n" not in out.get("message", "")
-        return out | {"stderr": run.stderr}
+        return out | {"stderr": stderr}
 
 
 def refused(out: dict[str, Any], *words: str) -> str:

@@ -126,7 +126,6 @@ class Hub:
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 

@@ -35,6 +35,20 @@ def test_a_second_time_it_is_in_the_cache(hub: Hub, client: Client) -> None:
     assert len(hub.seen) == seen
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_files_of_xet_come_over_http_unless_the_user_chose(hub: Hub, client: Client, asked: bool) -> None:
+    """Xet's own connections keep none of the rules of stm.hub.guard."""
+    token = f"{hub.url}/api/models/owner/vim/xet-read-token/main"
+    offer = {"X-Xet-Hash": "ab" * 32, "Link": f'<{token}>; rel="xet-auth"'}
+    hub.faults = [Fault("HEAD", "vim.pth", more=offer) for _ in range(9)]
+    if asked:
+        client.environment["HF_HUB_DISABLE_XET"] = "0"
+    out = client("fetch", "owner/vim", "vim.pth")
+    assert any("xet-read-token" in seen.path for seen in hub.seen) == asked
+    if not asked:
+        assert Path(out["result"]["path"]).read_bytes() == WEIGHTS
+
+
 def test_a_revision_is_resolved(hub: Hub, client: Client) -> None:
     repo = hub.repos["owner/vim"]
     old = repo.refs["main"]

@@ -234,7 +234,8 @@ def test_no_token_goes_to_another_host(hub: Hub, client: Client) -> None:
     """Neither where large files are, nor where a redirect of anything else leads."""
     hub.repos["owner/private"] = Repo({"vim.pth": WEIGHTS, "log.txt": b"."}, token=SECRET)
     with Hub() as other:
-        other.blobs, hub.elsewhere = hub.blobs, other.url
+        other.blobs = hub.blobs
+        hub.elsewhere = other.url.replace("127.0.0.1", "localhost")  # before 2.1, huggingface_hub compares names alone
         got = client("fetch", "owner/private", "vim.pth", token=SECRET)["result"]
         assert Path(got["path"]).read_bytes() == WEIGHTS
         hub.faults = [Fault("GET", "log.txt", 302, {"Location": f"{other.url}/elsewhere"})]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
@@ -169,6 +170,27 @@ def test_a_header_does_not_fill_the_memory(tmp_path: Path) -> None:
     data = gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240))
     with pytest.raises(DataError, match=r"a header claims 2,147,483,648 bytes"):
         unpack(written(tmp_path, data), tmp_path / "set")
+
+
+def test_nobody_waits_for_ever_for_another_that_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits while files come, and no longer."""
+    monkeypatch.setattr("stm.data.unpack._PATIENCE", 0.2)
+    (tmp_path / "set.tar.gz").write_bytes(archive({"a.png": b"a"}))
+    new, waits = tmp_path / "set.incomplete", list[int]()
+
+    def seen(self: Path, pattern: str) -> list[int]:
+        waits.append(1)
+        assert self == new
+        return [0] * min(len(waits), 9)
+
+    with FileLock(tmp_path / "set.lock"):
+        monkeypatch.setattr(Path, "rglob", seen)
+        with pytest.raises(
+            DataError, match=r"set\.tar\.gz is being unpacked by .*process.*, which has made no file"
+        ) as caught:
+            unpack(tmp_path / "set.tar.gz", tmp_path / "set")
+    assert len(waits) >= 12 and "set.lock" in str(caught.value.hint)
+    assert (unpack(tmp_path / "set.tar.gz", tmp_path / "set") / "a.png").read_bytes() == b"a"
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:

@@ -24,6 +24,17 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"out", *others}
 
 
+def test_what_a_kill_leaves_above_missing_folders_is_cleared(tmp_path: Path) -> None:
+    """There a new path is tried out in the next folder that exists."""
+    left, full = tmp_path / ".out.stm-tmp-0123abcd", tmp_path / ".out.stm-tmp-89ef4567"
+    left.mkdir()
+    put(full, "of another run, which began to write tmp_path/out")
+    replace(tmp_path / "deep" / "er" / "out", "new")
+    assert not left.exists() and full.exists()
+    atomic.check(tmp_path / "out", NAMES, force=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
 def test_a_living_run_is_left_alone(tmp_path: Path) -> None:
     held = put(tmp_path / ".out.stm-tmp-0123abcd", "being written")
     descriptor = os.open(held, os.O_RDONLY)

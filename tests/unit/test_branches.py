@@ -12,7 +12,7 @@ from stm.artifact import atomic, folder, provenance, shapes
 from stm.artifact.locks import lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
-from stm.artifact.written import Written, noting, so_far, tell
+from stm.artifact.written import Written, noting, so_far, tell, tell_unkept, unkept
 from stm.config import Preprocess, dense_schedule
 from stm.errors import ArtifactError, UsageError
 from tests.unit.test_config import CONFIG
@@ -29,6 +29,16 @@ def test_what_is_written_is_told_once_and_only_inside() -> None:
             tell(Path("a/b"))
         assert inner == [Written("a/b")]
     assert outer == [Written("a"), Written("https://hub/a", True)] and so_far() == ()
+
+
+def test_what_could_not_be_kept_is_told_once_or_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with noting():
+        tell_unkept("no room")
+        tell_unkept("no room")
+        assert unkept() == ("no room",) and caplog.messages == []
+    assert unkept() == ()
+    tell_unkept("still no room")
+    assert unkept() == () and caplog.messages == ["still no room"]
 
 
 def test_a_scratch_folder_ends_with_its_block_and_clears_those_of_the_dead(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stm.artifact.written import noting, unkept
 from stm.merging import cost_file
 from stm.merging.cost_file import Effects
 
@@ -77,10 +78,19 @@ def test_a_file_of_other_tensors_is_no_costs(cache: Path) -> None:
     assert cost_file.read(NAME) is None
 
 
+def not_kept(effects: Effects) -> str:
+    """What is said of costs that could not be written."""
+    with noting():
+        cost_file.write(NAME, effects)
+        (sentence,) = unkept()
+    assert sentence.startswith("the costs of the fit cannot be kept in ")
+    return sentence
+
+
 def test_a_folder_in_the_files_place_is_no_costs(cache: Path) -> None:
     (cache / f"{NAME}.safetensors").mkdir(parents=True)
     assert cost_file.read(NAME) is None
-    cost_file.write(NAME, effects())
+    assert "(Is a directory)" in not_kept(effects())
 
 
 @pytest.mark.parametrize("place", ["cache", "cache/stm", "cache/stm/costs"])
@@ -88,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(cache: Path, tmp_path: Path,
     """A file stands where a folder should be, which stops the super-user too."""
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("in the way")
-    cost_file.write(NAME, effects())
+    assert "exists)" in (said := not_kept(effects())) or "Not a directory" in said
     assert cost_file.read(NAME) is None
     assert (tmp_path / place).read_text() == "in the way"
 
@@ -99,7 +109,7 @@ def test_a_home_that_is_not_known_is_no_fault(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    cost_file.write(NAME, effects())
+    assert "a cache folder (Could not determine home directory.)" in not_kept(effects())
     assert cost_file.read(NAME) is None
 
 
@@ -119,7 +129,7 @@ def test_a_failed_writing_leaves_nothing_half(cache: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    cost_file.write(NAME, effects(seed=1))
+    assert str(cache) + " (No space left on device): the next" in not_kept(effects(seed=1))
     assert same(cost_file.read(NAME), effects())
     assert [path.name for path in cache.iterdir() if path.suffix == ".safetensors"] == [f"{NAME}.safetensors"]
 
