@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from stm.artifact.locks import lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell
-from stm.config import Preprocess, dense_schedule
-from stm.errors import ArtifactError, UsageError
+from stm.config import Measured, Preprocess, Size, dense_schedule
+from stm.config_file import dumps
+from stm.errors import ArtifactError, StmError, UsageError
 from tests.unit.test_config import CONFIG
 
 
@@ -99,6 +101,27 @@ def test_a_neck_has_its_weights() -> None:
     assert (names["neck.weight"], names["norm_neck.weight"]) == ((3, 2), (model.d_head,))
 
 
+def test_what_int8_and_a_norm_on_the_scan_add() -> None:
+    """By hand: D = 2, E = 4, N = 2, R = 1. An int8 product has a scale per output and an equalizer per input."""
+    model = dataclasses.replace(CONFIG.model, scan_norm=True)
+    floats = dict(shapes.shapes(dataclasses.replace(CONFIG, model=model)))
+    whole = dict(shapes.shapes(dataclasses.replace(CONFIG, model=model, dtype="int8")))
+    mixer = {name.removeprefix("layers.0.mixer."): shape for name, shape in whole.items() if "layers.0" in name}
+    assert mixer["scan_norm.weight"] == mixer["scan_norm.bias"] == (4,)
+    assert {name: shape for name, shape in mixer.items() if "_proj." in name} == {
+        "in_proj.weight": (8, 2),
+        "in_proj.scale": (8,),
+        "in_proj.equalizer": (2,),
+        "x_proj.weight": (2, 5, 4),
+        "x_proj.scale": (2, 5),
+        "x_proj.equalizer": (2, 4),
+        "out_proj.weight": (2, 4),
+        "out_proj.scale": (2,),
+        "out_proj.equalizer": (4,),
+    }
+    assert floats.keys() - whole.keys() == {f"layers.{block}.mixer.x_proj_weight" for block in range(3)}
+
+
 @pytest.mark.parametrize("changes", [{"neck": 0, "class_tokens": 2}, {"neck": 3}, {"class_tokens": 65}])
 def test_class_tokens_and_necks_that_cannot_be(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -119,6 +142,37 @@ def test_preprocessing_for_another_size_keeps_its_ratio() -> None:
 def test_a_mean_per_channel() -> None:
     with pytest.raises(ValueError, match="mean has 1 values, expected 3"):
         dataclasses.replace(CONFIG, preprocessing=Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_classes": -1}, "num_classes is -1, expected at least 0"),
+        ({"dtype": "float32", "rounding": Measured(data="x", n=1)}, "rounding is given, expected null"),
+        ({"label_names": ("a",)}, "1 label_names, expected one for each of the 2 classes"),
+    ],
+)
+def test_configs_that_cannot_be(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(CONFIG, **changes)
+    assert dataclasses.replace(CONFIG, dtype="int8", rounding=Measured(data="x", n=1)).rounding is not None
+
+
+def test_a_backbone_has_no_classes_and_no_logits() -> None:
+    with pytest.raises(ValueError, match="class_tokens is -1, expected at least 0"):
+        dataclasses.replace(CONFIG.model, class_tokens=-1)
+    model = dataclasses.replace(CONFIG.model, class_tokens=0)
+    bare = {"model": model, "schedule": dense_schedule(model), "protection": None, "label_names": None}
+    with pytest.raises(ValueError, match="num_classes is 2 without a class token, expected 0"):
+        dataclasses.replace(CONFIG, **bare)
+    CONFIG.check_head()
+    with pytest.raises(StmError, match="is a backbone without a head, and has no logits"):
+        dataclasses.replace(CONFIG, num_classes=0, **bare).check_head()
+
+
+@pytest.mark.parametrize(("size", "resize"), [(224, 256), ((64, 96), (73, 109))])
+def test_the_official_preprocessing(size: Size, resize: Size) -> None:
+    assert Preprocess.official(size) == Preprocess(resize=resize, crop=size, interpolation="bicubic")
 
 
 def test_a_mark_follows_the_plan_and_nothing_else() -> None:
@@ -159,6 +213,20 @@ def test_weights_without_a_header(tmp_path: Path, header: bytes, monkeypatch: py
         folder.describe(tmp_path)
 
 
+def test_a_folder_that_the_system_cannot_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "config.json").write_text(dumps(CONFIG))
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_check_written", fail)
+        with pytest.raises(ArtifactError, match=r"model\.safetensors cannot be read: Input/output error"):
+            folder.read(tmp_path)
+    monkeypatch.setattr(atomic, "find", fail)
+    with pytest.raises(ArtifactError, match="cannot be read: Input/output error"):
+        folder.read_config(tmp_path)
+
+
 def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +246,29 @@ def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
 def test_a_system_without_an_exchange_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not atomic._exchange_at_once(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_may_not_be_written_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path("/")
+    with pytest.raises(UsageError, match="/ is a mount point, which cannot be replaced"):
+        atomic._check_replaceable(root, root, (), force=True)
+    (tmp_path / "a").touch()
+    for append, asked in ((False, tmp_path), (True, tmp_path / "a")):
+        # as for anybody but the superuser, who runs some machines' tests
+        monkeypatch.setattr(os, "access", lambda path, _, asked=asked: path != asked)
+        with pytest.raises(UsageError, match="a cannot be written: permission denied"):
+            atomic.check_writable(tmp_path / "a", "", append=append)
+        atomic.check_writable(tmp_path / "a", "", append=not append)
+
+
+def test_a_folder_or_a_link_is_nobodys_draft(tmp_path: Path) -> None:
+    folder, link = tmp_path / ".a.stm-tmp-00000000", tmp_path / ".a.stm-tmp-00000001"
+    folder.mkdir()
+    link.symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").touch()
+    with atomic.drafted(tmp_path / "a") as draft:
+        draft.touch()
+    assert sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "a", tmp_path / "kept"]
 
 
 def test_names_that_are_no_drafts() -> None:
