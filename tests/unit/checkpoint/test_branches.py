@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stm.checkpoint import file as checkpoint_file
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.class_names import LARGEST, labels_beside, names_in
 from stm.checkpoint.find import find
@@ -62,9 +61,7 @@ def test_a_shape_of_many_sides_is_not_multiplied_to_its_end() -> None:
     """Sides of 2^40: after the second their product is beyond any file, and 40 sides would make a number of 1,600
     bits."""
     with pytest.raises(Claim) as caught:
-        Reader(2).read(
-            io.BytesIO(REBUILD + b"(" + b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"2" * 40 + b"ttR.")
-        )
+        Reader(2).read(io.BytesIO(REBUILD + b"(" + b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"2" * 40 + b"ttR."))
     assert f"{1 << 80:,} elements" in str(caught.value)
 
 
