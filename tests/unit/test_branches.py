@@ -17,6 +17,7 @@ from stm.artifact.written import Written, noting, so_far, tell
 from stm.config import Measured, Preprocess, Size, dense_schedule
 from stm.config_file import dumps
 from stm.errors import ArtifactError, StmError, UsageError
+from tests.unit.folders import NAMES, content, put, whole
 from tests.unit.test_config import CONFIG
 
 
@@ -186,6 +187,9 @@ def test_a_mark_follows_the_plan_and_nothing_else() -> None:
     assert provenance.is_changed(model, CONFIG, before) and provenance.is_changed(model, CONFIG, None)
     assert provenance.as_cast(CONFIG, CONFIG.dtype) is CONFIG
     assert provenance.as_cast(CONFIG, "bfloat16").recipe is None, "its images would be rounded on the way"
+    kept = dataclasses.replace(CONFIG, recipe=dataclasses.replace(CONFIG.recipe, calibration=None))
+    assert provenance.as_cast(kept, "bfloat16").recipe == kept.recipe
+    assert provenance.as_cast(dataclasses.replace(kept, dtype="float16"), "bfloat16").recipe is None, "rounded twice"
     dense = provenance.as_dense(CONFIG)
     assert (dense.recipe, dense.measured, dense.schedule.steps) == (None, (), ())
     trained = provenance.as_trained(CONFIG, None)
@@ -266,9 +270,31 @@ def test_a_folder_or_a_link_is_nobodys_draft(tmp_path: Path) -> None:
     folder.mkdir()
     link.symlink_to(tmp_path / "kept")
     (tmp_path / "kept").touch()
-    with atomic.drafted(tmp_path / "a") as draft:
-        draft.touch()
-    assert sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "a", tmp_path / "kept"]
+    (dead := tmp_path / ".a.stm-tmp-00000002").touch()
+    atomic.check_file(tmp_path / "a", force=False)
+    assert sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "kept"] and not dead.exists()
+    with noting() as noted, atomic.drafted(tmp_path / "a", kept=False):
+        pass
+    assert not noted and sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "a", tmp_path / "kept"]
+
+
+def test_an_old_folder_goes_when_its_new_one_stands(tmp_path: Path) -> None:
+    """A kill fell between the two renames and the removal of the old folder."""
+    old = put(tmp_path / ".a.stm-old-00000000", "old")
+    put(tmp_path / "a", "new")
+    assert atomic.check(tmp_path / "a", NAMES, force=True) == tmp_path / "a"
+    assert not old.exists() and content(tmp_path / "a") == whole("new")
+
+
+def test_what_a_folder_says_of_itself(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.shapes(CONFIG)}
+    written = folder.write(tmp_path / "a", CONFIG, tensors, "card")
+    assert folder.describe(tmp_path / "a") == written
+    folder.write(tmp_path / "a", CONFIG, {**tensors, "head.bias": torch.zeros(3)}, "card", force=True)
+    with pytest.raises(ArtifactError, match=r"1 of another shape \(head\.bias \(3,\) instead of \(2,\)\)"):
+        folder.describe(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="it has 2 for 3 blocks"):
+        shapes.check_claims(CONFIG, {"a": (1,), "b": (2,)}, "x", ArtifactError)
 
 
 def test_names_that_are_no_drafts() -> None:

@@ -19,7 +19,7 @@ from stm.checkpoint.geometry import geometry_of
 from stm.checkpoint.infer import official_shapes
 from stm.checkpoint.official import read, to_official
 from stm.checkpoint.stored import Said, Stored
-from stm.config import ModelConfig
+from stm.config import ModelConfig, Size
 from stm.errors import CheckpointError, UsageError
 from tests.unit.checkpoint.cases import State, refused, save
 
@@ -211,3 +211,58 @@ def test_a_stride_that_makes_a_huge_image() -> None:
         geometry_of("x.pth", 16, 64, Stored(stride=10_000), None)
     assert geometry_of("x.pth", 16, 64, Stored(stride=16), None).size == 128
     assert geometry_of("x.pth", 16, 64, Stored(size_by_name=Said(128, "its name")), None).size == 128
+
+
+def test_what_a_trainer_wrote_beside_a_model(tmp_path: Path) -> None:
+    """A head without a bias, half precision, names of the classes, and what is no tensor."""
+    state = {name: value.half() for name, value in vim().items() if name != "head.bias"}
+    document: dict[str, Any] = {"model": state, "epoch": 3, "classes": ["a", "b", "c"], "log": [1, {"x": None}]}
+    one = read(save(tmp_path / "a.pth", document), class_token="middle", divide_out=True)
+    assert one.label_names == ("a", "b", "c") and not one.tensors["head.bias"].any()
+    notes = " ".join(one.notes)
+    assert "float16 weights are computed with in float32" in notes and "the head has no bias" in notes
+    document["classes"] = ["a", "b"]
+    other = read(save(tmp_path / "b.pth", document), class_token="middle", divide_out=True)
+    assert other.label_names is None and "with 2 names for 3 classes: left out" in " ".join(other.notes)
+
+
+@pytest.mark.parametrize(("most", "refuses"), [(4, False), (3, True)])
+def test_a_document_of_too_many_values(most: int, refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stm.checkpoint.find._MOST", most)
+    document = {"a": [0, {"b": 1}]}  # four values: the list, its two, and b
+    if not refuses:
+        assert find("x.pth", document) == []
+        return
+    with pytest.raises(CheckpointError, match=r"x\.pth holds more than 3 values"):
+        find("x.pth", document)
+
+
+@pytest.mark.parametrize(
+    ("size", "table"),
+    [(None, (4, 4)), (16, (8, 8)), ((8, 16), (4, 8))],
+)
+def test_another_image_size(size: Size | None, table: tuple[int, int], tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pth", {"model": vim(), "args": {"input_size": 8}})
+    one = read(path, class_token="middle", divide_out=True, image_size=size)
+    assert one.tensors["pos_embed"].shape == (1, table[0] * table[1] + 1, 4)
+    assert (one.trained is not None) is (size is not None)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "says"),
+    [
+        (Stored(), None, "make no square"),
+        (Stored(), (32, 96), None),
+        (Stored(input_size=100), None, "its own arguments say input_size 100, but it holds 12 patches"),
+        (Stored(input_size=100, stride=5), None, "input_size 100 and stride 5"),
+        (Stored(input_size=(48, 64)), None, None),
+        (Stored(size_by_name=Said(32, "its name")), None, "by its name its images have 32 pixels"),
+        (Stored(), 100, "image_size is 100"),
+    ],
+)
+def test_twelve_patches(stored: Stored, asked: Size | None, says: str | None) -> None:
+    if says is None:
+        assert geometry_of("x.pth", 16, 12, stored, asked).stride == 16
+        return
+    with pytest.raises((CheckpointError, UsageError), match=says):
+        geometry_of("x.pth", 16, 12, stored, asked)
