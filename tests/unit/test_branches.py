@@ -14,7 +14,7 @@ from stm.artifact.locks import lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell
-from stm.config import Measured, Preprocess, Size, dense_schedule
+from stm.config import Measured, Preprocess, Protection, Size, dense_schedule
 from stm.config_file import dumps
 from stm.errors import ArtifactError, StmError, UsageError
 from tests.unit.folders import NAMES, content, put, whole
@@ -121,6 +121,25 @@ def test_what_int8_and_a_norm_on_the_scan_add() -> None:
         "out_proj.equalizer": (4,),
     }
     assert floats.keys() - whole.keys() == {f"layers.{block}.mixer.x_proj_weight" for block in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "step_scale", "tensors"),
+    [
+        ("dynamic", 0.0, {}),
+        ("dynamic", 0.5, {"plan.0.scale": (3,), "plan.1.scale": (2,)}),
+        ("static", 0.0, {"plan.0.weight": (5,), "plan.1.weight": (3,)}),
+    ],
+)
+def test_what_a_protection_stores(mode: str, step_scale: float, tensors: dict[str, tuple[int, ...]]) -> None:
+    """By hand: of 5 tokens 2 go after block 0, and 1 after block 1."""
+    config = dataclasses.replace(CONFIG, protection=Protection(weights="hsp", mode=mode, step_scale=step_scale))
+    assert {name: shape for name, shape in shapes.shapes(config) if name.startswith("plan.")} == tensors
+
+
+def test_texts_in_what_anybody_may_write() -> None:
+    assert dataclasses.replace(CONFIG, extra={"notes": ["a", 1, "b"]}).extra_texts("notes") == ("a", "b")
+    assert dataclasses.replace(CONFIG, extra={"notes": "a"}).extra_texts("notes") == ()
 
 
 @pytest.mark.parametrize("changes", [{"neck": 0, "class_tokens": 2}, {"neck": 3}, {"class_tokens": 65}])
@@ -270,8 +289,12 @@ def test_a_folder_or_a_link_is_nobodys_draft(tmp_path: Path) -> None:
     folder.mkdir()
     link.symlink_to(tmp_path / "kept")
     (tmp_path / "kept").touch()
-    (dead := tmp_path / ".a.stm-tmp-00000002").touch()
-    atomic.check_file(tmp_path / "a", force=False)
+    dead, living = tmp_path / ".a.stm-tmp-00000002", tmp_path / ".a.stm-tmp-00000003"
+    dead.touch()
+    living.touch()
+    with lock(living):
+        atomic.check_file(tmp_path / "a", force=False)
+    living.unlink()
     assert sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "kept"] and not dead.exists()
     with noting() as noted, atomic.drafted(tmp_path / "a", kept=False):
         pass

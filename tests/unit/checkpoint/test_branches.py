@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.class_names import LARGEST, labels_beside, names_in
-from stm.checkpoint.find import find
+from stm.checkpoint.find import find, settings
 from stm.checkpoint.geometry import geometry_of
 from stm.checkpoint.infer import official_shapes
 from stm.checkpoint.official import read, to_official
@@ -145,6 +145,11 @@ def test_a_backbone_leaves_what_reads_it_and_gets_a_norm_of_ones(tmp_path: Path)
         read(tmp_path / "bare.pth", backbone=True, divide_out=True, class_token="middle")
 
 
+def test_settings_stand_beside_the_weights_in_a_list() -> None:
+    """What is neither a dict nor in one is no setting."""
+    assert settings([{"epoch": 3}, 5, {"layers": torch.zeros(1)}], ("0",)) == {"epoch": 3}
+
+
 def test_a_vim_of_one_tensor_has_no_width() -> None:
     (one,) = find("x.pth", {"layers.0.mixer.A_log": torch.zeros(2, 2), "fc.weight": torch.zeros(3, 2)})
     assert one.question is None and "head.weight" in one.missing
@@ -196,6 +201,8 @@ def test_a_mamba_r_without_a_grid(tmp_path: Path) -> None:
         ([1, 2], "holds a list, expected a state dict"),
         ({}, "holds no tensors"),
         ({"model": {}}, "holds no tensors under 'model'"),
+        ({"a": torch.zeros(1), "b": torch.zeros(2)}, "is not a ViM: it holds 'a', 'b'"),
+        ({"a": torch.zeros(1), "b": 3}, "'b' is a int, expected a tensor"),
         ({"a": 3}, "is a int, expected a tensor"),
         ({3: torch.zeros(1)}, "is the name of a tensor, expected text"),
         ({"a": NESTED}, "is a nested tensor, expected a tensor"),
