@@ -158,21 +158,25 @@ def hostile(folder: Path, *, long: bool = True, short: bool = True) -> list[Path
         for name, data in HOSTILE.items()
         if (long if name in LONG else short)
     ]
-    return files + claiming(folder) if long else files
+    return files + [bomb(folder)] * long + [claiming(folder)] * short
 
 
-def claiming(folder: Path) -> list[Path]:
-    """Zip files that claim by themselves: one that is small packed, and one whose directory names two billion."""
-    bomb = folder / "bomb.pth"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+def bomb(folder: Path) -> Path:
+    path = folder / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", HEAD + storage(SIZE[:2] + (10**8).to_bytes(5, "little")) + END)
         archive.writestr("x/version", "3\n")
         archive.writestr("x/data/0", bytes(4 * 10**8))
-    claims = zipped(folder / "claims.pth", b"\x80\x02}.")
-    raw = claims.read_bytes()
+    return path
+
+
+def claiming(folder: Path) -> Path:
+    """A zip file whose directory gives a record two billion bytes."""
+    path = zipped(folder / "claims.pth", b"\x80\x02}.")
+    raw = path.read_bytes()
     at = raw.rindex(b"PK\x01\x02")  # the directory's entry of data/0: its two sizes
-    claims.write_bytes(raw[: at + 20] + struct.pack("<II", HUGE, HUGE) + raw[at + 28 :])
-    return [bomb, claims]
+    path.write_bytes(raw[: at + 20] + struct.pack("<II", HUGE, HUGE) + raw[at + 28 :])
+    return path
 
 
 @pytest.mark.parametrize("kind", ["short", "long"])
