@@ -143,9 +143,11 @@ def no_room(error: OSError) -> str | None:
 def said(error: BaseException) -> str:
     """Return what a library's exception says, as a part of a sentence: one line of at most `LONGEST` characters.
 
-    A message of another library may have many lines, quote the file that it could not read, or be empty.
+    A message of another library may have many lines, quote the file that it could not read, or be empty. Of an error
+    of the system the reason alone counts: its number says nothing to people, and the sentence names the file already.
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    lines = str(reason).strip().splitlines() or [type(error).__name__]
     return brief(escaped(lines[0]), LONGEST)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # The same examples on every run, and no time limit on one: a busy machine must not fail a test. As many as a fast suite
 # has time for; a test that needs more asks for them.
@@ -17,6 +17,8 @@ settings.register_profile(
     "stm", derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("stm")
+# tools/mutate.py asks whether anything fails, and not for the smallest example that does.
+settings.register_profile("mutants", settings.get_profile("stm"), phases=(Phase.explicit, Phase.generate))
 
 if not torch.cuda.is_available():
     os.environ.setdefault(

@@ -127,7 +127,8 @@ def tested(options: argparse.Namespace, tree: ast.Module) -> int:
     name = ".".join(options.file.with_suffix("").parts).removesuffix(".__init__")
     sys.meta_path.insert(0, Finder(name, options.file.resolve(), tree))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *options.tests]))
+        quick = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+        return int(pytest.main([*quick, *options.tests]))
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -209,8 +209,7 @@ def parquet_samples(
                 places += ((group, row) for row in range(rows))
                 values += [None] * rows if label is None else read_column(file, group, label).to_pylist()
     except (ArrowException, UnicodeDecodeError, OSError) as error:  # names and labels need not be UTF-8
-        why = getattr(error, "strerror", None) or said(error)
-        raise DataError(f"{shard} cannot be read as parquet: {why}") from error
+        raise DataError(f"{shard} cannot be read as parquet: {said(error)}") from error
     # A row without a label says nothing about the others, nor does a row group of such rows.
     labelled = {row: value for row, value in enumerate(values) if label is None or not is_missing(value)}
     indices, order = labelled, None

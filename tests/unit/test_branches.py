@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from stm.artifact.locks import lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell, tell_unkept, unkept
-from stm.config import Preprocess, dense_schedule
-from stm.errors import ArtifactError, UsageError
+from stm.config import Measured, Preprocess, Protection, Size, dense_schedule
+from stm.config_file import dumps
+from stm.errors import ArtifactError, StmError, UsageError
+from tests.unit.folders import NAMES, content, put, whole
 from tests.unit.test_config import CONFIG
 
 
@@ -109,6 +112,46 @@ def test_a_neck_has_its_weights() -> None:
     assert (names["neck.weight"], names["norm_neck.weight"]) == ((3, 2), (model.d_head,))
 
 
+def test_what_int8_and_a_norm_on_the_scan_add() -> None:
+    """By hand: D = 2, E = 4, N = 2, R = 1. An int8 product has a scale per output and an equalizer per input."""
+    model = dataclasses.replace(CONFIG.model, scan_norm=True)
+    floats = dict(shapes.shapes(dataclasses.replace(CONFIG, model=model)))
+    whole = dict(shapes.shapes(dataclasses.replace(CONFIG, model=model, dtype="int8")))
+    mixer = {name.removeprefix("layers.0.mixer."): shape for name, shape in whole.items() if "layers.0" in name}
+    assert mixer["scan_norm.weight"] == mixer["scan_norm.bias"] == (4,)
+    assert {name: shape for name, shape in mixer.items() if "_proj." in name} == {
+        "in_proj.weight": (8, 2),
+        "in_proj.scale": (8,),
+        "in_proj.equalizer": (2,),
+        "x_proj.weight": (2, 5, 4),
+        "x_proj.scale": (2, 5),
+        "x_proj.equalizer": (2, 4),
+        "out_proj.weight": (2, 4),
+        "out_proj.scale": (2,),
+        "out_proj.equalizer": (4,),
+    }
+    assert floats.keys() - whole.keys() == {f"layers.{block}.mixer.x_proj_weight" for block in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "step_scale", "tensors"),
+    [
+        ("dynamic", 0.0, {}),
+        ("dynamic", 0.5, {"plan.0.scale": (3,), "plan.1.scale": (2,)}),
+        ("static", 0.0, {"plan.0.weight": (5,), "plan.1.weight": (3,)}),
+    ],
+)
+def test_what_a_protection_stores(mode: str, step_scale: float, tensors: dict[str, tuple[int, ...]]) -> None:
+    """By hand: of 5 tokens 2 go after block 0, and 1 after block 1."""
+    config = dataclasses.replace(CONFIG, protection=Protection(weights="hsp", mode=mode, step_scale=step_scale))
+    assert {name: shape for name, shape in shapes.shapes(config) if name.startswith("plan.")} == tensors
+
+
+def test_texts_in_what_anybody_may_write() -> None:
+    assert dataclasses.replace(CONFIG, extra={"notes": ["a", 1, "b"]}).extra_texts("notes") == ("a", "b")
+    assert dataclasses.replace(CONFIG, extra={"notes": "a"}).extra_texts("notes") == ()
+
+
 @pytest.mark.parametrize("changes", [{"neck": 0, "class_tokens": 2}, {"neck": 3}, {"class_tokens": 65}])
 def test_class_tokens_and_necks_that_cannot_be(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -131,6 +174,37 @@ def test_a_mean_per_channel() -> None:
         dataclasses.replace(CONFIG, preprocessing=Preprocess(resize=4, crop=4, mean=(0.5,), std=(0.5,)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_classes": -1}, "num_classes is -1, expected at least 0"),
+        ({"dtype": "float32", "rounding": Measured(data="x", n=1)}, "rounding is given, expected null"),
+        ({"label_names": ("a",)}, "1 label_names, expected one for each of the 2 classes"),
+    ],
+)
+def test_configs_that_cannot_be(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(CONFIG, **changes)
+    assert dataclasses.replace(CONFIG, dtype="int8", rounding=Measured(data="x", n=1)).rounding is not None
+
+
+def test_a_backbone_has_no_classes_and_no_logits() -> None:
+    with pytest.raises(ValueError, match="class_tokens is -1, expected at least 0"):
+        dataclasses.replace(CONFIG.model, class_tokens=-1)
+    model = dataclasses.replace(CONFIG.model, class_tokens=0)
+    bare = {"model": model, "schedule": dense_schedule(model), "protection": None, "label_names": None}
+    with pytest.raises(ValueError, match="num_classes is 2 without a class token, expected 0"):
+        dataclasses.replace(CONFIG, **bare)
+    CONFIG.check_head()
+    with pytest.raises(StmError, match="is a backbone without a head, and has no logits"):
+        dataclasses.replace(CONFIG, num_classes=0, **bare).check_head()
+
+
+@pytest.mark.parametrize(("size", "resize"), [(224, 256), ((64, 96), (73, 109))])
+def test_the_official_preprocessing(size: Size, resize: Size) -> None:
+    assert Preprocess.official(size) == Preprocess(resize=resize, crop=size, interpolation="bicubic")
+
+
 def test_a_mark_follows_the_plan_and_nothing_else() -> None:
     model, plan = torch.nn.Linear(2, 2), torch.nn.Linear(1, 1)
     before = provenance.mark(model, CONFIG)
@@ -142,6 +216,9 @@ def test_a_mark_follows_the_plan_and_nothing_else() -> None:
     assert provenance.is_changed(model, CONFIG, before) and provenance.is_changed(model, CONFIG, None)
     assert provenance.as_cast(CONFIG, CONFIG.dtype) is CONFIG
     assert provenance.as_cast(CONFIG, "bfloat16").recipe is None, "its images would be rounded on the way"
+    kept = dataclasses.replace(CONFIG, recipe=dataclasses.replace(CONFIG.recipe, calibration=None))
+    assert provenance.as_cast(kept, "bfloat16").recipe == kept.recipe
+    assert provenance.as_cast(dataclasses.replace(kept, dtype="float16"), "bfloat16").recipe is None, "rounded twice"
     dense = provenance.as_dense(CONFIG)
     assert (dense.recipe, dense.measured, dense.schedule.steps) == (None, (), ())
     trained = provenance.as_trained(CONFIG, None)
@@ -169,6 +246,20 @@ def test_weights_without_a_header(tmp_path: Path, header: bytes, monkeypatch: py
         folder.describe(tmp_path)
 
 
+def test_a_folder_that_the_system_cannot_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "config.json").write_text(dumps(CONFIG))
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_check_written", fail)
+        with pytest.raises(ArtifactError, match=r"model\.safetensors cannot be read: Input/output error"):
+            folder.read(tmp_path)
+    monkeypatch.setattr(atomic, "find", fail)
+    with pytest.raises(ArtifactError, match="cannot be read: Input/output error"):
+        folder.read_config(tmp_path)
+
+
 def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +279,55 @@ def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
 def test_a_system_without_an_exchange_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not atomic._exchange_at_once(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_may_not_be_written_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path("/")
+    with pytest.raises(UsageError, match="/ is a mount point, which cannot be replaced"):
+        atomic._check_replaceable(root, root, (), force=True)
+    (tmp_path / "a").touch()
+    for append, asked in ((False, tmp_path), (True, tmp_path / "a")):
+        # as for anybody but the superuser, who runs some machines' tests
+        monkeypatch.setattr(os, "access", lambda path, _, asked=asked: path != asked)
+        with pytest.raises(UsageError, match="a cannot be written: permission denied"):
+            atomic.check_writable(tmp_path / "a", "", append=append)
+        atomic.check_writable(tmp_path / "a", "", append=not append)
+
+
+def test_a_folder_or_a_link_is_nobodys_draft(tmp_path: Path) -> None:
+    folder, link = tmp_path / ".a.stm-tmp-00000000", tmp_path / ".a.stm-tmp-00000001"
+    folder.mkdir()
+    link.symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").touch()
+    dead, living = tmp_path / ".a.stm-tmp-00000002", tmp_path / ".a.stm-tmp-00000003"
+    dead.touch()
+    living.touch()
+    with lock(living):
+        atomic.check_file(tmp_path / "a", force=False)
+    living.unlink()
+    assert sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "kept"] and not dead.exists()
+    with noting() as noted, atomic.drafted(tmp_path / "a", kept=False):
+        pass
+    assert not noted and sorted(tmp_path.iterdir()) == [folder, link, tmp_path / "a", tmp_path / "kept"]
+
+
+def test_an_old_folder_goes_when_its_new_one_stands(tmp_path: Path) -> None:
+    """A kill fell between the two renames and the removal of the old folder."""
+    old = put(tmp_path / ".a.stm-old-00000000", "old")
+    put(tmp_path / "a", "new")
+    assert atomic.check(tmp_path / "a", NAMES, force=True) == tmp_path / "a"
+    assert not old.exists() and content(tmp_path / "a") == whole("new")
+
+
+def test_what_a_folder_says_of_itself(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.shapes(CONFIG)}
+    written = folder.write(tmp_path / "a", CONFIG, tensors, "card")
+    assert folder.describe(tmp_path / "a") == written
+    folder.write(tmp_path / "a", CONFIG, {**tensors, "head.bias": torch.zeros(3)}, "card", force=True)
+    with pytest.raises(ArtifactError, match=r"1 of another shape \(head\.bias \(3,\) instead of \(2,\)\)"):
+        folder.describe(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="it has 2 for 3 blocks"):
+        shapes.check_claims(CONFIG, {"a": (1,), "b": (2,)}, "x", ArtifactError)
 
 
 def test_names_that_are_no_drafts() -> None:

@@ -24,6 +24,8 @@ def test_names_of_files_and_messages_of_libraries_break_no_line() -> None:
 def test_a_library_is_quoted_by_one_short_line() -> None:
     assert said(ValueError("first\nsecond\n")) == "first"
     assert said(ValueError("\n\n  ")) == "ValueError"
+    assert said(OSError(5, "Input/output error", "/a/file")) == "Input/output error", "the sentence names the file"
+    assert said(OSError("no number")) == "no number"
     assert len(said(ValueError("x" * 10_000))) == LONGEST + len("...")
 
 

@@ -146,27 +146,41 @@ CONTAINERS: dict[str, Callable[[Path, bytes], Path]] = {
 }
 
 
-def hostile(folder: Path) -> list[Path]:
+LONG = ("containers", "copies")  # of many opcodes: they take most of the time
+
+
+def hostile(folder: Path, *, long: bool = True, short: bool = True) -> list[Path]:
     """All of them as files, and zip files that claim by themselves."""
     files = [
         make(folder / f"{name}, {kind}.pth", data)
         for kind, make in CONTAINERS.items()
         for name, data in HOSTILE.items()
+        if (long if name in LONG else short)
     ]
-    bomb = folder / "bomb.pth"
-    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+    return files + [bomb(folder)] * long + [claiming(folder)] * short
+
+
+def bomb(folder: Path) -> Path:
+    path = folder / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", HEAD + storage(SIZE[:2] + (10**8).to_bytes(5, "little")) + END)
         archive.writestr("x/version", "3\n")
         archive.writestr("x/data/0", bytes(4 * 10**8))
-    claims = zipped(folder / "claims.pth", b"\x80\x02}.")
-    raw = claims.read_bytes()
+    return path
+
+
+def claiming(folder: Path) -> Path:
+    """A zip file whose directory gives a record two billion bytes."""
+    path = zipped(folder / "claims.pth", b"\x80\x02}.")
+    raw = path.read_bytes()
     at = raw.rindex(b"PK\x01\x02")  # the directory's entry of data/0: its two sizes
-    claims.write_bytes(raw[: at + 20] + struct.pack("<II", HUGE, HUGE) + raw[at + 28 :])
-    return [*files, bomb, claims]
+    path.write_bytes(raw[: at + 20] + struct.pack("<II", HUGE, HUGE) + raw[at + 28 :])
+    return path
 
 
-def test_each_is_refused_by_what_it_asks_for(tmp_path: Path) -> None:
-    for path in hostile(tmp_path):
+@pytest.mark.parametrize("kind", ["short", "long"])
+def test_each_is_refused_by_what_it_asks_for(kind: str, tmp_path: Path) -> None:
+    for path in hostile(tmp_path, long=kind == "long", short=kind == "short"):
         if path.name.startswith(("a text", "a bytearray from a dict")):  # neither is what a pickle writes
             refused(path, "its pickle is damaged")
         else:
