@@ -42,8 +42,8 @@ LIBRARY = (
     *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
     *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
 )
-TOP = ("bench", "goals", "compressing", "integrations", "plots", "explain", "page", "commands", "__main__")
-ORDER = (*RUNTIME, *LIBRARY, *TOP)
+TOP = ("quiet", "bench", "goals", "compressing", "integrations", "plots", "explain", "page", "export", "commands")
+ORDER = (*RUNTIME, *LIBRARY, *TOP, "__main__")
 APART = {"model.initialize"}  # of the runtime's rooms, but not of the runtime
 
 
