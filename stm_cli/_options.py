@@ -325,7 +325,7 @@ ExportFormat = Annotated[
         "--format",
         OUTPUT,
         "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime.",
-        ("official", "folder", "onnx"),
+        ("official", "folder", "onnx", "pt2", "aoti"),
     ),
 ]
 ExportBatch = Annotated[

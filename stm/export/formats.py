@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
 from stm.errors import UsageError
+from stm.export import pt2
 from stm.export.check import check
 from stm.export.onnx import OPSET, document
 from stm.export.program import Interface
@@ -23,19 +25,21 @@ class Format(NamedTuple):
         label: its name for people.
         suffix: of the file or folder.
         runtime: that checks it, one of `stm.export.runners.RUNTIMES`.
-        extra: of this package, which installs what it needs.
+        extra: of this package, which installs what it needs; None if the package itself does.
         needs: the packages.
         opset: of ONNX's operators; None if it has none.
         write: from a model and an interface to a draft.
+        tools: the programs that have to be on the PATH.
     """
 
     label: str
     suffix: str
     runtime: str
-    extra: str
+    extra: str | None
     needs: tuple[str, ...]
     opset: int | None
     write: Callable[[ViM, Interface, Path], None]
+    tools: tuple[str, ...] = ()
 
 
 def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
@@ -44,6 +48,8 @@ def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
 
 FORMATS = {
     "onnx": Format("ONNX", ".onnx", "onnxruntime", "export", ("onnx", "onnxscript", "onnxruntime"), OPSET, _onnx),
+    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, pt2.write),
+    "aoti": Format("an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, pt2.write_aoti, ("g++",)),
 }
 
 
@@ -57,6 +63,11 @@ def check_installed(name: str) -> None:
     if missing := [package for package in kind.needs if find_spec(package) is None]:
         raise UsageError(
             f"{kind.label} is not written: {', '.join(missing)} not installed", install_command(kind.extra)
+        )
+    if missing := [tool for tool in kind.tools if which(tool) is None]:
+        raise UsageError(
+            f"{kind.label} is not written: {', '.join(missing)} is not on the PATH",
+            "install a C++ compiler, or choose --format pt2, which needs none",
         )
 
 
