@@ -326,7 +326,7 @@ ExportFormat = Annotated[
         OUTPUT,
         "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime; pt2 and"
         " aoti are for PyTorch alone.",
-        ("official", "folder", "onnx", "pt2", "aoti"),
+        ("official", "folder", "onnx", "openvino", "pt2", "aoti"),
     ),
 ]
 ExportBatch = Annotated[

@@ -135,7 +135,7 @@ def _for_runtime(
         format=format,
         source=vim.config.source,
         tensors=len(vim.state_dict()),
-        bytes=output.stat().st_size,
+        bytes=formats.size(format, output),
         notes=notes,
         input=f"{str(interface.dtype()).removeprefix('torch.')} ({shape})",
         result=interface.output,

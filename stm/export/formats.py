@@ -1,14 +1,15 @@
 """The formats of other runtimes: what each is called, needs and writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
-from stm.errors import UsageError
-from stm.export import pt2
+from stm.errors import ArtifactError, UsageError
+from stm.export import openvino, pt2
 from stm.export.check import check
 from stm.export.onnx import OPSET, document
 from stm.export.program import Interface
@@ -28,6 +29,7 @@ class Format(NamedTuple):
         extra: of this package, which installs what it needs; None if the package itself does.
         needs: the packages.
         opset: of ONNX's operators; None if it has none.
+        files: what a folder of this format holds, first the one that the runtime opens; () of a single file.
         write: from a model and an interface to a draft.
         tools: the programs that have to be on the PATH.
     """
@@ -38,18 +40,38 @@ class Format(NamedTuple):
     extra: str | None
     needs: tuple[str, ...]
     opset: int | None
+    files: tuple[str, ...]
     write: Callable[[ViM, Interface, Path], None]
     tools: tuple[str, ...] = ()
+
+    @property
+    def packages(self) -> str:
+        """The missing packages in words; "" if all are there."""
+        return ", ".join(package for package in self.needs if find_spec(package) is None)
 
 
 def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
     draft.write_bytes(document(model, interface))
 
 
+_ONNX = ("onnx", "onnxscript")  # who writes, and how OpenVINO takes a model, too
+
 FORMATS = {
-    "onnx": Format("ONNX", ".onnx", "onnxruntime", "export", ("onnx", "onnxscript", "onnxruntime"), OPSET, _onnx),
-    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, pt2.write),
-    "aoti": Format("an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, pt2.write_aoti, ("g++",)),
+    "onnx": Format("ONNX", ".onnx", "onnxruntime", "export", (*_ONNX, "onnxruntime"), OPSET, (), _onnx),
+    "openvino": Format(
+        "OpenVINO IR",
+        "-openvino",
+        "openvino",
+        "openvino",
+        (*_ONNX, "openvino"),
+        None,
+        (openvino.XML, openvino.BIN),
+        openvino.write,
+    ),
+    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, (), pt2.write),
+    "aoti": Format(
+        "an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, (), pt2.write_aoti, ("g++",)
+    ),
 }
 
 
@@ -60,10 +82,8 @@ def check_installed(name: str) -> None:
         UsageError: which packages are missing, and the line that installs them.
     """
     kind = FORMATS[name]
-    if missing := [package for package in kind.needs if find_spec(package) is None]:
-        raise UsageError(
-            f"{kind.label} is not written: {', '.join(missing)} not installed", install_command(kind.extra)
-        )
+    if missing := kind.packages:
+        raise UsageError(f"{kind.label} is not written: {missing} not installed", install_command(kind.extra))
     if missing := [tool for tool in kind.tools if which(tool) is None]:
         raise UsageError(
             f"{kind.label} is not written: {', '.join(missing)} is not on the PATH",
@@ -75,9 +95,12 @@ def check_output(name: str, path: Path, *, force: bool) -> None:
     """Refuse an output that cannot be written, before any work is done.
 
     Raises:
-        UsageError: see `stm.artifact.atomic.check_file`.
+        UsageError: see `stm.artifact.atomic.check_file` and `check`.
     """
-    atomic.check_file(path, force=force)
+    if files := FORMATS[name].files:
+        atomic.check(path, files, force=force)
+    else:
+        atomic.check_file(path, force=force)
 
 
 def write(
@@ -100,6 +123,7 @@ def write(
     Raises:
         CheckError: the runtime says something else than the model.
         UsageError: the output may not be replaced.
+        ArtifactError: the disk is full.
     """
     kind = FORMATS[name]
 
@@ -107,11 +131,27 @@ def write(
         if on_progress is not None:
             on_progress(Progress(stage, done, 2, "steps"))
 
-    hint = "make room, or choose another place with --out"
-    with atomic.refusing(path, hint), atomic.drafted(path, force=force) as draft:
+    with _draft(path, kind.files, force) as draft:
         tell(f"Writing {kind.label}", 0)
         kind.write(model, interface, draft)
         tell(f"Checking in {kind.runtime}", 1)
-        checked = check(draft, kind.runtime, model, interface)
+        checked = check(draft / kind.files[0] if kind.files else draft, kind.runtime, model, interface)
         tell("Checked", 2)
     return checked
+
+
+def size(name: str, path: Path) -> int:
+    """Return the bytes of an export."""
+    return sum((path / file).stat().st_size for file in FORMATS[name].files) or path.stat().st_size
+
+
+@contextmanager
+def _draft(path: Path, files: tuple[str, ...], force: bool) -> Iterator[Path]:
+    """Yield a draft of a file, or of a folder of some files."""
+    if files:
+        with atomic.replacing(path, files, force=force) as folder:
+            yield folder
+    else:
+        hint = "make room, or choose another place with --out"
+        with atomic.refusing(path, hint, ArtifactError), atomic.drafted(path, force=force) as draft:
+            yield draft
