@@ -84,9 +84,9 @@ def check_installed(name: str) -> None:
     kind = FORMATS[name]
     if missing := kind.packages:
         raise UsageError(f"{kind.label} is not written: {missing} not installed", install_command(kind.extra))
-    if missing := [tool for tool in kind.tools if which(tool) is None]:
+    if absent := [tool for tool in kind.tools if which(tool) is None]:
         raise UsageError(
-            f"{kind.label} is not written: {', '.join(missing)} is not on the PATH",
+            f"{kind.label} is not written: {', '.join(absent)} is not on the PATH",
             "install a C++ compiler, or choose --format pt2, which needs none",
         )
 
