@@ -49,6 +49,11 @@ def to_json(config: Config) -> dict[str, Any]:
     }
 
 
+def class_names(config: Config) -> tuple[str, ...]:
+    """Return one name per class, as they are shown: "class 3" if the model knows none."""
+    return config.label_names or tuple(f"class {index}" for index in range(config.num_classes))
+
+
 def dumps(config: Config) -> str:
     """Return `config.json` as text: keys sorted, one trailing newline, the same bytes for the same config."""
     return json.dumps(to_json(config), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"

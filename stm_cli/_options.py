@@ -324,8 +324,9 @@ ExportFormat = Annotated[
     choice(
         "--format",
         OUTPUT,
-        "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime.",
-        ("official", "folder", "onnx", "openvino"),
+        "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime; pt2 and"
+        " aoti are for PyTorch alone.",
+        ("official", "folder", "onnx", "openvino", "pt2", "aoti"),
     ),
 ]
 ExportBatch = Annotated[
@@ -335,6 +336,9 @@ DynamicBatch = Annotated[bool, option("--dynamic-batch", OUTPUT, "Take batches o
 WithPreprocessing = Annotated[
     bool,
     option("--with-preprocessing", OUTPUT, "Take uint8 images (B, H, W, C) of the model's size, give probabilities."),
+]
+Features = Annotated[
+    bool, option("--features", OUTPUT, "Give patch features (B, D, H', W') instead of logits. Backbones always do.")
 ]
 OutFile = Annotated[
     Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")

@@ -12,6 +12,7 @@ from stm_cli._output import Output
 
 EXAMPLES = (
     "stm export my-vim --format onnx",
+    "stm export my-vim --format pt2 --features",
     "stm export my-vim --format official",
     "stm export vim_finetuned.pth --format folder --out my-vim",
 )
@@ -25,6 +26,7 @@ def run(
     batch_size: o.ExportBatch = None,
     dynamic_batch: o.DynamicBatch = False,
     with_preprocessing: o.WithPreprocessing = False,
+    features: o.Features = False,
     out: o.OutFile = None,
     force: o.ForceFile = False,
     source: g.Source,
@@ -47,6 +49,7 @@ def run(
             batch_size=batch_size,
             dynamic_batch=dynamic_batch,
             with_preprocessing=with_preprocessing,
+            features=features,
             out=out,
             force=force,
             on_progress=on_progress,

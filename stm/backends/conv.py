@@ -61,10 +61,10 @@ def _span_conv_backward(
     backward=_span_conv_backward,
 )
 def _span_conv(x: Tensor, w: Tensor, b: Tensor, reverse: list[bool], sizes: list[int]) -> Tensor:
-    return torch.stack([_span(x, w[k], b[k], tuple(sizes), back) for k, back in enumerate(reverse)])
+    return torch.stack([span(x, w[k], b[k], tuple(sizes), back) for k, back in enumerate(reverse)])
 
 
-def _span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> Tensor:
+def span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -> Tensor:
     """Return the mean over each token's repeats, (B, L, E), for x (B, L, E), w (E, W) and b (E)."""
     token, _, share, taps = _evaluations(x, w, sizes, back)
     return torch.zeros_like(x).index_add(1, token, F.silu(_sums(taps, w, b)) * share)
@@ -73,7 +73,7 @@ def _span(x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool) -
 def _span_backward(
     grad: Tensor, x: Tensor, w: Tensor, b: Tensor, sizes: tuple[int, ...], back: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, w and b from the gradient of `_span`, (B, L, E)."""
+    """Return the gradients of x, w and b from the gradient of `span`, (B, L, E)."""
     token, window, share, taps = _evaluations(x, w, sizes, back)
     sums = _sums(taps, w, b)
     gate = sums.sigmoid()
@@ -95,7 +95,8 @@ def _evaluations(
     Returns:
         Token, window and share of each evaluation (see `table`), and W tensors (B, evaluations, E).
     """
-    token, window, share = (v.to(x.device) for v in table(sizes, back, w.shape[-1]))
+    make = table.__wrapped__ if torch.compiler.is_exporting() else table  # tensors of a trace must not be kept
+    token, window, share = (v.to(x.device) for v in make(sizes, back, w.shape[-1]))
     padded = F.pad(x, (0, 0, 0, 1))  # a row of zeros, which windows before the first token read
     return token, window, share[:, None].to(x.dtype), [padded.index_select(1, tokens) for tokens in window]
 

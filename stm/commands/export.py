@@ -32,6 +32,7 @@ def export(
     batch_size: int | None = None,
     dynamic_batch: bool = False,
     with_preprocessing: bool = False,
+    features: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
@@ -45,6 +46,8 @@ def export(
         batch_size: the only batch size that the export takes; by default it takes any.
         dynamic_batch: take batches of any size, said aloud.
         with_preprocessing: take uint8 images (B, H, W, C) of the model's size, and give probabilities.
+        features: give the features of every patch (B, D, H', W') instead of logits: `ViM.features`, in a file of its
+            own. A backbone, which has no logits, always does.
         out: the file or folder, named after the model by default.
         force: replace a file or a folder of ours that is there.
 
@@ -58,11 +61,11 @@ def export(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"the batch size is {batch_size}, expected at least 1")
     if format in formats.FORMATS:
-        interface = Interface(with_preprocessing, batch_size)
+        interface = Interface(with_preprocessing, batch_size, features)
         return _for_runtime(model, source, format, interface, out, force, on_progress)
-    if batch_size is not None or dynamic_batch or with_preprocessing:
+    if batch_size is not None or dynamic_batch or with_preprocessing or features:
         raise UsageError(
-            f"--batch-size, --dynamic-batch and --with-preprocessing are not of --format {format}",
+            f"--batch-size, --dynamic-batch, --with-preprocessing and --features are not of --format {format}",
             f"leave them out, or choose one of {', '.join(formats.FORMATS)}",
         )
     official = format == "official"
@@ -113,10 +116,14 @@ def _for_runtime(
     """Write a model for another runtime, and run it there."""
     kind = formats.FORMATS[format]
     formats.check_installed(format)
-    output = Path(out) if out is not None else Path(name_of(model) + kind.suffix)
+    output = (
+        Path(out)
+        if out is not None
+        else Path(name_of(model) + ("-features" if interface.features else "") + kind.suffix)
+    )
     formats.check_output(format, output, force=force)
     vim = open_model(model, source, on_progress)
-    vim.config.check_head()
+    interface = interface._replace(features=interface.features or not vim.config.num_classes)
     vim, notes = _of_floats(vim, output)
     checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
     shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))

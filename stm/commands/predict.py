@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from stm.config_file import class_names
 from stm.data.folders import unlabelled_folder
 from stm.data.sets import from_files, iterate
 from stm.errors import DataError, check_local
@@ -37,7 +38,7 @@ def predict(
         DataError: no image could be read. If only some could not, the prediction of each says why.
     """
     vim = open_classifier(model, source, on_progress)
-    labels = vim.config.label_names or tuple(f"class {index}" for index in range(vim.config.num_classes))
+    labels = class_names(vim.config)
     samples, predictions = from_files(_files(images, vim.config.model.in_chans)), list[Prediction]()
     meter = Meter(on_progress, "predict", len(samples))
     for batch in iterate(samples, vim.config.preprocessing, batch_size=batch_size, workers=workers):

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
 from stm.errors import ArtifactError, UsageError
-from stm.export import openvino
+from stm.export import openvino, pt2
 from stm.export.check import check
 from stm.export.onnx import OPSET, document
 from stm.export.program import Interface
@@ -25,21 +26,23 @@ class Format(NamedTuple):
         label: its name for people.
         suffix: of the file or folder.
         runtime: that checks it, one of `stm.export.runners.RUNTIMES`.
-        extra: of this package, which installs what it needs.
+        extra: of this package, which installs what it needs; None if the package itself does.
         needs: the packages.
         opset: of ONNX's operators; None if it has none.
         files: what a folder of this format holds, first the one that the runtime opens; () of a single file.
         write: from a model and an interface to a draft.
+        tools: the programs that have to be on the PATH.
     """
 
     label: str
     suffix: str
     runtime: str
-    extra: str
+    extra: str | None
     needs: tuple[str, ...]
     opset: int | None
     files: tuple[str, ...]
     write: Callable[[ViM, Interface, Path], None]
+    tools: tuple[str, ...] = ()
 
     @property
     def packages(self) -> str:
@@ -65,6 +68,10 @@ FORMATS = {
         (openvino.XML, openvino.BIN),
         openvino.write,
     ),
+    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, (), pt2.write),
+    "aoti": Format(
+        "an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, (), pt2.write_aoti, ("g++",)
+    ),
 }
 
 
@@ -77,6 +84,11 @@ def check_installed(name: str) -> None:
     kind = FORMATS[name]
     if missing := kind.packages:
         raise UsageError(f"{kind.label} is not written: {missing} not installed", install_command(kind.extra))
+    if absent := [tool for tool in kind.tools if which(tool) is None]:
+        raise UsageError(
+            f"{kind.label} is not written: {', '.join(absent)} is not on the PATH",
+            "install a C++ compiler, or choose --format pt2, which needs none",
+        )
 
 
 def check_output(name: str, path: Path, *, force: bool) -> None:

@@ -41,7 +41,33 @@ def openvino(file: str, threads: int) -> Callable[[Any], Any]:
     return lambda images: request.infer([images])[0].copy()
 
 
-RUNTIMES: dict[str, Callable[[str, int], Callable[[Any], Any]]] = {"onnxruntime": onnxruntime, "openvino": openvino}
+def torch(file: str, threads: int) -> Callable[[Any], Any]:
+    """Return a call that runs a program of torch.export or a package of AOTInductor, which are zip files both."""
+    import zipfile
+
+    import torch as runtime
+
+    runtime.set_num_threads(threads)
+    call: Any
+    if any("aotinductor" in name for name in zipfile.ZipFile(file).namelist()):
+        from torch._inductor import aoti_load_package
+
+        call = aoti_load_package(file)
+    else:
+        call = runtime.export.load(file).module()
+
+    def run(images: Any) -> Any:
+        with runtime.inference_mode():
+            return call(runtime.from_numpy(images)).numpy()
+
+    return run
+
+
+RUNTIMES: dict[str, Callable[[str, int], Callable[[Any], Any]]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "torch": torch,
+}
 
 
 def main(runtime: str, file: str, inputs: str, outputs: str, threads: str) -> None:

@@ -113,6 +113,16 @@ class Schedule:
             out.append(now)
         return tuple(out)
 
+    def holders(self, block: int) -> tuple[int, ...]:
+        """Return, per patch in the order of the grid, the position of the token that holds it as it enters a block."""
+        holder = [0] * self.tokens  # per original position
+        for token, group in enumerate(self.groups[sum(step.after < block for step in self.steps)]):
+            for position in group:
+                holder[position] = token
+        for c in reversed(fixed(self.cls)):
+            del holder[c]  # what is left are the patches, row by row
+        return tuple(holder)
+
     @property
     def removed_share(self) -> float:
         """The share of the patch tokens that is gone after the last step."""

@@ -3,11 +3,13 @@
 Source: hustvl/Vim, vim/models_mamba.py (`segm_init_weights`, `_init_weights`) and mamba_simple.py (`Mamba.__init__`).
 """
 
+import dataclasses
 import math
 
 import torch
 from torch import nn
 
+from stm.model.layers import Linear
 from stm.model.vim import ViM
 
 
@@ -52,4 +54,23 @@ def initialize(model: ViM, seed: int = 0) -> ViM:
             # kaiming_uniform(a=sqrt 5), divided by sqrt(depth) since every block adds to one residual stream (GPT-2).
             bound = math.sqrt(1 / shape.d_inner) / math.sqrt(shape.depth)
             nn.init.uniform_(mixer.out_proj.weight, -bound, bound, generator=g)
+    return model
+
+
+def draw_head(model: ViM, classes: int, seed: int = 0) -> ViM:
+    """Give a model, in place, a new head for another number of classes, drawn as `initialize` does; return the model.
+
+    What the config told of the old classes goes: their names and what was measured.
+    """
+    old = model.head.weight
+    head = Linear(model.config.model.d_head, classes).to(old)
+    with torch.no_grad():
+        weight = torch.empty(head.weight.shape)
+        nn.init.trunc_normal_(weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        head.weight.copy_(weight)
+        nn.init.zeros_(head.bias)
+    model.head = head
+    model.config = dataclasses.replace(
+        model.config, num_classes=classes, label_names=None, measured=(), recipe=None, rounding=None
+    )
     return model

@@ -13,8 +13,8 @@ letters of the shapes are those of docs/design.md.
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from stm.artifact.provenance import Mark, as_cast, as_dense, is_changed, mark, u
 from stm.artifact.tensors import check_images
 from stm.backends import Backend, choose, status
 from stm.config import INT8, Config
+from stm.errors import UsageError
 from stm.merging.plan import Plan, State, StaticPlan
 from stm.merging.schedule import Schedule, fixed
 from stm.model.layers import TORCH_DTYPES, Block, Linear, Mixer, Patches, at
@@ -117,7 +118,7 @@ class ViM(nn.Module):
         return State(x, cls=model.cls)
 
     def run(self, state: State, full: bool = False) -> State:
-        """Run all blocks, and the plan between them.
+        """Run all blocks, and the plan between them; return the state that leaves the last.
 
         Args:
             state: what `embed` returns.
@@ -125,14 +126,21 @@ class ViM(nn.Module):
                 class tokens, which is exact, and the returned state holds those tokens alone. A model without class
                 tokens always computes all.
         """
+        for state in self.leaving(state, full):  # noqa: B007, B020 - one after another, so that no more than one is kept
+            pass
+        return state
+
+    def leaving(self, state: State, full: bool = False) -> Iterator[State]:
+        """Yield the state that leaves each block. The plan acts on it when the next is asked for; see `run`."""
         last, full = self.config.model.depth - 1, full or not self.config.model.class_tokens
         for number, block in enumerate(self.blocks):
             if number == last and not full:
-                return block.forward_cls(state)
+                yield block.forward_cls(state)
+                return
             state, taps = block(state, self.plan.wants(number) if self.plan is not None else ())
+            yield state
             if self.plan is not None and number < last:  # after the last block no merge would save anything
                 state = self.plan(number, state, taps)
-        return state
 
     def classify(self, state: State) -> Tensor:
         """Return the logits (B, classes), float32, from the class tokens of the state that leaves the last block."""
@@ -142,21 +150,47 @@ class ViM(nn.Module):
             read = self.norm_neck(self.neck(read.to(dtype)).flatten(1).to(tokens.dtype))
         return self.head(read.flatten(1).to(dtype)).to(tokens.dtype)
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return normalised patch features (B, D, H', W') for dense prediction.
+    @overload
+    def features(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def features(self, images: Tensor, out_indices: Sequence[int], *, norm: bool = False) -> tuple[Tensor, ...]: ...
+
+    def features(
+        self, images: Tensor, out_indices: Sequence[int] | None = None, *, norm: bool | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return patch features (B, D, H', W') for dense prediction, on the full grid of patches.
 
         After merging there are fewer tokens than patches: each patch gets the features of the token that holds it.
+
+        Args:
+            out_indices: blocks, numbered as in timm (`forward_intermediates`): from 0, or from the end if negative. The
+                result is then a tuple, one tensor per index: the residual stream that leaves that block, before the
+                merge that follows it. Blocks after the last of them do not run. None: the stream that leaves the last
+                block.
+            norm: whether the model's last norm is applied. By default it is only if no indices are given, as in timm.
+
+        Raises:
+            UsageError: an index that is no block, or images as in `forward`.
+
+        Examples:
+            >>> import torch
+            >>> model = stm.load("vim-digits")
+            >>> [tuple(level.shape) for level in model.features(torch.zeros(1, 1, 28, 28), out_indices=(11, -1))]
+            [(1, 32, 14, 14), (1, 32, 14, 14)]
         """
-        state = self.run(self.embed(images), full=True)
-        x = self.norm_f(state.stream)  # (B, L', D)
-        holder = [0] * self.schedule.tokens  # per original position, the token that holds it
-        for token, group in enumerate(self.schedule.groups[-1]):
-            for position in group:
-                holder[position] = token
-        for c in reversed(fixed(self.schedule.cls)):
-            del holder[c]  # what is left are the patches, row by row
-        grid = self.config.model.grid
-        return x[:, torch.tensor(holder, device=x.device)].mT.unflatten(-1, grid)  # (B, D, H', W')
+        model = self.config.model
+        blocks = checked_indices((-1,) if out_indices is None else out_indices, model.depth)
+        norm = out_indices is None if norm is None else norm
+        levels = dict[int, Tensor]()
+        for number, state in enumerate(self.leaving(self.embed(images), full=True)):
+            if number in blocks:
+                x = self.norm_f(state.stream) if norm else state.stream  # (B, L', D)
+                holder = torch.tensor(self.schedule.holders(number), device=x.device)  # (M,)
+                levels[number] = x[:, holder].mT.unflatten(-1, model.grid)  # (B, D, H', W')
+            if number == max(blocks, default=-1):
+                break
+        return levels[blocks[0]] if out_indices is None else tuple(levels[number] for number in blocks)
 
     def answer(self, images: Tensor) -> Tensor:
         """Return what a merge should leave as it is: the logits, or the features of a backbone."""
@@ -329,3 +363,17 @@ class ViM(nn.Module):
         from stm.loading import load  # here, because it imports this module
 
         return load(folder_or_repo, **options)
+
+
+def checked_indices(out_indices: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return the numbers of blocks that indices name, in their order; negative ones count from the end.
+
+    Raises:
+        UsageError: no index, one that is no block, or one that is no integer.
+    """
+    if not out_indices:
+        raise UsageError("out_indices is empty, expected the numbers of blocks, such as (5, 11, 17, 23)")
+    for index in out_indices:
+        if type(index) is not int or not -depth <= index < depth:
+            raise UsageError(f"out_indices has {index!r}, expected blocks 0 to {depth - 1}, or {-depth} to -1")
+    return tuple(index % depth for index in out_indices)

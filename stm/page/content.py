@@ -15,6 +15,7 @@ from PIL import Image
 
 from stm.codec import decode
 from stm.config import Config, Size, sides
+from stm.config_file import class_names
 from stm.data.formats import check_file, open_image
 from stm.data.images import enlarged
 from stm.data.open import PHOTOGRAPHS
@@ -242,4 +243,4 @@ def speed_text(evaluation: Evaluation) -> str | None:
 
 def _class(index: int, config: Config) -> str:
     """Return the name of a class, or its number if the model has no names."""
-    return config.label_names[index] if config.label_names is not None else f"class {index}"
+    return class_names(config)[index]

@@ -45,10 +45,8 @@ LIBRARY = (
     *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
     *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
 )
-ORDER = (
-    *(*RUNTIME, *LIBRARY, "quiet", "bench", "goals", "compressing", "plots", "explain", "page", "export"),
-    *("commands", "__main__"),
-)
+TOP = ("quiet", "bench", "goals", "compressing", "integrations", "plots", "explain", "page", "export", "commands")
+ORDER = (*RUNTIME, *LIBRARY, *TOP, "__main__")
 APART = {"model.initialize"}  # of the runtime's rooms, but not of the runtime
 
 
@@ -171,6 +169,11 @@ def test_the_runtime_needs_torch_and_safetensors_alone() -> None:
         and not any(found.path.stem.startswith(name) and package in optional for name, optional in of_backends.items())
     ]
     assert wrong == []
+
+
+def test_transformers_is_imported_by_its_own_file_alone() -> None:
+    importers = {module(found.path) for found in ALL if found.name.split(".")[0] == "transformers"}
+    assert importers == {"integrations.transformers"}
 
 
 def test_only_the_command_line_talks_to_people() -> None:

@@ -85,6 +85,7 @@ def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images
         with torch.inference_mode():
             assert torch.equal(model(images), expected), (model(images) - expected).abs().max()
             model.features(images)
+            model.features(images, out_indices=(0, -1))
         assert not [n for n in sys.modules if n in BANNED or n.split(".")[0] in BANNED]
         print("ran")
         """)

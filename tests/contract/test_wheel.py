@@ -90,6 +90,7 @@ def has_its_metadata(wheel: zipfile.ZipFile) -> None:
         "dev",
         "docs",
         "fuzz",
+        "transformers",
     }
     assert "stm = stm_cli._start:main" in read["entry_points.txt"]
 
