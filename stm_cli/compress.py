@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import encode
-from stm.errors import GateError
+from stm.errors import GateError, Infeasible
 from stm.evaluations import rounding_text
 from stm.reports import CompressReport, ServedSpeed
 from stm.units import size
@@ -68,11 +68,12 @@ def run(
 ) -> None:
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
     from stm.commands.compress import compress
+    from stm.commands.outcome import refused
     from stm.hub.push import PushOptions
     from stm.options import EvalOptions, SetOptions
 
     output = Output(**vars(display))
-    with output.progress() as on_progress:
+    with output.progress() as on_progress, output.refusing(Infeasible, lambda error: refused(model, error)):
         report = compress(
             model,
             g.model_options(source, machine),
