@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
     schedule: Schedule
     protection: Protection
-    fit: Fit
+    fit: Fit | None  # None: a person chose
 
 
 class _Candidate(NamedTuple):
