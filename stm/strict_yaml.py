@@ -29,22 +29,24 @@ def parse(text: str) -> tuple[Any, Lines]:
         ValueError: it is no YAML, or YAML that we do not take; the message begins with the line.
     """
     lines: Lines = {}
+    value, documents = None, 0
+    # Event by event, so that a text that lies too deep is left before the parser, whose time grows with the square of
+    # the depth, has seen all of it.
+    events = yaml.parse(text, Loader=_LOADER)
     try:
-        events = iter(list(yaml.parse(text, Loader=_LOADER)))
+        for event in events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise _refused(event, "a second document begins, expected one")
+            elif not isinstance(event, yaml.StreamStartEvent | yaml.StreamEndEvent | yaml.DocumentEndEvent):
+                value = _value(event, events, "", lines, 0)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = said(ValueError(error.problem or error.context or "its form is none"))
         raise ValueError(f"line {mark.line + 1 if mark else 1}: it is not YAML: {what}") from error
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # a character that no YAML has
         raise ValueError(f"line 1: it is not YAML: {said(error)}") from error
-    value, documents = None, 0
-    for event in events:
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise _refused(event, "a second document begins, expected one")
-        elif not isinstance(event, yaml.StreamStartEvent | yaml.StreamEndEvent | yaml.DocumentEndEvent):
-            value = _value(event, events, "", lines, 0)
     return value, lines
 
 
@@ -71,6 +73,7 @@ def _value(event: yaml.Event, events: Iterator[yaml.Event], path: str, lines: Li
         if key.value in held:
             raise _refused(key, f"{name} is written twice, first in line {lines[name]}")
         held[key.value] = _value(next(events), events, name, lines, depth + 1)
+        lines[name] = key.start_mark.line + 1  # of the key: what it holds may begin below
     return held
 
 

@@ -24,7 +24,7 @@ from stm.data.tables import read_text
 from stm.errors import ArtifactError, DataError, UsageError, check_choice, listed
 from stm.fitting import Choice as Fitted
 from stm.merging.bnnm import DEFAULT_RATE
-from stm.merging.schedule import Schedule, Step
+from stm.merging.schedule import Fixed, Schedule, Step
 from stm.options import CHECKPOINT_OPTIONS, EvalOptions, FitOptions, MergeOptions, ModelOptions, flag
 from stm.recipe import ORDERS, PRESET_NAMES, SIDES, Fit, Recipe
 from stm.strict_yaml import Lines, parse, written
@@ -40,6 +40,7 @@ class Merges:
     """What a fit decided.
 
     Args:
+        tokens, class_token: of the models that they are for, as in config.json.
         steps: the merges, as in config.json.
         step_scale: p.
         saving: that an outcome asked for (max_drop, speedup) came to; null if a budget was given.
@@ -47,6 +48,8 @@ class Merges:
         fit: the images that decided, as in config.json; null if a person wrote them.
     """
 
+    tokens: int
+    class_token: Fixed
     steps: tuple[Step, ...]
     step_scale: float
     saving: float | None = field(default=None, metadata=LATER)
@@ -79,17 +82,23 @@ class Merges:
         Raises:
             UsageError: the model has other tokens or blocks.
         """
-        shape = config.model
-        try:
-            schedule = Schedule(shape.tokens, shape.cls, self.steps)
-            schedule.tokens_per_block(shape.depth)
-            return schedule
-        except ValueError as error:
+        shape, wrong = config.model, None
+        schedule = Schedule(shape.tokens, shape.cls)
+        if (self.tokens, self.class_token) != (shape.tokens, shape.cls):
+            wrong = f"they are for {self.tokens} tokens, class token at {self.class_token}"
+        else:
+            try:
+                schedule = Schedule(shape.tokens, shape.cls, self.steps)
+                schedule.tokens_per_block(shape.depth)
+            except ValueError as error:
+                wrong = str(error)
+        if wrong is not None:
             raise UsageError(
-                f"the merges of {recipe} do not fit this model of {shape.tokens} tokens and {shape.depth} blocks:"
-                f" {error}",
+                f"the merges of {recipe} do not fit this model of {shape.tokens} tokens, class token at {shape.cls},"
+                f" and {shape.depth} blocks: {wrong}",
                 "remove the section merges, so that a schedule is fitted to this model",
-            ) from error
+            )
+        return schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,10 +260,10 @@ def _kinds() -> dict[str, Any]:
 def _located(said: str, lines: Lines) -> str:
     """Return a sentence with the line of what it names: the value itself, else the one that holds it."""
     for path in re.findall(r"[\w.\[\]-]+", said):
-        while path:
-            if path in lines:
-                return f"line {lines[path]}: {said}"
-            path = re.sub(r"(\.[^.\[\]]*|\[\d+\])$", "", path) if re.search(r"[.\[]", path) else ""
+        steps = re.split(r"(?=[.\[])", path)
+        for end in range(len(steps), 0, -1):
+            if (line := lines.get("".join(steps[:end]))) is not None:
+                return f"line {line}: {said}"
     return f"line 1: {said}"
 
 
@@ -304,6 +313,8 @@ def decided(made: Config, *, outcome: bool) -> Merges | None:
     if recipe is None or protection is None or recipe.schedule != "fitted" or not made.schedule.steps:
         return None
     return Merges(
+        tokens=made.schedule.tokens,
+        class_token=made.schedule.cls,
         steps=made.schedule.steps,
         step_scale=protection.step_scale,
         saving=recipe.saving if outcome else None,
@@ -328,13 +339,18 @@ def write(path: Path, choice: Choice, *, force: bool) -> None:
         draft.write_text(dumps(choice), encoding="utf-8")
 
 
+def spelled(choice: Choice) -> Choice:
+    """Return a choice with the preset and the default budget in it: a later version may have others."""
+    values: dict[str, Any] = {"method": choice.merge.method or "stm"}
+    of_merges = choice.merges is not None and choice.merges.saving is not None
+    if not any(choice.given(name) for name in _BUDGET) and choice.max_drop is None and not of_merges:
+        values["rate"] = DEFAULT_RATE
+    return choice.having(values)
+
+
 def dumps(choice: Choice) -> str:
     """Return the text of a recipe: what was given, under the headings of its sections."""
-    # The preset and the default budget are written although they were not given: a later version may have others.
-    spelled: dict[str, Any] = {"method": choice.merge.method or "stm"}
-    if not any(choice.given(name) for name in _BUDGET) and choice.max_drop is None:
-        spelled["rate"] = DEFAULT_RATE
-    choice = choice.having(spelled)
+    choice = spelled(choice)
     lines = [
         f"# A recipe of stm {stm.__version__}: stm compress MODEL --recipe FILE makes the same choice again.",
         "# Each key is the option of that name. What is left out has its default.",
