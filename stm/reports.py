@@ -262,10 +262,37 @@ class InfoReport(Report):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportCheck:
+    """An export, run in its runtime in a process of its own, beside the model that it is of.
+
+    Args:
+        runtime, version: that ran it.
+        images: photographs and noise.
+        batch_sizes: in which the images came.
+        difference: the largest difference of an output, as a share of the largest output.
+        tolerance: that the difference keeps to.
+        agreement: the share of images with the same first class; null for features.
+        ms_per_image, own_ms_per_image: of the runtime and of ours, at the first batch size, with `threads` threads.
+    """
+
+    runtime: str
+    version: str
+    images: int
+    batch_sizes: tuple[int, ...]
+    difference: float
+    tolerance: float
+    agreement: float | None
+    ms_per_image: float
+    own_ms_per_image: float
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportReport(Ran):
     """`stm export`: the file, and in `notes` what it does not hold of the model.
 
-    `reading` has the options that read an official file as this model.
+    `reading` has the options that read an official file as this model. `input`, `result`, `opset` and `check` are of
+    the formats of other runtimes.
     """
 
     output: str
@@ -275,6 +302,10 @@ class ExportReport(Ran):
     bytes: int
     notes: tuple[str, ...] = ()
     reading: dict[str, Any] = field(default_factory=dict)
+    input: str | None = None
+    result: str | None = None
+    opset: int | None = None
+    check: ExportCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -330,7 +330,21 @@ PushTo = Annotated[
     str | None, option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
 ]
 ExportFormat = Annotated[
-    str, choice("--format", OUTPUT, "a .pth that hustvl/Vim loads, or a dense folder of ours.", ("official", "folder"))
+    str,
+    choice(
+        "--format",
+        OUTPUT,
+        "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime.",
+        ("official", "folder", "onnx"),
+    ),
+]
+ExportBatch = Annotated[
+    int | None, option("--batch-size", OUTPUT, "The only batch size that the export takes. Default: any.", "N")
+]
+DynamicBatch = Annotated[bool, option("--dynamic-batch", OUTPUT, "Take batches of any size, which is the default.")]
+WithPreprocessing = Annotated[
+    bool,
+    option("--with-preprocessing", OUTPUT, "Take uint8 images (B, H, W, C) of the model's size, give probabilities."),
 ]
 OutFile = Annotated[
     Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")

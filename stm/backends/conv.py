@@ -93,9 +93,9 @@ def _evaluations(
     """Return the table of a schedule, on the device of x, and the tokens read by each of the W taps.
 
     Returns:
-        Token, window and share of each evaluation (see `_table`), and W tensors (B, evaluations, E).
+        Token, window and share of each evaluation (see `table`), and W tensors (B, evaluations, E).
     """
-    token, window, share = (v.to(x.device) for v in _table(sizes, back, w.shape[-1]))
+    token, window, share = (v.to(x.device) for v in table(sizes, back, w.shape[-1]))
     padded = F.pad(x, (0, 0, 0, 1))  # a row of zeros, which windows before the first token read
     return token, window, share[:, None].to(x.dtype), [padded.index_select(1, tokens) for tokens in window]
 
@@ -109,7 +109,7 @@ def _sums(taps: list[Tensor], w: Tensor, b: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _table(sizes: tuple[int, ...], back: bool, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def table(sizes: tuple[int, ...], back: bool, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the evaluations of the span convolution, in walking order.
 
     Only the first `width` repeats per token are evaluated; later windows contain one token only.

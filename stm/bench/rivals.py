@@ -10,13 +10,9 @@ random and images are noise, because speed depends on neither.
 """
 
 import importlib.metadata
-import io
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +23,7 @@ from torch import Tensor
 from stm.bench.vit import ViT
 from stm.errors import UsageError
 from stm.install import install_command
+from stm.quiet import quiet
 
 # The words of `--against`, and what the runtime is called.
 RUNTIMES = {"vit": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -96,7 +93,7 @@ def _onnx(model: ViT, shape: tuple[int, int, int]) -> Any:
     """Return the model as an `onnx.ModelProto` that takes batches of any size."""
     # Two images: the exporter takes a dimension of size one for a constant.
     example = torch.zeros(2, *shape)
-    with _quiet():
+    with quiet():
         batch = torch.export.Dim("batch")
         program = torch.onnx.export(
             model, (example,), dynamo=True, input_names=[_INPUT], dynamic_shapes=({0: batch},), verbose=False
@@ -108,7 +105,7 @@ def _onnx(model: ViT, shape: tuple[int, int, int]) -> Any:
 def _in_onnxruntime(exported: Any) -> tuple[tuple[Rival, ...], tuple[str, ...]]:
     from onnxruntime.quantization import quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         quantized = Path(folder) / "int8.onnx"  # the quantizer writes files only
         quantize_dynamic(exported, quantized)
         models = {"float32": exported.SerializeToString(), "int8": quantized.read_bytes()}
@@ -134,7 +131,7 @@ def _in_openvino(exported: Any, shape: tuple[int, int, int]) -> tuple[tuple[Riva
     core = openvino.Core()
     generator = torch.Generator().manual_seed(0)
     samples = [torch.randn(1, *shape, generator=generator).numpy() for _ in range(_CALIBRATION)]
-    with _quiet():
+    with quiet():
         plain = core.read_model(exported.SerializeToString())
         quantized = nncf.quantize(
             plain.clone(), nncf.Dataset(samples), subset_size=len(samples), model_type=nncf.ModelType.TRANSFORMER
@@ -163,16 +160,3 @@ def _in_openvino(exported: Any, shape: tuple[int, int, int]) -> tuple[tuple[Riva
 
 def _of(make: Callable[[Any, int], Run], model: Any) -> Callable[[int], Run]:
     return lambda batch_size: make(model, batch_size)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Discard the progress bars, warnings and log lines of exporters and quantizers: a library does not print."""
-    nowhere, before = io.StringIO(), logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -9,16 +9,19 @@ from stm.checkpoint import write as checkpoint_write
 from stm.checkpoint.official import to_official
 from stm.checkpoint.preprocess import usual_ratio
 from stm.config import INT8, INTERPOLATIONS, Config, Preprocess, sides
-from stm.errors import check_choice
+from stm.errors import UsageError, check_choice
+from stm.export import formats
+from stm.export.program import Interface
 from stm.loading import open_model
 from stm.measure.environment import environment_of
+from stm.model.vim import ViM
 from stm.model_names import name_of
 from stm.options import ModelOptions
 from stm.progress import OnProgress
 from stm.reports import ExportReport
 from stm.saving import save
 
-FORMATS = ("official", "folder")
+FORMATS = ("official", "folder", *formats.FORMATS)
 
 
 def export(
@@ -26,22 +29,42 @@ def export(
     source: ModelOptions = ModelOptions(),
     *,
     format: str = "official",
+    batch_size: int | None = None,
+    dynamic_batch: bool = False,
+    with_preprocessing: bool = False,
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
 ) -> ExportReport:
-    """Run `stm export`: write the dense model in another layout.
+    """Run `stm export`: write a model for another runtime, or the dense model in another layout.
 
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`.
-        format: "official", a .pth that hustvl/Vim loads, or "folder", a dense folder of ours, which `stm push` takes.
+        format: "official", a .pth that hustvl/Vim loads; "folder", a dense folder of ours, which `stm push` takes; or
+            the model as it is, merges included, for another runtime: one of `stm.export.formats.FORMATS`.
+        batch_size: the only batch size that the export takes; by default it takes any.
+        dynamic_batch: take batches of any size, said aloud.
+        with_preprocessing: take uint8 images (B, H, W, C) of the model's size, and give probabilities.
         out: the file or folder, named after the model by default.
         force: replace a file or a folder of ours that is there.
 
     Raises:
-        UsageError: another format, or the output exists or cannot be written.
+        UsageError: another format, options that it does not take, or the output exists or cannot be written.
+        CheckError: the export, run in its runtime, differs from the model. No file is left.
     """
     check_choice("format", format, FORMATS)
+    if batch_size is not None and dynamic_batch:
+        raise UsageError("--batch-size and --dynamic-batch exclude each other", "leave one out")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"the batch size is {batch_size}, expected at least 1")
+    if format in formats.FORMATS:
+        interface = Interface(with_preprocessing, batch_size)
+        return _for_runtime(model, source, format, interface, out, force, on_progress)
+    if batch_size is not None or dynamic_batch or with_preprocessing:
+        raise UsageError(
+            f"--batch-size, --dynamic-batch and --with-preprocessing are not of --format {format}",
+            f"leave them out, or choose one of {', '.join(formats.FORMATS)}",
+        )
     official = format == "official"
     output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
     # Before the model is opened, which may mean a download.
@@ -75,6 +98,51 @@ def export(
         bytes=(output if official else output / artifact.WEIGHTS).stat().st_size,
         notes=notes,
         reading=_reading(vim.config) if official else {},
+    )
+
+
+def _for_runtime(
+    model: str,
+    source: ModelOptions,
+    format: str,
+    interface: Interface,
+    out: str | Path | None,
+    force: bool,
+    on_progress: OnProgress | None,
+) -> ExportReport:
+    """Write a model for another runtime, and run it there."""
+    kind = formats.FORMATS[format]
+    formats.check_installed(format)
+    output = Path(out) if out is not None else Path(name_of(model) + kind.suffix)
+    formats.check_output(format, output, force=force)
+    vim = open_model(model, source, on_progress)
+    vim.config.check_head()
+    vim, notes = _of_floats(vim, output)
+    checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
+    shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))
+    return ExportReport(
+        command="export",
+        model=model,
+        environment=environment_of(vim),
+        output=str(output),
+        format=format,
+        source=vim.config.source,
+        tensors=len(vim.state_dict()),
+        bytes=output.stat().st_size,
+        notes=notes,
+        input=f"{str(interface.dtype()).removeprefix('torch.')} ({shape})",
+        result=interface.output,
+        opset=kind.opset,
+        check=checked,
+    )
+
+
+def _of_floats(vim: ViM, output: Path) -> tuple[ViM, tuple[str, ...]]:
+    """Return a model with floats for int8, and what to say of it."""
+    if vim.config.dtype != INT8:
+        return vim, ()
+    return vim.cast("float32"), (
+        f"{output} holds the floats that the int8 weights stand for: other runtimes have int8 in forms of their own",
     )
 
 

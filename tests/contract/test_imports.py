@@ -54,7 +54,10 @@ LIBRARY = (
     *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
     *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
 )
-ORDER = (*RUNTIME, *LIBRARY, "bench", "goals", "compressing", "plots", "explain", "page", "commands", "__main__")
+ORDER = (
+    *(*RUNTIME, *LIBRARY, "quiet", "bench", "goals", "compressing", "plots", "explain", "page", "export"),
+    *("commands", "__main__"),
+)
 APART = {"model.initialize"}  # of the runtime's rooms, but not of the runtime
 
 
