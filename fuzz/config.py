@@ -1,4 +1,4 @@
-"""config.json: the file alone, in a model's folder, and beside a checkpoint; a recipe; the weights' index of names."""
+"""config.json: the file alone, in a model's folder, and beside a checkpoint; recipes; the weights' index of names."""
 
 import random
 from pathlib import Path
@@ -11,6 +11,7 @@ from fuzz.harness import Fault, judge
 from stm.artifact import folder as artifact
 from stm.artifact.folder import CONFIG, WEIGHTS
 from stm.checkpoint.class_names import labels_beside
+from stm.commands import recipe_file
 from stm.commands.recipe import as_recorded, recorded
 from stm.config_file import dumps, loads
 from stm.loading import open_model
@@ -42,6 +43,14 @@ def run(data: bytes, folder: Path) -> None:
         case b"2":
             judge(lambda: labels_beside(place / "x.pth", 10), len(content))
             judge(lambda: artifact.is_model(place), len(content))
+        case b"4":
+            file = folder / "recipe.yaml"
+            file.write_bytes(content)
+            choice = judge(lambda: recipe_file.read(file), len(content))
+            if choice is not None:
+                file.write_text(recipe_file.dumps(choice), encoding="utf-8")
+                if (again := recipe_file.read(file)) != recipe_file.spelled(choice):
+                    raise Fault(f"{choice} is written as {again}")
         case _:
             config = judge(lambda: artifact.read_config(place), len(content))
             if config is not None:
@@ -59,4 +68,5 @@ def _check_run(made: object, content: bytes) -> None:
 
 
 def mutate(data: bytes, draw: random.Random) -> bytes:
-    return data[:1] + change.json_bytes(data[1:], draw)
+    how = change.text_lines if data[:1] == b"4" else change.json_bytes
+    return data[:1] + how(data[1:], draw)

@@ -22,9 +22,13 @@ from fuzz.tables import SWEPT, good_records
 from fuzz.weights import shards
 from stm.artifact.folder import CONFIG, WEIGHTS
 from stm.codec import encode
+from stm.commands.recipe_file import Choice, Merges, dumps
 from stm.data.labels import imagenet
 from stm.findings import SweepRow
 from stm.measure.flops import Flops
+from stm.merging.schedule import Step
+from stm.options import EvalOptions, MergeOptions
+from stm.recipe import Fit, Tried
 
 
 def main() -> None:
@@ -56,7 +60,22 @@ def _config() -> dict[str, bytes]:
         "folder": b"1" + merged,
         "beside": b"2" + beside,
         "recipe": b"3" + merged,
+        "recipe-file": b"4" + dumps(_choice()).encode(),
+        "recipe-aliases": b"4recipe_version: 1\na: &a [x, x]\nb: &b [*a, *a]\nsaving: no\nrate: 010\n",
     }
+
+
+def _choice() -> Choice:
+    fit = Fit(
+        data="drawn pictures", n=6, judges=2, sha256="ab" * 32, tried=(Tried(cut="flat", step_scale=0.5, kl=1e-5),)
+    )
+    return Choice(
+        merge=MergeOptions(saving=0.3, weights="hsp", hsp="static"),
+        images=EvalOptions(data="no", limit=3, seed=1),
+        max_drop=0.01,
+        export=("official",),
+        merges=Merges(tokens=5, class_token=2, steps=(Step(1, ((0, 1),)),), step_scale=0.75, source="1e3", fit=fit),
+    )
 
 
 def _weights() -> dict[str, bytes]:

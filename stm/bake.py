@@ -11,8 +11,8 @@ from stm.artifact.provenance import own_source
 from stm.config import Config, Protection
 from stm.data.fit_images import pictures
 from stm.errors import UsageError
-from stm.fitting import Fitting, budget_of, fit
-from stm.merging.bnnm import PlannedSchedule, plan_schedule
+from stm.fitting import Choice, Fitting, budget_of, fit
+from stm.merging.bnnm import DEFAULT_RATE, PlannedSchedule, plan_schedule
 from stm.merging.constants import static_plan
 from stm.merging.schedule import Schedule
 from stm.model.vim import ViM
@@ -43,6 +43,7 @@ def bake(
     options: MergeOptions = MergeOptions(),
     *,
     fitting: Fitting | None = None,
+    chosen_before: Choice | None = None,
     calibration: Tensor | CalibrationImages | None = None,
     seed: int = 0,
     on_progress: OnProgress | None = None,
@@ -51,6 +52,7 @@ def bake(
 
     Args:
         fitting: the model's, for a fitted schedule; None: it is fitted on pictures that need no data.
+        chosen_before: what an earlier fit chose for this budget, so that nothing is fitted; see `Fitting.choose`.
 
     Raises:
         UsageError, DataError: as `stm.compress`.
@@ -67,7 +69,11 @@ def bake(
     order, sides = options.order, options.sides or preset.sides
     assert preset.method is not None and sides is not None  # a preset leaves none of them open
     about = None
-    if order == "fitted":
+    if order == "fitted" and chosen_before is not None:
+        protection, about = chosen_before.protection, chosen_before.fit
+        rate = DEFAULT_RATE if options.rate is None and options.saving is None else options.rate
+        chosen = PlannedSchedule(chosen_before.schedule, rate)
+    elif order == "fitted":
         chosen, protection, about = _fitted(model, options, protection, sides, fitting, seed, on_progress)
     else:
         chosen = plan_schedule(

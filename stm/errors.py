@@ -55,6 +55,39 @@ class GateError(StmError):
     exit_code = 3
 
 
+class Infeasible(StmError):
+    """A budget or an outcome that no schedule of the model reaches, however it is chosen.
+
+    Args:
+        message, hint: as of every StmError.
+        asked: the option that asks for it, such as "saving".
+        value: its value, as the library takes it.
+        best: the nearest value that is possible; None if nothing is.
+        n: the images that it was measured on; None if it follows from the model's shape, or is a speed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str | None = None,
+        *,
+        asked: str,
+        value: float,
+        best: float | None,
+        n: int | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.asked, self.value, self.best, self.n = asked, value, best, n
+
+
+class InfeasibleBudget(Infeasible, UsageError):
+    """A budget that the tokens and blocks of the model do not allow."""
+
+
+class InfeasibleDrop(Infeasible, GateError):
+    """A drop of top-1 that no saving keeps."""
+
+
 class CheckpointError(StmError):
     """A checkpoint that cannot be read or is not a ViM that we run."""
 

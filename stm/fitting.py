@@ -17,11 +17,19 @@ from torch import Tensor
 from stm.config import INT8, ModelConfig, Protection
 from stm.data.fit_images import FitImages
 from stm.data.sets import SampleSet, iterate
-from stm.errors import StmError, UsageError
+from stm.errors import InfeasibleBudget, StmError, UsageError
 from stm.measure.judge import divergences
 from stm.measure.records import fingerprint
 from stm.merging import bnnm, cost_file
-from stm.merging.budget import NEAR, layers_to_save, layers_within, nearest_stages, paper_saving, steps_for_saving
+from stm.merging.budget import (
+    NEAR,
+    Capacity,
+    layers_to_save,
+    layers_within,
+    nearest_stages,
+    paper_saving,
+    steps_for_saving,
+)
 from stm.merging.constants import static_plan
 from stm.merging.cost_file import Effects
 from stm.merging.costs import LARGEST_GROUP, effects, images_at_once, never_dearer, probe_shape
@@ -41,7 +49,7 @@ class Choice(NamedTuple):
 
     schedule: Schedule
     protection: Protection
-    fit: Fit
+    fit: Fit | None  # None: a person chose
 
 
 class _Candidate(NamedTuple):
@@ -212,8 +220,18 @@ def layers_of(model: ModelConfig, rate: float | None, saving: float | None, side
     layers = paper_saving(capacity, rate)
     if layers > largest:
         share = 100 * largest // capacity.token_layers / 100
-        raise UsageError(f"rate {rate} is more than possible; the largest possible saving is {share:.2f}")
+        why = f"rate {rate} is more than possible; the largest possible saving is {share:.2f}"
+        raise InfeasibleBudget(why, asked="rate", value=rate, best=_largest_rate(capacity, largest))
     return layers
+
+
+def _largest_rate(capacity: Capacity, largest: int) -> float | None:
+    """Return the largest rate in whole percents at which the paper's schedule saves no more than `largest`."""
+    for percents in range(99, 0, -1):
+        with suppress(UsageError):
+            if paper_saving(capacity, percents / 100) <= largest:
+                return percents / 100
+    return None
 
 
 def most_layers(model: ModelConfig, sides: str = "both") -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from stm.bake import bake
 from stm.bench.bench import served_speed
-from stm.errors import GateError, StmError, UsageError
+from stm.errors import Infeasible, InfeasibleBudget, InfeasibleDrop, UsageError
 from stm.evaluations import Assessment
 from stm.fitting import Fitting, most_layers
 from stm.measure.evaluate import assess
@@ -70,8 +70,8 @@ class Goal:
 
         Raises:
             UsageError: the judges have no labels.
-            GateError: no saving keeps the drop.
-            StmError: no saving is as fast.
+            InfeasibleDrop: no saving keeps the drop.
+            Infeasible: no saving is as fast.
         """
         if self.max_drop is not None:
             saving = _largest_saving(fitting, merge, self.max_drop, images, on_progress)
@@ -113,10 +113,14 @@ def _largest_saving(
     if best == 0:
         interval, n = measured[1].drop_ci, measured[1].n
         assert interval is not None  # the judges have labels
-        raise GateError(
+        raise InfeasibleDrop(
             f"no saving keeps the drop within {100 * max_drop:g} points with 95% certainty: on the {n} images that"
             f" choose, a saving of 1% may drop by {100 * interval[1]:.2f} points",
             "more labelled images make the interval narrower, a larger --max-drop allows more",
+            asked="max_drop",
+            value=max_drop,
+            best=interval[1],
+            n=n,
         )
     return best / 100
 
@@ -135,10 +139,13 @@ def _saving_for_speed(
     most = _most(fitting, merge)
     slower = _last(is_slower, most, "speed", on_progress)
     if slower == most:
-        raise StmError(
+        raise Infeasible(
             f"no saving makes this model {speedup:g}x as fast here at batch size {batch_size}: the largest, {most}%,"
             f" reaches {gains[most]:.2f}x",
             "ask for less, or run it on the machine where it will serve",
+            asked="speedup",
+            value=speedup,
+            best=gains[most],
         )
     return (slower + 1) / 100
 
@@ -153,9 +160,12 @@ def _most(fitting: Fitting, merge: MergeOptions) -> int:
     shape = fitting.dense.config.model
     most = 100 * most_layers(shape, sides) // (shape.tokens * shape.depth)
     if not most:
-        raise UsageError(
+        raise InfeasibleBudget(
             f"no saving of 1% or more is possible with {shape.tokens} tokens and {shape.depth} blocks",
             "choose a model of more tokens or blocks",
+            asked="saving",
+            value=0.01,
+            best=None,
         )
     return most
 

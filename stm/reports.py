@@ -135,6 +135,25 @@ class KlGate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """One number that decided a verdict, beside its bound.
+
+    Args:
+        name: max_drop or max_kl, the gates; drop_ci, chance; or the budget or outcome that is out of reach.
+        bound: the number asked for, as the library takes it: a drop is a fraction. Of drop_ci it is 0.
+        measured: the number that met or missed it. Of drop_ci it is the lower end of the 95% interval of the drop; of
+            what is out of reach the nearest possible value, null if there is none.
+        n: the images that it was measured on; null if none were needed.
+    """
+
+    name: str
+    bound: float
+    measured: float | None
+    met: bool
+    n: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServedSpeed:
     """A compressed model beside its dense one, both after `optimize`, timed in turns on this machine.
 
@@ -195,12 +214,15 @@ class CompressReport(Warned):
             Null if neither was given.
         saving: the saving that was reached.
         bytes: of model.safetensors.
+        verdict, decided: accepted, regression or not_measured, and the numbers that decided: see `stm.verdicts.judged`.
         rounding: the int8 model against the same model in float32.
         feature_change: as in `EvalReport`. A backbone has this in place of `eval`.
     """
 
     output: str
     dry_run: bool = False
+    verdict: str
+    decided: tuple[Criterion, ...] = ()
     # Copied from the config that the folder holds, so that a script need not open the folder.
     source: Source
     recipe: Recipe
@@ -222,6 +244,16 @@ class CompressReport(Warned):
     push: Pushed | None = None
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfeasibleReport(Report):
+    """`stm compress` of what no schedule of the model reaches; nothing was written. `reason`: the error's sentence."""
+
+    verdict: str
+    decided: tuple[Criterion, ...]
+    reason: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
-"""Decide what a reader must know of a compressed model, and say it in words: whether its loss is beyond chance, what to
-try then, and which images decided its schedule.
+"""Decide what a reader must know of a compressed model, and say it in words: whether it is accepted, whether its loss
+is beyond chance, what to try then, and which images decided its schedule.
 
 Screens, cards and pages all ask here, so that they never disagree.
 """
@@ -7,12 +7,46 @@ Screens, cards and pages all ask here, so that they never disagree.
 from stm.config import Measured, Protection
 from stm.options import MergeOptions
 from stm.recipe import DRAWN, Fit, Recipe, Tried
-from stm.reports import ServedSpeed
+from stm.reports import Criterion, Gate, KlGate, ServedSpeed
 from stm.units import interval
 
 UNSURE_ABOVE = 0.3  # of the saving: from here on a fit without images depends on the pictures that were drawn
+ACCEPTED, REGRESSION, INFEASIBLE, NOT_MEASURED = "accepted", "regression", "infeasible", "not_measured"
 BACKBONE = "a backbone has no logits: only its features can be compared"
 OWN_IMAGES = "unlabelled images of the model's kind decide better: --fit-on DIR"
+
+
+def judged(
+    measured: Measured | None, gate: Gate | None = None, kl_gate: KlGate | None = None
+) -> tuple[str, tuple[Criterion, ...]]:
+    """Return the verdict on a compressed model, and the numbers that decided it. Scripts act on it.
+
+    The rule, in this order:
+
+    - regression: a gate that was given is not met; or, without `max_drop`, top-1 is lost beyond chance (`proven_loss`).
+    - not_measured: top-1 was compared with the dense model's on no labelled image, so nobody knows what merging costs.
+      `max_kl` alone does not change that: it bounds what int8 adds.
+    - accepted: every gate that was given is met, and without `max_drop` no loss is proven.
+
+    `infeasible` is a verdict on the request (`stm.errors.Infeasible`), for which there is no model to judge.
+
+    Args:
+        measured: of the compressed model beside the dense one; None if nothing was compared.
+        gate, kl_gate: those that were given.
+    """
+    n = None if measured is None else measured.n
+    decided = []
+    if gate is not None:
+        decided.append(Criterion(name="max_drop", bound=gate.max_drop, measured=gate.drop, met=gate.passed, n=n))
+    elif measured is not None and measured.drop_ci is not None:
+        low = measured.drop_ci[0]
+        decided.append(Criterion(name="drop_ci", bound=0.0, measured=low, met=not proven_loss(measured), n=n))
+    known = bool(decided)
+    if kl_gate is not None:
+        decided.append(Criterion(name="max_kl", bound=kl_gate.max_kl, measured=kl_gate.kl, met=kl_gate.passed, n=n))
+    if not all(criterion.met for criterion in decided):
+        return REGRESSION, tuple(decided)
+    return ACCEPTED if known else NOT_MEASURED, tuple(decided)
 
 
 def proven_loss(measured: Measured) -> bool:

@@ -68,7 +68,17 @@ Speedup = Annotated[
     option("--speedup", BUDGET, "The smallest saving that is so many times as fast here.", "TIMES", parser=_number),
 ]
 Recipe = Annotated[
-    str | None, option("--recipe", BUDGET, "Run the recipe of this model folder (here or on the Hub) again.", "FOLDER")
+    str | None,
+    option(
+        "--recipe",
+        BUDGET,
+        "The options in this recipe.yaml, beside which typed ones count; or those that made this model folder, here or"
+        " on the Hub.",
+        "PATH",
+    ),
+]
+SaveRecipe = Annotated[
+    Path | None, option("--save-recipe", OUTPUT, "Write the choice to this recipe.yaml, for --recipe.", "FILE")
 ]
 Rates = Annotated[
     Sequence[float] | None,
@@ -189,7 +199,7 @@ FitImages = Annotated[
 ]
 NoCache = Annotated[bool, option("--no-cache", FIT, "Compute the costs anew, and do not keep them.")]
 ServedBatch = Annotated[
-    int,
+    int | None,
     option("--served-batch", CHECK, "Images per forward that is timed. Default: 1.", "N", parser=_whole(1)),
 ]
 # For the commands that measure accuracy. `stm plan` can do without labels, and has `Pictures`.

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from stm.artifact.written import Written, so_far, unkept
 from stm.distributed import current_world
-from stm.errors import UsageError
+from stm.errors import StmError, UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 R = TypeVar("R", bound=Report)
+E = TypeVar("E", bound=StmError)
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -190,6 +191,16 @@ class Output:
             self.note(f"written: {', '.join(unnamed)}")
         for sentence in unkept():
             self.note(sentence)
+
+    @contextmanager
+    def refusing(self, kind: type[E], made: Callable[[E], Report]) -> Iterator[None]:
+        """Print an error that scripts act on as a report too, before it goes on to be told: only as JSON."""
+        try:
+            yield
+        except kind as error:
+            if self.json:
+                self.report(made(error), lambda shown: "", lambda shown: "")
+            raise
 
     def note(self, text: str) -> None:
         """Write something that a person should know beside the report."""

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from stm.codec import encode
-from stm.errors import GateError
+from stm.errors import GateError, Infeasible
 from stm.evaluations import rounding_text
 from stm.reports import CompressReport, ServedSpeed
 from stm.units import size
@@ -35,6 +35,8 @@ EXAMPLES = (
     "stm compress vim_finetuned.pth --data my_images/ --max-drop 1.0 --out small/",
     "stm compress vim-ti --method paper --rate 0.2 --dry-run",
     "stm compress vim-digits --recipe vim-digits-stm40 --out again/",
+    "stm compress vim-s --saving 0.3 --dtype int8 --save-recipe recipe.yaml",
+    "stm compress vim-s --recipe recipe.yaml --out again/",
     "stm compress vim-s --data imagenet-v2 --push-to vim-s-stm40",
 )
 
@@ -56,8 +58,9 @@ def run(
     max_drop: o.MaxDrop = None,
     max_kl: o.MaxKl = None,
     no_eval: o.NoEval = False,
-    served_batch: o.ServedBatch = 1,
+    served_batch: o.ServedBatch = None,
     out: o.Out = None,
+    save_recipe: o.SaveRecipe = None,
     force: o.Force = False,
     dry_run: o.DryRun = False,
     push_to: o.PushTo = None,
@@ -68,11 +71,12 @@ def run(
 ) -> None:
     """Merge tokens by a fixed schedule, compare with the dense model, and write a folder that runs."""
     from stm.commands.compress import compress
+    from stm.commands.outcome import refused
     from stm.hub.push import PushOptions
     from stm.options import EvalOptions, SetOptions
 
     output = Output(**vars(display))
-    with output.progress() as on_progress:
+    with output.progress() as on_progress, output.refusing(Infeasible, lambda error: refused(model, error)):
         report = compress(
             model,
             g.model_options(source, machine),
@@ -80,6 +84,7 @@ def run(
             EvalOptions(data=data, limit=limit, batch_size=batch_size, seed=seed, workers=workers, **vars(reading)),
             fitted.options(),
             recipe=recipe,
+            save_recipe=save_recipe,
             calibration=calibration,
             max_drop=max_drop,
             max_kl=max_kl,

@@ -13,6 +13,9 @@ from stm.bench.bench import served_speed
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
 from stm.commands.outcome import Outcome, reported
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
+from stm.commands.recipe_file import Choice, Merges, decided, is_recipe_file, read, under
+from stm.commands.recipe_file import check as check_recipe
+from stm.commands.recipe_file import write as write_recipe
 from stm.commands.rounding import check_rounding, held, in_floats, rounded
 from stm.config import INT8, Config
 from stm.data.open import open_chosen, open_samples
@@ -42,7 +45,8 @@ class _Wish(NamedTuple):
 
     Args:
         goal: the outcome that decides how much is merged, if no budget does.
-        recorded: what the recipe's folder says; None without a recipe.
+        recorded: what the recipe's folder says; None without one.
+        merges: what the fit of a recipe's file decided; None without one.
         compare: whether to compare with the dense model.
     """
 
@@ -52,12 +56,21 @@ class _Wish(NamedTuple):
     goal: Goal
     images: EvalOptions
     recorded: Config | None
+    merges: Merges | None
     compare: bool
 
     @property
     def fits(self) -> bool:
-        """Whether a schedule is fitted: a recipe's folder holds the merges themselves."""
-        return self.recorded is None and self.merge.order == "fitted"
+        """Whether a schedule is fitted: a recipe may hold the merges themselves."""
+        return self.recorded is None and self.merges is None and self.merge.order == "fitted"
+
+    def remembered(self, choice: Choice, made: Config) -> Choice:
+        """Return the recipe of a model that was made: what was chosen, and what a fit decided."""
+        merges = decided(made, outcome=self.goal.given or (self.merges is not None and self.merges.saving is not None))
+        if self.recorded is None:
+            return dataclasses.replace(choice, merges=merges)
+        whole = dataclasses.replace(choice, source=self.source, merge=self.merge, images=self.images)
+        return dataclasses.replace(whole, merges=merges, no_eval=not self.compare)
 
     @property
     def splits(self) -> bool:
@@ -74,11 +87,12 @@ def compress(
     fit: FitOptions = FitOptions(),
     *,
     recipe: str | Path | None = None,
+    save_recipe: str | Path | None = None,
     calibration: str | Path | None = None,
     max_drop: float | None = None,
     max_kl: float | None = None,
     speedup: float | None = None,
-    timed: int = 1,
+    timed: int | None = None,
     eval: bool = True,
     out: str | Path | None = None,
     force: bool = False,
@@ -93,13 +107,15 @@ def compress(
         merge: what to merge, and how.
         images: the sample set of the comparison. With a recipe, its limit and seed are the recipe's unless given.
         fit: the images that a fitted schedule comes from. They are left out of the comparison.
-        recipe: a folder, here or on the Hub, whose recipe is run again; `merge` must then be empty.
+        recipe: a file (`stm.commands.recipe_file`), whose keys are options beside which those given here count; or a
+            folder, here or on the Hub, whose recipe is run again; `merge` must then be empty.
+        save_recipe: a file to write the recipe of this run to, if the model is written.
         calibration: a folder of images that static hsp weights are averaged over, `CALIBRATION_IMAGES` of them.
         max_drop: the most top-1 that may be lost, as a fraction. If more is, nothing is written and the gate is not
             passed. Without a budget, a fitted schedule saves as much as this allows.
         max_kl: the most that int8 may change the compressed model's outputs: KL(float32 || int8), in nats.
         speedup: instead of a budget, how many times as fast as the dense model a fitted schedule makes it here.
-        timed: images per forward that is timed.
+        timed: images per forward that is timed; None: 1, or what a recipe says.
         eval: whether to compare with the dense model.
         out: the folder; named after model, method and budget by default.
         force: replace a folder of ours.
@@ -110,10 +126,30 @@ def compress(
         UsageError: options that exclude each other, a budget out of reach, or an output that cannot be written.
         StmError: what reading, measuring or writing raises; nothing is left behind.
     """
-    goal = _goal(merge, recipe, max_drop, speedup, timed)
-    wish = _recalled(source, merge, fit, goal, images, recipe, eval=eval, measure=max_drop is not None)
+    told = tuple[str, ...]()
+    choice = Choice(
+        source=source,
+        merge=merge,
+        fit=fit,
+        images=images,
+        calibration=calibration,
+        max_drop=max_drop,
+        max_kl=max_kl,
+        speedup=speedup,
+        served_batch=timed,
+        no_eval=not eval,
+    )
+    of_file = recipe is not None and is_recipe_file(recipe)
+    if recipe is not None and of_file:
+        choice, told = under(read(recipe), choice, recipe)
+        source, fit, images, calibration = choice.source, choice.fit, choice.images, choice.calibration
+        max_drop, max_kl = choice.max_drop, choice.max_kl
+    wish = _recalled(choice, None if of_file else recipe)
+    goal = wish.goal
     check_rounding(wish.source, max_kl, compare=wish.compare)
     _check_images(wish, calibration)
+    if save_recipe is not None:
+        check_recipe(Path(save_recipe), force=force)
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
     if push is not None:
@@ -121,6 +157,9 @@ def compress(
 
     measured, how = wish.images.shared(fit.fit_on, calibration)
     dense = open_model(model, in_floats(wish.source), on_progress)
+    if wish.merges is not None:
+        wish.merges.schedule(dense.config, str(recipe))  # refused before images are read
+        told += wish.merges.notes(dense.config, str(recipe))
     if wish.recorded is not None:
         check_source(dense.config, wish.recorded, model, recipe)
         if dense.config.label_names is None:  # a set or a file named the classes then, which need not be given again
@@ -177,11 +216,14 @@ def compress(
         speed = None if outcome.figures is None else outcome.figures.images_per_second
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
+        if save_recipe is not None:
+            write_recipe(Path(save_recipe), wish.remembered(choice, small.config), force=force)
     if fitting is not None and small.plan is not None:
         checked = wish.compare and not dry_run and not backbone
         notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
     report = reported(small, model, output, dry_run, outcome, wish.recorded)
-    return dataclasses.replace(report, notes=report.notes + notes, push=pushed, **_warned(small, model, wish, outcome))
+    notes = told + report.notes + notes
+    return dataclasses.replace(report, notes=notes, push=pushed, **_warned(small, model, wish, outcome))
 
 
 def _warned(small: ViM, model: str, wish: _Wish, outcome: Outcome) -> dict[str, Any]:
@@ -195,10 +237,16 @@ def _warned(small: ViM, model: str, wish: _Wish, outcome: Outcome) -> dict[str, 
     return {"warnings": (text,), "milder": shlex.join(["stm", "compress", model, *words]) if words else None}
 
 
-def _goal(
-    merge: MergeOptions, recipe: str | Path | None, max_drop: float | None, speedup: float | None, timed: int
-) -> Goal:
-    """Return the outcome that stands for a budget, if there is one: the gate of a budget is no goal."""
+def _goal(choice: Choice, recipe: str | Path | None) -> Goal:
+    """Return the outcome that stands for a budget, if there is one: the gate of a budget is no goal.
+
+    Args:
+        recipe: a folder.
+    """
+    merge, max_drop, speedup = choice.merge, choice.max_drop, choice.speedup
+    timed = 1 if choice.served_batch is None else choice.served_batch
+    if choice.merges is not None:  # the outcome was met when they were fitted
+        return Goal(batch_size=timed)
     budget = recipe is not None or any(value is not None for value in (merge.rate, merge.saving, merge.stages))
     if speedup is not None and recipe is not None:
         raise UsageError("speedup was given beside a recipe, which already says what to merge", "give one of the two")
@@ -221,29 +269,25 @@ def _made(
     if wish.recorded is not None and wish.merge.order == "fitted":
         return bake_again(dense, wish.recorded, calibration=averaged, on_progress=on_progress)
     merge = wish.merge if fitting is None else wish.goal.met(fitting, wish.merge, wish.images, on_progress)
-    seed = wish.images.draws_by
-    small = bake(dense, merge, fitting=fitting, calibration=averaged, seed=seed, on_progress=on_progress)
+    small = bake(
+        dense,
+        merge,
+        fitting=fitting,
+        chosen_before=None if wish.merges is None else wish.merges.chosen(dense.config, merge),
+        calibration=averaged,
+        seed=wish.images.draws_by,
+        on_progress=on_progress,
+    )
     return wish.goal.recorded(small)
 
 
-def _recalled(
-    source: ModelOptions,
-    merge: MergeOptions,
-    fit: FitOptions,
-    goal: Goal,
-    images: EvalOptions,
-    recipe: str | Path | None,
-    *,
-    eval: bool,
-    measure: bool,
-) -> _Wish:
-    """Return what was asked for, completed by a recipe's folder if there is one.
-
-    Args:
-        measure: whether an option other than `images` asks for a comparison.
-    """
-    measure = measure or images.data is not None or images.limit is not None
-    config = None
+def _recalled(choice: Choice, recipe: str | Path | None) -> _Wish:
+    """Return what was asked for, completed by a recipe's folder if there is one."""
+    source, merge, fit, images = choice.source, choice.merge, choice.fit, choice.images
+    goal, eval, config = _goal(choice, recipe), not choice.no_eval, None
+    measure = any(value is not None for value in (choice.max_drop, images.data, images.limit))
+    if choice.merges is not None and choice.merges.saving is not None:
+        merge = dataclasses.replace(merge, saving=choice.merges.saving)
     if recipe is not None:
         merge.refuse(" beside a recipe, which already says it", "give one of the two")
         config = read_recipe(recipe, source)
@@ -257,7 +301,7 @@ def _recalled(
         raise UsageError(
             "data, limit and max drop belong to the comparison with the dense model, which is switched off"
         )
-    wish = _Wish(source, merge, fit, goal, images, config, eval)
+    wish = _Wish(source, merge, fit, goal, images, config, choice.merges, eval)
     for name in fit.images_given:
         if config is not None:
             raise UsageError(f"{name} was given beside a recipe, whose folder holds the merges", "leave it out")
@@ -276,7 +320,7 @@ def _samples(
     if wish.splits:  # the limit is for the images that are left to measure on
         images = dataclasses.replace(images, limit=None)
     # A recipe's fit is over: what it used is left out, as it was then.
-    of = wish.recorded or config
+    of = wish.recorded or (config if wish.merges is None else wish.merges.recorded(config))
     samples = open_chosen(images, of, need_labels=False, token=wish.source.token, on_progress=on_progress)
     if max_drop is not None and not samples.labelled:
         raise UsageError(

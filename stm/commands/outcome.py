@@ -10,13 +10,14 @@ from stm.config import Config
 from stm.config_file import to_json
 from stm.data.images import MODES
 from stm.data.open import CROPS
+from stm.errors import Infeasible
 from stm.evaluations import CLASSIFIER, Assessment
 from stm.measure import flops
 from stm.measure.environment import environment_of
 from stm.model.vim import ViM
 from stm.model_names import model_of
-from stm.reports import CompressReport, Gate, KlGate, ServedSpeed
-from stm.verdicts import BACKBONE, no_gain
+from stm.reports import CompressReport, Criterion, Gate, InfeasibleReport, KlGate, ServedSpeed
+from stm.verdicts import BACKBONE, INFEASIBLE, judged, no_gain
 
 
 class Outcome(NamedTuple):
@@ -42,12 +43,15 @@ def reported(
 ) -> CompressReport:
     config = small.config
     assert config.recipe is not None and config.protection is not None  # bake has written both
+    verdict, decided = judged(outcome.figures, outcome.gate, outcome.kl_gate)
     return CompressReport(
         command="compress",
         model=model,
         environment=environment_of(small),
         output=model_of(str(output)),
         dry_run=dry_run,
+        verdict=verdict,
+        decided=decided,
         source=config.source,
         recipe=config.recipe,
         protection=config.protection,
@@ -65,6 +69,19 @@ def reported(
         feature_change=outcome.moved,
         notes=(*config.extra_texts("notes"), *_notes(config, output, outcome, recorded)),
         reasons=_reasons(small, dry_run, outcome),
+    )
+
+
+def refused(model: str, error: Infeasible) -> InfeasibleReport:
+    """Return the report of what no schedule of a model reaches."""
+    limit = Criterion(name=error.asked, bound=error.value, measured=error.best, met=False, n=error.n)
+    return InfeasibleReport(
+        command="compress",
+        model=model,
+        verdict=INFEASIBLE,
+        decided=(limit,),
+        reason=error.message,
+        hint=error.hint,
     )
 
 

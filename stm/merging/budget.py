@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from stm.errors import UsageError
+from stm.errors import InfeasibleBudget, UsageError
 
 NEAR = 0.005  # half a point of saving: tokens are whole, so a method seldom saves exactly what another does
 
@@ -107,12 +107,16 @@ def steps_for_rate(capacity: Capacity, rate: float, tokens_per_side: int | None 
     possible = [
         n / 100 for n in range(1, 100) if capacity.holds(*_paper_steps(capacity, Fraction(n, 100), tokens_per_side))
     ]
-    if not possible:
-        raise UsageError(
-            f"{problem}; no rate is possible with {capacity}",
-            "choose fewer tokens per side" if tokens_per_side else None,
-        )
-    raise UsageError(f"{problem}; the smallest possible rate is {possible[0]:.2f}, the largest {possible[-1]:.2f}")
+    hint = None
+    if possible:
+        problem += f"; the smallest possible rate is {possible[0]:.2f}, the largest {possible[-1]:.2f}"
+    else:
+        problem += f"; no rate is possible with {capacity}"
+        hint = "choose fewer tokens per side" if tokens_per_side else None
+    if share is None:
+        raise UsageError(problem, hint)
+    best = min(possible, key=lambda near: abs(near - rate), default=None)
+    raise InfeasibleBudget(problem, hint, asked="rate", value=rate, best=best)
 
 
 def steps_for_saving(capacity: Capacity, saving: float, tokens_per_side: int | None = None) -> tuple[int, int]:
@@ -186,8 +190,11 @@ def checked_stages(capacity: Capacity, stages: Sequence[int]) -> tuple[int, ...]
     if not given or not whole or any(a >= b for a, b in pairwise((0, *given, last + 1))):
         raise UsageError(f"stages are {shown or 'empty'}, expected strictly increasing block numbers from 1 to {last}")
     if len(given) > (most := capacity.most_stages()):
-        raise UsageError(
-            f"stages are {shown}: the one before block {given[most]} finds no pair, {most} leave one token a side"
+        raise InfeasibleBudget(
+            f"stages are {shown}: the one before block {given[most]} finds no pair, {most} leave one token a side",
+            asked="stages",
+            value=len(given),
+            best=most,
         )
     return given
 
@@ -232,8 +239,13 @@ def layers_within(capacity: Capacity, saving: float, largest: int) -> int:
     layers = None if share is None else round(share * capacity.token_layers)
     if layers is not None and layers <= largest and largest:
         return layers
-    problem = _not_a_share("saving", saving) if layers is None else f"saving {saving} is more than possible"
-    raise UsageError(f"{problem}; the largest possible saving is {100 * largest // capacity.token_layers / 100:.2f}")
+    best = 100 * largest // capacity.token_layers / 100
+    possible = f"the largest possible saving is {best:.2f}"
+    if layers is None:
+        raise UsageError(f"{_not_a_share('saving', saving)}; {possible}")
+    raise InfeasibleBudget(
+        f"saving {saving} is more than possible; {possible}", asked="saving", value=saving, best=best
+    )
 
 
 def _stage_choices(capacity: Capacity) -> list[list[tuple[int, ...]]]:

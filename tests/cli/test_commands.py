@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,14 +87,39 @@ def test_the_gate(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
     hard = ("compress", mini, "--stages", "1,2,3,4", "--weights", "prune", "--data", labelled, "--out", "hard")
     failed = here(*hard, "--max-drop", "5", "--json")
     assert failed.code == 3
-    gate = json.loads(failed.out)["gate"]
+    report = json.loads(failed.out)
+    gate, (decided,) = report["gate"], report["decided"]
+    assert report["verdict"] == "regression" and not decided["met"]
+    assert decided == {"name": "max_drop", "bound": 0.05, "measured": gate["drop"], "met": False, "n": 12}
     assert gate["passed"] is False and gate["max_drop"] == 0.05 and gate["drop"] > 0.05
     assert "Error: top-1 drops by" in failed.err and "5 are allowed: nothing was written" in failed.err
     assert here(*hard, "--max-drop", "5", "--quiet").out == ""
     assert os.listdir(tmp_path) == []
     passed = here(*hard, "--max-drop", "100", "--json")
     assert passed.code == 0 and json.loads(passed.out)["gate"]["passed"] is True
+    assert json.loads(passed.out)["verdict"] == "accepted"
     assert os.listdir(tmp_path) == ["hard"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "decided"),
+    [
+        (("--saving", "0.95"), 2, {"name": "saving", "bound": 0.95, "measured": 0.75}),
+        (("--rate", "0.98"), 2, {"name": "rate", "bound": 0.98, "measured": 0.81}),
+        (("--method", "paper", "--rate", "0.001"), 2, {"name": "rate", "bound": 0.001, "measured": 0.03}),
+        (("--method", "staged", "--saving", "0.9"), 2, {"name": "saving", "bound": 0.9, "measured": 0.64}),
+    ],
+)
+def test_what_is_out_of_reach_is_a_verdict(here, mini: Path, words: tuple[str, ...], code: int, decided: Any) -> None:
+    run = here("compress", mini, *words, "--json")
+    report = json.loads(run.out)
+    assert (run.code, report["verdict"]) == (code, "infeasible")
+    assert report["decided"] == [{**decided, "met": False, "n": None}]
+    assert run.err.startswith(f"Error: {report['reason']}\n")
+    plain = here("compress", mini, *words)
+    assert (plain.code, plain.out) == (code, "")
+    # What is no budget at all is no request that a model could fail to meet.
+    assert here("compress", mini, words[-2], "-1", "--json").out == ""
 
 
 def test_eval_shows_what_a_dtype_costs(here, mini: Path, labelled: Path) -> None:

@@ -118,7 +118,7 @@ PLAN = {
     },
 }
 # Tested on their own: what is written where, and the Hub (tests/hub).
-ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "file", "revision", "push_to", "format"}
+ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "save_recipe", "file", "revision", "push_to", "format"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
 # test.
 EFFORT = {"batch_size", "workers", "seed", "token", "json", "quiet", "no_cache", "served_batch"}

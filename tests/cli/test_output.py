@@ -60,6 +60,7 @@ COMPRESSED = CompressReport(
     model="vim-digits",
     environment=ENVIRONMENT,
     output="vim-digits-stm40",
+    verdict="accepted",
     source=Source(file="model.safetensors", sha256="ab" * 32, license="Apache-2.0"),
     recipe=Recipe(method="stm", rate=0.4, removed_share=0.5, schedule="staged"),
     protection=Protection(),

@@ -41,7 +41,19 @@ RUNTIME = (
     *("hub.aliases", "model_names", "resolving", "describing", "loading", "saving"),
 )
 LIBRARY = (
-    *("checkpoint", "merging", "bar", "findings", "distributed", "hub", "data", "inputs", "quantizing", "peers"),
+    *(
+        "strict_yaml",
+        "checkpoint",
+        "merging",
+        "bar",
+        "findings",
+        "distributed",
+        "hub",
+        "data",
+        "inputs",
+        "quantizing",
+        "peers",
+    ),
     *("measure.hold", "measure.records", "measure.stats", "measure.flops", "measure.environment", "measure.table"),
     *("measure.evaluate", "measure.judge", "fitting", "bake", "measure"),
 )

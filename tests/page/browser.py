@@ -34,7 +34,7 @@ class Browser:
         for domain in ("Page", "Network", "Log", "Runtime"):
             self._send(f"{domain}.enable")
 
-    def show(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = "") -> None:
+    def show(self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = "") -> None:
         """Open a page and wait until all of it is there."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._send("Emulation.setEmulatedMedia", media=media, features=[scheme])
@@ -42,7 +42,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.events.clear()
-        found = self._send("Page.navigate", url=page.resolve().as_uri())
+        found = self._send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         assert "errorText" not in found, found
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._read()
@@ -52,6 +52,12 @@ class Browser:
         found = self._send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Give a file to an input of a page, as a person who chooses it."""
+        root = self._send("DOM.getDocument")["root"]["nodeId"]
+        node = self._send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._send("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def screenshot(self, path: Path) -> None:
         """The whole page, not only what fits the window."""

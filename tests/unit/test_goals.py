@@ -13,7 +13,7 @@ from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.data.fit_images import FitImages, in_memory, pictures, whole
 from stm.data.images import Sample
 from stm.data.sets import SampleSet
-from stm.errors import GateError, StmError, UsageError
+from stm.errors import GateError, Infeasible, UsageError
 from stm.fitting import Fitting, fit
 from stm.goals import Goal
 from stm.model.initialize import initialize
@@ -79,8 +79,12 @@ def test_a_promise_that_always_holds_saves_the_most(fitting: Fitting) -> None:
 
 def test_a_promise_that_nothing_keeps_is_a_gate(fitting: Fitting) -> None:
     """Not one of 54 images need change: of so few, the interval alone is wider."""
-    with pytest.raises(GateError, match=r"no saving keeps the drop within 0\.1 points with 95% certainty: on the 54"):
+    said = r"no saving keeps the drop within 0\.1 points with 95% certainty: on the 54"
+    with pytest.raises(GateError, match=said) as caught:
         Goal(max_drop=0.001).met(fitting, MergeOptions())
+    assert isinstance(caught.value, Infeasible)  # a verdict that scripts read
+    assert (caught.value.asked, caught.value.value, caught.value.n) == ("max_drop", 0.001, 54)
+    assert caught.value.best is not None and f"{100 * caught.value.best:.2f} points" in str(caught.value)
 
 
 def test_a_promise_needs_labels(unlabelled: Fitting, dense: stm.ViM) -> None:
@@ -124,8 +128,9 @@ def test_the_smallest_saving_that_is_as_fast(
 def test_a_speed_out_of_reach_names_the_largest(unlabelled: Fitting, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, 0.01)
     said = r"no saving makes this model 3x as fast here at batch size 8: the largest, 75%, reaches 1\.75x"
-    with pytest.raises(StmError, match=said):
+    with pytest.raises(Infeasible, match=said) as caught:
         Goal(speedup=3.0, batch_size=8).met(unlabelled, MergeOptions())
+    assert (caught.value.asked, caught.value.value, caught.value.best) == ("speedup", 3.0, pytest.approx(1.75))
 
 
 def test_the_goal_is_recorded_with_the_saving_that_met_it(dense: stm.ViM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """The sentences about a loss and about a fit. Every expected sentence is written by hand from the values beside it."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from stm.config import Measured
 from stm.options import MergeOptions
 from stm.recipe import DRAWN, Fit, Recipe, Tried
-from stm.verdicts import chosen, fitted_on, milder, proven_loss, unsure, warning
+from stm.reports import Criterion, Gate, KlGate
+from stm.verdicts import chosen, fitted_on, judged, milder, proven_loss, unsure, warning
 
 LOSS = Measured(data="digits", n=200, top1=0.93, dense_top1=0.98, drop=0.052, drop_ci=(0.031, 0.073))
 ON_DRAWN = Fit(data=DRAWN, n=1576, sha256="0123456789abcdef" * 4, seed=3)
@@ -40,6 +42,46 @@ def test_a_loss_is_proven_if_its_interval_lies_above_0(interval: tuple[float, fl
     measured = dataclasses.replace(LOSS, drop_ci=interval)
     assert proven_loss(measured) == proven
     assert (warning(measured, FITTED) is not None) == proven
+
+
+NO_LOSS = dataclasses.replace(LOSS, drop=0.01, drop_ci=(-0.002, 0.022))
+UNLABELLED = Measured(data="crops", n=96, agreement=0.97, kl=0.002)
+CHANCE = Criterion(name="drop_ci", bound=0.0, measured=-0.002, met=True, n=200)
+LOST = Criterion(name="drop_ci", bound=0.0, measured=0.031, met=False, n=200)
+WITHIN = Gate(max_drop=0.06, drop=0.052, passed=True)
+MET = Criterion(name="max_drop", bound=0.06, measured=0.052, met=True, n=200)
+BEYOND = Gate(max_drop=0.005, drop=0.01, passed=False)
+MISSED = Criterion(name="max_drop", bound=0.005, measured=0.01, met=False, n=200)
+NEAR, FAR = (KlGate(max_kl=0.01, kl=kl, passed=kl <= 0.01) for kl in (0.004, 0.04))
+
+
+@pytest.mark.parametrize(
+    ("measured", "gate", "kl_gate", "verdict", "decided"),
+    [
+        (NO_LOSS, None, None, "accepted", [CHANCE]),
+        (LOSS, None, None, "regression", [LOST]),
+        # What the user allows is allowed, although it is beyond chance; and what is not allowed may be chance.
+        (LOSS, WITHIN, None, "accepted", [MET]),
+        (NO_LOSS, BEYOND, None, "regression", [MISSED]),
+        (None, None, None, "not_measured", []),
+        (UNLABELLED, None, None, "not_measured", []),
+        # int8's gate says nothing of what merging costs: it can refuse a model, but not accept one.
+        (UNLABELLED, None, NEAR, "not_measured", [("max_kl", 0.004, True, 96)]),
+        (UNLABELLED, None, FAR, "regression", [("max_kl", 0.04, False, 96)]),
+        (NO_LOSS, None, NEAR, "accepted", [CHANCE, ("max_kl", 0.004, True, 200)]),
+        (LOSS, WITHIN, FAR, "regression", [MET, ("max_kl", 0.04, False, 200)]),
+    ],
+)
+def test_the_verdict_and_the_numbers_that_decided(
+    measured: Measured | None, gate: Gate | None, kl_gate: KlGate | None, verdict: str, decided: list[Any]
+) -> None:
+    of_kl = [
+        each
+        if isinstance(each, Criterion)
+        else Criterion(name=each[0], bound=0.01, measured=each[1], met=each[2], n=each[3])
+        for each in decided
+    ]
+    assert judged(measured, gate, kl_gate) == (verdict, tuple(of_kl))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""`stm compress --save-recipe` and `--recipe FILE`: the same choice gives the same bytes."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stm.commands import predict
+
+FILES = ("model.safetensors", "config.json")
+FIT = ("--fit-images", "6")
+CHOICES = {
+    "fitted, as float16": ("--saving", "0.3", *FIT, "--dtype", "float16", "--seed", "2", "--limit", "9"),
+    "a gate, int8": ("--data", "NOISE", "--rate", "0.2", "--method", "paper", "--max-drop", "90", "--dtype", "int8"),
+    "calibrated": ("--stages", "2,4", "--weights", "hsp", "--hsp", "static", "--calibration", "NOISE", "--no-eval"),
+}
+SLOW = {
+    "fitted on a part of what is measured": ("--data", "MANY", "--rate", "0.4", "--limit", "20", *FIT),
+    "an outcome": ("--data", "MANY", "--max-drop", "100"),
+}
+
+
+def many(folder: Path, mini: Path) -> Path:
+    """Seventy images with the labels that the mini model gives them: enough to be cut into two parts."""
+    folder.mkdir()
+    draw = random.Random(2)
+    for number in range(70):
+        Image.frombytes("RGB", (5, 5), draw.randbytes(75)).resize((64, 64)).save(folder / f"{number}.png")
+    told = predict.predict(str(mini), sorted(folder.iterdir()))
+    rows = [f"{Path(each.file).name},{each.top5[0].index}\n" for each in told.predictions]
+    (folder / "labels.csv").write_text("filename,label\n" + "".join(rows))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.mark.parametrize("name", [*CHOICES, *(pytest.param(name, marks=pytest.mark.slow(seconds=60)) for name in SLOW)])
+def test_a_recipe_gives_the_same_bytes(here, mini: Path, labelled: Path, tmp_path: Path, name: str) -> None:
+    words = [str(labelled) if word == "NOISE" else word for word in (CHOICES | SLOW)[name]]
+    if "MANY" in words:
+        words[words.index("MANY")] = str(many(tmp_path / "many", mini))
+    made = here("compress", mini, *words, "--quiet", "--out", "first", "--save-recipe", "recipe.yaml")
+    assert made.code == 0, made.err
+    again = here("compress", mini, "--recipe", "recipe.yaml", "--quiet", "--out", "second", "--save-recipe", "2.yaml")
+    assert again.code == 0, again.err
+    for file in FILES:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes(), file
+    assert (tmp_path / "recipe.yaml").read_text() == (tmp_path / "2.yaml").read_text()
+
+
+def test_a_folder_s_recipe_becomes_a_file(here, mini: Path, tmp_path: Path) -> None:
+    assert here("compress", mini, "--saving", "0.3", *FIT, "--no-eval", "--out", "first").code == 0
+    assert here("compress", mini, "--recipe", "first", "--quiet", "--out", "2", "--save-recipe", "r.yaml").code == 0
+    assert here("compress", mini, "--recipe", "r.yaml", "--quiet", "--out", "3").code == 0
+    for file in FILES:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "3" / file).read_bytes()
+
+
+def test_what_is_typed_counts_and_the_merges_are_another_model_s(here, mini: Path, tmp_path: Path) -> None:
+    quick = ("compress", mini, "--no-eval", *FIT, "--out", "out", "--force")
+    assert here(*quick, "--saving", "0.3", "--save-recipe", "r.yaml").code == 0
+    report = json.loads((run := here(*quick, "--recipe", "r.yaml", "--saving", "0.2", "--json")).out)
+    assert report["recipe"]["saving"] == 0.2 and "Note: --saving 0.2 counts, and not saving 0.3 of r.yaml" in run.err
+    wrong = here("compress", "vim-digits", "--recipe", "r.yaml", "--out", "other")
+    assert wrong.code == 2 and "Error: vim-digits" not in wrong.err
+    assert "the merges of r.yaml do not fit this model of 197 tokens, class token at 98, and 24 blocks" in wrong.err
+    assert "they are for 50 tokens, class token at 24" in wrong.err
+    text = (tmp_path / "r.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(text.replace("source: '7468", "source: '0000"))
+    assert "the merges of r.yaml were fitted to other weights (sha256 0000" in here(*quick, "--recipe", "r.yaml").err
+
+
+def test_no_recipe_is_left_of_what_is_not_written(here, mini: Path, labelled: Path, tmp_path: Path) -> None:
+    hard = ("compress", mini, "--stages", "1,2,3,4", "--weights", "prune", "--data", labelled, "--max-drop", "5")
+    assert here(*hard, "--save-recipe", "r.yaml").code == 3
+    assert here("compress", mini, *FIT, "--no-eval", "--dry-run", "--save-recipe", "r.yaml").code == 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "r.yaml").write_text("mine")
+    refused = here("compress", mini, "--no-eval", "--save-recipe", "r.yaml")
+    assert refused.code == 2 and "Error: r.yaml already exists" in refused.err
+    assert (tmp_path / "r.yaml").read_text() == "mine"
+    assert "expected a name that ends in .yaml" in here("compress", mini, "--save-recipe", "recipe").err
+    missing = here("compress", mini, "--recipe", "none.yaml")
+    assert missing.code == 1 and missing.err.startswith("Error: none.yaml cannot be read")
