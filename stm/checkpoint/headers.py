@@ -42,7 +42,8 @@ _OPCODES = frozenset(
         *("PROTO", "STOP"),
     )
 )
-_LOCAL, _END = 30, 22  # bytes of a zip record's own header, and of the end of a directory without a comment
+# Bytes of a zip record's own header, of its entry in the directory, and of that one's end without a comment.
+_LOCAL, _ENTRY, _END = 30, 46, 22
 _FLAGS = 0x0808  # of a record: its size stands behind it, its name is UTF-8
 
 
@@ -131,7 +132,10 @@ class Archive:
         locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1)
         behind = self._data[start + size : -_END].tobytes()
         versions = behind[12:16]
-        return end == whole and behind == b"PK\6\6" + wide[:8] + versions + wide[8:] + locator
+        directory, at = self._data[start : start + size].tobytes(), 0
+        for _ in range(count):
+            at += _ENTRY + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, more and a comment
+        return at == size and end == whole and behind == b"PK\6\6" + wide[:8] + versions + wide[8:] + locator
 
     def _text(self, name: str) -> bytes | None:
         if name not in self._records:
