@@ -8,6 +8,7 @@ import collections
 import io
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ _OPCODES = frozenset(
         *("PROTO", "STOP"),
     )
 )
-_LOCAL, _END = 30, 22  # bytes of a zip record's own header, and of the end of a directory without a comment
+# Bytes of a zip record's own header, of its entry in the directory, and of that one's end without a comment.
+_LOCAL, _ENTRY, _END = 30, 46, 22
+_FLAGS = 0x0808  # of a record: its size stands behind it, its name is UTF-8
 
 
 class NotPlain(Exception):
@@ -91,7 +94,7 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 records = archive.infolist()
                 self.pickle = archive.read(next(each for each in records if each.filename.endswith("/data.pkl")))
-            plain = self._data[-_END : -_END + 4].tobytes() == b"PK\x05\x06"
+            plain = self._ends_plainly(len(records), archive.start_dir)
             folder = records[0].filename.partition("/")[0]
             self._records: dict[str, tuple[int, int]] = {}
             for each in records:
@@ -99,17 +102,40 @@ class Archive:
                 # where the record's own header says that its bytes begin, as torch looks it up
                 at = each.header_offset
                 head = self._data[at : at + _LOCAL].tobytes()
-                start = at + _LOCAL + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+                names, more = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+                start = at + _LOCAL + names
+                same = self._data[at + _LOCAL : start].tobytes() == each.orig_filename.encode()
                 stored = each.compress_type == zipfile.ZIP_STORED and each.file_size == each.compress_size
-                if top != folder or name in self._records or not stored:
+                usual = not (each.flag_bits & ~_FLAGS or each.volume) and head[:4] == b"PK\x03\x04" and same
+                if top != folder or name in self._records or not stored or not usual:
                     plain = False
-                self._records[name] = start, each.file_size
-            if not plain or self._text("byteorder") not in (None, b"little") or self._text("version") != b"3\n":
+                self._records[name] = start + more, each.file_size
+            numbers = (self._text(name) or b"0" for name in (".format_version", ".storage_alignment"))
+            if not plain or not all(map(bytes.isdigit, numbers)):
+                raise NotPlain
+            if self._text("byteorder") not in (None, b"little") or self._text("version") != b"3\n":
                 raise NotPlain
         except (OSError, MemoryError):
             raise
         except Exception as error:  # a damaged directory leads anywhere
             raise NotPlain from error
+
+    def _ends_plainly(self, count: int, start: int) -> bool:
+        """Return whether the directory of `count` records, which begins at `start`, ends as torch.save writes it.
+
+        That is with both forms of its end, which agree: one disk, all records, nothing between and nothing behind.
+        """
+        end = self._data[-_END:].tobytes()
+        size = int.from_bytes(end[12:16], "little")
+        whole = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, start, 0)
+        wide = struct.pack("<QIIQQQQ", 44, 0, 0, count, count, size, start)
+        locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1)
+        behind = self._data[start + size : -_END].tobytes()
+        versions = behind[12:16]
+        directory, at = self._data[start : start + size].tobytes(), 0
+        for _ in range(count):
+            at += _ENTRY + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, more and a comment
+        return at == size and end == whole and behind == b"PK\6\6" + wide[:8] + versions + wide[8:] + locator
 
     def _text(self, name: str) -> bytes | None:
         if name not in self._records:

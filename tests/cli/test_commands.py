@@ -219,6 +219,7 @@ def test_every_report_carries_the_common_keys_sorted(here, mini: Path, labelled:
         "gate",
         "rounding",
         "kl_gate",
+        "feature_change",
     }
     report = json.loads(runs["compress"].out)
     assert keys <= report.keys()
