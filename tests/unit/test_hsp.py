@@ -84,6 +84,14 @@ def test_a_token_without_input_gives_no_nan(ssm: tuple[Tensor, Tensor, Tensor]) 
     assert w.tolist() == [[0.0], [0.0]]
 
 
+def test_inputs_of_half_precision_are_taken_as_they_are(ssm: tuple[Tensor, Tensor, Tensor]) -> None:
+    """The matrix products that make B may run in half precision; the sums here do not."""
+    delta, B, A = ssm
+    a = hsp.absorbed(Step(0, ((0, 2), (8, 6))), L)
+    half = B.bfloat16()
+    assert torch.equal(hsp.least_squares(delta, half, A, a), hsp.least_squares(delta, half.double(), A, a))
+
+
 def test_weights_are_one_elsewhere_and_normalized_by_group() -> None:
     """Groups {0, 1 -> 2} and {8 -> 6}: (x_k + sum w_i x_i) / (1 + sum w_i)."""
     absorbed = hsp.absorbed(Step(0, ((0, 2), (1, 2), (8, 6))), L)

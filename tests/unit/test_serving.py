@@ -360,26 +360,3 @@ def test_what_was_laid_out_outlives_the_parameters(dense: stm.ViM) -> None:
     junk = [torch.full_like(x[0, 0], torch.nan) for _ in range(100)]
     norm()
     assert torch.equal(out, expected) and len(junk) == 100
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("served", [False, True])
-def test_neither_company_nor_threads_move_an_image_s_logits(images: Tensor, dtype: str, served: bool) -> None:
-    """Beyond float32's last digits: libraries of products sum in an order that depends on both. Again is the same."""
-    model: nn.Module = stm.compress(stm.load_checkpoint(MINI, device="cpu", dtype=dtype), rate=0.4, method="staged")
-    if served:
-        model = model.optimize(batch_size=4)
-    before = torch.get_num_threads()
-    with torch.inference_mode():
-        expected = model(images[:5])
-        assert model(images[:5]).equal(expected)
-        alone = torch.cat([model(image[None]) for image in images[:5]])
-        outcomes = [alone]
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
-                outcomes.append(model(images[:5]))
-        finally:
-            torch.set_num_threads(before)
-    for outcome in outcomes:
-        torch.testing.assert_close(outcome, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
