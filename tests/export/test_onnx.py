@@ -22,8 +22,8 @@ onnxruntime.set_default_logger_severity(3)
 
 def made(**shape: Any) -> ViM:
     """A small model with random weights."""
-    base: dict[str, Any] = {"image_size": 32, "patch": 8, "stride": 8, "in_chans": 3, "d_model": 16, "depth": 2, "dt_rank": 1}
-    model = ModelConfig(**base | shape)
+    base: dict[str, Any] = {"image_size": 32, "patch": 8, "stride": 8, "in_chans": 3, "d_model": 16}
+    model = ModelConfig(**base | {"depth": 2, "dt_rank": 1} | shape)
     config = Config(
         model=model,
         num_classes=5,
