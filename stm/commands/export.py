@@ -1,5 +1,6 @@
 """`stm export`: a model in another format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def _for_runtime(
     formats.check_installed(format)
     output = Path(out) if out is not None else Path(name_of(model) + kind.suffix)
     formats.check_output(format, output, force=force)
-    vim = open_model(model, source, on_progress)
+    # Traced and held to the runtime on a processor, wherever the machine's models run.
+    vim = open_model(model, replace(source, device="cpu"), on_progress)
     vim.config.check_head()
     vim, notes = _of_floats(vim, output)
     formats.check_dtype(format, vim.config.dtype)
