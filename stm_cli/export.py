@@ -1,5 +1,7 @@
 """`stm export`: write a model in a layout that other programs read."""
 
+from dataclasses import replace
+
 from rich.console import Group, RenderableType
 
 from stm.options import words
@@ -27,6 +29,7 @@ def run(
     dynamic_batch: o.DynamicBatch = False,
     with_preprocessing: o.WithPreprocessing = False,
     features: o.Features = False,
+    dtype: o.Dtype = None,
     out: o.OutFile = None,
     force: o.ForceFile = False,
     source: g.Source,
@@ -44,7 +47,7 @@ def run(
     with output.progress() as on_progress:
         report = export(
             model,
-            g.model_options(source),
+            replace(g.model_options(source), dtype=dtype),
             format=format,
             batch_size=batch_size,
             dynamic_batch=dynamic_batch,

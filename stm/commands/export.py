@@ -1,5 +1,6 @@
 """`stm export`: a model in another format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,11 @@ def _for_runtime(
         else Path(name_of(model) + ("-features" if interface.features else "") + kind.suffix)
     )
     formats.check_output(format, output, force=force)
-    vim = open_model(model, source, on_progress)
+    # Traced and held to the runtime on a processor, wherever the machine's models run.
+    vim = open_model(model, replace(source, device="cpu"), on_progress)
     interface = interface._replace(features=interface.features or not vim.config.num_classes)
     vim, notes = _of_floats(vim, output)
+    formats.check_dtype(format, vim.config.dtype)
     checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
     shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))
     return ExportReport(

@@ -86,6 +86,8 @@ def has_its_metadata(wheel: zipfile.ZipFile) -> None:
         "plots",
         "data",
         "bench",
+        "export",
+        "openvino",
         "cuda",
         "dev",
         "docs",
