@@ -125,6 +125,7 @@ def _for_runtime(
     vim = open_model(model, source, on_progress)
     interface = interface._replace(features=interface.features or not vim.config.num_classes)
     vim, notes = _of_floats(vim, output)
+    formats.check_dtype(format, vim.config.dtype)
     checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
     shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))
     return ExportReport(

@@ -8,6 +8,7 @@ from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
+from stm.config import DTYPES
 from stm.errors import ArtifactError, UsageError
 from stm.export import openvino, pt2
 from stm.export.check import check
@@ -29,6 +30,7 @@ class Format(NamedTuple):
         extra: of this package, which installs what it needs; None if the package itself does.
         needs: the packages.
         opset: of ONNX's operators; None if it has none.
+        dtypes: of weights that its runtime computes in.
         files: what a folder of this format holds, first the one that the runtime opens; () of a single file.
         write: from a model and an interface to a draft.
         tools: the programs that have to be on the PATH.
@@ -40,6 +42,7 @@ class Format(NamedTuple):
     extra: str | None
     needs: tuple[str, ...]
     opset: int | None
+    dtypes: tuple[str, ...]
     files: tuple[str, ...]
     write: Callable[[ViM, Interface, Path], None]
     tools: tuple[str, ...] = ()
@@ -57,7 +60,9 @@ def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
 _ONNX = ("onnx", "onnxscript")  # who writes, and how OpenVINO takes a model, too
 
 FORMATS = {
-    "onnx": Format("ONNX", ".onnx", "onnxruntime", "export", (*_ONNX, "onnxruntime"), OPSET, (), _onnx),
+    "onnx": Format(
+        "ONNX", ".onnx", "onnxruntime", "export", (*_ONNX, "onnxruntime"), OPSET, ("float32", "float16"), (), _onnx
+    ),
     "openvino": Format(
         "OpenVINO IR",
         "-openvino",
@@ -65,6 +70,7 @@ FORMATS = {
         "openvino",
         (*_ONNX, "openvino"),
         None,
+        DTYPES[:3],
         (openvino.XML, openvino.BIN),
         openvino.write,
     ),
@@ -88,6 +94,20 @@ def check_installed(name: str) -> None:
         raise UsageError(
             f"{kind.label} is not written: {', '.join(absent)} is not on the PATH",
             "install a C++ compiler, or choose --format pt2, which needs none",
+        )
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Refuse weights of a dtype that the runtime of a format does not compute in.
+
+    Raises:
+        UsageError: it names those that it does.
+    """
+    kind = FORMATS[name]
+    if dtype not in kind.dtypes:
+        raise UsageError(
+            f"{kind.label} is not written in {dtype}: {kind.runtime} has no products of it on a processor",
+            f"add --dtype {' or '.join(kind.dtypes)}",
         )
 
 

@@ -63,11 +63,29 @@ BACKEND = Backend("onnx", conv_silu, scan, add_norm)
 
 
 class Builder(Tape):
-    """Nodes that replace one node, written in order."""
+    """Nodes that replace one node, written in order.
+
+    Args:
+        name: of the node; every value is named after it, because a runtime refuses a name that two graphs of a file
+            share.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self._count = name, 0
+
+    def fresh(self) -> str:
+        """Return a name that no other value has."""
+        self._count += 1
+        return f"{self.name}_{self._count}"
 
     def __call__(self, op: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """Add a node with one output, and return it."""
-        return self.op(op, list(inputs), attributes)
+        return self.op(op, list(inputs), attributes, output=self.value())
+
+    def value(self, dtype: ir.DataType | None = None) -> ir.Value:
+        """Return a new value."""
+        return ir.Value(name=self.fresh(), type=None if dtype is None else ir.TensorType(dtype))
 
     def ints(self, *values: int) -> ir.Value:
         """Return a constant (n,) of int64."""
@@ -112,10 +130,9 @@ class Builder(Tape):
 
 def lower(model: ir.Model) -> None:
     """Replace every node of our domain in a model by standard ones."""
-    for node in list(model.graph):
-        if node.domain != DOMAIN:
-            continue
-        t = Builder()
+    ours = [node for node in model.graph if node.domain == DOMAIN]
+    for number, node in enumerate(ours):
+        t = Builder(f"{node.op_type}_{number}")
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         out = _LOWERED[node.op_type](t, list(node.inputs), attributes)
         if node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
@@ -192,14 +209,15 @@ def _recurrence(
     batch = t.slice(t("Shape", x), 0, 1, 2)
     shape = t("Concat", t.ints(1), batch, t.ints(1, 1), axis=0)
     h0 = t("Expand", t("Mul", A, t.floats(0.0)), shape)  # (K, B, N, E)
-    kind = ir.TensorType(ir.DataType.FLOAT)
-    h, d, xs, b, c = (ir.Value(name=name, type=kind) for name in ("h", "d", "x", "b", "c"))
-    body = Builder()
+    body = Builder(f"{t.name}_token")
+    h, d, xs, b, c = (body.value(ir.DataType.FLOAT) for _ in range(5))
     new = body("Add", body("Mul", body("Exp", body("Mul", d, A)), h), body("Mul", b, xs))
     y = body("MatMul", c, new)
-    new.type = y.type = kind
-    graph = ir.Graph([h, d, xs, b, c], [new, y], nodes=body.nodes, name="token")
-    _, ys = t.op_multi_out("Scan", [h0, *inputs], {"body": graph, "num_scan_inputs": 4}, num_outputs=2)
+    new.type = y.type = h.type
+    graph = ir.Graph([h, d, xs, b, c], [new, y], nodes=body.nodes, name=body.name)
+    outputs = [t.value(), t.value()]
+    t.op_multi_out("Scan", [h0, *inputs], {"body": graph, "num_scan_inputs": 4}, outputs=outputs)
+    ys = outputs[1]
     ys = t("Transpose", t("Squeeze", ys, t.ints(3)), perm=[1, 2, 0, 3])  # (K, B, L, E)
     return t.walked(ys, reverse, 0, 2)
 

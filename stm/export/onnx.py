@@ -43,9 +43,11 @@ def document(model: ViM, interface: Interface) -> bytes:
         assert exported is not None
         graph: Any = exported.model
         lower(graph)
-        optimizer.optimize(
-            graph, onnx_shape_inference=False, input_size_limit=_FOLDED, output_size_limit=_FOLDED, inline=False
-        )
+        # Constants alone: the rewriting rules of `optimize` get a batch of two directions wrong (onnxscript 0.7.2).
+        optimizer.fold_constants(graph, onnx_shape_inference=False, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
+        common.RemoveUnusedNodesPass()(graph)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
+        common.DeduplicateInitializersPass()(graph)
         # They hold lines of our source, with the paths of this machine.
         common.ClearMetadataAndDocStringPass()(graph)
     graph.producer_name, graph.producer_version = "stm", __version__

@@ -1,0 +1,114 @@
+"""ONNX files: standard operators, the same bytes twice, and what the model itself says, for every kind of ViM."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stm
+from stm.config import Config, ModelConfig, Preprocess, dense_schedule
+from stm.export import check, formats
+from stm.export.onnx import OPSET, document
+from stm.export.program import Interface
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
+
+onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+onnxruntime.set_default_logger_severity(3)
+
+
+def made(**shape: Any) -> ViM:
+    """A small model with random weights."""
+    base: dict[str, Any] = {"image_size": 32, "patch": 8, "stride": 8, "in_chans": 3, "d_model": 16, "depth": 2, "dt_rank": 1}
+    model = ModelConfig(**base | shape)
+    config = Config(
+        model=model,
+        num_classes=5,
+        schedule=dense_schedule(model),
+        preprocessing=Preprocess.official(32),
+        label_names=tuple("abcde"),
+    )
+    return initialize(ViM(config)).eval()
+
+
+def difference(model: ViM, data: bytes, batch: int) -> float:
+    images = torch.randn(batch, *model.config.model.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        truth = model(images)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return check.relative(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), truth)
+
+
+def test_standard_operators_the_same_bytes_and_what_the_file_says() -> None:
+    model = stm.compress(made(), rate=0.4, step_scale=0.5)
+    data = document(model, Interface())
+    assert data == document(model, Interface())
+    proto = onnx.load_from_string(data)
+    onnx.checker.check_model(proto)
+    assert [(each.domain, each.version) for each in proto.opset_import] == [("", OPSET)] and not proto.functions
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"} and "Scan" in {node.op_type for node in nodes}
+    said = {each.key: each.value for each in proto.metadata_props}
+    assert said["stm.label_names"] == '["a", "b", "c", "d", "e"]'
+    assert {"stm.preprocessing", "stm.source", "stm.recipe", "stm.stm_version", "stm.groups"} <= said.keys()
+    assert str(Path(stm.__file__).parent).encode() not in data, "no path of this machine"
+    assert difference(model, data, 3) < 1e-5
+
+
+def graphs(graph: Any) -> list[Any]:
+    """A graph and those in the attributes of its nodes."""
+    inner = [each.g for node in graph.node for each in node.attribute if each.HasField("g")]
+    return [graph, *(one for each in inner for one in graphs(each))]
+
+
+def test_a_batch_of_as_many_images_as_there_are_directions() -> None:
+    """The exporter's rewriting rules take the one axis for the other."""
+    model = made()
+    assert difference(model, document(model, Interface(batch_size=2)), 2) < 1e-5
+
+
+CASES: dict[str, Callable[[], ViM]] = {
+    "dynamic weights": lambda: stm.compress(made(), rate=0.4, weights="hsp", hsp="dynamic"),
+    "normalized": lambda: stm.compress(made(), rate=0.4, weights="hsp", hsp="dynamic", normalize=True),
+    "span convolution": lambda: stm.compress(made(), rate=0.4, span_conv=True),
+    "several class tokens and a neck": lambda: made(class_tokens=2, neck=8),
+    "a norm on the scans": lambda: made(scan_norm=True),
+    "class token at the head": lambda: made(class_token="head", divide_out=False),
+}
+
+
+@pytest.mark.slow(seconds=60)
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_model(case: str) -> None:
+    model = CASES[case]()
+    data = document(model, Interface())
+    assert max(difference(model, data, batch) for batch in (1, 3)) < 1e-5
+
+
+def test_a_file_that_fails_the_check_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check runs another model's file."""
+    one, other = made(), made()
+    with torch.no_grad():
+        other.head.bias.add_(torch.arange(5.0))
+    kind = formats.FORMATS["onnx"]
+    wrong = kind._replace(write=lambda model, interface, draft: kind.write(other, interface, draft))
+    monkeypatch.setitem(formats.FORMATS, "onnx", wrong)
+    with pytest.raises(check.CheckError, match=r"the export differs from the model by .* of the largest output"):
+        formats.write("onnx", one, Interface(), tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow(seconds=90)
+@pytest.mark.parametrize(("preprocessing", "batch_size"), [(False, None), (True, None), (True, 3)])
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_checked_in_its_runtime(tmp_path: Path, name: str, preprocessing: bool, batch_size: int | None) -> None:
+    if missing := formats.FORMATS[name].packages:
+        pytest.skip(f"not installed: {missing}")
+    model = stm.compress(made(), rate=0.4)
+    checked = formats.write(name, model, Interface(preprocessing, batch_size), tmp_path / "out")
+    assert checked.difference < 1e-4 and checked.agreement == 1 and checked.images == 8
+    assert checked.batch_sizes == ((batch_size,) if batch_size else (1, 4))
+    assert (tmp_path / "out").exists() and formats.size(name, tmp_path / "out") > 10_000
