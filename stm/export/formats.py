@@ -74,9 +74,9 @@ FORMATS = {
         (openvino.XML, openvino.BIN),
         openvino.write,
     ),
-    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, (), pt2.write),
+    "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write),
     "aoti": Format(
-        "an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, (), pt2.write_aoti, ("g++",)
+        "an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write_aoti, ("g++",)
     ),
 }
 

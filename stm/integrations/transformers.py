@@ -59,7 +59,6 @@ ELSEWHERE = {
     "variant": "give the folder that holds those weights",
     "quantization_config": "stm compress --dtype int8",
     "state_dict": "call load_state_dict on the model",
-    "gguf_file": "give a folder that stm wrote",
 }
 
 
@@ -85,11 +84,7 @@ class StmConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Return the config of a `config.json`.
-
-        Raises:
-            ArtifactError: the document is not what stm writes.
-        """
+        """Return the config of a `config.json`, or raise ArtifactError if it says stm and is not what stm writes."""
         if is_ours(config_dict):
             config_dict = _fields({key: value for key, value in config_dict.items() if key != "model_type"})
         return super().from_dict(config_dict, **kwargs)
@@ -224,7 +219,6 @@ class StmForImageClassification(PreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), as `StmImageProcessor` makes them.
             labels: (B,), the index of each image's class.
-            return_dict: false: a tuple.
 
         Raises:
             UsageError: images of another shape, dtype or device than the model takes.
@@ -345,11 +339,7 @@ def _device(device_map: Any) -> str:
 
 
 def _drawn(config: StmConfig) -> ViM:
-    """Return a dense model with drawn weights, for training from scratch.
-
-    Raises:
-        UsageError: the config is that of a compressed model, some of whose floats follow from weights.
-    """
+    """Return a dense model with drawn weights; a compressed one is refused, as floats of it follow from weights."""
     if config.vim.schedule.steps:
         raise UsageError(
             "the config is that of a compressed model, whose merges need its weights",
@@ -380,8 +370,7 @@ def _with_labels(vim: ViM, config: StmConfig, *, draw: bool) -> ViM:
 
 
 def _move(model: Path, folder: Path) -> None:
-    """Move a model's files among others. The weights first: if a kill comes between, their hash no longer fits, and
-    reading says so."""
+    """Move a model's files among others. The weights first: after a kill in between, reading says that they changed."""
     for name in artifact.FILES:
         path = folder / name
         if (model / name).is_file():
