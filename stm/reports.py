@@ -234,6 +234,7 @@ class CompressReport(Warned):
     rounding: Measured | None = None
     kl_gate: KlGate | None = None
     push: Pushed | None = None
+    exports: tuple[str, ...] = ()  # what a recipe's key export asked for
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 

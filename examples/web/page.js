@@ -234,6 +234,9 @@ async function load() {
   try {
     ort.env.wasm.numThreads = 1; // several need headers that http.server does not send
     session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    const { name: input, dtype, shape } = about["stm.input"]; // once on nothing: the first run compiles
+    const dims = shape.map(each => each ?? 1), n = dims.reduce((a, b) => a * b);
+    await session.run({ [input]: new ort.Tensor(dtype, dtype === "uint8" ? new Uint8Array(n) : new Float32Array(n), dims) });
   } catch (error) {
     return refuse(`${name} cannot be run here: ${String(error.message ?? error).split("\n")[0]}`);
   }
