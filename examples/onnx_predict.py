@@ -25,8 +25,9 @@ def main(model: str, photo: str) -> None:
     images = ((pixels - prep["mean"]) / prep["std"]).transpose(2, 0, 1)[None].astype(np.float32)
     (logits,) = session.run(None, {about["stm.input"]["name"]: images})[0]
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    names = about["stm.label_names"] or [f"class {index}" for index in range(len(logits))]
     for index in np.argsort(-probabilities)[:5]:
-        print(f"{100 * probabilities[index]:5.1f}%  {(about['stm.label_names'] or range(len(logits)))[index]}")
+        print(f"{100 * probabilities[index]:5.1f}%  {names[index]}")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ function facts() {
   const { about, groups, bytes } = model, recipe = about["stm.recipe"], { depth } = about["stm.model"];
   const layers = about["stm.schedule"].tokens_per_block.reduce((a, b) => a + b), dense = depth * about["stm.schedule"].tokens;
   const rows = [
-    ["Model", about["stm.source"]?.file ?? "ViM", `${depth} blocks, ${(bytes / 1e6).toFixed(1)} MB`],
+    ["Model", about["stm.source"].repo?.split("/").pop() ?? about["stm.source"].file ?? "ViM", `${depth} blocks, ${(bytes / 1e6).toFixed(1)} MB`],
     ["Patches at the end", `${groups.at(-1).filter(group => group.length).length} of ${groups[0].filter(group => group.length).length}`, "tokens that the last block sees"],
     ["Work saved", `${(100 * (1 - layers / dense)).toFixed(0)}%`, recipe ? `of the token-layers, ${recipe.method}` : "a dense model"],
   ];

@@ -25,14 +25,15 @@ from tests.page.test_browser import TEXTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PHOTO = FOLDER / "photographs" / "chelsea.jpg"
-pytestmark = pytest.mark.slow(seconds=90)
+pytestmark = pytest.mark.slow(seconds=60)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """vim-digits, compressed."""
+    """A mini ViM, compressed: 49 patches that overlap, 6 blocks, 10 classes without names."""
     out = tmp_path_factory.mktemp("model") / "small"
-    compress.compress("vim-digits", merge=MergeOptions(rate=0.4), eval=False, out=out)
+    mini = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
+    compress.compress(str(mini), merge=MergeOptions(stages=(2, 4), method="staged"), eval=False, out=out)
     return out
 
 
@@ -50,7 +51,7 @@ def models(small: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def expected(small: Path) -> list[tuple[str, float]]:
     (prediction,) = predict.predict(str(small), [PHOTO]).predictions
-    return [(each.label or str(each.index), each.probability) for each in prediction.top5]
+    return [(each.label or f"class {each.index}", each.probability) for each in prediction.top5]
 
 
 def read(text: str) -> list[tuple[str, float]]:
@@ -163,7 +164,7 @@ def test_the_page(
     # The patches that became one: as many tokens as the schedule says in the last block, and all in the first.
     schedule = json.loads((small / "config.json").read_text())["schedule"]
     tokens = schedule["tokens_per_block"][-1] - 1
-    assert f"Block 24 sees {tokens} tokens for 196 patches" in tab.evaluate(
+    assert f"Block 6 sees {tokens} tokens for 49 patches" in tab.evaluate(
         "document.getElementById('caption').textContent"
     )
     tab.evaluate("(b => { b.value = 0; b.dispatchEvent(new Event('input')); })(document.getElementById('block'))")
