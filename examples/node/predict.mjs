@@ -22,7 +22,8 @@ const scale = resize / Math.min(width, height);
 const wide = Math.trunc(width * scale), high = Math.trunc(height * scale);
 const { data } = await sharp(photo).removeAlpha().toColourspace(channels === 1 ? "b-w" : "srgb")
   .resize(wide, high, { kernel: "cubic", fit: "fill", fastShrinkOnLoad: false }).raw().toBuffer({ resolveWithObject: true });
-const left = Math.round((wide - crop) / 2), top = Math.round((high - crop) / 2);
+const even = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x); // as Python rounds: halves to even
+const left = even((wide - crop) / 2), top = even((high - crop) / 2);
 const pixels = new Uint8Array(crop * crop * channels);
 for (let y = 0; y < crop; y++) {
   const from = ((top + y) * wide + left) * channels;
