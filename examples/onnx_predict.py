@@ -20,13 +20,14 @@ def main(model: str, photo: str) -> None:
     scale = prep["resize"] / min(image.size)
     image = image.resize([int(side * scale) for side in image.size], Image.Resampling[prep["interpolation"].upper()])
     left, top = (round((side - prep["crop"]) / 2) for side in image.size)
-    pixels = np.asarray(image.crop((left, top, left + prep["crop"], top + prep["crop"])), np.float32)
-    pixels = pixels.reshape(prep["crop"], prep["crop"], -1) / 255
+    square = np.asarray(image.crop((left, top, left + prep["crop"], top + prep["crop"])))
+    pixels = square.reshape(prep["crop"], prep["crop"], -1) / 255
     images = ((pixels - prep["mean"]) / prep["std"]).transpose(2, 0, 1)[None].astype(np.float32)
     (logits,) = session.run(None, {about["stm.input"]["name"]: images})[0]
     probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    names = about["stm.label_names"] or [f"class {index}" for index in range(len(logits))]
     for index in np.argsort(-probabilities)[:5]:
-        print(f"{100 * probabilities[index]:5.1f}%  {(about['stm.label_names'] or range(len(logits)))[index]}")
+        print(f"{100 * probabilities[index]:5.1f}%  {names[index]}")
 
 
 if __name__ == "__main__":

@@ -242,6 +242,7 @@ class CompressReport(Warned):
     kl_gate: KlGate | None = None
     feature_change: float | None = None
     push: Pushed | None = None
+    exports: tuple[str, ...] = ()  # what a recipe's key export asked for
     notes: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -21,8 +21,9 @@ const { width, height } = await sharp(photo).metadata();
 const scale = resize / Math.min(width, height);
 const wide = Math.trunc(width * scale), high = Math.trunc(height * scale);
 const { data } = await sharp(photo).removeAlpha().toColourspace(channels === 1 ? "b-w" : "srgb")
-  .resize(wide, high, { kernel: "cubic", fit: "fill" }).raw().toBuffer({ resolveWithObject: true });
-const left = Math.round((wide - crop) / 2), top = Math.round((high - crop) / 2);
+  .resize(wide, high, { kernel: "cubic", fit: "fill", fastShrinkOnLoad: false }).raw().toBuffer({ resolveWithObject: true });
+const even = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x); // as Python rounds: halves to even
+const left = even((wide - crop) / 2), top = even((high - crop) / 2);
 const pixels = new Uint8Array(crop * crop * channels);
 for (let y = 0; y < crop; y++) {
   const from = ((top + y) * wide + left) * channels;
@@ -33,6 +34,6 @@ const images = new ort.Tensor("uint8", pixels, [1, crop, crop, channels]);
 const { probabilities } = await session.run({ [about["stm.input"].name]: images });
 const ranked = [...probabilities.data].map((share, index) => [share, index]).sort((a, b) => b[0] - a[0]);
 for (const [share, index] of ranked.slice(0, 5)) {
-  console.log(`${(100 * share).toFixed(1).padStart(5)}%  ${about["stm.label_names"]?.[index] ?? index}`);
+  console.log(`${(100 * share).toFixed(1).padStart(5)}%  ${about["stm.label_names"]?.[index] ?? `class ${index}`}`);
 }
 process.exit(0); // ONNX Runtime's threads would keep the process

@@ -4,6 +4,7 @@ import { metadata } from "./metadata.js";
 const RUNTIME = "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
 const SHOWN = 672; // pixels of the picture's longer side on the screen, at least
 const at = id => document.getElementById(id);
+const even = x => x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x); // as Python rounds: halves to even
 const size = value => Array.isArray(value) ? value : [value, value]; // height and width
 let model = null, seen = null;
 
@@ -56,7 +57,7 @@ function pixelsOf(image, resize, crop, filter) {
   const from = pen.getImageData(0, 0, image.width, image.height).data;
   const [high, wide] = scaled(image, resize), [down, across] = size(crop);
   const all = resampled(from, image.width, image.height, wide, high, filter);
-  const left = Math.round((wide - across) / 2), top = Math.round((high - down) / 2);
+  const left = even((wide - across) / 2), top = even((high - down) / 2);
   const out = new Uint8Array(3 * down * across);
   for (let y = 0; y < down; y++) {
     for (let x = 0; x < across; x++) {
@@ -69,7 +70,7 @@ function pixelsOf(image, resize, crop, filter) {
 function scaled(image, resize) {
   if (Array.isArray(resize)) {
     const ratio = Math.min(image.height / resize[0], image.width / resize[1]);
-    return [Math.round(image.height / ratio), Math.round(image.width / ratio)];
+    return [even(image.height / ratio), even(image.width / ratio)];
   }
   const ratio = resize / Math.min(image.width, image.height);
   return image.width <= image.height ? [Math.trunc(image.height * ratio), resize] : [resize, Math.trunc(image.width * ratio)];
@@ -197,7 +198,7 @@ function facts() {
   const { about, groups, bytes } = model, recipe = about["stm.recipe"], { depth } = about["stm.model"];
   const layers = about["stm.schedule"].tokens_per_block.reduce((a, b) => a + b), dense = depth * about["stm.schedule"].tokens;
   const rows = [
-    ["Model", about["stm.source"]?.file ?? "ViM", `${depth} blocks, ${(bytes / 1e6).toFixed(1)} MB`],
+    ["Model", about["stm.source"].repo?.split("/").pop() ?? about["stm.source"].file ?? "ViM", `${depth} blocks, ${(bytes / 1e6).toFixed(1)} MB`],
     ["Patches at the end", `${groups.at(-1).filter(group => group.length).length} of ${groups[0].filter(group => group.length).length}`, "tokens that the last block sees"],
     ["Work saved", `${(100 * (1 - layers / dense)).toFixed(0)}%`, recipe ? `of the token-layers, ${recipe.method}` : "a dense model"],
   ];
@@ -234,6 +235,9 @@ async function load() {
   try {
     ort.env.wasm.numThreads = 1; // several need headers that http.server does not send
     session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+    const { name: input, dtype, shape } = about["stm.input"]; // once on nothing: the first run compiles
+    const dims = shape.map(each => each ?? 1), n = dims.reduce((a, b) => a * b);
+    await session.run({ [input]: new ort.Tensor(dtype, dtype === "uint8" ? new Uint8Array(n) : new Float32Array(n), dims) });
   } catch (error) {
     return refuse(`${name} cannot be run here: ${String(error.message ?? error).split("\n")[0]}`);
   }

@@ -10,6 +10,7 @@ import torch
 from stm.artifact import folder as artifact
 from stm.bake import CALIBRATION_IMAGES, CalibrationImages, bake, bake_again
 from stm.bench.bench import served_speed
+from stm.commands import beside
 from stm.commands.fit_set import check_different, check_fit_on, fit_notes, fit_set
 from stm.commands.outcome import Outcome, reported
 from stm.commands.recipe import as_recorded, check_made, check_source, default_name, read_recipe, recorded
@@ -152,6 +153,7 @@ def compress(
         check_recipe(Path(save_recipe), force=force)
     output = Path(out) if out is not None else Path(default_name(name_of(model), wish.merge))
     artifact.check_output(output, force=force)
+    beside.check(output, choice.export, force=force)
     if push is not None:
         hub_push.check(dataclasses.replace(push, dry_run=dry_run))
 
@@ -211,19 +213,22 @@ def compress(
     if timed_too and outcome.accepted and not dry_run:
         served = served_speed(dense, small, batch_size=goal.batch_size, on_progress=on_progress)
         outcome = outcome._replace(served=served)
-    pushed = None
+    pushed, exports = None, list[str]()
     if outcome.accepted and not dry_run:
         speed = None if outcome.figures is None else outcome.figures.images_per_second
         small.config = save(small, output, force=force, images_per_second=speed, served=outcome.served)
         pushed = None if push is None else hub_push.push(output, small.config, push, on_progress)
         if save_recipe is not None:
             write_recipe(Path(save_recipe), wish.remembered(choice, small.config), force=force)
+        exports = beside.write(output, choice.export, force=force, on_progress=on_progress)
     if fitting is not None and small.plan is not None:
         checked = wish.compare and not dry_run and not backbone
         notes += fit_notes(fitting, small, given if wish.splits else None, checked=checked, on_progress=on_progress)
     report = reported(small, model, output, dry_run, outcome, wish.recorded)
     notes = told + report.notes + notes
-    return dataclasses.replace(report, notes=notes, push=pushed, **_warned(small, model, wish, outcome))
+    return dataclasses.replace(
+        report, notes=notes, push=pushed, exports=tuple(exports), **_warned(small, model, wish, outcome)
+    )
 
 
 def _warned(small: ViM, model: str, wish: _Wish, outcome: Outcome) -> dict[str, Any]:

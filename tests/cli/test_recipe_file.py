@@ -87,3 +87,13 @@ def test_no_recipe_is_left_of_what_is_not_written(here, mini: Path, labelled: Pa
     assert "expected a name that ends in .yaml" in here("compress", mini, "--save-recipe", "recipe").err
     missing = here("compress", mini, "--recipe", "none.yaml")
     assert missing.code == 1 and missing.err.startswith("Error: none.yaml cannot be read")
+
+
+def test_a_recipe_exports_beside_the_folder(here, mini: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("recipe_version: 1\nstages: [2, 4]\nno_eval: true\nexport: [official, folder]\n")
+    (tmp_path / "out.pth").touch()
+    refused = here("compress", mini, "--recipe", "r.yaml", "--out", "out")
+    assert refused.code == 2 and "out.pth already exists" in refused.err and not (tmp_path / "out").exists()
+    report = json.loads(here("compress", mini, "--recipe", "r.yaml", "--out", "out", "--force", "--json").out)
+    assert report["exports"] == ["out.pth", "out-dense"]
+    assert here("info", "out-dense").code == 0 and (tmp_path / "out.pth").stat().st_size > 100_000

@@ -39,6 +39,8 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *args: str) -> None:
 def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
         "evaluate.py",
+        "README.md",
+        "onnx_predict.py",
         "push.py",
         "quickstart.ipynb",
         "serve.py",

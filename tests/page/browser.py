@@ -34,7 +34,9 @@ class Browser:
         for domain in ("Page", "Network", "Log", "Runtime"):
             self._send(f"{domain}.enable")
 
-    def show(self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = "") -> None:
+    def show(
+        self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False, media: str = ""
+    ) -> None:
         """Open a page and wait until all of it is there."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._send("Emulation.setEmulatedMedia", media=media, features=[scheme])
