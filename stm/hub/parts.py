@@ -5,7 +5,7 @@ download has a part of its own and removes it, so that no broken lock mixes two 
 before that function. A part lies in the cache beside the file that it becomes, under the hash of that file: another
 version has another hash. One process holds it; others download as before. What was gone on with is held to its hash.
 
-Xet has no part to go on from, and connections of its own that `stm.hub.guard` does not see. So files come by HTTP.
+Files come by HTTP, as `stm.hub.guard` has it. Xet has no part to go on from: who asks for it begins each file anew.
 """
 
 import hashlib
@@ -23,33 +23,21 @@ from stm.artifact.written import tell
 _ENDING = ".stm-part"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # the names of files in the cache; what has another has no hash
 _state = threading.local()
-_lock = threading.Lock()
-_runs, _xet_is_off = 0, False
 
 
 @contextmanager
 def kept() -> Iterator[None]:
     """Keep the parts of the downloads in the block, which are this thread's."""
-    global _runs, _xet_is_off
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import file_download
 
     get = getattr(file_download, "http_get", None)
     if get is not None and not hasattr(get, "of_stm"):
         file_download.http_get = _before(get)
-    with _lock:
-        if not _runs:
-            _xet_is_off = getattr(constants, "HF_HUB_DISABLE_XET", True)
-        _runs += 1
-        constants.HF_HUB_DISABLE_XET = True
     _state.on = True
     try:
         yield
     finally:
         _state.on = False
-        with _lock:
-            _runs -= 1
-            if not _runs:
-                constants.HF_HUB_DISABLE_XET = _xet_is_off
 
 
 def digest_of(name: str, file: Any) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from stm.errors import HubError
-from stm.hub import parts, reach
+from stm.hub import reach
 from stm.hub.errors import Request, translate_errors
 from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
@@ -201,17 +201,6 @@ def test_another_version_begins_anew(hub: Hub, client: Client) -> None:
     hub.repos["owner/vim"].commit({"vim.pth": WEIGHTS[::-1]})
     assert Path(client("fetch", "owner/vim", "vim.pth")["result"]["path"]).read_bytes() == WEIGHTS[::-1]
     assert part.is_file() and [headers.get("range") for headers in gets(hub, "vim.pth")] == [None]
-
-
-def test_xet_is_off_while_a_part_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no part to go on from, and connections that the guard does not see."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils._runtime import is_xet_available
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    with parts.kept():
-        assert not is_xet_available()
-    assert constants.HF_HUB_DISABLE_XET is False
 
 
 def test_a_server_that_does_not_answer_in_time(hub: Hub, client: Client) -> None:
