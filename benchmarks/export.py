@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/export.py [E]
 
-The forms take turns, and the least time of each counts. docs/export.md has the table.
+The forms take turns, and the least time of each counts.
 """
 
 import sys
