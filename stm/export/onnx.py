@@ -10,7 +10,7 @@ from stm.export.program import INPUT, Interface, trace
 from stm.model.vim import ViM
 from stm.quiet import quiet
 
-OPSET = 23
+OPSET = 23  # the newest of torch's exporter; ONNX Runtime takes it from 1.23 on, which is the floor of the extra
 _FOLDED = 2**40  # bytes of a constant that follows from weights: all of them
 
 
