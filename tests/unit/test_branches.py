@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from stm.artifact import atomic, folder, provenance, shapes
-from stm.artifact.locks import lock
+from stm.artifact.locks import holder, lock
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell, tell_unkept, unkept
 from stm.config import Measured, Preprocess, Protection, Size, dense_schedule
-from stm.config_file import dumps
+from stm.config_file import class_names, dumps
 from stm.errors import ArtifactError, StmError, UsageError
 from tests.unit.folders import NAMES, content, put, whole
 from tests.unit.test_config import CONFIG
@@ -340,3 +340,26 @@ def test_a_lock_leaves_no_file_open(tmp_path: Path) -> None:
     with lock(tmp_path) as held, lock(tmp_path / "none") as of_nothing:
         assert held and not of_nothing
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_who_holds_a_lock_is_named_by_the_system_s_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines as /proc/locks has them: number, kind, mode, access, process, device and inode, range."""
+    file, listing = tmp_path / "lock", tmp_path / "locks"
+    file.touch()
+    inode = file.stat().st_ino
+    monkeypatch.setattr("stm.artifact.locks._LOCKS", listing)
+    assert holder(file) == "another process"  # no list
+    for line, who in (
+        (f"1: FLOCK  ADVISORY  WRITE 1234 08:01:{inode} 0 EOF", "process 1234"),
+        (f"1: POSIX  ADVISORY  WRITE 1234 08:01:{inode} 0 EOF", "another process"),
+        (f"1: FLOCK  ADVISORY  WRITE 1234 08:01:{inode + 1} 0 EOF", "another process"),
+    ):
+        listing.write_text(line + "\n")
+        assert holder(file) == who
+
+
+def test_classes_without_names_are_numbered() -> None:
+    numbers = tuple(f"class {index}" for index in range(CONFIG.num_classes))
+    names = tuple(f"name {index}" for index in range(CONFIG.num_classes))
+    assert class_names(dataclasses.replace(CONFIG, label_names=None)) == numbers
+    assert class_names(dataclasses.replace(CONFIG, label_names=names)) == names

@@ -4,15 +4,18 @@ behind a header. That both ways say the same of a file is held by `cases.read`, 
 import argparse
 import contextlib
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fuzz import small
 from stm.checkpoint import file
-from stm.checkpoint.leaves import Header, dtype_of, is_tensor, kind_of
+from stm.checkpoint import headers as plain
+from stm.checkpoint.leaves import Header, dtype_of, header, is_tensor, kind_of
 from stm.errors import CheckpointError
 from tests.unit.checkpoint.cases import State, forms, read, refused, save
 
@@ -120,3 +123,50 @@ def test_a_damaged_file_has_one_outcome(tmp_path: Path) -> None:
         path.write_bytes(cut)
         with contextlib.suppress(CheckpointError):
             read(path)
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((3,), True), ((2, 2), False), ((-1,), False), ((0, 9), True)])
+def test_a_header_stays_within_its_file(shape: tuple[int, ...], fits: bool) -> None:
+    """Twelve bytes from the fourth on hold three numbers."""
+    data = np.zeros(16, np.uint8)
+    if fits:
+        assert header(data, 4, "float32", shape).shape == shape
+    else:
+        with pytest.raises(ValueError, match=r"^(sizes that no tensor has|a tensor that reaches beyond its file)$"):
+            header(data, 4, "float32", shape)
+
+
+@pytest.mark.parametrize(("record", "other"), [(b"little", b"middle"), (b"3\n", b"9\n")])
+def test_an_archive_of_another_order_or_version_is_left_to_torch(record: bytes, other: bytes, tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pth", {"w": torch.ones(2)})
+    plain.Archive(path)
+    with zipfile.ZipFile(path) as archive:
+        content = {each: archive.read(each) for each in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, other if data == record else data)
+    with pytest.raises(plain.NotPlain):
+        plain.Archive(path)
+
+
+def test_a_storage_has_the_bytes_of_its_numbers(tmp_path: Path) -> None:
+    archive = plain.Archive(save(tmp_path / "x.pth", {"w": torch.ones(2)}))
+    assert archive.storage("0", "float32", 2)[0].tobytes() == np.ones(2, np.float32).tobytes()
+    for dtype, count in (("float32", 1), ("float64", 2)):
+        with pytest.raises(plain.NotPlain):
+            archive.storage("0", dtype, count)
+
+
+def test_what_torch_would_not_build_is_no_header() -> None:
+    storage = (np.zeros(16, np.uint8), "int64")
+    assert plain._tensor(storage, 0, (2,), (1,)).shape == (2,)
+    for offset, grad in ((-1, False), (1.0, False), (0, True)):  # no place, no number, no gradient of whole numbers
+        with pytest.raises(plain.NotPlain):
+            plain._tensor(storage, offset, (2,), (1,), grad)  # type: ignore[arg-type]
+    with pytest.raises(plain.NotPlain):
+        plain._parameter(1)
+
+
+def test_a_pickle_of_a_later_protocol_is_left_to_torch(state: State, tmp_path: Path) -> None:
+    path = save(tmp_path / "x_midclstok.pth", {"model": state}, pickle_protocol=4)
+    refused(path)
