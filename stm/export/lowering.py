@@ -5,7 +5,7 @@ whoever exports a scan in torch's operators gets thousands of nodes, and no choi
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
@@ -62,17 +62,34 @@ def scan(
 BACKEND = Backend("onnx", conv_silu, scan, add_norm)
 
 
+class Form(NamedTuple):
+    """Which of two equal forms a runtime computes faster; `benchmarks/export.py` measures them.
+
+    Args:
+        block: tokens per step of a `Scan`. A longer step has larger operators, and copies more.
+        softplus: use the operator of this name.
+    """
+
+    block: int
+    softplus: bool
+
+
+ONNX_RUNTIME = Form(block=1, softplus=False)
+OPENVINO = Form(block=8, softplus=True)
+
+
 class Builder(Tape):
     """Nodes that replace one node, written in order.
 
     Args:
         name: of the node; every value is named after it, because a runtime refuses a name that two graphs of a file
             share.
+        form: what they take if there are two ways.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, form: Form) -> None:
         super().__init__()
-        self.name, self._count = name, 0
+        self.name, self.form, self._count = name, form, 0
 
     def fresh(self) -> str:
         """Return a name that no other value has."""
@@ -103,6 +120,18 @@ class Builder(Tape):
         """Return x[first:end:step] along an axis."""
         return self("Slice", x, self.ints(first), self.ints(end), self.ints(axis), self.ints(step))
 
+    def split(self, x: ir.Value, count: int) -> list[ir.Value]:
+        """Return x in `count` equal parts along the first axis."""
+        if count == 1:
+            return [x]
+        parts = [self.value() for _ in range(count)]
+        self.op_multi_out("Split", [x], {"axis": 0, "num_outputs": count}, outputs=parts)
+        return parts
+
+    def joined(self, parts: list[ir.Value]) -> ir.Value:
+        """Return values behind each other along the first axis."""
+        return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=0)
+
     def float32(self, x: ir.Value) -> ir.Value:
         """Return x in float32."""
         return x if x.dtype == ir.DataType.FLOAT else self("Cast", x, to=ir.DataType.FLOAT)
@@ -128,11 +157,11 @@ class Builder(Tape):
         return self("Concat", *parts, axis=directions)
 
 
-def lower(model: ir.Model) -> None:
-    """Replace every node of our domain in a model by standard ones."""
+def lower(model: ir.Model, form: Form) -> None:
+    """Replace every node of our domain in a model by standard ones, in the form that suits a runtime."""
     ours = [node for node in model.graph if node.domain == DOMAIN]
     for number, node in enumerate(ours):
-        t = Builder(f"{node.op_type}_{number}")
+        t = Builder(f"{node.op_type}_{number}", form)
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         out = _LOWERED[node.op_type](t, list(node.inputs), attributes)
         if node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
@@ -146,27 +175,53 @@ def lower(model: ir.Model) -> None:
 def _conv_silu(t: Builder, inputs: Sequence[Any], attributes: dict[str, Any]) -> ir.Value:
     """Write SiLU of the causal convolution of each direction, float32."""
     x, w, b = map(t.float32, inputs)  # (B, L, E), (K, E, W), (K, E)
-    length, width = inputs[0].shape[1], inputs[1].shape[-1]
+    tokens, (_, channels, width) = inputs[0].shape[1], inputs[1].shape
     sizes = attributes.get("sizes")
+    x = t("Transpose", x, perm=[0, 2, 1]) if sizes is None else t("Pad", x, t.ints(0, 0, 0, 0, 1, 0))
     outs = []
     for k, back in enumerate(attributes["reverse"]):
-        weight, total = t.at(w, k, 0), t.at(b, k, 0)  # (E, W), (E,)
+        weight, bias = t.at(w, k, 0), t.at(b, k, 0)  # (E, W), (E,)
         if sizes is None:
-            padded = t("Pad", x, t.ints(*((0, 0, 0, 0, width - 1, 0) if back else (0, width - 1, 0, 0, 0, 0))))
-            taps = [t.slice(padded, 1, i, i + length) for i in (range(width) if back else reversed(range(width)))]
-        else:  # the tokens that each evaluation reads, a row of zeros among them
-            padded = t("Pad", x, t.ints(0, 0, 0, 0, 1, 0))
-            token, window, share = table(tuple(sizes), bool(back), width)
-            taps = [t("Gather", padded, t.ints(*tokens.tolist()), axis=1) for tokens in window]
-        for i, tap in enumerate(taps):  # the i-th is i places earlier in walking order
-            total = t("Add", total, t("Mul", tap, t.at(weight, width - 1 - i, 1)))
-        out = t("Mul", total, t("Sigmoid", total))
-        if sizes is not None:
-            means = torch.zeros(length, len(token), dtype=torch.float64)
-            means[token, torch.arange(len(token))] = share
-            out = t("MatMul", t.floats(means.float().numpy()), out)  # (L, evaluations) times (B, evaluations, E)
+            if back:  # the last tap is the token itself; those that came before it stand behind it
+                weight = t.slice(weight, 1, -1, _FIRST, -1)
+            pads = [0, width - 1] if back else [width - 1, 0]
+            out = t("Conv", x, t("Unsqueeze", weight, t.ints(1)), bias, group=channels, pads=pads)  # (B, E, L)
+            out = t("Transpose", _silu(t, out), perm=[0, 2, 1])
+        else:
+            out = _span_conv(t, x, weight, bias, table(tuple(sizes), bool(back), width), tokens)
         outs.append(t("Unsqueeze", out, t.ints(0)))
     return t("Concat", *outs, axis=0)
+
+
+def _span_conv(
+    t: Builder,
+    padded: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value,
+    evaluations: tuple[Tensor, Tensor, Tensor],
+    tokens: int,
+) -> ir.Value:
+    """Write one direction of the convolution over positions; see `stm.backends.conv.span`.
+
+    Args:
+        padded: (B, L + 1, E), a row of zeros behind the tokens.
+        weight, bias: (E, W), (E,).
+        evaluations: of `stm.backends.conv.table`.
+        tokens: L.
+    """
+    token, window, share = evaluations
+    total, last = bias, len(window) - 1
+    for i, read in enumerate(window):  # the i-th is i places earlier in walking order
+        tap = t("Gather", padded, t.ints(*read.tolist()), axis=1)
+        total = t("Add", total, t("Mul", tap, t.at(weight, last - i, 1)))
+    means = torch.zeros(tokens, len(token), dtype=torch.float64)
+    means[token, torch.arange(len(token))] = share
+    # (L, evaluations) times (B, evaluations, E)
+    return t("MatMul", t.floats(means.float().numpy()), _silu(t, total))
+
+
+def _silu(t: Builder, x: ir.Value) -> ir.Value:
+    return t("Mul", x, t("Sigmoid", x))
 
 
 def _scan(t: Builder, inputs: Sequence[Any], attributes: dict[str, Any]) -> ir.Value:
@@ -180,46 +235,78 @@ def _scan(t: Builder, inputs: Sequence[Any], attributes: dict[str, Any]) -> ir.V
     u, delta, B, C = map(t.float32, (u, dt, B, C))
     if dt_bias is not None:
         delta = t("Add", delta, t("Unsqueeze", dt_bias, t.ints(1, 2)))
-    delta = t("Softplus", delta)  # (K, B, L, E)
+    delta = t("Softplus", delta) if t.form.softplus else softplus(t, delta)  # (K, B, L, E)
     if scale is not None:
         delta = t("Mul", delta, t("Unsqueeze", scale, t.ints(-1)))
     elapsed = delta if gap is None else t("Add", delta, gap)
-    y = _recurrence(t, elapsed, t("Mul", delta, u), A, B, C, reverse)
+    length = inputs[0].shape[2]
+    y = _recurrence(t, elapsed, t("Mul", delta, u), A, B, C, reverse, length)
     y = t("Add", y, t("Mul", t("Unsqueeze", D, t.ints(1, 2)), u))
     if attributes["split"]:
         return y
-    y = t("ReduceSum", y, t.ints(0), keepdims=0)
-    if z is None:
-        return y
-    z = t.float32(z)
-    return t("Mul", y, t("Mul", z, t("Sigmoid", z)))
+    y = t("Sum", *(t.at(y, k, 0) for k in range(len(reverse))))  # ONNX Runtime's ReduceSum takes five times as long
+    return y if z is None else t("Mul", y, _silu(t, t.float32(z)))
+
+
+def softplus(t: Builder, x: ir.Value) -> ir.Value:
+    """Write log(1 + exp(x)) in ten operators: the one of ONNX Runtime's takes three times their time (1.32).
+
+    It is max(x, 0) + log(1 + e) of e = exp(-|x|). What the sum 1 + e rounds away comes back behind the logarithm, so
+    that steps close to zero keep their digits.
+    """
+    one = t.floats(1.0)
+    e = t("Exp", t("Neg", t("Abs", x)))
+    total = t("Add", e, one)
+    rounded = t("Sub", e, t("Sub", total, one))
+    return t("Add", t("Relu", x), t("Add", t("Log", total), rounded))
 
 
 def _recurrence(
-    t: Builder, elapsed: ir.Value, x: ir.Value, A: ir.Value, B: ir.Value, C: ir.Value, reverse: Sequence[int]
+    t: Builder,
+    elapsed: ir.Value,
+    x: ir.Value,
+    A: ir.Value,
+    B: ir.Value,
+    C: ir.Value,
+    reverse: Sequence[int],
+    length: int,
 ) -> ir.Value:
-    """Write y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t: one step of a Scan per token."""
+    """Write y_t = C_t h_t of h_t = exp(elapsed_t A) h_{t-1} + x_t B_t, from zero: a Scan, one step per T tokens."""
+    size = min(t.form.block, length)
+    steps = -(-length // size)
+    padding = steps * size - length
     A = t("Unsqueeze", t("Transpose", A, perm=[0, 2, 1]), t.ints(1))  # (K, 1, N, E)
 
-    def steps(v: ir.Value, axis: int) -> ir.Value:
-        v = t("Transpose", v, perm=[2, 0, 1, 3])  # (L, K, B, X)
-        return t("Unsqueeze", t.walked(v, reverse, 1, 0), t.ints(axis))
+    def blocks(v: ir.Value, axis: int) -> ir.Value:
+        """Return v (K, B, L, X) in walking order as (steps, T, K, B, 1, X), or (.., X, 1), with zeros behind it."""
+        v = t.walked(t("Transpose", v, perm=[2, 0, 1, 3]), reverse, 1, 0)
+        if padding:
+            v = t("Pad", v, t.ints(0, 0, 0, 0, padding, 0, 0, 0))
+        shape = t("Concat", t.ints(steps, size), t("Shape", v, start=1), axis=0)
+        return t("Unsqueeze", t("Reshape", v, shape), t.ints(axis))
 
-    inputs = [steps(elapsed, 3), steps(x, 3), steps(B, 4), steps(C, 3)]
-    batch = t.slice(t("Shape", x), 0, 1, 2)
-    shape = t("Concat", t.ints(1), batch, t.ints(1, 1), axis=0)
-    h0 = t("Expand", t("Mul", A, t.floats(0.0)), shape)  # (K, B, N, E)
-    body = Builder(f"{t.name}_token")
+    inputs = [blocks(elapsed, 4), blocks(x, 4), blocks(B, 5), blocks(C, 4)]
+    batch = t("Shape", x, start=1, end=2)
+    h0 = t("Expand", t("Mul", A, t.floats(0.0)), t("Concat", t.ints(1, 1), batch, t.ints(1, 1), axis=0))
+
+    body = Builder(f"{t.name}_block", t.form)
+    # (1, K, B, N, E), (T, K, B, 1, E) twice, (T, K, B, N, 1), (T, K, B, 1, N)
     h, d, xs, b, c = (body.value(ir.DataType.FLOAT) for _ in range(5))
-    new = body("Add", body("Mul", body("Exp", body("Mul", d, A)), h), body("Mul", b, xs))
-    y = body("MatMul", c, new)
-    new.type = y.type = h.type
-    graph = ir.Graph([h, d, xs, b, c], [new, y], nodes=body.nodes, name=body.name)
+    decays = body.split(body("Exp", body("Mul", d, A)), size)  # T of (1, K, B, N, E)
+    states = [h]
+    for decay, new in zip(decays, body.split(body("Mul", b, xs), size), strict=True):
+        states.append(body("Add", body("Mul", decay, states[-1]), new))
+    after = states[-1]
+    y = body("MatMul", c, body.joined(states[1:]))  # (T, K, B, 1, E)
+    after.type = y.type = h.type
+    graph = ir.Graph([h, d, xs, b, c], [after, y], nodes=body.nodes, name=body.name)
     outputs = [t.value(), t.value()]
     t.op_multi_out("Scan", [h0, *inputs], {"body": graph, "num_scan_inputs": 4}, outputs=outputs)
-    ys = outputs[1]
-    ys = t("Transpose", t("Squeeze", ys, t.ints(3)), perm=[1, 2, 0, 3])  # (K, B, L, E)
-    return t.walked(ys, reverse, 0, 2)
+    ys = t("Squeeze", outputs[1], t.ints(4))
+    ys = t("Reshape", ys, t("Concat", t.ints(steps * size), t("Shape", ys, start=2), axis=0))
+    if padding:
+        ys = t.slice(ys, 0, 0, length)
+    return t.walked(t("Transpose", ys, perm=[1, 2, 0, 3]), reverse, 0, 2)  # (K, B, L, E)
 
 
 _LOWERED: dict[str, Callable[[Builder, Sequence[Any], dict[str, Any]], ir.Value]] = {

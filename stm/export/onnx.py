@@ -1,7 +1,7 @@
 """A model as one ONNX file of standard operators."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stm import __version__
 from stm.config import Config
@@ -10,23 +10,27 @@ from stm.export.program import INPUT, Interface, trace
 from stm.model.vim import ViM
 from stm.quiet import quiet
 
+if TYPE_CHECKING:
+    from stm.export.lowering import Form
+
 OPSET = 23  # the newest of torch's exporter; ONNX Runtime takes it from 1.23 on, which is the floor of the extra
 _FOLDED = 2**40  # bytes of a constant that follows from weights: all of them
 
 
-def document(model: ViM, interface: Interface) -> bytes:
+def document(model: ViM, interface: Interface, form: "Form | None" = None) -> bytes:
     """Return a model as the bytes of an ONNX file. The same model gives the same bytes.
 
     Args:
         model: on a processor, of floats.
         interface: what goes in and comes out.
+        form: of the operators, for the runtime that reads it; None for ONNX Runtime's.
     """
     import onnx_ir as ir
     import torch
     from onnx_ir.passes import common
     from onnxscript import optimizer
 
-    from stm.export.lowering import BACKEND, lower
+    from stm.export.lowering import BACKEND, ONNX_RUNTIME, lower
 
     with quiet():
         program = trace(model, interface, BACKEND)
@@ -42,7 +46,7 @@ def document(model: ViM, interface: Interface) -> bytes:
         )
         assert exported is not None
         graph: Any = exported.model
-        lower(graph)
+        lower(graph, form or ONNX_RUNTIME)
         # Constants alone: the rewriting rules of `optimize` get a batch of two directions wrong (onnxscript 0.7.2).
         optimizer.fold_constants(graph, onnx_shape_inference=False, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
         common.RemoveUnusedNodesPass()(graph)

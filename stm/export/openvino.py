@@ -14,8 +14,10 @@ def write(model: ViM, interface: Interface, folder: Path) -> None:
     """Write a model to an empty folder; see `stm.export.onnx.document`."""
     import openvino
 
+    from stm.export.lowering import OPENVINO
+
     with quiet():
-        graph = openvino.Core().read_model(document(model, interface))
+        graph = openvino.Core().read_model(document(model, interface, OPENVINO))
         for name, text in properties(model.config, interface).items():
             graph.set_rt_info(text, ["model_info", name.removeprefix("stm.")])
         # The floats as they are: by default they would be halved.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import stm
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
@@ -17,6 +18,8 @@ from stm.model.vim import ViM
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+ir = pytest.importorskip("onnx_ir", reason="the extra `export` is not installed")
+lowering = pytest.importorskip("stm.export.lowering", reason="the extra `export` is not installed")
 onnxruntime.set_default_logger_severity(3)
 
 
@@ -68,6 +71,27 @@ def test_a_batch_of_as_many_images_as_there_are_directions() -> None:
     """The exporter's rewriting rules take the one axis for the other."""
     model = made()
     assert difference(model, document(model, Interface(batch_size=2)), 2) < 1e-5
+
+
+@pytest.mark.parametrize("block", [5, pytest.param(32, marks=pytest.mark.slow(seconds=10))])
+def test_a_scan_over_blocks_is_the_scan_over_tokens(block: int) -> None:
+    model = stm.compress(made(), rate=0.4)  # of 17 tokens
+    assert difference(model, document(model, Interface(), lowering.Form(block, softplus=True)), 3) < 1e-5, (
+        "a last block that is not full, and a block longer than the sequence"
+    )
+
+
+def test_the_step_size_keeps_its_digits_close_to_zero() -> None:
+    """Held to log(1 + exp(x)) in double precision; without the rounding of 1 + exp(x) nothing is left below -17."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([None]))
+    t = lowering.Builder("step", lowering.ONNX_RUNTIME)
+    y = lowering.softplus(t, x)
+    y.type = x.type
+    model = ir.Model(ir.Graph([x], [y], nodes=t.nodes, opset_imports={"": OPSET}, name="step"), ir_version=10)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    values = torch.linspace(-80, 95, 3001)
+    [out] = session.run(None, {"x": values.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out).double(), F.softplus(values.double()), rtol=5e-7, atol=0)
 
 
 CASES: dict[str, Callable[[], ViM]] = {
