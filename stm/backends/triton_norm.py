@@ -46,23 +46,22 @@ def norm_backward(g_total, g_out, x, h, weight, g_x, g_h, g_weight, row_x, row_h
     in_d = d < D
     w = tl.load(weight + d, mask=in_d, other=0.0)
     sum_weight = tl.zeros((BLOCK,), tl.float32)
-    for done in range(0, count, tl.num_programs(0)):
+    for done in range(0, count - first, tl.num_programs(0)):
         row = first + done
-        inside = in_d & (row < count)
         at = row * D + d
-        v = tl.load(x + row * row_x + d, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(x + row * row_x + d, mask=in_d, other=0.0).to(tl.float32)
         if h is not None:
-            v += tl.load(h + row * row_h + d, mask=inside, other=0.0).to(tl.float32)
+            v += tl.load(h + row * row_h + d, mask=in_d, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(v * v, 0) / D + eps)
-        g = tl.load(g_out + at, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(g_out + at, mask=in_d, other=0.0).to(tl.float32)
         sum_weight += g * v * scale
         g *= w
         g_v = scale * (g - v * (scale * scale / D) * tl.sum(g * v, 0))
         if g_total is not None:
-            g_v += tl.load(g_total + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(g_x + at, g_v.to(g_x.dtype.element_ty), mask=inside)
+            g_v += tl.load(g_total + at, mask=in_d, other=0.0).to(tl.float32)
+        tl.store(g_x + at, g_v.to(g_x.dtype.element_ty), mask=in_d)
         if h is not None:
-            tl.store(g_h + at, g_v.to(g_h.dtype.element_ty), mask=inside)
+            tl.store(g_h + at, g_v.to(g_h.dtype.element_ty), mask=in_d)
     tl.store(g_weight + first * D + d, sum_weight, mask=in_d)
 
 
