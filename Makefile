@@ -40,7 +40,7 @@ test-torch: | $(TORCH_VENV)/bin/pip
 	$(TORCH_VENV)/bin/python -m pip install $(PIP_ARGS) -c $(TORCH_VENV)/constraints.txt -e ".[dev]" "torch==$(TORCH)"
 	$(TORCH_VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS) $(TORCH_TESTS)
 
-# Lists the branches that no test takes of what reads and writes folders, codes, configs and checkpoints, and fails below 98%
+# Lists the branches that no test takes of what reads and writes folders, codes, configs and checkpoints, and fails below 100%
 # ([tool.coverage] names the files).
 coverage: export OMP_NUM_THREADS ?= 1
 coverage: $(VENV)/.dev
