@@ -54,10 +54,10 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --strict --site-dir $(SITE)
 
-# Half a minute for each target, two at a time, with the same mutations every time if FUZZ_CORPUS is a new folder.
+# Half a minute for each target, three at a time, with the same mutations every time if FUZZ_CORPUS is a new folder.
 # `fuzz/run.sh MINUTES` searches on from there.
 fuzz: $(VENV)/.fuzz
-	FUZZ_SEED=1 FUZZ_JOBS=2 PYTHON=$(VENV)/bin/python fuzz/run.sh 0.5
+	FUZZ_SEED=1 FUZZ_JOBS=3 PYTHON=$(VENV)/bin/python fuzz/run.sh 0.5
 
 # All that .ci/run needs, in one installation.
 $(VENV)/.ci: $(INPUTS) | $(VENV)/bin/pip
