@@ -9,17 +9,10 @@ SITE ?= site
 # Threads that wait soon sleep, as the command `stm` lets them: on a machine that others use too, those that spin take the processors.
 export GOMP_SPINCOUNT ?= 2000
 
-# The tests that cover what [tool.coverage] names, in tests/unit: all but those that cost most of the time and take no branch
-# that the others do not. About a minute of one processor under coverage.
-COVERING = artifact artifact_failures atomic atomic_leftovers branches config given_names tensors
-COSTLY = nearly_every_layout or asked_for or a_kill_at_any or an_edit_is_meant or takes_memory or any_geometry or real_limit \
-	or what_trainers_keep or memory_and_the or document_without_end or saving_copies or damaged_text_is or killed \
-	or every_form_gives or for[long]
-
 INSTALL = $(VENV)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt
 INPUTS = pyproject.toml constraints.txt setup.py $(wildcard stm/backends/*.[ch])
 
-.PHONY: demo test slow test-torch coverage lint docs fuzz
+.PHONY: demo test slow test-torch coverage covered lint docs fuzz
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python tools/demo.py
@@ -40,12 +33,15 @@ test-torch: | $(TORCH_VENV)/bin/pip
 	$(TORCH_VENV)/bin/python -m pip install $(PIP_ARGS) -c $(TORCH_VENV)/constraints.txt -e ".[dev]" "torch==$(TORCH)"
 	$(TORCH_VENV)/bin/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS) $(TORCH_TESTS)
 
-# Lists the branches that no test takes of what reads and writes folders, codes, configs and checkpoints, and fails below 98%
-# ([tool.coverage] names the files).
-coverage: export OMP_NUM_THREADS ?= 1
+# Lists the branches that no test takes of what reads and writes folders, codes, configs and checkpoints, and fails below
+# 100%: [tool.coverage] names the files, tests/cover.py the tests. CI measures in the one run of all tests:
+#   make test covered PYTEST_ARGS="-p tests.cover"
 coverage: $(VENV)/.dev
-	$(VENV)/bin/python -m coverage run -m pytest -n 0 -q $(PYTEST_ARGS) -k "not ($(COSTLY))" \
-		tests/unit/checkpoint $(COVERING:%=tests/unit/test_%.py)
+	$(MAKE) test PYTEST_ARGS="-p tests.cover -m covering $(PYTEST_ARGS)"
+	$(MAKE) covered
+
+covered: $(VENV)/.dev
+	$(VENV)/bin/python -m coverage combine --quiet
 	$(VENV)/bin/python -m coverage report
 
 lint: $(VENV)/.dev
@@ -58,10 +54,15 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --strict --site-dir $(SITE)
 
-# Half a minute for each target, two at a time, with the same mutations every time if FUZZ_CORPUS is a new folder.
+# Half a minute for each target, three at a time, with the same mutations every time if FUZZ_CORPUS is a new folder.
 # `fuzz/run.sh MINUTES` searches on from there.
 fuzz: $(VENV)/.fuzz
-	FUZZ_SEED=1 FUZZ_JOBS=2 PYTHON=$(VENV)/bin/python fuzz/run.sh 0.5
+	FUZZ_SEED=1 FUZZ_JOBS=3 PYTHON=$(VENV)/bin/python fuzz/run.sh 0.5
+
+# All that .ci/run needs, in one installation.
+$(VENV)/.ci: $(INPUTS) | $(VENV)/bin/pip
+	$(INSTALL) -e ".[dev,docs,fuzz,data]"
+	@touch $(VENV)/.dev $(VENV)/.docs $(VENV)/.fuzz $@
 
 $(VENV)/.demo: $(INPUTS) | $(VENV)/bin/pip
 	$(INSTALL) -e ".[plots]"

@@ -13,6 +13,10 @@ targets=("$@")
 export python=${PYTHON:-.venv/bin/python} seconds=$(awk "BEGIN { print int(60 * $minutes) }")
 export corpus=${FUZZ_CORPUS:-build/fuzz/corpus} faults=${FUZZ_FAULTS:-build/fuzz/faults}
 export OMP_NUM_THREADS=1
+# libFuzzer ends a process on the spot, and leaves what it had in TMPDIR.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 
 search() {
     local target=$1 log=$faults/$1.log failed=0

@@ -19,6 +19,7 @@ from stm.checkpoint.geometry import geometry_of
 from stm.checkpoint.infer import official_shapes
 from stm.checkpoint.official import read, to_official
 from stm.checkpoint.stored import Said, Stored
+from stm.checkpoint.write import write
 from stm.config import ModelConfig, Size
 from stm.errors import CheckpointError, UsageError
 from tests.unit.checkpoint.cases import State, refused, save
@@ -276,3 +277,22 @@ def test_twelve_patches(stored: Stored, asked: Size | None, says: str | None) ->
         return
     with pytest.raises((CheckpointError, UsageError), match=says):
         geometry_of("x.pth", 16, 12, stored, asked)
+
+
+def test_an_official_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, state = tmp_path / "vim.pth", vim()
+    write(path, state)
+    loaded = torch.load(path)["model"]
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="already exists"):
+        write(path, state)
+
+    def full(document: Any, draft: Any) -> None:
+        raise RuntimeError("no space left\nframe #0: of C++")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"vim\.pth cannot be written: no space left") as caught:
+        write(path, state, force=True)
+    assert "\n" not in caught.value.message and "C++" not in caught.value.message
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

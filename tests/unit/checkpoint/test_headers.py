@@ -3,6 +3,7 @@ behind a header. That both ways say the same of a file is held by `cases.read`, 
 
 import argparse
 import contextlib
+import errno
 import random
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fuzz import small
 from stm.checkpoint import file
@@ -141,10 +143,10 @@ def test_an_archive_of_another_order_or_version_is_left_to_torch(record: bytes, 
     path = save(tmp_path / "x.pth", {"w": torch.ones(2)})
     plain.Archive(path)
     with zipfile.ZipFile(path) as archive:
-        content = {each: archive.read(each) for each in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in content.items():
-            archive.writestr(name, other if data == record else data)
+        changed = next(each for each in archive.infolist() if archive.read(each) == record)
+    data = path.read_bytes()
+    at = data.index(record, changed.header_offset)
+    path.write_bytes(data[:at] + other + data[at + len(other) :])  # all else stays as torch.save writes it
     with pytest.raises(plain.NotPlain):
         plain.Archive(path)
 
@@ -170,3 +172,76 @@ def test_what_torch_would_not_build_is_no_header() -> None:
 def test_a_pickle_of_a_later_protocol_is_left_to_torch(state: State, tmp_path: Path) -> None:
     path = save(tmp_path / "x_midclstok.pth", {"model": state}, pickle_protocol=4)
     refused(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "where", "error", "told"),
+    [
+        (plain, "_mapped", OSError, True),
+        (plain.Archive, "_ends_plainly", OSError, True),
+        (plain.Archive, "_ends_plainly", MemoryError, True),
+        (file.Reader, "read", MemoryError, True),
+        (plain._Unpickler, "load", MemoryError, True),
+        # a pickle's own bytes lead to any other error: torch decides
+        (file.Reader, "read", OSError, False),
+        (plain._Unpickler, "load", OSError, False),
+    ],
+)
+def test_memory_that_ran_out_and_a_drive_that_fails_are_not_called_a_damaged_file(
+    module: Any, where: str, error: type[Exception], told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "x.pth", {"w": torch.ones(2)})
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, where, fail)
+    with pytest.raises(error if told else plain.NotPlain):
+        file._load_headers(path, 1000)
+
+
+def test_weights_that_a_drive_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors")
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(plain, "_mapped", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        plain.safetensors(tmp_path / "x.safetensors")
+
+
+def test_a_header_that_two_parsers_read_in_two_ways_is_left_to_torch(tmp_path: Path) -> None:
+    """The library of safetensors takes a dtype in two forms."""
+    path = tmp_path / "x.safetensors"
+    for dtype, plainly in (('"F32"', True), ('{"F32": null}', False)):
+        text = f'{{"w": {{"dtype": {dtype}, "shape": [1], "data_offsets": [0, 4]}}}}'.encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + np.float32(0.5).tobytes())
+        assert (type(headers(path)[0]) is Header) == plainly
+        assert file.load(path).document["w"].tolist() == [0.5]
+
+
+def test_what_a_pickle_asks_of_the_archive_is_a_storage_of_numbers(tmp_path: Path) -> None:
+    unpickler = plain._Unpickler(plain.Archive(save(tmp_path / "x.pth", {"w": torch.ones(2)})), {})
+    storage = plain.TORCH["torch.FloatStorage"]
+    for location in ("cpu", "cuda:1"):
+        assert unpickler.persistent_load(("storage", storage, "0", location, 2))[0].tobytes() == bytes(
+            np.ones(2, np.float32)
+        )
+    for pid in (
+        ("module", storage, "0", "cpu", 2),
+        ("storage", "FloatStorage", "0", "cpu", 2),
+        ("storage", storage, "0", "cpu", True),
+        ("storage", storage, "0", "meta", 2),
+        ("storage", storage, "0", None, 2),
+    ):
+        with pytest.raises(plain.NotPlain):
+            unpickler.persistent_load(pid)
+
+
+def test_what_stands_in_for_weights_has_their_dtype() -> None:
+    made = header(np.zeros(16, np.uint8), 0, "bfloat16", (2,))
+    assert [(each.shape, each.dtype, each.tolist()) for each in (made.new_zeros(2), made.new_ones((1, 2)))] == [
+        ((2,), "bfloat16", [0, 0]),
+        ((1, 2), "bfloat16", [[1, 1]]),
+    ]
