@@ -14,7 +14,7 @@ import zipfile
 import zlib
 
 from fuzz.harness import CANARY
-from fuzz.mutate import NUMBERS, TEXTS, document, raw
+from fuzz.mutate import NUMBERS, TEXTS, document, raw, shuffled
 
 NAMES = (
     "posix system",
@@ -83,11 +83,8 @@ def pickle(data: bytes, draw: random.Random) -> bytes:
         match draw.randrange(7):
             case 0:
                 ops[at] = _global(draw)
-            case 1:
-                del ops[at]
-                ops = ops or [b"."]
-            case 2:
-                ops.insert(at, draw.choice(ops))
+            case 1 | 2:
+                shuffled(ops, at, draw)
             case 3:
                 ops.insert(
                     at,
@@ -125,12 +122,10 @@ def zipped(data: bytes, draw: random.Random) -> bytes:
     match draw.randrange(8):
         case 0:
             entries[at] = entries[at][0], raw(entries[at][1], draw)
-        case 1:
-            del entries[at]
+        case 1 | 3:
+            shuffled(entries, at, draw)
         case 2:
             entries[at] = f"{entries[at][0].partition('/')[0]}/{draw.choice(TEXTS)}", entries[at][1]
-        case 3:
-            entries.append(draw.choice(entries))
         case _:
             at = next(i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl"))
             entries[at] = entries[at][0], pickle(entries[at][1], draw)
@@ -196,10 +191,8 @@ def png(data: bytes, draw: random.Random) -> bytes:
         at += 12 + size
     at = draw.randrange(len(chunks))
     match draw.randrange(5):
-        case 0:
-            chunks.insert(at, draw.choice(chunks))
-        case 1:
-            del chunks[at]
+        case 0 | 1:
+            shuffled(chunks, at, draw)
         case 2:
             chunks[at] = (
                 draw.choice((b"tEXt", b"zTXt", b"iCCP", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"eXIf", b"gAMA")),

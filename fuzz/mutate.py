@@ -3,6 +3,7 @@
 Each takes the bytes of a file and a generator, and raises any exception if the bytes are no such file.
 """
 
+import copy
 import csv
 import io
 import json
@@ -120,6 +121,14 @@ def raw(data: bytes, draw: random.Random) -> bytes:
     return bytes(made)
 
 
+def shuffled(parts: list[Any], at: int, draw: random.Random) -> None:
+    """Remove the part at a position, or repeat another or the same one there. One part stays at least."""
+    if len(parts) > 1 and draw.random() < 0.5:
+        del parts[at]
+    else:
+        parts.insert(at, copy.copy(parts[draw.choice((at, draw.randrange(len(parts))))]))
+
+
 def document(value: Any, draw: random.Random) -> Any:
     """Return a changed document of JSON: one of its values replaced, removed, repeated, moved or wrapped."""
     places: list[tuple[Any, Any]] = []
@@ -179,10 +188,8 @@ def lines_of_json(data: bytes, draw: random.Random) -> bytes:
     lines = data.split(b"\n")
     at = draw.choice([i for i, line in enumerate(lines) if line])
     match draw.randrange(6):
-        case 0:
-            lines.insert(at, lines[at])
-        case 1:
-            del lines[at]
+        case 0 | 1:
+            shuffled(lines, at, draw)
         case _:
             lines[at] = json_bytes(lines[at], draw)
     return b"\n".join(lines)
@@ -195,10 +202,8 @@ def table(data: bytes, draw: random.Random, separator: str = ",") -> bytes:
         at = draw.randrange(len(rows))
         row = rows[at]
         match draw.randrange(8):
-            case 0:
-                rows.insert(at, [*draw.choice(rows)])
-            case 1 if len(rows) > 1:
-                del rows[at]
+            case 0 | 1:
+                shuffled(rows, at, draw)
             case 2:
                 row.insert(draw.randrange(len(row) + 1), draw.choice(TEXTS))
             case 3 if row:
@@ -224,10 +229,8 @@ def text_lines(data: bytes, draw: random.Random) -> bytes:
     lines = [line.split(" ") for line in data.decode().split("\n")]
     at = draw.randrange(len(lines))
     match draw.randrange(5):
-        case 0:
-            lines.insert(at, draw.choice(lines))
-        case 1:
-            del lines[at]
+        case 0 | 1:
+            shuffled(lines, at, draw)
         case 2:
             lines[at].insert(0, draw.choice(TEXTS))
         case _:

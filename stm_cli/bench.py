@@ -2,6 +2,7 @@
 
 from rich.console import Group, RenderableType
 
+from stm.config import INT8
 from stm.findings import BenchReport
 from stm.units import operations, size
 from stm_cli import _groups as g
@@ -72,13 +73,14 @@ def screen(report: BenchReport) -> RenderableType:
 
 def _below(report: BenchReport) -> list[Row]:
     """Return the rows below the table: the gains first, if there are any."""
+    floats = ", in float32" if report.environment.dtype == INT8 else ""
     rows = [
         ("tokens", f"{staircase(report.tokens_per_block)}  {tokens(report.tokens_per_block)}"),
         ("on", f"{environment_text(report.environment)}, torch {report.environment.torch}"),
         *([("rivals", ", ".join(map(" ".join, report.runtimes.items())))] if report.runtimes else []),
         ("ms/image", f"the median of {report.rows[0].rounds} rounds, +- half the distance between the quartiles"),
         ("FLOPs", "multiply-accumulates, all that is computed; stm info also has the paper's count"),
-        ("products", f"{report.gemm_ms:.2f} ms an image: the dense model's matrix products alone"),
+        ("products", f"{report.gemm_ms:.2f} ms an image: the dense model's matrix products alone{floats}"),
     ]
     if report.wall_clock_gain is not None and report.flops_gain is not None:
         rows.insert(0, ("gain", f"{report.wall_clock_gain:.3f}x by the clock, {report.flops_gain:.3f}x by FLOPs"))

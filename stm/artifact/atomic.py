@@ -94,14 +94,14 @@ def replacing(folder: str | os.PathLike[str], names: tuple[str, ...], *, force: 
             written = [temporary / name for name in names]
             for each in [*written, *sorted({file.parent for file in written})]:
                 if each.exists():
-                    _sync(each)
+                    sync(each)
             with turn(path):
                 if path.exists():  # looked at again: filling took time, in which another process may have written
                     _check_replaceable(Path(folder), path, names, force)
                     _exchange(path, token)  # the old folder now has the temporary name
                 else:
                     os.rename(temporary, path)
-                _sync(path.parent)
+                sync(path.parent)
     except BaseException as error:  # an interrupt too must leave nothing behind
         _discard(temporary, names)
         with suppress(OSError):
@@ -190,11 +190,11 @@ def drafted(path: Path, *, force: bool = True, kept: bool = True) -> Iterator[Pa
                 draft.touch(exist_ok=False)  # now, because a lock is on a file that exists
                 held.enter_context(lock(draft))
             yield draft
-            _sync(draft)  # the content before the name: after a power failure a file with its name is whole
+            sync(draft)  # the content before the name: after a power failure a file with its name is whole
             with turn(path):
                 _check_new(path, force)
                 draft.replace(path)
-                _sync(path.parent)
+                sync(path.parent)
     except BaseException:  # an interrupt too must leave nothing behind
         with suppress(OSError):
             _insist(draft.unlink)
@@ -349,7 +349,7 @@ def _recover(path: Path, names: tuple[str, ...]) -> None:
             _discard(sibling(path, "old", token), names)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the system write a file, or a folder's list of names, to the disk: after a rename this makes it last."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,5 +1,6 @@
 """A model as OpenVINO's intermediate representation: a folder of one .xml and one .bin, read from the ONNX file."""
 
+import errno
 from pathlib import Path
 
 from stm.export.onnx import document, properties
@@ -20,5 +21,7 @@ def write(model: ViM, interface: Interface, folder: Path) -> None:
         graph = openvino.Core().read_model(document(model, interface, OPENVINO))
         for name, text in properties(model.config, interface).items():
             graph.set_rt_info(text, ["model_info", name.removeprefix("stm.")])
-        # The floats as they are: by default they would be halved.
-        openvino.save_model(graph, folder / XML, compress_to_fp16=False)
+        try:  # the floats as they are: by default they would be halved
+            openvino.save_model(graph, folder / XML, compress_to_fp16=False)
+        except RuntimeError as error:  # of a C++ stream, which does not know why
+            raise OSError(errno.EIO, "the disk is full, or fails") from error

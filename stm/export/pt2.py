@@ -1,5 +1,6 @@
 """A model as a program of torch.export, and as a package of AOTInductor: they run in a process that has torch alone."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ def program(model: ViM, interface: Interface) -> torch.export.ExportedProgram:
 
 def write(model: ViM, interface: Interface, draft: Path) -> None:
     """Write a program: `torch.export.load(FILE).module()(images)` runs it."""
-    facts = {FACTS: text(model, interface)}
-    with quiet(), open(draft, "wb") as file:
-        torch.export.save(program(model, interface), file, extra_files=facts)
+    facts, written = {FACTS: text(model, interface)}, io.BytesIO()
+    with quiet():
+        torch.export.save(program(model, interface), written, extra_files=facts)
+    draft.write_bytes(written.getbuffer())  # not by torch, whose writer ends the process if the disk is full
 
 
 def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
@@ -47,20 +49,18 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
     """
     from torch._inductor import aoti_compile_and_package
 
-    package = draft.with_name(f"{draft.name}.pt2")  # it takes no other name
+    package = io.BytesIO()
     settings: dict[str, Any] = {"aot_inductor.metadata": {FACTS: text(model, interface)}}
     try:
         with quiet():
-            aoti_compile_and_package(program(model, interface), package_path=str(package), inductor_configs=settings)
-        package.replace(draft)
+            aoti_compile_and_package(program(model, interface), package_path=package, inductor_configs=settings)
     except Exception as error:  # torch raises the compiler's failure as various kinds
         lines = str(said(error)).strip().splitlines()
         raise StmError(
             f"AOTInductor built no package: {lines[0] if lines else type(error).__name__}",
             "--format pt2 needs no compiler",
         ) from error
-    finally:
-        package.unlink(missing_ok=True)
+    draft.write_bytes(package.getbuffer())
 
 
 def text(model: ViM, interface: Interface) -> str:

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +30,9 @@ from stm.model.vim import ViM
 # A row ends at a line break that is not inside quotes. The quantifiers are possessive: on a torn row, which never ends,
 # a backtracking match would try every split of the rest of the file.
 _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
+# How long records may wait to be written to the disk itself, which takes a few milliseconds each time. So a failure of
+# power takes the work of so many seconds, and the waiting takes no part of a run that anybody could measure.
+SYNC_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +188,7 @@ class RecordFile:
         self.path = check_path(path)
         self._beside = self.path.with_name(self.path.name + ".json")
         self._hint = f"give the records another file, or delete {self.path} and {self._beside} to start again"
+        self._waiting_since: float | None = None  # the first record that may not be on the disk
         try:
             self._hold = Hold(self.path)
         except OSError as error:
@@ -195,8 +200,23 @@ class RecordFile:
             raise
 
     def close(self) -> None:
-        """Let other runs have the file."""
-        self._hold.close()
+        """Let other runs have the file, all of which is on the disk then.
+
+        Raises:
+            DataError: the disk failed.
+        """
+        try:
+            self._sync(0.0)
+        finally:
+            self._hold.close()
+
+    def _sync(self, after: float) -> None:
+        if self._waiting_since is not None and time.monotonic() - self._waiting_since >= after:
+            try:
+                atomic.sync(self.path)
+            except OSError as error:
+                raise _cannot_write(self.path, error) from error
+            self._waiting_since = None
 
     def _continue(self, identity: Identity, files: Sequence[str], batch_size: int) -> None:
         """Read the records of an equal run, and cut off those that do not fill a batch."""
@@ -217,10 +237,14 @@ class RecordFile:
         self._write(b"" if rows else HEADER.encode(), after=sum(map(len, rows[: keep + 1])))
 
     def append(self, records: Sequence[Record]) -> None:
-        """Hand the records of a batch to the operating system: a kill after this call loses none of them."""
+        """Hand the records of a batch to the operating system: a kill after this call loses none of them. A failure of
+        power loses those of the last `SYNC_SECONDS`."""
         # Python reads file names that are not UTF-8 as surrogates; this writes them back as the original bytes.
         self._write("".join(map(_line, records)).encode("utf-8", "surrogateescape"))
         tell(self.path, grows=True)
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
+        self._sync(SYNC_SECONDS)
 
     def _write(self, data: bytes, after: int | None = None) -> None:
         """Append to the file, or replace its bytes from `after` on."""

@@ -62,6 +62,7 @@ class CellFile:
         check_folder(folder, also)
         with atomic.refusing(folder, _ANOTHER):
             folder.mkdir(parents=True, exist_ok=True)
+            atomic.sync(folder.absolute().parent)  # the folder's own name; what it holds follows
             self._hold = Hold(self.path)
             try:
                 self._continue(identity, beside)
@@ -85,10 +86,12 @@ class CellFile:
             stream.truncate(len(whole))
 
     def append(self, key: str, row: SweepRow) -> None:
-        """Hand a finished cell to the operating system: a kill after this does not lose it."""
+        """Write a finished cell to the disk: neither a kill after this nor a failure of power loses it."""
         line = json.dumps({"key": key, "row": encode(row)}, sort_keys=True, allow_nan=False) + "\n"
-        with atomic.refusing(self.path, _LATER, DataError), self.path.open("ab") as stream:
-            stream.write(line.encode())
+        with atomic.refusing(self.path, _LATER, DataError):
+            with self.path.open("ab") as stream:
+                stream.write(line.encode())
+            atomic.sync(self.path)
         tell(self.path.parent, grows=True)
         self.done[key] = row
 

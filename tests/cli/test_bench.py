@@ -138,3 +138,5 @@ def test_the_screen_of_bench(screen_lines, narrow) -> None:
         "products  10.00 ms an image: the dense model's matrix products alone",
     ]
     narrow(bench, report)
+    of_int8 = screen_lines(bench, replace(report, environment=replace(ENVIRONMENT, dtype="int8")))
+    assert of_int8[-1] == "products  10.00 ms an image: the dense model's matrix products alone, in float32"

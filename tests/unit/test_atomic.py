@@ -262,14 +262,14 @@ def test_an_interrupt_after_the_exchange_leaves_the_new_folder(
     tmp_path: Path, exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "out", "old")
-    sync = atomic._sync
+    sync = atomic.sync
 
     def interrupt(folder: Path) -> None:
         if folder == tmp_path:
             raise KeyboardInterrupt
         sync(folder)
 
-    monkeypatch.setattr(atomic, "_sync", interrupt)
+    monkeypatch.setattr(atomic, "sync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         replace(tmp_path / "out", "new", force=True)
     assert content(tmp_path / "out") == whole("new")

@@ -270,10 +270,10 @@ def test_a_folder_that_cannot_be_synced_is_a_failure_unless_the_drive_cannot(
         monkeypatch.setattr(os, "fsync", fsync)
 
     fail(errno.EINVAL)
-    atomic._sync(tmp_path)
+    atomic.sync(tmp_path)
     fail(errno.EIO)
     with pytest.raises(OSError, match="Input/output error"):
-        atomic._sync(tmp_path)
+        atomic.sync(tmp_path)
 
 
 def test_a_system_without_an_exchange_of_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Records from logits by hand, and their file: exact round trips, torn files, refusals, a full disk."""
 
+import errno
 import json
 import math
 import os
@@ -15,10 +16,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stm.artifact import atomic
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.errors import DataError, UsageError
 from stm.measure.records import (
     HEADER,
+    SYNC_SECONDS,
     Identity,
     Record,
     RecordFile,
@@ -273,6 +276,41 @@ def test_a_full_disk_is_an_error_and_the_run_can_go_on(tmp_path: Path) -> None:
     assert resumed.done == some(400)[: len(resumed.done)] and len(resumed.done) in (100, 200)
     resumed.append(some(400)[len(resumed.done) :])
     assert read_records(path) == some(400)
+
+
+def test_records_reach_the_disk_every_few_seconds_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, synced = [0.0], []
+
+    def sync(path: Path) -> None:
+        synced.append(path.read_bytes().count(b"\n") - 1)
+
+    file = RecordFile(tmp_path / "r.csv", IDENTITY, names(6), 2)
+    monkeypatch.setattr(atomic, "sync", sync)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    for number, time in enumerate((0.0, SYNC_SECONDS - 0.1, SYNC_SECONDS)):
+        now[0] = time
+        file.append(some(6)[2 * number : 2 * number + 2])
+    assert synced == [6]
+    file.close()
+    assert synced == [6]
+    more = RecordFile(tmp_path / "r.csv", IDENTITY, names(6), 2)
+    more.close()
+    assert synced == [6]  # nothing was added
+
+
+def test_records_that_do_not_reach_the_disk_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = RecordFile(tmp_path / "r.csv", IDENTITY, names(2), 2)
+    monkeypatch.setattr(atomic, "sync", fail)
+    file.append(some(2))
+    with pytest.raises(DataError, match=r"r\.csv cannot be written: Input/output error"):
+        file.close()
+    monkeypatch.undo()
+    RecordFile(tmp_path / "r.csv", IDENTITY, names(2), 2).close()  # nobody holds it
 
 
 def test_a_full_disk_leaves_no_half_identity(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 same table."""
 
 import csv
+import errno
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import stm
+from stm.artifact import atomic
 from stm.bake import bake
 from stm.commands import sweep
 from stm.config import Preprocess
@@ -222,6 +224,23 @@ def test_one_run_at_a_time_has_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".other.stm-tmp-0123abcd").write_text("half")
     with pytest.raises(UsageError, match=r"holds \.other"):
         check_folder(tmp_path)
+
+
+def test_a_cell_that_does_not_reach_the_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = SweepIdentity(
+        model="m", data="d", preprocessing=Preprocess(), limit=None, seed=0, batch_size=2, environment={}
+    )
+    file = CellFile(tmp_path / "new", identity)
+
+    def fail(path: Path) -> None:
+        assert path.name == CELLS
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(atomic, "sync", fail)
+    with pytest.raises(DataError, match=rf"{CELLS}.*Input/output error"):
+        file.append("0.2 both", identity)
+    assert file.done == {}
+    file.close()
 
 
 @pytest.mark.usefixtures("no_figure")
