@@ -20,7 +20,7 @@ import stm_cli.predict
 import stm_cli.push
 import stm_cli.report
 from stm import __version__
-from stm_cli.main import app
+from stm_cli.main import application
 
 COMMANDS = {
     "compress": stm_cli.compress,
@@ -96,7 +96,7 @@ def test_a_help_screen_fits_80_columns_and_names_every_option(here, command: str
     run = here(command, "--help")
     assert (run.code, run.err) == (0, "")
     assert max(map(len, run.out.splitlines())) <= 80
-    for parameter in get_command(app).commands[command].params:
+    for parameter in get_command(application()).commands[command].params:
         for option in parameter.opts if parameter.opts[0].startswith("-") else []:
             assert option in run.out
     for example in COMMANDS[command].EXAMPLES:
@@ -114,7 +114,7 @@ def test_every_example_can_be_pasted(example: str) -> None:
         program, *args = args[args.index("-m") + 1 :]
     name, *args = args
     assert program in ("stm", "stm_cli")
-    get_command(app).commands[name].make_context(name, args)  # raises where it does not parse
+    get_command(application()).commands[name].make_context(name, args)  # raises where it does not parse
 
 
 @pytest.mark.parametrize("command", COMMANDS)
