@@ -41,9 +41,7 @@ def _points(text: str) -> float:
 def _whole(at_least: int) -> Callable[[Any], int]:
     """Return a parser of whole numbers of at least `at_least`."""
 
-    def parse(
-        value: str | int,
-    ) -> int:  # typer passes defaults through parsers too, so the value may be a number already
+    def parse(value: str | int) -> int:  # a number already if it is the default, which typer passes through too
         try:
             number = _int(value) if isinstance(value, str) else value
         except ValueError:
