@@ -377,7 +377,8 @@ class Config:
         if not self.num_classes:
             raise StmError(
                 "the model is a backbone without a head, and has no logits",
-                "model.features(images) gives the features of every patch",
+                "stm eval measures how far merging moves its features, stm bench times it, and model.features(images)"
+                " gives them",
             )
 
     def extra_texts(self, key: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Declare every option once: the signature of a command is a list of these names and of groups of them.
 
+Those of what leaves for the Hub or for another runtime are in `_publishing`.
+
 Numbers and choices have parsers of their own, so that the message names a bad value. The library decides what a value
 means, and whether a model allows it.
 """
@@ -12,7 +14,7 @@ import typer
 
 from stm.config import CLASS_TOKENS, DTYPES, INTERPOLATIONS, MODES, WEIGHTS
 from stm.recipe import ORDERS, PRESET_NAMES, SIDES
-from stm_cli._panels import AXES, BUDGET, CHECK, FIT, HUB, MACHINE, METHOD, OUTPUT, SOURCE, TIMING, choice, option
+from stm_cli._panels import AXES, BUDGET, CHECK, FIT, MACHINE, METHOD, OUTPUT, SOURCE, TIMING, choice, option
 from stm_cli._parsers import _blocks, _image_size, _list, _number, _points, _sizes, _some_of, _whole, _words
 
 # The same sentence in every help screen: a MODEL means the same to every command.
@@ -309,51 +311,6 @@ TableFormat = Annotated[
     str | None,
     choice("--format", OUTPUT, "print the table, to be pasted; latex needs booktabs.", ("markdown", "latex")),
 ]
-RepoId = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="REPO_ID", help="OWNER/NAME on the Hub. Default: the folder's name, your own.", show_default=False
-    ),
-]
-Private = Annotated[bool, option("--private", HUB, "Make a repository that only you may see.")]
-Branch = Annotated[
-    str | None, option("--revision", HUB, "The branch to write; made where it is missing. Default: main.", "BRANCH")
-]
-CommitMessage = Annotated[str | None, option("--commit-message", HUB, "Of the one commit.", "TEXT")]
-CreatePr = Annotated[bool, option("--create-pr", HUB, "Propose the commit as a pull request.")]
-ExistOk = Annotated[bool, option("--exist-ok/--no-exist-ok", HUB, "Whether the repository may exist. Default: it may.")]
-OverwriteCard = Annotated[bool, option("--overwrite-card", HUB, "Replace a README.md that stm did not write.")]
-# On the panel of the Hub: `stm push` reads no source, so it has no panel of that name.
-PushToken = Annotated[str | None, option("--token", HUB, "Hub token. Default: the one you logged in with.", "TOKEN")]
-PushDryRun = Annotated[bool, option("--dry-run", OUTPUT, "Show what would be uploaded; write nothing.")]
-PushTo = Annotated[
-    str | None, option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
-]
-ExportFormat = Annotated[
-    str,
-    choice(
-        "--format",
-        OUTPUT,
-        "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime; pt2 and"
-        " aoti are for PyTorch alone.",
-        ("official", "folder", "onnx", "openvino", "pt2", "aoti"),
-    ),
-]
-ExportBatch = Annotated[
-    int | None, option("--batch-size", OUTPUT, "The only batch size that the export takes. Default: any.", "N")
-]
-DynamicBatch = Annotated[bool, option("--dynamic-batch", OUTPUT, "Take batches of any size, which is the default.")]
-WithPreprocessing = Annotated[
-    bool,
-    option("--with-preprocessing", OUTPUT, "Take uint8 images (B, H, W, C) of the model's size, give probabilities."),
-]
-Features = Annotated[
-    bool, option("--features", OUTPUT, "Give patch features (B, D, H', W') instead of logits. Backbones always do.")
-]
-OutFile = Annotated[
-    Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
-]
-ForceFile = Annotated[bool, option("--force", OUTPUT, "Replace a file, or a folder that stm wrote.")]
 File = Annotated[str | None, option("--file", SOURCE, "The file in a Hub repository.", "NAME")]
 Revision = Annotated[str | None, option("--revision", SOURCE, "Branch, tag or commit of a Hub repository.", "REV")]
 Token = Annotated[str | None, option("--token", SOURCE, "Hub token. Default: the one you logged in with.", "TOKEN")]

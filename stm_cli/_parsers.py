@@ -1,6 +1,7 @@
 """Parse the text of an option into its value, or refuse it in one sentence that names the text."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -8,9 +9,21 @@ import typer
 
 from stm.config import Size, as_size
 
+# Python's own `int` and `float` also take 1_0 for 10 and the digits of other scripts.
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
+
+
+def _int(text: str) -> int:
+    if not _WHOLE.fullmatch(text.strip()):
+        raise ValueError
+    return int(text)
+
 
 def _number(text: str) -> float:
     try:
+        if not _REAL.fullmatch(text.strip()):
+            raise ValueError
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number") from None
@@ -28,9 +41,9 @@ def _points(text: str) -> float:
 def _whole(at_least: int) -> Callable[[Any], int]:
     """Return a parser of whole numbers of at least `at_least`."""
 
-    def parse(value: Any) -> int:  # typer passes defaults through parsers too, so the value may be a number already
+    def parse(value: str | int) -> int:  # a number already if it is the default, which typer passes through too
         try:
-            number = int(value)
+            number = _int(value) if isinstance(value, str) else value
         except ValueError:
             number = at_least - 1  # too small, so that one sentence serves both faults
         if number < at_least:
@@ -44,7 +57,7 @@ def _image_size(value: Any) -> Size | None:
     if not isinstance(value, str):  # typer passes the default through the parser too
         return cast("Size | None", value)
     try:
-        numbers = [int(part) for part in value.lower().split("x")]
+        numbers = [_int(part) for part in value.lower().split("x")]
     except ValueError:
         numbers = [0]
     if len(numbers) > 2 or min(numbers) < 1:
@@ -56,7 +69,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
     if isinstance(value, tuple):  # typer passes the default through the parser too
         return value
     try:
-        sizes = tuple(int(part) for part in value.split(","))
+        sizes = tuple(_int(part) for part in value.split(","))
     except ValueError:
         sizes = (0,)
     if min(sizes) < 1:
@@ -66,7 +79,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 def _blocks(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(_int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of block numbers such as 10,16") from None
 

@@ -12,6 +12,7 @@ from stm.units import size
 from stm.verdicts import goal_text
 from stm_cli import _groups as g
 from stm_cli import _options as o
+from stm_cli import _publishing as p
 from stm_cli._format import (
     fields,
     fit_rows,
@@ -63,7 +64,7 @@ def run(
     save_recipe: o.SaveRecipe = None,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    push_to: o.PushTo = None,
+    push_to: p.PushTo = None,
     source: g.Source,
     machine: g.Machine,
     workers: o.Workers = None,

@@ -9,6 +9,7 @@ from stm.reports import ExportReport
 from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
+from stm_cli import _publishing as p
 from stm_cli._format import fields, source_text
 from stm_cli._output import Output
 
@@ -24,14 +25,14 @@ EXAMPLES = (
 def run(
     model: o.Model,
     *,
-    format: o.ExportFormat = "official",
-    batch_size: o.ExportBatch = None,
-    dynamic_batch: o.DynamicBatch = False,
-    with_preprocessing: o.WithPreprocessing = False,
-    features: o.Features = False,
+    format: p.ExportFormat = "official",
+    batch_size: p.ExportBatch = None,
+    dynamic_batch: p.DynamicBatch = False,
+    with_preprocessing: p.WithPreprocessing = False,
+    features: p.Features = False,
     dtype: o.Dtype = None,
-    out: o.OutFile = None,
-    force: o.ForceFile = False,
+    out: p.OutFile = None,
+    force: p.ForceFile = False,
     source: g.Source,
     display: g.Display,
 ) -> None:

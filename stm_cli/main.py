@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -12,51 +13,46 @@ import stm
 from stm.distributed import current_world
 from stm.errors import UsageError
 from stm.model.malloc import keep_freed
-from stm_cli import (
-    _errors,
-    bench,
-    compare,
-    compress,
-    env,
-    eval,
-    explain,
-    export,
-    info,
-    models,
-    plan,
-    predict,
-    push,
-    report,
-    sweep,
-)
+from stm_cli import _errors
 from stm_cli._panels import examples
 from stm_cli._visible import tame_libraries
 
-app = typer.Typer(
-    name="stm",
-    help="Make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.",
-    epilog=examples(
-        "stm models",
-        "stm compress vim-digits --rate 0.4    # embedded model, no network needed",
-        "stm eval vim-digits-stm40",
-        "stm predict vim-digits-stm40 photo.jpg",
-    ),
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 # In the order of use.
 PANELS = {
-    "Choose and compress": (models, plan, compress),
-    "Use and check the result": (eval, predict, info, bench),
-    "Compare and explain": (compare, sweep, explain),
-    "Hand it on": (report, push, export),
-    "This machine": (env,),
+    "Choose and compress": ("models", "plan", "compress"),
+    "Use and check the result": ("eval", "predict", "info", "bench"),
+    "Compare and explain": ("compare", "sweep", "explain"),
+    "Hand it on": ("report", "push", "export"),
+    "This machine": ("env",),
 }
-for panel, modules in PANELS.items():
-    for module in modules:
-        name = module.__name__.rpartition(".")[2]
-        app.command(name, epilog=examples(*module.EXAMPLES), rich_help_panel=panel)(module.run)
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
+
+
+def application(*names: str) -> typer.Typer:
+    """Return the root command with these commands; without names, with all.
+
+    A command that is run needs no other one. Their modules, with the reports that they draw, take a tenth of a second.
+    """
+    app = typer.Typer(
+        name="stm",
+        help="Make Vision Mamba (ViM) models faster without training, by Sequential Token Merging.",
+        epilog=examples(
+            "stm models",
+            "stm compress vim-digits --rate 0.4    # embedded model, no network needed",
+            "stm eval vim-digits-stm40",
+            "stm predict vim-digits-stm40 photo.jpg",
+        ),
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    for panel, members in PANELS.items():
+        for name in members:
+            if name in (names or COMMANDS):
+                module = import_module(f"stm_cli.{name}")
+                app.command(name, epilog=examples(*module.EXAMPLES), rich_help_panel=panel)(module.run)
+    return app
 
 
 SHARED = ("eval", "compare", "sweep")  # the commands whose images several processes share
@@ -68,7 +64,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     context: typer.Context,
     version: Annotated[
@@ -107,4 +102,5 @@ def main() -> None:
     words = sys.argv[1:] or ["help"]
     if words[0] == "help":  # as in git: `stm help compress`
         words = [*words[1:], "--help"]
+    app = application(*{words[0]}.intersection(COMMANDS))
     sys.exit(_errors.guard(lambda: get_command(app).main(words, prog_name="stm", standalone_mode=False)))

@@ -6,6 +6,7 @@ from stm.reports import PushedFile, PushReport
 from stm.units import size
 from stm_cli import _groups as g
 from stm_cli import _options as o
+from stm_cli import _publishing as p
 from stm_cli._format import fields
 from stm_cli._output import Output
 
@@ -19,15 +20,15 @@ EXAMPLES = (
 @g.grouped
 def run(
     folder: o.Folder,
-    repo_id: o.RepoId = None,
-    private: o.Private = False,
-    revision: o.Branch = None,
-    commit_message: o.CommitMessage = None,
-    create_pr: o.CreatePr = False,
-    token: o.PushToken = None,
-    exist_ok: o.ExistOk = True,
-    overwrite_card: o.OverwriteCard = False,
-    dry_run: o.PushDryRun = False,
+    repo_id: p.RepoId = None,
+    private: p.Private = False,
+    revision: p.Branch = None,
+    commit_message: p.CommitMessage = None,
+    create_pr: p.CreatePr = False,
+    token: p.PushToken = None,
+    exist_ok: p.ExistOk = True,
+    overwrite_card: p.OverwriteCard = False,
+    dry_run: p.PushDryRun = False,
     *,
     display: g.Display,
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from stm_cli.main import app
+from stm_cli.main import application
 
 PLACE = "<!-- reference -->"
 
@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def reference() -> str:
     """Return every command with its arguments, options and examples, one second-level heading per command."""
-    root: Any = get_command(app)  # a group, though typer's type is that of any command
+    root: Any = get_command(application())  # a group, though typer's type is that of any command
     return "\n".join(line for name, command in root.commands.items() for line in _command(name, command))
 
 

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stm.bench import gemms
 from stm.bench.memory import peak_bytes
@@ -155,8 +155,8 @@ def served_speed(
     )
 
 
-def _as_it_is(model: nn.Module, batch_size: int) -> nn.Module:
-    return model
+def _as_it_is(model: ViM, batch_size: int) -> Callable[[Tensor], Tensor]:
+    return model.answer
 
 
 def _tell(on_progress: OnProgress | None, stage: str, done: int, of: int) -> None:

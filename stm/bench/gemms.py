@@ -33,7 +33,8 @@ def gemms_of(model: ViM) -> list[Gemm]:
     """
     shape, schedule = model.config.model, model.schedule
     n = shape.class_tokens
-    last = shape.depth - 1 if n else shape.depth  # without class tokens no block is cut short
+    cut = n and model.config.num_classes  # the features of a backbone are those of every token
+    last = shape.depth - 1 if cut else shape.depth
     products = [Gemm(shape.patches, model.patch_embed.weight.flatten(1))]
     places = zip(model.blocks, schedule.tokens_per_block(shape.depth), schedule.cls_per_block(shape.depth), strict=True)
     for number, (block, length, c) in enumerate(places):

@@ -230,7 +230,7 @@ def _state_dict(
         state = dict(one.state)
         if backbone:
             state, remarks = trunk_of(one)
-            notes += remarks
+            notes = (*(note for note in notes if note not in one.notes), *remarks)  # without those about its head
         return state, settings(document, one.holder), notes
     # No ViM at all. The largest state dict tells best what the file is instead.
     if other := largest(where, document):

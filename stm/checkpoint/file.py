@@ -1,7 +1,7 @@
 """Read a file of weights without running anything in it.
 
 Pickles go through PyTorch's restricted unpickler and nothing else. It may build the tensor types of its own list, and
-what `_ALLOWED` below adds. Other names become inert stand-ins (`stm.checkpoint.inert`), or are refused. Before anything
+what `inert.allowed` adds. Other names become inert stand-ins (`stm.checkpoint.inert`), or are refused. Before anything
 is built, the sizes that a pickle claims are compared with the size of its file (`stm.checkpoint.claims`). Zip files and
 safetensors are mapped, not read, so that only the tensors that are used cost memory.
 
@@ -9,28 +9,24 @@ Torch takes seconds to import. Who only asks what a file holds gets headers in p
 (`stm.checkpoint.headers`).
 """
 
-import argparse
 import codecs
 import contextlib
 import hashlib
 import io
 import json
 import mmap
-import pathlib
 import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from safetensors import safe_open
 
 from stm.checkpoint import headers
 from stm.checkpoint.claims import Claim, Reader
-from stm.checkpoint.inert import Inert, is_forbidden, plain_dict, plain_list, renamed
+from stm.checkpoint.inert import Buildable, Inert, allowed, is_forbidden, renamed
 from stm.checkpoint.names import INDEX
 from stm.errors import CheckpointError, check_name, listed, said
 
@@ -43,29 +39,6 @@ _DAMAGED = "its pickle is damaged, or not of the protocol that torch.save uses"
 # zip bomb makes 1000 bytes of each byte.
 _UNPACKED, _UNPACKED_ANYWAY = 32, 1 << 22
 
-_Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
-
-_SCALAR: Any = np.float64(0).__reduce__()[0]  # numpy's multiarray.scalar, wherever this version keeps it
-
-# What a trainer's pickle may build beside tensors, under each name that versions of Python and numpy gave it. Paths
-# become pure paths, which cannot touch a disk and load on any system.
-_ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
-    (argparse.Namespace, "argparse.Namespace"),
-    *(
-        (kind, f"{module}.{name}")
-        for module in ("pathlib", "pathlib._local")
-        for kind, names in (
-            (pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
-            (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
-        )
-        for name in names
-    ),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    (np.dtype, "numpy.dtype"),
-    (plain_dict, "collections.defaultdict"),
-    (plain_list, "collections.deque"),
-    *((type(np.dtype(code)), f"numpy.dtypes.{type(np.dtype(code)).__name__}") for code in "?bBhHiIlLqQefd"),
-)
 # The same of torch's own list, apart from what has to do with tensors.
 _PLAIN: dict[str, Any] = {
     "_codecs.encode": codecs.encode,
@@ -270,12 +243,12 @@ def _load_headers(path: Path, held: int) -> Loaded:
     # What the caller has torch build more than it does by itself, only torch can build.
     if any(map(is_forbidden, inert)) or ("torch" in sys.modules and inert.keys() & _registered().keys()):
         raise headers.NotPlain
-    known = _PLAIN | {name: kind for kind, name in _ALLOWED}
+    known = _PLAIN | {name: kind for kind, name in allowed(reader.names)}
     document = headers.document(archive, reader, inert | known)
     return Loaded(document, tuple(unknown), _unsafe(path, unknown) if unknown else None)
 
 
-def _registered() -> dict[str, _Buildable]:
+def _registered() -> dict[str, Buildable]:
     """Return what torch builds for the caller beside its own list, by name."""
     import torch
 
@@ -305,7 +278,7 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loade
         raise _unsafe(path, forbidden)
     known = _registered()
     # Only entries that the caller does not have: when the context ends, torch removes every entry that it was given.
-    ours: list[_Buildable] = [pair for pair in _ALLOWED if pair not in known.values()]
+    ours: list[Buildable] = [pair for pair in allowed(reader.names) if pair not in known.values()]
     inert = tuple(name for name in unknown if not {name, renamed(name)} & known.keys())
     ours += [(Inert, each) for name in inert for each in {name, renamed(name)}]
     with warnings.catch_warnings(), torch.serialization.safe_globals(ours):
@@ -353,7 +326,7 @@ def _wanted(path: Path) -> list[str]:
 
 def _unknown(names: list[str]) -> list[str]:
     """Return the names, in order, that a pickle refers to and that may not be built."""
-    safe = {name for _, name in _ALLOWED} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
+    safe = {name for _, name in allowed(names)} | {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
     safe |= {f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray", "complex")}
     return list(dict.fromkeys(name for name in names if name not in safe and not name.startswith("torch.")))
 

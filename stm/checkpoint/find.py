@@ -65,6 +65,7 @@ class StoredViM:
         state: its tensors by official names. What is unknown stays under its own name, and is refused later.
         holder: the path of the dict that holds it.
         notes: sentences about its head.
+        head: the names of its head's tensors, as the file has them.
         dropped: names among its tensors that are the trainer's own, and are left out.
         averaged: whether its way says that it is an average of the training's steps.
         missing: official names that it lacks.
@@ -76,6 +77,7 @@ class StoredViM:
     state: dict[str, Leaf]
     holder: Path
     notes: tuple[str, ...]
+    head: tuple[str, ...]
     dropped: tuple[str, ...]
     averaged: bool
     missing: tuple[str, ...]
@@ -133,9 +135,10 @@ def choose(
 
 def trunk_of(one: StoredViM) -> tuple[dict[str, Leaf], tuple[str, ...]]:
     """Return a ViM's tensors without those that read its features, and sentences about what was left out or made."""
-    left = [name for name in one.state if name in one.beside or _READERS.fullmatch(name)]
-    state = {name: tensor for name, tensor in one.state.items() if name not in left}
-    notes = ["the backbone alone, as asked: stm info, compress and features() take it, and it has no logits"]
+    readers = {name for name in one.state if name in one.beside or _READERS.fullmatch(name)}
+    state = {name: tensor for name, tensor in one.state.items() if name not in readers}
+    left = [*(name for name in one.state if name in readers and not name.startswith("head.")), *one.head]
+    notes = ["the backbone alone, as asked: it has no logits, and stm info, compress, eval, bench and export take it"]
     if left:
         notes.append(f"left out, as no part of the backbone: {listed(left)}")
     width = state.get("layers.0.norm.weight")
@@ -246,32 +249,33 @@ def _read_vim(where: str, sign: _Leaf, prefix: str, prefixes: list[str], leaves:
         state.pop(name, None)
         beside.pop(name, None)
     expected = official_names(state)
-    question, notes = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
+    head = _give_head(state, beside, _siblings(leaves, holder, prefixes), expected)
+    question, notes, names = (None, head.notes, head.names) if isinstance(head, Head) else (head, (), ())
     # unknown, and refused by a name that is no tensor's of the ViM
     beside = {name if name not in expected else f"beside it, {name}": value for name, value in beside.items()}
     state |= beside
     key = prefix.removesuffix(".") or "."
     missing = tuple(name for name in expected if name not in state)
     averaged = any(map(_is_average, key.split(".")))
-    return StoredViM(key, state, holder, notes, tuple(dropped), averaged, missing, question, frozenset(beside))
+    return StoredViM(key, state, holder, notes, names, tuple(dropped), averaged, missing, question, frozenset(beside))
 
 
 def _give_head(
     state: dict[str, Leaf], beside: dict[str, Leaf], siblings: dict[str, Leaf], expected: Collection[str]
-) -> tuple[str | None, tuple[str, ...]]:
-    """Move the head to its official names in `state`. Return a question if it is one of several, and notes."""
+) -> Head | str | None:
+    """Move the head to its official names in `state`, and return what `find_head` does."""
     width = head_inputs({name: tuple(tensor.shape) for name, tensor in state.items() if not tensor.is_nested})
     if not width:
-        return None, ()
+        return None
     trunk = {name for name in expected if not name.startswith("head.")}
     head = find_head(width, {k: v for k, v in state.items() if k not in trunk}, beside, siblings)
     if not isinstance(head, Head):
-        return head, ()
+        return head
     source = next(each for each in (state, beside, siblings) if head.names[0] in each)
     for name in head.names:
         source.pop(name)
     state["head.weight"], state["head.bias"] = head.weight, head.bias
-    return None, head.notes
+    return head
 
 
 def _is_dropped(name: str) -> bool:

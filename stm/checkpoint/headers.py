@@ -7,15 +7,14 @@ otherwise raises `NotPlain`, and is left to torch, which reads more and refuses 
 import collections
 import io
 import json
+import math
+import mmap
 import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors import safe_open
+from typing import Any, NamedTuple, NoReturn
 
 from stm.checkpoint.claims import Reader
 from stm.checkpoint.inert import renamed
@@ -58,27 +57,53 @@ def safetensors(path: Path) -> dict[str, Any]:
         NotPlain: it is damaged, or holds a dtype that is not described here.
     """
     try:
-        with safe_open(path, framework="np") as file:  # it checks the header against the size of the file
-            kinds = {
-                name: (part.get_dtype(), part.get_shape())
-                for name in file.keys()  # noqa: SIM118 - not a dict
-                for part in [file.get_slice(name)]
-            }
         data = _mapped(path)
-        length = int.from_bytes(data[:8].tobytes(), "little")
-        entries = json.loads(data[8 : 8 + length].tobytes())
-        tensors = {}
-        for name, kind in kinds.items():
-            entry = entries[name]
-            if (entry["dtype"], entry["shape"]) != kind:
+        start = 8 + int.from_bytes(data[:8], "little")
+        text = data[8:start].decode()
+        # safetensors' own parser takes no name twice, nor a number as 1.0, -0 or NaN.
+        entries = json.loads(text, object_pairs_hook=_once, parse_int=_count, parse_float=_never, parse_constant=_never)
+        about = entries.pop("__metadata__", {})
+        if not all(isinstance(each, str) for pair in about.items() for each in pair):
+            raise NotPlain
+        parts = []
+        for name, entry in entries.items():
+            if entry.keys() != {"dtype", "shape", "data_offsets"}:
                 raise NotPlain
-            at = 8 + length + int(entry["data_offsets"][0])
-            tensors[name] = header(data, at, _SAFE_DTYPES[kind[0]], kind[1])
-        return tensors
+            first, last = entry["data_offsets"]
+            dtype, shape = _SAFE_DTYPES[entry["dtype"]], entry["shape"]
+            if any(type(each) is not int for each in (first, last, *shape)):
+                raise NotPlain
+            if math.prod(shape) * DTYPES[dtype].itemsize != last - first:
+                raise NotPlain
+            name.encode()  # half of a surrogate pair is no name
+            parts.append((first, last, name, header(data, start + first, start + last, dtype, shape)))
+        # One behind the other, from the header to the end of the file.
+        parts.sort(key=lambda part: part[:2])
+        ends = [0, *(last for _, last, *_ in parts)]
+        if [first for first, *_ in parts] != ends[:-1] or start + ends[-1] != len(data):
+            raise NotPlain
+        return dict(sorted((name, tensor) for *_, name, tensor in parts))
     except OSError:
         raise
-    except Exception as error:  # the parser's own type, and those that a damaged header leads to
+    except Exception as error:  # whatever a damaged header leads to
         raise NotPlain from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise NotPlain
+    return members
+
+
+def _count(digits: str) -> int:
+    if not digits.isdigit():
+        raise NotPlain
+    return int(digits)
+
+
+def _never(_: str) -> NoReturn:
+    raise NotPlain
 
 
 class Archive:
@@ -101,10 +126,10 @@ class Archive:
                 top, _, name = each.filename.partition("/")
                 # where the record's own header says that its bytes begin, as torch looks it up
                 at = each.header_offset
-                head = self._data[at : at + _LOCAL].tobytes()
+                head = self._data[at : at + _LOCAL]
                 names, more = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
                 start = at + _LOCAL + names
-                same = self._data[at + _LOCAL : start].tobytes() == each.orig_filename.encode()
+                same = self._data[at + _LOCAL : start] == each.orig_filename.encode()
                 stored = each.compress_type == zipfile.ZIP_STORED and each.file_size == each.compress_size
                 usual = not (each.flag_bits & ~_FLAGS or each.volume) and head[:4] == b"PK\x03\x04" and same
                 if top != folder or name in self._records or not stored or not usual:
@@ -125,14 +150,14 @@ class Archive:
 
         That is with both forms of its end, which agree: one disk, all records, nothing between and nothing behind.
         """
-        end = self._data[-_END:].tobytes()
+        end = self._data[-_END:]
         size = int.from_bytes(end[12:16], "little")
         whole = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, start, 0)
         wide = struct.pack("<QIIQQQQ", 44, 0, 0, count, count, size, start)
         locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + size, 1)
-        behind = self._data[start + size : -_END].tobytes()
+        behind = self._data[start + size : -_END]
         versions = behind[12:16]
-        directory, at = self._data[start : start + size].tobytes(), 0
+        directory, at = self._data[start : start + size], 0
         for _ in range(count):
             at += _ENTRY + sum(struct.unpack_from("<HHH", directory, at + 28))  # its name, more and a comment
         return at == size and end == whole and behind == b"PK\6\6" + wide[:8] + versions + wide[8:] + locator
@@ -141,14 +166,23 @@ class Archive:
         if name not in self._records:
             return None
         at, size = self._records[name]
-        return self._data[at : at + size].tobytes()
+        return self._data[at : at + size]
 
-    def storage(self, key: str, dtype: str, count: int) -> tuple[np.ndarray[Any, Any], str]:
-        """Return the bytes of a storage and the dtype of its numbers."""
+    def storage(self, key: str, dtype: str, count: int) -> "Span":
+        """Return where a storage lies in the file."""
         at, size = self._records[f"data/{key}"]
-        if size != count * DTYPES[dtype].itemsize or at + size > self._data.size:
+        if size != count * DTYPES[dtype].itemsize or at + size > len(self._data):
             raise NotPlain
-        return self._data[at : at + size], dtype
+        return Span(self._data, at, at + size, dtype)
+
+
+class Span(NamedTuple):
+    """The bytes of a mapped file from `at` to `end`, which hold numbers of one dtype."""
+
+    data: mmap.mmap | bytes
+    at: int
+    end: int
+    dtype: str
 
 
 def document(archive: Archive, reader: Reader, known: Mapping[str, Any]) -> Any:
@@ -205,12 +239,12 @@ def _tensor(
     storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], grad: bool = False, *_: Any
 ) -> Header:
     """Return the header of what `torch._utils._rebuild_tensor_v2` makes of these arguments."""
-    data, dtype = storage
+    data, at, end, dtype = storage
     if any(type(each) is not int for each in (offset, *size, *stride)) or offset < 0:
         raise NotPlain
     if grad and not dtype.startswith(_FLOATING):
         raise NotPlain
-    return header(data, offset * DTYPES[dtype].itemsize, dtype, size, stride)
+    return header(data, at + offset * DTYPES[dtype].itemsize, end, dtype, size, stride)
 
 
 def _parameter(data: Any, *_: Any) -> Header:
@@ -219,8 +253,9 @@ def _parameter(data: Any, *_: Any) -> Header:
     return data
 
 
-def _mapped(path: Path) -> np.ndarray[Any, Any]:
-    return np.memmap(path, np.uint8, "r")
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 # What stands for torch's own names.

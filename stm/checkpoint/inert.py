@@ -1,12 +1,15 @@
-"""What stands in a pickle for objects that are neither tensors nor plain settings: a name, and nothing behind it.
+"""What a pickle may build beside tensors, and what stands there for all else: a name, and nothing behind it.
 
 A trainer leaves arrays, dates, random states and configs beside the weights. Each of their classes and functions is
 replaced by `Inert`, by name. No module is imported and nothing of theirs is called. An `Inert` takes what the pickle
 gives it and keeps nothing, so no value can reach the weights through one.
 """
 
+import argparse
+import pathlib
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -44,6 +47,46 @@ def plain_dict(*_: Any) -> dict[Any, Any]:
 def plain_list(*_: Any) -> list[Any]:
     """Return an empty list in place of a `deque`."""
     return []
+
+
+Buildable = Callable[..., Any] | tuple[Callable[..., Any], str]
+
+# What a trainer's pickle may build beside tensors, under each name that versions of Python gave it. Paths become pure
+# paths, which cannot touch a disk and load on any system.
+_ALLOWED: tuple[tuple[Callable[..., Any], str], ...] = (
+    (argparse.Namespace, "argparse.Namespace"),
+    *(
+        (kind, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for kind, names in (
+            (pathlib.PurePosixPath, ("PosixPath", "PurePosixPath")),
+            (pathlib.PureWindowsPath, ("WindowsPath", "PureWindowsPath")),
+        )
+        for name in names
+    ),
+    (plain_dict, "collections.defaultdict"),
+    (plain_list, "collections.deque"),
+)
+
+
+def allowed(names: Collection[str]) -> tuple[tuple[Callable[..., Any], str], ...]:
+    """Return what a pickle that refers to `names` may build beside tensors, each with its name.
+
+    Numbers of numpy are among it, under the names of every version, if the pickle refers to numpy at all: importing
+    numpy takes a tenth of a second.
+    """
+    if not any(name.startswith("numpy.") for name in names):
+        return _ALLOWED
+    import numpy as np
+
+    scalar: Any = np.float64(0).__reduce__()[0]  # numpy's multiarray.scalar, wherever this version keeps it
+    dtypes = [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    return (
+        *_ALLOWED,
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        (np.dtype, "numpy.dtype"),
+        *((each, f"numpy.dtypes.{each.__name__}") for each in dtypes),
+    )
 
 
 # A file that names one of these was made to run something, or wants to: it is refused, though nothing would be run.

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
-
 from stm.checkpoint import class_names
 from stm.checkpoint.leaves import is_tensor, kind_of
 from stm.config import Size, as_size
@@ -200,7 +198,9 @@ def _size_in(name: str) -> int | None:
 
 def _number(value: Any) -> float | None:
     """Return a number as float; None for anything else, for a bool, and for what no float holds."""
-    value = value.item() if isinstance(value, np.generic) else value
+    # Only a file that holds a number of numpy's imports numpy.
+    generic: Any = getattr(sys.modules.get("numpy"), "generic", ())
+    value = value.item() if isinstance(value, generic) else value
     return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 

@@ -14,7 +14,7 @@ from stm.commands.rounding import in_floats, rounded
 from stm.config import INT8
 from stm.errors import UsageError, check_choice
 from stm.findings import BenchReport
-from stm.loading import open_classifier
+from stm.loading import open_model
 from stm.measure.environment import environment_of
 from stm.model.layers import TORCH_DTYPES
 from stm.model.vim import ViM
@@ -37,6 +37,8 @@ def bench(
 ) -> BenchReport:
     """Run `stm bench`: time a dense model against a compressed one, in one process and in turns.
 
+    Of a backbone, `features` is timed.
+
     Args:
         model, source: a MODEL, and how to open it; see `stm.load`. A compressed model is timed against its own dense
             model.
@@ -58,7 +60,9 @@ def bench(
     merge, notes = _for_random(merge) if random_weights else (merge, ())
     with on_threads(threads):
         floats = in_floats(source)
-        vim = draw_model(model, floats) if random_weights else open_classifier(model, floats, on_progress)
+        vim = draw_model(model, floats) if random_weights else open_model(model, floats, on_progress)
+        if against or optimize:
+            vim.config.check_head()
         for runtime in against:
             rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
         dense, small = _pair(vim, merge, model, on_progress)

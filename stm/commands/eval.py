@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from stm.artifact import folder as artifact
@@ -15,7 +16,7 @@ from stm.hub.card import warned
 from stm.loading import open_classifier, open_model, ready
 from stm.measure.environment import environment_of
 from stm.measure.evaluate import assess
-from stm.measure.judge import feature_change
+from stm.measure.judge import features_report
 from stm.measure.records import check_path
 from stm.model.positions import INTERPOLATED
 from stm.model.vim import ViM
@@ -109,22 +110,19 @@ def _of_backbone(
     on_progress: OnProgress | None,
 ) -> EvalReport:
     """Measure how far merging moves a backbone's features, which needs no labels."""
-    if own.plan is None:  # there is nothing to compare it with
-        own.config.check_head()
-    if records is not None or world.size > 1:
-        what = "records has a line per image" if records is not None else "several processes share images"
-        raise UsageError(f"{what} for logits, and {named} is a backbone without a head", "leave it out")
+    if own.plan is None:
+        raise UsageError(
+            f"{named} is a dense backbone: without logits there is nothing to measure but how far merging moves its"
+            " features",
+            f"compress it first: {shlex.join(['stm', 'compress', named, *source.words()])}",
+        )
+    if records is not None:
+        raise UsageError(f"records has a line per image for logits, and {named} is a backbone", "leave --records out")
+    if world.size > 1:
+        raise UsageError(f"several processes share images for logits, and {named} is a backbone", "leave torchrun out")
     vim = own if source.dtype is None else ready(copy.deepcopy(own), own.cls_token.device, source.dtype)
     samples = open_chosen(images, vim.config, need_labels=False, token=source.token, on_progress=on_progress)
-    measured = feature_change(own.with_plan(None), vim, samples, images.draws_by, on_progress)
-    reasons = measured.reasons | {"images_per_second": "only the features were compared"}
-    return EvalReport(
-        command="eval",
-        model=named,
-        environment=environment_of(vim, world),
-        **samples.of_set,
-        **vars(measured) | {"reasons": reasons},
-    )
+    return features_report(named, vim, own.with_plan(None), samples, images.draws_by, on_progress=on_progress)
 
 
 def find_default() -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from stm.checkpoint.class_names import LARGEST, in_order, is_index, names_in
 from stm.data.labels import imagenet
-from stm.data.tables import read_text, split_rows
 from stm.errors import DataError, UsageError, said
 
 # Columns of a table, in lower case and without separators.
@@ -55,6 +54,8 @@ def plain_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _from_file(path: Path) -> tuple[str, ...]:
+    from stm.data.tables import read_text  # it imports Pillow, and `stm info` needs no table
+
     text = read_text(path, LARGEST)
     if path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "["):
         names = _from_json(path, text)
@@ -79,6 +80,8 @@ def _from_json(path: Path, text: str) -> tuple[str, ...] | None:
 
 
 def _from_columns(path: Path, text: str) -> tuple[str, ...] | None:
+    from stm.data.tables import split_rows  # as above
+
     rows = [[cell.strip() for cell in row] for _, row in split_rows(path, text)]
     header = ["".join(re.findall("[a-z]+", name.lower())) for name in rows[0]] if rows else []
     index = next((header.index(name) for name in _INDICES if name in header), None)

@@ -11,7 +11,7 @@ from stm.data.formats import SUFFIXES, is_image
 from stm.data.images import MODES, ImageFile, Sample
 from stm.data.labels import SPLITS, NoLabels, class_indices, names_in_order, spelled
 from stm.data.sets import SampleSet
-from stm.data.tables import LABELS, TABLES, TINY, Row, read_table, with_suffix
+from stm.data.tables import LABELS, TABLES, TINY, Row, as_here, read_table
 from stm.data.validation import GROUND_TRUTH, KAGGLE, KIT, META, SYNSETS, VALIDATION, labels_of, pairs_in
 from stm.errors import DataError, UsageError, listed
 from stm.options import SetOptions
@@ -309,9 +309,10 @@ def _named(folder: Path, table: Path, rows: list[Row]) -> list[Row]:
     files = []
     for line, named, label in rows:
         # A table from elsewhere must not name files outside its folder.
-        if not named or PurePosixPath(named).is_absolute() or ".." in PurePosixPath(named).parts:
-            raise DataError(f"{table} line {line}: {named!r} is not the name of a file in this folder")
-        file = with_suffix(folder, f"{inside}{named}")
+        for path in (PurePosixPath(named), PurePosixPath(named.replace("\\", "/"))):
+            if not named or path.is_absolute() or ".." in path.parts:
+                raise DataError(f"{table} line {line}: {named!r} is not the name of a file in this folder")
+        file = as_here(folder, f"{inside}{named}")
         if file in lines:
             raise DataError(f"{table} line {line}: {file} was labelled on line {lines[file]} already")
         lines[file] = line

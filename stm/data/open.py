@@ -49,7 +49,8 @@ def open_samples(
             crops of three photographs.
         config: of the model that will see the images.
         limit, seed: see `SampleSet.take`.
-        need_labels: if False, every image in the folder or below it is taken, and none has a label.
+        need_labels: if False, every image in the folder or below it is taken, and none has a label. Nor has one that a
+            backbone sees.
         how: which part of the set is read, and which columns.
         token, on_progress: of a download.
         world: the processes that all open this set.
@@ -59,6 +60,7 @@ def open_samples(
         HubError: the Hub does not give the set.
         UsageError: a limit below 1.
     """
+    need_labels = need_labels and config.num_classes > 0  # a backbone has no classes
     # From the form that only one reader takes to the folder, which may have any name.
     if spec is None:
         how.refuse_reading(", and what is embedded has neither parts nor columns", "name the set: --data DATA")
@@ -159,6 +161,8 @@ def as_samples(
     if data is None or isinstance(data, str | Path):
         return open_samples(data, config=config, limit=limit, seed=seed, need_labels=need_labels)
     samples = data if isinstance(data, SampleSet) else _from_pairs(data, config)
+    if not config.num_classes:
+        return samples.take(limit, seed)
     # A set may have been opened for another model, so its labels are checked against this one.
     for sample in samples.samples:
         if sample.label is not None and not 0 <= sample.label < config.num_classes:

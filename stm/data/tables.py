@@ -1,10 +1,12 @@
 """Find and read the table that labels a folder's images, under whatever header and separator it has."""
 
+import codecs
 import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from stm.data.formats import SUFFIXES, check_file
@@ -20,6 +22,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 FILES = ("filename", "file", "image", "img", "filepath", "imagepath", "path", "imagename", "imagefile", "imageid", "id")
 CLASSES = ("label", "labels", "class", "target", "cls", "classlabel", "finelabel", "classname", "labelname", "category")
 MOST = 256 << 20  # bytes of a table
+_EXCELS = re.compile(r"sep=(.)\r?")  # a first line that tells Excel the separator
+_SOME = 20  # rows whose values tell which column holds the images
 Row = tuple[int, str, str]  # line number, image and label
 
 
@@ -36,31 +40,81 @@ def read_table(path: Path, how: SetOptions = SetOptions()) -> list[Row]:
     text = read_text(path)
     if path.suffix == ".jsonl":
         return _from_lines(path, text, how)
-    rows = split_rows(path, text)
     if path.name == TINY:
-        at, header = (0, 1), None
+        at, header, rows = (0, 1), None, list(split_rows(path, text))
     else:
-        header = [name.strip() for name in next(rows, (0, []))[1]]
-        file, label = _columns(path, header, how)
-        at = header.index(file), header.index(label)
+        at, header, rows = _under_header(path, list(split_rows(path, text)), how)
     return [(line, row[at[0]], row[at[1]]) for line, row in _checked(path, rows, header)]
+
+
+_Numbered = list[tuple[int, list[str]]]
+
+
+def _under_header(path: Path, rows: _Numbered, how: SetOptions) -> tuple[tuple[int, int], list[str] | None, _Numbered]:
+    """Return the columns of image and label, the header, if there is one, and the rows below it."""
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    try:
+        file, label = _columns(path, header, how)
+        return (header.index(file), header.index(label)), header, rows[1:]
+    except NoLabels:
+        by_values = None if path.name.startswith("metadata") else _by_values(path.parent, header, rows, how)
+        if by_values is None:  # captions have two columns too, and metadata.csv may hold them
+            raise
+    at = by_values
+    without = _is_file(path.parent, header[at[0]])
+    return (at, None, rows) if without else (at, header, rows[1:])
+
+
+def _by_values(folder: Path, header: list[str], rows: _Numbered, how: SetOptions) -> tuple[int, int] | None:
+    """Return the columns of image and label whose names tell nothing, if the values do; else None.
+
+    The images are in the only column whose values are files of the folder, and the only other column has the labels.
+    """
+    known = [header.index(name) for name in (how.image_column, how.label_column) if name is not None]
+    if how.label_column is None:
+        known += [header.index(name) for name in header if _plain(name) in CLASSES][:1]
+    some = [row for _, row in rows[1 : 1 + _SOME] if len(row) == len(header)]
+    if how.image_column is not None:
+        images = [header.index(how.image_column)]
+    else:
+        columns = [at for at in range(len(header)) if at not in known]
+        # Numbers of classes may be names of files too (0: 0.png), but no image is labelled twice.
+        columns = [at for at in columns if some and len({row[at] for row in some}) == len(some)]
+        images = [at for at in columns if all(_is_file(folder, row[at]) for row in some)]
+    others = known if len(known) > (how.image_column is not None) else [*range(len(header))]
+    labels = [at for at in others if at not in images]
+    return (images[0], labels[0]) if len(images) == len(labels) == 1 else None
+
+
+def _is_file(folder: Path, named: str) -> bool:
+    return bool(named) and os.path.isfile(folder / as_here(folder, named))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(" ", "").replace("-", "")
 
 
 def read_text(path: Path, most: int = MOST) -> str:
     """Return the text of a table of at most so many bytes, without the byte order mark that Excel writes.
 
+    It is UTF-8, or UTF-16 under such a mark, which is Excel's "Unicode text".
+
     Raises:
-        DataError: it cannot be read, or is no text in UTF-8.
+        DataError: it cannot be read, or is no such text.
     """
     try:
         check_file(path)
         if (size := path.stat().st_size) > most:
             raise DataError(f"{path} has {size:,} bytes, expected a table of at most {most:,}")
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = path.read_text(encoding="utf-16" if wide else "utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {said(error)}") from error
+        raise DataError(
+            f"{path} is not text in UTF-8: {said(error)}", "save it as UTF-8; a spreadsheet calls it CSV UTF-8"
+        ) from error
     if "\0" in text:
         raise DataError(f"{path} holds a NUL character, expected text in UTF-8")
     return text
@@ -73,11 +127,13 @@ def split_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         DataError: a row has quotes that do not end.
     """
     first = text.partition("\n")[0]
+    told = _EXCELS.fullmatch(first)
     # The header tells the separator: the one that it holds most of. Values may hold the others.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",\t;", key=first.count), strict=True)
+    separator = told[1] if told else max(",\t;", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
-            if row:
+            if row and not (told and reader.line_num == 1):
                 yield reader.line_num, row
     except csv.Error as error:
         raise _no_table(path, error) from error
@@ -97,7 +153,7 @@ def rows_under(path: Path, expected: Sequence[str]) -> list[list[str]]:
 
 
 def _checked(
-    path: Path, rows: Iterator[tuple[int, list[str]]], header: Sequence[str] | None
+    path: Path, rows: Iterable[tuple[int, list[str]]], header: Sequence[str] | None
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield rows that are as long as the header; without a header, of two values at least."""
     for line, row in rows:
@@ -140,7 +196,7 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
             raise DataError(
                 f"{path} has no column {named!r}, only {listed(header) or 'none'}", "name one of its columns"
             )
-    plain = {name.lower().replace("_", "").replace(" ", "").replace("-", ""): name for name in reversed(header)}
+    plain = {_plain(name): name for name in reversed(header)}
     label = how.label_column
     file = how.image_column or next((plain[name] for name in FILES if name in plain and plain[name] != label), None)
     label = label or next((plain[name] for name in CLASSES if name in plain and plain[name] != file), None)
@@ -154,9 +210,12 @@ def _columns(path: Path, header: Sequence[str], how: SetOptions) -> tuple[str, s
     return file, label
 
 
-def with_suffix(folder: Path, file: str) -> str:
-    """Return a file's name with the suffix that a table left out, if one file of the folder has it."""
+def as_here(folder: Path, file: str) -> str:
+    """Return a file's name as it is in the folder, if it is: with the suffix that a table left out, and not by Windows'
+    separators."""
     # os.path, because Path.exists raises for a name that is too long.
+    if "\\" in file and not os.path.lexists(folder / file):
+        file = file.replace("\\", "/")
     if Path(file).suffix.lower() in SUFFIXES or os.path.exists(folder / file):
         return file
     return next(

@@ -165,7 +165,8 @@ def _from_kit(ground_truth: Path) -> dict[int, str]:
             check_file(file)
         numbers = ground_truth.read_text(encoding="ascii", errors="replace").split()
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+        hint = f"copy the development kit's {META} beside {ground_truth.name}: its numbers are in another order"
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}", hint) from error
     # -P: a json.py in the current folder, which may be the data's, is not run.
     command = [sys.executable, "-P", "-c", _READ_META, str(meta)]
     run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)

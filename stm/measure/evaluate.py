@@ -71,12 +71,11 @@ def evaluate(
             (image, label), or None for what comes with the package. Without labels there is no accuracy, but agreement
             and KL to the dense model. Images that decided the model's schedule are left out.
         reference: the dense model. Its images may have another size if the set holds files: each model then gets its
-            own input of each image.
+            own input of each image. A backbone needs one of its own size: the distance of their features is measured.
         limit: the most images, drawn at random by `seed`; None: all.
         batch_size: images per batch.
         records: a CSV file for one record per image, from which a stopped run resumes.
-        workers: processes that decode images; None: as many as suit the set, for scripts with an
-            `if __name__ == "__main__":`.
+        workers: processes that decode images; None: as many as suit the set, in scripts with `if __name__ == ...`.
         progress: draw a bar, in a terminal or a notebook.
         on_progress: called with each `stm.progress.Progress`, at least after every batch.
 
@@ -91,16 +90,18 @@ def evaluate(
         >>> report.data, report.n
         ('digits-heldout', 8)
     """
-    model.config.check_head()
-    by_name = isinstance(data, str | Path)
     with drawn(progress, on_progress, stage="evaluate") as tell:
         try:
-            samples = as_samples(data, model.config, need_labels=by_name)
+            samples = as_samples(data, model.config, need_labels=isinstance(data, str | Path))
         except NoLabels:
             if reference is None:
                 raise
             samples = as_samples(data, model.config, need_labels=False)
         samples = unseen(samples, model.config).take(limit, seed)
+        if not model.config.num_classes:
+            from stm.measure.judge import features_report  # below this module
+
+            return features_report(_name(model.config), model, reference, samples, seed, records, tell)
         images = EvalOptions(limit=limit, batch_size=batch_size, seed=seed, workers=workers)
         figures = assess(model, samples, images, reference=reference, records=records, on_progress=tell)
     return EvalReport(command="eval", model=_name(model.config), environment=environment_of(model), **figures.reported)

@@ -59,7 +59,7 @@ def honest(model: ModelConfig, num_classes: int, plan: Outline) -> int:
         # Evaluations of the convolution per token. A merged token stands for its first W repeats: from then on the
         # window holds that token alone, and the result stays the same.
         windows = [1] * L if span is None else [min(size, model.d_conv) for size in span]
-        if block < last or not n:  # without class tokens every token is read
+        if block < last or not n or not num_classes:  # the features of a backbone are those of every token
             total += 2 * D * E * L + 2 * _direction(model, windows, L) + E * D * L + plan.flops(block, model).honest
         else:
             # Only the class tokens are read: z, y and out_proj are computed at them alone. Each direction walks up to
@@ -81,6 +81,8 @@ def parameters(model: ModelConfig, num_classes: int) -> int:
 
 
 def _classifier(model: ModelConfig, num_classes: int) -> int:
+    if not num_classes:
+        return 0
     neck = 0 if model.neck is None else model.class_tokens * model.d_model * model.neck
     return neck + model.d_head * num_classes
 

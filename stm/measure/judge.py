@@ -1,18 +1,21 @@
 """How far some models move the logits of the dense one, or its features: what chooses among them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stm.config import Measured
 from stm.data.sets import SampleSet, iterate
-from stm.errors import DataError
+from stm.errors import DataError, UsageError
+from stm.measure.environment import environment_of
 from stm.measure.evaluate import evaluating, forward
 from stm.measure.records import kl_divergence
 from stm.measure.stats import DENSE_FIGURES, LABEL_FIGURES, PAIRED_FIGURES
 from stm.model.vim import ViM
 from stm.progress import Meter, OnProgress
+from stm.reports import EvalReport
 from stm.verdicts import BACKBONE
 
 _AT_ONCE = 16  # images that are decoded before the models run
@@ -67,6 +70,40 @@ def feature_change(
         feature_change=float(shares.mean()) ** 0.5,
         seed=seed,
         reasons=dict.fromkeys((*LABEL_FIGURES, *DENSE_FIGURES, *PAIRED_FIGURES), BACKBONE),
+    )
+
+
+def features_report(
+    named: str,
+    model: ViM,
+    dense: ViM | None,
+    samples: SampleSet,
+    seed: int = 0,
+    records: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> EvalReport:
+    """Return `feature_change` as the evaluation of a backbone.
+
+    Raises:
+        UsageError: records are asked for, which have a line per image for logits; or there is no dense model, or it is
+            of another shape.
+        DataError: no image can be read.
+    """
+    if records is not None:
+        raise UsageError(f"records has a line per image for logits, and {named} is a backbone", "leave it out")
+    if dense is None or dense.config.num_classes or dense.config.model != model.config.model:
+        raise UsageError(
+            f"{named} is a backbone: measured is how far its features are from those of a dense backbone of its shape",
+            "give that one: reference=DENSE",
+        )
+    measured = feature_change(dense, model, samples, seed, on_progress)
+    reasons = measured.reasons | {"images_per_second": "only the features were compared"}
+    return EvalReport(
+        command="eval",
+        model=named,
+        environment=environment_of(model),
+        **samples.of_set,
+        **vars(measured) | {"reasons": reasons},
     )
 
 

@@ -20,7 +20,7 @@ import stm_cli.predict
 import stm_cli.push
 import stm_cli.report
 from stm import __version__
-from stm_cli.main import app
+from stm_cli.main import application
 
 COMMANDS = {
     "compress": stm_cli.compress,
@@ -48,6 +48,15 @@ COMMANDS |= {"plan": stm_cli.plan, "bench": stm_cli.bench}
         ("compress m --max-drop -1", "'-1' is not a number of percentage points"),
         ("compress m --max-drop nan", "'nan' is not a number of percentage points"),
         ("compress m --limit 0", "'0' is not a whole number of at least 1"),
+        ("compress m --limit 1_0", "'1_0' is not a whole number of at least 1"),
+        ("compress m --limit \u0661", "'\u0661' is not a whole number of at least 1"),
+        ("compress m --rate 0_1.5", "'0_1.5' is not a number"),
+        ("compress m --max-drop 1_0", "'1_0' is not a number"),
+        ("compress m --stages 1_0", "'1_0' is not a list of block numbers such as 10,16"),
+        ("info m --image-size 2_24", "'2_24' is not a size in pixels such as 224, or 224x448 (height x width)"),
+        ("info m --mean 0.5,1_0", "'1_0' is not a number"),
+        ("bench m --batch-sizes 1,1_0", "'1,1_0' is not a list of batch sizes such as 1,8"),
+        ("export m --batch-size 1_0", "'1_0' is not a whole number of at least 1"),
         ("compress m --batch-size 2.5", "'2.5' is not a whole number of at least 1"),
         ("info m --image-size 0", "'0' is not a size in pixels such as 224, or 224x448"),
         ("info m --image-size 224x448x3", "'224x448x3' is not a size in pixels"),
@@ -96,7 +105,7 @@ def test_a_help_screen_fits_80_columns_and_names_every_option(here, command: str
     run = here(command, "--help")
     assert (run.code, run.err) == (0, "")
     assert max(map(len, run.out.splitlines())) <= 80
-    for parameter in get_command(app).commands[command].params:
+    for parameter in get_command(application()).commands[command].params:
         for option in parameter.opts if parameter.opts[0].startswith("-") else []:
             assert option in run.out
     for example in COMMANDS[command].EXAMPLES:
@@ -114,7 +123,7 @@ def test_every_example_can_be_pasted(example: str) -> None:
         program, *args = args[args.index("-m") + 1 :]
     name, *args = args
     assert program in ("stm", "stm_cli")
-    get_command(app).commands[name].make_context(name, args)  # raises where it does not parse
+    get_command(application()).commands[name].make_context(name, args)  # raises where it does not parse
 
 
 @pytest.mark.parametrize("command", COMMANDS)

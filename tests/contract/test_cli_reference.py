@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from stm_cli.main import app
+from stm_cli.main import application
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]  # the root is a group
+COMMANDS: dict[str, Any] = get_command(application()).commands  # type: ignore[attr-defined]  # the root is a group
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ KEPT = Path(__file__).with_name("help.txt")
 SCREENS = """
 import sys
 from typer.main import get_command
-from stm_cli.main import app, main
-for name in ("", *get_command(app).commands):
+from stm_cli.main import application, main
+for name in ("", *get_command(application()).commands):
     words = ["stm", *filter(None, [name]), "--help"]
     print("$", *words, flush=True)
     sys.argv = words

@@ -247,6 +247,15 @@ def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     assert run.stdout.endswith("heavy: []\n"), run.stdout + run.stderr
 
 
+def test_a_command_imports_no_other_one() -> None:
+    """Nor huggingface_hub's client: `stm models` looks into the cache by itself."""
+    code = "import sys; sys.argv = ['stm', 'models', '--quiet']; from stm_cli.main import main\n"
+    code += "try: main()\nfinally: print(sorted(each for each in sys.modules if each.startswith('stm_cli.')\n"
+    code += "    and '._' not in each), 'huggingface_hub.file_download' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
+    assert run.stdout.endswith("['stm_cli.main', 'stm_cli.models'] False\n"), run.stdout + run.stderr
+
+
 def test_a_checkpoint_is_described_without_torch(tmp_path: Path) -> None:
     """A trainer's file, safetensors, an index with its shards, and a question: all in one process."""
     import torch
@@ -272,7 +281,7 @@ info("stm/assets/vim-digits", ModelOptions(labels=tuple("abcdefghij")))
 try:
     info({str(tmp_path / "model.safetensors.index.json")!r}, ModelOptions(image_size=64))
 except Question:
-    print("asked, heavy:", {{"torch", "scipy"}} & sys.modules.keys())
+    print("asked, heavy:", {{"torch", "numpy", "scipy", "PIL"}} & sys.modules.keys())
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     assert run.stdout == "asked, heavy: set()\n", run.stdout + run.stderr

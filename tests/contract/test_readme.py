@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from stm_cli.main import app
+from stm_cli.main import application
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = [
@@ -32,7 +32,7 @@ def test_its_commands_take_the_options_that_it_gives_them() -> None:
     assert len(commands) >= 6
     for line in commands:
         _, name, *words = shlex.split(line, comments=True)
-        command = get_command(app).commands[name]
+        command = get_command(application()).commands[name]
         command.make_context(name, words)  # raises for what it does not know
 
 
@@ -43,4 +43,4 @@ def test_the_commands_that_fill_the_papers_rows_can_be_typed() -> None:
     proxy = re.search(r"`PROXY` below is `([^`]+)`", text)
     assert proxy is not None
     for name, words in commands:
-        get_command(app).commands[name].make_context(name, shlex.split(words.replace("PROXY", proxy[1])))
+        get_command(application()).commands[name].make_context(name, shlex.split(words.replace("PROXY", proxy[1])))

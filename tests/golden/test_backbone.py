@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import stm
+from stm.bench.gemms import gemms_of
 from stm.checkpoint.official import read
+from stm.commands.bench import bench
 from stm.commands.compress import compress
 from stm.commands.eval import evaluate
 from stm.commands.export import export
@@ -120,8 +122,54 @@ def test_what_a_backbone_cannot_do_is_one_sentence(dense: stm.ViM, tmp_path: Pat
             stm.compress(dense, rate=0.3, **options)
     with pytest.raises(StmError, match="backbone without a head"):
         dense.optimize(batch_size=1)
-    with pytest.raises(StmError, match="backbone without a head"):
+    with pytest.raises(UsageError, match="far its features are from those of a dense backbone") as caught:
         stm.evaluate(dense, [(image, 0) for image in images()])
+    assert caught.value.hint == "give that one: reference=DENSE"
+    with pytest.raises(UsageError, match="a line per image for logits"):
+        stm.evaluate(dense, [(image, 0) for image in images()], reference=dense, records=tmp_path / "r.csv")
+    seg = str(saved(tmp_path / "iter.pth", trunk()))
+    source = ModelOptions(backbone=True, image_size=64)
+    with pytest.raises(UsageError, match="is a dense backbone") as caught:
+        evaluate(seg, source)
+    assert caught.value.hint == f"compress it first: stm compress {seg} --image-size 64 --backbone"
+    for refused in (lambda: bench(seg, source, optimize=True), lambda: bench(seg, source, against=["vit"])):
+        with pytest.raises(StmError, match="backbone without a head") as said:
+            refused()
+        assert "stm eval measures how far merging moves its features, stm bench times it" in str(said.value)
+
+
+def test_the_labels_of_a_set_are_not_read(dense: stm.ViM, tmp_path: Path) -> None:
+    """A backbone has no classes: a classifier's folders, pairs and sets are images, and the features are compared."""
+    path = saved(tmp_path / "iter.pth", trunk())
+    for name in ("benign", "malignant"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("RGB", (80, 64), (90, 9, 200 if name == "benign" else 3)).save(tmp_path / "set" / name / "a.png")
+    source = ModelOptions(backbone=True, image_size=64)
+    merge, given = MergeOptions(saving=0.2, method="staged"), EvalOptions(data=tmp_path / "set")
+    report = compress(str(path), source, merge, images=given, out=tmp_path / "small")
+    by_command = evaluate(str(tmp_path / "small"), images=given)
+    small = stm.load(tmp_path / "small", device="cpu")
+    in_python = stm.evaluate(small, tmp_path / "set", reference=dense)
+    assert (by_command.n, by_command.feature_change) == (in_python.n, in_python.feature_change)
+    assert by_command.n == 2 and by_command.feature_change == report.feature_change is not None
+    assert in_python.reasons.keys() == by_command.reasons.keys()
+    pairs = stm.evaluate(small, [(image, 7) for image in images()], reference=dense)
+    assert pairs.n == 2 and pairs.feature_change is not None and pairs.feature_change > 0
+
+
+def test_bench_times_the_features(tmp_path: Path) -> None:
+    """All tokens of the last block count, also if a classifier's backbone has a class token."""
+    path = tmp_path / "x_midclstok.pth"
+    torch.save(state_dict(D=32, depth=6, tokens=65, classes=10, patch=8, seed=41), path)
+    of = {}
+    for backbone in (True, False):
+        source = ModelOptions(backbone=backbone, image_size=64, device="cpu")
+        of[backbone] = bench(str(path), source, MergeOptions(saving=0.2, method="staged"), rounds=1)
+    assert [row.variant for row in of[True].rows] == ["dense", "compressed"]
+    assert of[True].rows[0].flops.honest > of[False].rows[0].flops.honest
+    model = stm.load(path, image_size=64, backbone=True, device="cpu")
+    rows = [product.rows for product in gemms_of(model)]
+    assert min(rows) == 64 and len(rows) == 1 + 6 * 6  # patches; in_proj, twice x_proj and dt_proj, out_proj
 
 
 def test_reading_says_what_is_left_out(tmp_path: Path) -> None:
@@ -132,6 +180,8 @@ def test_reading_says_what_is_left_out(tmp_path: Path) -> None:
     got = read(path, backbone=True)
     assert got.num_classes == got.model.class_tokens == 0 and not got.model.divide_out  # as mmcv's text says
     assert any("no part of the backbone" in note and "fpn1.0.weight" in note for note in got.notes)
+    assert "auxiliary_head.conv_seg.weight" in "".join(got.notes)  # by its name in the file, and no word of a head
+    assert not any("the head" in note for note in got.notes)
     with pytest.raises(UsageError, match="no class token"):
         read(path, backbone=True, class_token="head")
     for extra, words in (

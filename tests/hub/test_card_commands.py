@@ -22,13 +22,13 @@ from stm.install import install_command
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
 from stm.recipe import Calibration, Recipe
-from stm_cli.main import app
+from stm_cli.main import application
 from tests.hang import HANG
 from tests.hub.cards import DENSE, SMALL, written
 
 
 def options_of_the_command_line() -> set[str]:
-    (command,) = (each for name, each in get_command(app).commands.items() if name == "compress")
+    (command,) = (each for name, each in get_command(application()).commands.items() if name == "compress")
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 

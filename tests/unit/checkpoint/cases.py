@@ -24,15 +24,17 @@ State = dict[str, Tensor]
 
 
 def read(path: Path, **options: Any) -> official.Checkpoint:
-    """Read a checkpoint, and hold to it what is said of the file without torch's tensors: all but them, or the same
-    error."""
+    """Read a checkpoint, once with torch's tensors and once with headers.
+
+    Both ways must return the same contents, or raise the same error.
+    """
     checkpoint = outcome(official.read, path, **options)
     described = outcome(describe, path, **options)
     if isinstance(checkpoint, StmError):
         assert repr((type(described), vars(described))) == repr((type(checkpoint), vars(checkpoint)))
         raise checkpoint
-    said = {each.name: getattr(checkpoint, each.name) for each in dataclasses.fields(Contents)}
-    assert described == Contents(**said)
+    contents = {each.name: getattr(checkpoint, each.name) for each in dataclasses.fields(Contents)}
+    assert described == Contents(**contents)
     return checkpoint
 
 

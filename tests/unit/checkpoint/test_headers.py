@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fuzz import small
@@ -127,15 +128,80 @@ def test_a_damaged_file_has_one_outcome(tmp_path: Path) -> None:
             read(path)
 
 
+HEADERS = {
+    "as it is": b"{}",
+    "a gap": b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}',
+    "an overlap": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
+    b'"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}',
+    "bytes left over": b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}',
+    "beyond the file": b'{"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}',
+    "another size": b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}',
+    "a negative size": b'{"a":{"dtype":"U8","shape":[-2,-2],"data_offsets":[0,4]}}',
+    "a float": b'{"a":{"dtype":"U8","shape":[4.0],"data_offsets":[0,4]}}',
+    "minus zero": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[-0,4]}}',
+    "a truth": b'{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}',
+    "a key left out": b'{"a":{"dtype":"U8","data_offsets":[0,4]}}',
+    "three offsets": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4,4]}}',
+    "metadata of numbers": b'{"__metadata__":{"x":1},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+    "half a surrogate": b'{"\\ud800":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+    "no UTF-8": b'{"\xff":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+    "a list": b"[]",
+}
+
+
+@pytest.mark.parametrize("text", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_safetensors_refuses_is_not_read(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(SafetensorError), safe_open(path, framework="np"):
+        pass
+    with pytest.raises(plain.NotPlain):
+        plain.safetensors(path)
+
+
+def test_a_header_that_safetensors_takes_is_read(tmp_path: Path) -> None:
+    """Empty tensors, spaces behind the header, metadata, and names in any order."""
+    empty = '"e":{"shape":[0,3],"dtype":"F32","data_offsets":[4,4]}'
+    text = f'{{"b":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},"__metadata__":{{"k":"v"}},{empty}}}   '
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes([1, 2, 3, 4]))
+    with safe_open(path, framework="np") as theirs:
+        names = theirs.keys()
+    got = plain.safetensors(path)
+    assert list(got) == names == ["b", "e"]
+    assert (got["b"].tolist(), got["e"].tolist(), got["e"].shape) == ([1, 2, 3, 4], [], (0, 3))
+
+
+def test_what_lies_between_the_strides_is_no_number_of_the_tensor() -> None:
+    numbers = np.array([1, np.nan, 2, np.inf, 3.4e38, np.nan], "<f4").tobytes()
+    assert header(numbers, 0, 24, "float32", (3,), (2,)).is_finite()
+    assert not header(numbers, 4, 24, "float32", (1,)).is_finite()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_every_upper_byte_is_finite_or_not_as_torch_has_it(dtype: str) -> None:
+    """All numbers whose last two bytes differ, of each dtype: as torch casts them to float32."""
+    size = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[dtype]
+    upper = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    data = torch.zeros(len(upper), size // 2, dtype=torch.int16)
+    data[:, -1] = upper
+    finite = data.view(getattr(torch, dtype)).flatten().float().isfinite()
+    raw = data.numpy().tobytes()
+    # By the byte that the shortcut looks at: 256 numbers at a time, as one tensor each.
+    for first in range(0, len(upper), 256):
+        one = header(raw, first * size, len(raw), dtype, (256,))
+        assert one.is_finite() == bool(finite[first : first + 256].all())
+
+
 @pytest.mark.parametrize(("shape", "fits"), [((3,), True), ((2, 2), False), ((-1,), False), ((0, 9), True)])
 def test_a_header_stays_within_its_file(shape: tuple[int, ...], fits: bool) -> None:
     """Twelve bytes from the fourth on hold three numbers."""
-    data = np.zeros(16, np.uint8)
+    data = bytes(16)
     if fits:
-        assert header(data, 4, "float32", shape).shape == shape
+        assert header(data, 4, 16, "float32", shape).shape == shape
     else:
         with pytest.raises(ValueError, match=r"^(sizes that no tensor has|a tensor that reaches beyond its file)$"):
-            header(data, 4, "float32", shape)
+            header(data, 4, 16, "float32", shape)
 
 
 @pytest.mark.parametrize(("record", "other"), [(b"little", b"middle"), (b"3\n", b"9\n")])
@@ -153,14 +219,15 @@ def test_an_archive_of_another_order_or_version_is_left_to_torch(record: bytes, 
 
 def test_a_storage_has_the_bytes_of_its_numbers(tmp_path: Path) -> None:
     archive = plain.Archive(save(tmp_path / "x.pth", {"w": torch.ones(2)}))
-    assert archive.storage("0", "float32", 2)[0].tobytes() == np.ones(2, np.float32).tobytes()
+    span = archive.storage("0", "float32", 2)
+    assert span.data[span.at : span.end] == np.ones(2, np.float32).tobytes()
     for dtype, count in (("float32", 1), ("float64", 2)):
         with pytest.raises(plain.NotPlain):
             archive.storage("0", dtype, count)
 
 
 def test_what_torch_would_not_build_is_no_header() -> None:
-    storage = (np.zeros(16, np.uint8), "int64")
+    storage = plain.Span(bytes(16), 0, 16, "int64")
     assert plain._tensor(storage, 0, (2,), (1,)).shape == (2,)
     for offset, grad in ((-1, False), (1.0, False), (0, True)):  # no place, no number, no gradient of whole numbers
         with pytest.raises(plain.NotPlain):
