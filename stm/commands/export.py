@@ -70,12 +70,9 @@ def export(
             f"leave them out, or choose one of {', '.join(formats.FORMATS)}",
         )
     official = format == "official"
-    output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
-    # Before the model is opened, which may mean a download.
-    if official:
-        atomic.check_file(output, force=force)
-    else:
-        artifact.check_output(output, force=force)
+    # A dense folder of ours has the name of the model itself.
+    output = Path(out) if out is not None else Path(name_of(model) + (suffix(format) if official else ""))
+    check(format, output, force=force)  # before the model is opened, which may mean a download
     vim = open_model(model, source, on_progress)
     # Both formats hold the dense model: the official layout has no place for a plan.
     dense = vim.with_plan(None)
@@ -105,6 +102,27 @@ def export(
     )
 
 
+def suffix(format: str) -> str:
+    """Return what stands behind the name of a model in the name of its export beside it."""
+    dense = {"official": ".pth", "folder": "-dense"}
+    return dense[format] if format in dense else formats.FORMATS[format].suffix
+
+
+def check(format: str, output: Path, *, force: bool) -> None:
+    """Refuse an export that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: packages or programs are missing, or the output may not be written.
+    """
+    if format in formats.FORMATS:
+        formats.check_installed(format)
+        formats.check_output(format, output, force=force)
+    elif format == "official":
+        atomic.check_file(output, force=force)
+    else:
+        artifact.check_output(output, force=force)
+
+
 def _for_runtime(
     model: str,
     source: ModelOptions,
@@ -116,13 +134,9 @@ def _for_runtime(
 ) -> ExportReport:
     """Write a model for another runtime, and run it there."""
     kind = formats.FORMATS[format]
-    formats.check_installed(format)
-    output = (
-        Path(out)
-        if out is not None
-        else Path(name_of(model) + ("-features" if interface.features else "") + kind.suffix)
-    )
-    formats.check_output(format, output, force=force)
+    name = name_of(model) + ("-features" if interface.features else "") + suffix(format)
+    output = Path(out) if out is not None else Path(name)
+    check(format, output, force=force)
     # Traced and held to the runtime on a processor, wherever the machine's models run.
     vim = open_model(model, replace(source, device="cpu"), on_progress)
     interface = interface._replace(features=interface.features or not vim.config.num_classes)
