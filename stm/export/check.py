@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,7 @@ from stm.data.formats import open_image
 from stm.data.images import pixels
 from stm.data.open import PHOTOGRAPHS
 from stm.errors import StmError
-from stm.export import runners
+from stm.export import child, runners
 from stm.export.program import Interface
 from stm.model.vim import ViM
 from stm.reports import ExportCheck
@@ -102,9 +100,9 @@ def check(file: Path, runtime: str, model: ViM, interface: Interface) -> ExportC
         given, got = folder / "inputs.npz", folder / "outputs.npz"
         arrays: dict[str, Any] = {name: batch.numpy() for name, batch in made.batches.items()}
         np.savez(given, **arrays)
-        # -P: the script's folder has modules that are named as the runtimes are.
-        command = [sys.executable, "-P", runners.__file__, runtime, str(file), str(given), str(got), str(threads)]
-        run = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        run = child.run(
+            runners.__file__, runtime, str(file.resolve()), str(given), str(got), str(threads), folder=folder
+        )
         if run.returncode:
             last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
             raise CheckError(f"{runtime} cannot run the export: {last}", "nothing was written; please report it")

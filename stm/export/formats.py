@@ -1,5 +1,6 @@
 """The formats of other runtimes: what each is called, needs and writes."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
+from stm.artifact.scratch import scratch
 from stm.config import DTYPES
 from stm.errors import ArtifactError, UsageError
 from stm.export import openvino, pt2
@@ -151,7 +153,7 @@ def write(
         if on_progress is not None:
             on_progress(Progress(stage, done, 2, "steps"))
 
-    with _draft(path, kind.files, force) as draft:
+    with _draft(path, kind.files, force) as draft, _own_cache():
         tell(f"Writing {kind.label}", 0)
         kind.write(model, interface, draft)
         tell(f"Checking in {kind.runtime}", 1)
@@ -175,3 +177,18 @@ def _draft(path: Path, files: tuple[str, ...], force: bool) -> Iterator[Path]:
         hint = "make room, or choose another place with --out"
         with atomic.refusing(path, hint, ArtifactError), atomic.drafted(path, force=force) as draft:
             yield draft
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Have what torch keeps on disk while it traces go away: it makes a folder for it among everybody's."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name in os.environ:  # somebody chose a folder, or has used torch's compiler in this process
+        yield
+        return
+    with scratch("stm-export") as folder:
+        os.environ[name] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)
