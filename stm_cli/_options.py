@@ -329,27 +329,6 @@ PushDryRun = Annotated[bool, option("--dry-run", OUTPUT, "Show what would be upl
 PushTo = Annotated[
     str | None, option("--push-to", OUTPUT, "Push the folder to this Hub repository, as stm push does.", "REPO_ID")
 ]
-ExportFormat = Annotated[
-    str,
-    choice(
-        "--format",
-        OUTPUT,
-        "a .pth that hustvl/Vim loads, a dense folder of ours, or the model as it is for another runtime; pt2 and"
-        " aoti are for PyTorch alone.",
-        ("official", "folder", "onnx", "openvino", "pt2", "aoti"),
-    ),
-]
-ExportBatch = Annotated[
-    int | None, option("--batch-size", OUTPUT, "The only batch size that the export takes. Default: any.", "N")
-]
-DynamicBatch = Annotated[bool, option("--dynamic-batch", OUTPUT, "Take batches of any size, which is the default.")]
-WithPreprocessing = Annotated[
-    bool,
-    option("--with-preprocessing", OUTPUT, "Take uint8 images (B, H, W, C) of the model's size, give probabilities."),
-]
-Features = Annotated[
-    bool, option("--features", OUTPUT, "Give patch features (B, D, H', W') instead of logits. Backbones always do.")
-]
 OutFile = Annotated[
     Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")
 ]

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from stm.options import words
 from stm.reports import ExportReport
 from stm.units import size
+from stm_cli import _export_options as e
 from stm_cli import _groups as g
 from stm_cli import _options as o
 from stm_cli._format import fields, source_text
@@ -14,7 +15,7 @@ from stm_cli._output import Output
 
 EXAMPLES = (
     "stm export my-vim --format onnx",
-    "stm export my-vim --format pt2 --features",
+    "stm export my-vim --format pt2 --features --out-indices 5,11,17,23",
     "stm export my-vim --format official",
     "stm export vim_finetuned.pth --format folder --out my-vim",
 )
@@ -24,11 +25,12 @@ EXAMPLES = (
 def run(
     model: o.Model,
     *,
-    format: o.ExportFormat = "official",
-    batch_size: o.ExportBatch = None,
-    dynamic_batch: o.DynamicBatch = False,
-    with_preprocessing: o.WithPreprocessing = False,
-    features: o.Features = False,
+    format: e.ExportFormat = "official",
+    batch_size: e.ExportBatch = None,
+    dynamic_batch: e.DynamicBatch = False,
+    with_preprocessing: e.WithPreprocessing = False,
+    features: e.Features = False,
+    out_indices: e.OutIndices = None,
     dtype: o.Dtype = None,
     out: o.OutFile = None,
     force: o.ForceFile = False,
@@ -53,6 +55,7 @@ def run(
             dynamic_batch=dynamic_batch,
             with_preprocessing=with_preprocessing,
             features=features,
+            out_indices=out_indices,
             out=out,
             force=force,
             on_progress=on_progress,

@@ -129,6 +129,7 @@ EXPORT = {
     "dynamic_batch": Case(("--dynamic-batch",), (*RUN, "--batch-size", "2")),  # refused: they exclude each other
     "with_preprocessing": Case(("--with-preprocessing",), RUN),
     "features": Case(("--features",), RUN),
+    "out_indices": Case(("--out-indices", "1,-1"), (*RUN, "--features")),
     **{
         name: COMPRESS[name]
         for name in ("labels", "divide_out", "backbone", "ema", "weights_key", *IMAGES, *SOURCES)
