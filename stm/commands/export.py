@@ -148,6 +148,7 @@ def _for_runtime(
     interface = _of_model(interface, vim.config)
     vim, notes = _of_floats(vim, output)
     formats.check_dtype(format, vim.config.dtype)
+    formats.check_size(format, vim)
     checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
     shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))
     return ExportReport(

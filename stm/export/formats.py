@@ -20,6 +20,7 @@ from stm.install import install_command
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import ExportCheck
+from stm.units import size as units
 
 
 class Format(NamedTuple):
@@ -36,6 +37,7 @@ class Format(NamedTuple):
         files: what a folder of this format holds, first the one that the runtime opens; () of a single file.
         write: from a model and an interface to a draft.
         tools: the programs that have to be on the PATH.
+        largest: the bytes of weights that its file takes; None for any number.
     """
 
     label: str
@@ -48,6 +50,7 @@ class Format(NamedTuple):
     files: tuple[str, ...]
     write: Callable[[ViM, Interface, Path], None]
     tools: tuple[str, ...] = ()
+    largest: int | None = None
 
     @property
     def packages(self) -> str:
@@ -60,10 +63,21 @@ def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
 
 
 _ONNX = ("onnx", "onnxscript")  # who writes, and how OpenVINO takes a model, too
+# An ONNX file is one message of protobuf, which takes 2 GiB; 16 MiB are for the graph, its constants and metadata.
+_LARGEST = 2**31 - 2**24
 
 FORMATS = {
     "onnx": Format(
-        "ONNX", ".onnx", "onnxruntime", "export", (*_ONNX, "onnxruntime"), OPSET, ("float32", "float16"), (), _onnx
+        "ONNX",
+        ".onnx",
+        "onnxruntime",
+        "export",
+        (*_ONNX, "onnxruntime"),
+        OPSET,
+        ("float32", "float16"),
+        (),
+        _onnx,
+        largest=_LARGEST,
     ),
     "openvino": Format(
         "OpenVINO IR",
@@ -75,6 +89,7 @@ FORMATS = {
         DTYPES[:3],
         (openvino.XML, openvino.BIN),
         openvino.write,
+        largest=_LARGEST,
     ),
     "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write),
     "aoti": Format(
@@ -110,6 +125,23 @@ def check_dtype(name: str, dtype: str) -> None:
         raise UsageError(
             f"{kind.label} is not written in {dtype}: {kind.runtime} has no products of it on a processor",
             f"add --dtype {' or '.join(kind.dtypes)}",
+        )
+
+
+def check_size(name: str, model: ViM) -> None:
+    """Refuse a model that a file of a format has no room for, before it is traced.
+
+    Raises:
+        UsageError: it names both sizes.
+    """
+    kind = FORMATS[name]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if kind.largest is not None and weights > kind.largest:
+        smaller = "add --dtype float16, or " if model.config.dtype == "float32" else ""
+        raise UsageError(
+            f"{kind.label} is not written: the weights take {units(weights)}, and one file takes at most"
+            f" {units(kind.largest)}, which is protobuf's limit",
+            f"{smaller}choose --format pt2, which has no limit",
         )
 
 
