@@ -23,6 +23,7 @@ from stm.errors import StmError, UsageError
 from stm.progress import OnProgress, Progress
 from stm.reports import Report
 from stm.units import size
+from stm_cli import _signals
 from stm_cli._start import NOTHING
 from stm_cli._tables import PASTED, Rows
 from stm_cli._visible import visible, visible_json, visible_report
@@ -228,7 +229,7 @@ class Output:
     def progress(self) -> Iterator[OnProgress]:
         """Yield the `on_progress` of a command. It draws one bar per stage on a terminal, else nothing."""
         if not self.live:
-            yield lambda progress: None
+            yield lambda progress: _signals.again()
             return
         from rich import progress as bars  # only here: the import takes time that no script needs to spend
 
@@ -246,6 +247,7 @@ class Output:
             loading = live.add_task("load", total=None, count="")
 
             def show(progress: Progress) -> None:
+                _signals.again()
                 live.update(loading, visible=False)  # reading a model has no number; whatever follows has one
                 if progress.stage not in stages:
                     stages[progress.stage] = live.add_task(visible(progress.stage), total=progress.total, count="")

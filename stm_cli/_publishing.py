@@ -1,12 +1,13 @@
 """Declare every option of what leaves for the Hub or for another runtime, once. All other options are in `_options`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stm_cli._panels import HUB, OUTPUT, choice, option
-from stm_cli._parsers import _whole
+from stm_cli._parsers import _blocks, _whole
 
 RepoId = Annotated[
     str | None,
@@ -49,6 +50,16 @@ WithPreprocessing = Annotated[
 ]
 Features = Annotated[
     bool, option("--features", OUTPUT, "Give patch features (B, D, H', W') instead of logits. Backbones always do.")
+]
+OutIndices = Annotated[
+    Sequence[int] | None,
+    option(
+        "--out-indices",
+        OUTPUT,
+        "With --features: give those that leave these blocks, from 0 on or from the end if negative.",
+        "BLOCK,...",
+        parser=_blocks,
+    ),
 ]
 OutFile = Annotated[
     Path | None, option("--out", OUTPUT, "The file or folder to write. Default: named after the model.", "PATH")

@@ -62,6 +62,15 @@ def decided() -> None:
     _State.decided = True
 
 
+def again() -> None:
+    """Raise KeyboardInterrupt once more if a signal has come and the work goes on: a library has swallowed the first.
+
+    Libraries do, if they try a thing and take any failure for an answer.
+    """
+    if _State.running and not _State.decided and _State.number is not None:
+        raise KeyboardInterrupt
+
+
 def code() -> int:
     """Return the exit code of a run that was stopped: 128 plus the signal's number, as of a process that it killed."""
     return 128 + (_State.number or signal.SIGINT)

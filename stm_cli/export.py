@@ -15,7 +15,7 @@ from stm_cli._output import Output
 
 EXAMPLES = (
     "stm export my-vim --format onnx",
-    "stm export my-vim --format pt2 --features",
+    "stm export my-vim --format pt2 --features --out-indices 5,11,17,23",
     "stm export my-vim --format official",
     "stm export vim_finetuned.pth --format folder --out my-vim",
 )
@@ -30,6 +30,7 @@ def run(
     dynamic_batch: p.DynamicBatch = False,
     with_preprocessing: p.WithPreprocessing = False,
     features: p.Features = False,
+    out_indices: p.OutIndices = None,
     dtype: o.Dtype = None,
     out: p.OutFile = None,
     force: p.ForceFile = False,
@@ -54,6 +55,7 @@ def run(
             dynamic_batch=dynamic_batch,
             with_preprocessing=with_preprocessing,
             features=features,
+            out_indices=out_indices,
             out=out,
             force=force,
             on_progress=on_progress,

@@ -212,6 +212,14 @@ function facts() {
   at("facts").hidden = false;
 }
 
+// Why a photograph cannot go through this export, or no classes come out of it; undefined if nothing is in the way.
+function reason(about) {
+  const { shape, normalised } = about["stm.input"], channels = shape[normalised ? 1 : 3], output = [about["stm.output"]].flat();
+  if (output[0].startsWith("features")) return "gives features and no classes: export it without --features";
+  if ((shape[0] ?? 1) !== 1) return `takes batches of ${shape[0]} images: export it without --batch-size`;
+  if (channels !== 1 && channels !== 3) return `takes images of ${channels} channels, and a photograph has 3`;
+}
+
 async function load() {
   let ort, bytes, about, session;
   try {
@@ -221,7 +229,7 @@ async function load() {
   }
   const name = "model.onnx";
   try {
-    const answer = await fetch(name);
+    const answer = await fetch(name, { cache: "no-cache" }); // it may have been exported anew
     if (!answer.ok) throw new Error();
     bytes = new Uint8Array(await answer.arrayBuffer());
   } catch {
@@ -232,6 +240,8 @@ async function load() {
   } catch {
     return refuse(`${name} is not an ONNX file that stm export wrote: write it with stm export FOLDER --format onnx --out ${name}.`);
   }
+  const unfit = reason(about);
+  if (unfit) return refuse(`${name} ${unfit}.`);
   try {
     ort.env.wasm.numThreads = 1; // several need headers that http.server does not send
     session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });

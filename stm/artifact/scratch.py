@@ -26,22 +26,25 @@ def scratch(label: str) -> Iterator[Path]:
 
     base = Path(tempfile.gettempdir()) / label
     atomic.clear_folders(base)
-    while True:
-        folder = atomic.draft_of(base)
-        folder.mkdir(mode=0o700)  # the folder for temporary files is everybody's, its content is ours
-        # The lock says that this run lives. Between the two calls another run may have taken the folder for a dead
-        # run's. Only that run can hold the lock, and only for as long as it removes the folder: waiting ends.
-        with suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # some network drives have no locks: then nothing is ever cleared there
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.is_dir():
-                break
-            os.close(descriptor)
-    inside = folder / label
+    folder, descriptor = atomic.draft_of(base), None
     try:
+        while True:
+            folder.mkdir(mode=0o700)  # the folder for temporary files is everybody's, its content is ours
+            # The lock says that this run lives. Between the two calls another run may have taken the folder for a dead
+            # run's. Only that run can hold the lock, and only for as long as it removes the folder: waiting ends.
+            with suppress(FileNotFoundError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                with suppress(OSError):  # some network drives have no locks: then nothing is ever cleared there
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if folder.is_dir():
+                    break
+                os.close(descriptor)
+                descriptor = None
+            folder = atomic.draft_of(base)
+        inside = folder / label
         inside.mkdir()
         yield inside  # not the folder itself: whoever writes into a folder waits for its lock, which is held here
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from stm.artifact import atomic
-from stm.artifact import folder as artifact
-from stm.commands.export import export
+from stm.commands import export
 from stm.export import formats
 from stm.options import ModelOptions
 from stm.progress import OnProgress
@@ -14,17 +12,21 @@ def check(output: Path, wanted: tuple[str, ...], *, force: bool) -> None:
     """Refuse exports that cannot be written, before any work is done.
 
     Raises:
-        UsageError: packages are missing, or a path may not be written.
+        UsageError: see `stm.commands.export.check`.
     """
     for name in wanted:
-        path = _path(output, name)
+        export.check(name, _path(output, name), force=force)
+
+
+def check_dtype(dtype: str, wanted: tuple[str, ...]) -> None:
+    """Refuse weights of a dtype that a wanted runtime does not compute in, before any image is read.
+
+    Raises:
+        UsageError: it names the dtypes that the runtime has.
+    """
+    for name in wanted:
         if name in formats.FORMATS:
-            formats.check_installed(name)
-            formats.check_output(name, path, force=force)
-        elif name == "official":
-            atomic.check_file(path, force=force)
-        else:
-            artifact.check_output(path, force=force)
+            formats.check_dtype(name, dtype)
 
 
 def write(output: Path, wanted: tuple[str, ...], *, force: bool, on_progress: OnProgress | None = None) -> list[str]:
@@ -33,8 +35,8 @@ def write(output: Path, wanted: tuple[str, ...], *, force: bool, on_progress: On
     Raises:
         StmError: what `stm export` raises. The folder stays.
     """
-    for name in wanted:
-        export(
+    for name in dict.fromkeys(wanted):
+        export.export(
             str(output.resolve()),
             ModelOptions(device="cpu"),
             format=name,
@@ -42,9 +44,8 @@ def write(output: Path, wanted: tuple[str, ...], *, force: bool, on_progress: On
             force=force,
             on_progress=on_progress,
         )
-    return [str(_path(output, name)) for name in wanted]
+    return [str(_path(output, name)) for name in dict.fromkeys(wanted)]
 
 
 def _path(output: Path, name: str) -> Path:
-    suffix = formats.FORMATS[name].suffix if name in formats.FORMATS else {"official": ".pth", "folder": "-dense"}[name]
-    return output.with_name(output.name + suffix)
+    return output.with_name(output.name + export.suffix(name))

@@ -159,6 +159,7 @@ def compress(
 
     measured, how = wish.images.shared(fit.fit_on, calibration)
     dense = open_model(model, in_floats(wish.source), on_progress)
+    beside.check_dtype(dense.config.dtype, choice.export)
     if wish.merges is not None:
         wish.merges.schedule(dense.config, str(recipe))  # refused before images are read
         told += wish.merges.notes(dense.config, str(recipe))

@@ -1,5 +1,6 @@
 """`stm export`: a model in another format."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from stm.export import formats
 from stm.export.program import Interface
 from stm.loading import open_model
 from stm.measure.environment import environment_of
-from stm.model.vim import ViM
+from stm.model.vim import ViM, checked_indices
 from stm.model_names import name_of
 from stm.options import ModelOptions
 from stm.progress import OnProgress
@@ -34,6 +35,7 @@ def export(
     dynamic_batch: bool = False,
     with_preprocessing: bool = False,
     features: bool = False,
+    out_indices: Sequence[int] | None = None,
     out: str | Path | None = None,
     force: bool = False,
     on_progress: OnProgress | None = None,
@@ -49,6 +51,8 @@ def export(
         with_preprocessing: take uint8 images (B, H, W, C) of the model's size, and give probabilities.
         features: give the features of every patch (B, D, H', W') instead of logits: `ViM.features`, in a file of its
             own. A backbone, which has no logits, always does.
+        out_indices: with features, the blocks whose features are given, as `ViM.features` has them: one output each,
+            named after the block.
         out: the file or folder, named after the model by default.
         force: replace a file or a folder of ours that is there.
 
@@ -62,20 +66,19 @@ def export(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"the batch size is {batch_size}, expected at least 1")
     if format in formats.FORMATS:
-        interface = Interface(with_preprocessing, batch_size, features)
+        levels = None if out_indices is None else tuple(out_indices)
+        interface = Interface(with_preprocessing, batch_size, features, levels)
         return _for_runtime(model, source, format, interface, out, force, on_progress)
-    if batch_size is not None or dynamic_batch or with_preprocessing or features:
+    if batch_size is not None or dynamic_batch or with_preprocessing or features or out_indices is not None:
         raise UsageError(
-            f"--batch-size, --dynamic-batch, --with-preprocessing and --features are not of --format {format}",
+            "--batch-size, --dynamic-batch, --with-preprocessing, --features and --out-indices are not of"
+            f" --format {format}",
             f"leave them out, or choose one of {', '.join(formats.FORMATS)}",
         )
     official = format == "official"
-    output = Path(out) if out is not None else Path(name_of(model) + (".pth" if official else ""))
-    # Before the model is opened, which may mean a download.
-    if official:
-        atomic.check_file(output, force=force)
-    else:
-        artifact.check_output(output, force=force)
+    # A dense folder of ours has the name of the model itself.
+    output = Path(out) if out is not None else Path(name_of(model) + (suffix(format) if official else ""))
+    check(format, output, force=force)  # before the model is opened, which may mean a download
     vim = open_model(model, source, on_progress)
     # Both formats hold the dense model: the official layout has no place for a plan.
     dense = vim.with_plan(None)
@@ -105,6 +108,27 @@ def export(
     )
 
 
+def suffix(format: str) -> str:
+    """Return what stands behind the name of a model in the name of its export beside it."""
+    dense = {"official": ".pth", "folder": "-dense"}
+    return dense[format] if format in dense else formats.FORMATS[format].suffix
+
+
+def check(format: str, output: Path, *, force: bool) -> None:
+    """Refuse an export that cannot be written, before any work is done.
+
+    Raises:
+        UsageError: packages or programs are missing, or the output may not be written.
+    """
+    if format in formats.FORMATS:
+        formats.check_installed(format)
+        formats.check_output(format, output, force=force)
+    elif format == "official":
+        atomic.check_file(output, force=force)
+    else:
+        artifact.check_output(output, force=force)
+
+
 def _for_runtime(
     model: str,
     source: ModelOptions,
@@ -116,18 +140,15 @@ def _for_runtime(
 ) -> ExportReport:
     """Write a model for another runtime, and run it there."""
     kind = formats.FORMATS[format]
-    formats.check_installed(format)
-    output = (
-        Path(out)
-        if out is not None
-        else Path(name_of(model) + ("-features" if interface.features else "") + kind.suffix)
-    )
-    formats.check_output(format, output, force=force)
+    name = name_of(model) + ("-features" if interface.features else "") + suffix(format)
+    output = Path(out) if out is not None else Path(name)
+    check(format, output, force=force)
     # Traced and held to the runtime on a processor, wherever the machine's models run.
     vim = open_model(model, replace(source, device="cpu"), on_progress)
-    interface = interface._replace(features=interface.features or not vim.config.num_classes)
+    interface = _of_model(interface, vim.config)
     vim, notes = _of_floats(vim, output)
     formats.check_dtype(format, vim.config.dtype)
+    formats.check_size(format, vim)
     checked = formats.write(format, vim, interface, output, force=force, on_progress=on_progress)
     shape = ", ".join(map(str, (interface.batch_size or "batch", *interface.shape(vim.config))))
     return ExportReport(
@@ -141,10 +162,27 @@ def _for_runtime(
         bytes=formats.size(format, output),
         notes=notes,
         input=f"{str(interface.dtype()).removeprefix('torch.')} ({shape})",
-        result=interface.output,
+        result=", ".join(interface.outputs),
         opset=kind.opset,
         check=checked,
     )
+
+
+def _of_model(interface: Interface, config: Config) -> Interface:
+    """Return an interface as a model has it: a backbone gives features, and blocks are numbered from 0 on.
+
+    Raises:
+        UsageError: out_indices without features, with a number that is no block, or with a block twice.
+    """
+    interface = interface._replace(features=interface.features or not config.num_classes)
+    if interface.out_indices is None:
+        return interface
+    if not interface.features:
+        raise UsageError("--out-indices was given without --features", "add --features, or leave it out")
+    blocks = checked_indices(interface.out_indices, config.model.depth)
+    if twice := [block for number, block in enumerate(blocks) if block in blocks[:number]]:
+        raise UsageError(f"out_indices has block {twice[0]} twice, expected each block once", "leave one out")
+    return interface._replace(out_indices=blocks)
 
 
 def _of_floats(vim: ViM, output: Path) -> tuple[ViM, tuple[str, ...]]:

@@ -1,9 +1,10 @@
 """The check that can fail: every export is run in its runtime, in a fresh process, against the model that it is of."""
 
 import importlib.metadata
+import math
 import statistics
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from stm.data.formats import open_image
 from stm.data.images import pixels
 from stm.data.open import PHOTOGRAPHS
 from stm.errors import StmError
-from stm.export import runners
+from stm.export import child, runners
 from stm.export.program import Interface
 from stm.model.vim import ViM
 from stm.reports import ExportCheck
@@ -74,14 +75,17 @@ def normalised(images: Tensor, model: ViM) -> Tensor:
     return normalise([image.numpy().tobytes() for image in images], model.config.preprocessing)
 
 
-def expected(model: ViM, interface: Interface, images: Tensor) -> Tensor:
-    """Return the output of an interface for pixels (n, H, W, C), by our own runtime."""
+def expected(model: ViM, interface: Interface, images: Tensor) -> tuple[Tensor, ...]:
+    """Return the outputs of an interface for pixels (n, H, W, C), by our own runtime."""
     with torch.inference_mode():
         x = normalised(images, model).to(model.cls_token.device)
         if interface.features:
-            return model.features(x).float().cpu()
+            levels = model.features(
+                x, (-1,) if interface.out_indices is None else interface.out_indices, norm=interface.out_indices is None
+            )
+            return tuple(level.float().cpu() for level in levels)
         out = model(x)
-        return (out.softmax(-1) if interface.preprocessing else out).cpu()
+        return ((out.softmax(-1) if interface.preprocessing else out).cpu(),)
 
 
 def check(file: Path, runtime: str, model: ViM, interface: Interface) -> ExportCheck:
@@ -102,27 +106,37 @@ def check(file: Path, runtime: str, model: ViM, interface: Interface) -> ExportC
         given, got = folder / "inputs.npz", folder / "outputs.npz"
         arrays: dict[str, Any] = {name: batch.numpy() for name, batch in made.batches.items()}
         np.savez(given, **arrays)
-        # -P: the script's folder has modules that are named as the runtimes are.
-        command = [sys.executable, "-P", runners.__file__, runtime, str(file), str(given), str(got), str(threads)]
-        run = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        run = child.run(
+            runners.__file__, runtime, str(file.resolve()), str(given), str(got), str(threads), folder=folder
+        )
         if run.returncode:
             last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
             raise CheckError(f"{runtime} cannot run the export: {last}", "nothing was written; please report it")
         with np.load(got) as outputs:
-            results = {name: torch.from_numpy(outputs[name]).float() for name in made.batches}
+            results = {
+                name: [
+                    torch.from_numpy(outputs[f"{name} {number}"]).float() for number in range(len(interface.outputs))
+                ]
+                for name in made.batches
+            }
             seconds = [float(value) for value in outputs["seconds"]]
     truth = expected(model, interface, made.pixels)
-    pairs = [(results[name], truth[made.of[name]]) for name in made.batches]
-    difference = max(relative(ours, theirs) for ours, theirs in pairs)
+    differences = {
+        output: max(relative(results[name][number], truth[number][made.of[name]]) for name in made.batches)
+        for number, output in enumerate(interface.outputs)
+    }
+    # NaN is more than any number.
+    worst = max(differences, key=lambda output: (math.isnan(differences[output]), differences[output]))
+    difference = differences[worst]
     agreement = None
     if not interface.features:
-        same = torch.cat([ours.argmax(-1) == theirs.argmax(-1) for ours, theirs in pairs])
+        same = torch.cat([results[name][0].argmax(-1) == truth[0][made.of[name]].argmax(-1) for name in made.batches])
         agreement = float(same.float().mean())
     size = interface.batch_size or BATCHES[0]
     tolerance = TOLERANCE[model.config.dtype]
     if not difference <= tolerance:  # NaN is beyond every tolerance
         raise CheckError(
-            f"the export differs from the model by {difference:.1e} of the largest output, "
+            f"the export differs from the model by {difference:.1e} of the largest output of {worst}, "
             f"expected at most {tolerance:.0e}",
             "nothing was written; please report it",
         )
@@ -141,14 +155,18 @@ def check(file: Path, runtime: str, model: ViM, interface: Interface) -> ExportC
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Return max |ours - theirs| / max |theirs|."""
+    """Return max |ours - theirs| / max |theirs|; infinity if the shapes differ."""
+    if ours.shape != theirs.shape:
+        return math.inf
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
 
 
 def own_ms(model: ViM, interface: Interface, made: Inputs, size: int) -> float:
     """Return milliseconds per image of our own runtime, at the batch size at which the export was timed."""
     batch = normalised(made.pixels[made.of[next(iter(made.of))]], model)
-    call = model.features if interface.features else model.optimize(batch_size=size)
+    call: Callable[[Tensor], Any] = model.optimize(batch_size=size) if not interface.features else model.features
+    if interface.out_indices is not None:
+        call = partial(model.features, out_indices=interface.out_indices)
     with torch.inference_mode():
         seconds = interleave({"own": lambda: call(batch)}, seconds=runners.ENOUGH)["own"]
     return statistics.median(seconds) * 1e3 / size

@@ -1,5 +1,6 @@
 """The formats of other runtimes: what each is called, needs and writes."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from shutil import which
 from typing import NamedTuple
 
 from stm.artifact import atomic
+from stm.artifact.scratch import scratch
 from stm.config import DTYPES
 from stm.errors import ArtifactError, UsageError
 from stm.export import openvino, pt2
@@ -18,6 +20,7 @@ from stm.install import install_command
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import ExportCheck
+from stm.units import size as units
 
 
 class Format(NamedTuple):
@@ -34,6 +37,7 @@ class Format(NamedTuple):
         files: what a folder of this format holds, first the one that the runtime opens; () of a single file.
         write: from a model and an interface to a draft.
         tools: the programs that have to be on the PATH.
+        largest: the bytes of weights that its file takes; None for any number.
     """
 
     label: str
@@ -46,6 +50,7 @@ class Format(NamedTuple):
     files: tuple[str, ...]
     write: Callable[[ViM, Interface, Path], None]
     tools: tuple[str, ...] = ()
+    largest: int | None = None
 
     @property
     def packages(self) -> str:
@@ -58,10 +63,21 @@ def _onnx(model: ViM, interface: Interface, draft: Path) -> None:
 
 
 _ONNX = ("onnx", "onnxscript")  # who writes, and how OpenVINO takes a model, too
+# An ONNX file is one message of protobuf, which takes 2 GiB; 16 MiB are for the graph, its constants and metadata.
+_LARGEST = 2**31 - 2**24
 
 FORMATS = {
     "onnx": Format(
-        "ONNX", ".onnx", "onnxruntime", "export", (*_ONNX, "onnxruntime"), OPSET, ("float32", "float16"), (), _onnx
+        "ONNX",
+        ".onnx",
+        "onnxruntime",
+        "export",
+        (*_ONNX, "onnxruntime"),
+        OPSET,
+        ("float32", "float16"),
+        (),
+        _onnx,
+        largest=_LARGEST,
     ),
     "openvino": Format(
         "OpenVINO IR",
@@ -73,6 +89,7 @@ FORMATS = {
         DTYPES[:3],
         (openvino.XML, openvino.BIN),
         openvino.write,
+        largest=_LARGEST,
     ),
     "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write),
     "aoti": Format(
@@ -108,6 +125,23 @@ def check_dtype(name: str, dtype: str) -> None:
         raise UsageError(
             f"{kind.label} is not written in {dtype}: {kind.runtime} has no products of it on a processor",
             f"add --dtype {' or '.join(kind.dtypes)}",
+        )
+
+
+def check_size(name: str, model: ViM) -> None:
+    """Refuse a model that a file of a format has no room for, before it is traced.
+
+    Raises:
+        UsageError: it names both sizes.
+    """
+    kind = FORMATS[name]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if kind.largest is not None and weights > kind.largest:
+        smaller = "add --dtype float16, or " if model.config.dtype == "float32" else ""
+        raise UsageError(
+            f"{kind.label} is not written: the weights take {units(weights)}, and one file takes at most"
+            f" {units(kind.largest)}, which is protobuf's limit",
+            f"{smaller}choose --format pt2, which has no limit",
         )
 
 
@@ -151,7 +185,7 @@ def write(
         if on_progress is not None:
             on_progress(Progress(stage, done, 2, "steps"))
 
-    with _draft(path, kind.files, force) as draft:
+    with _draft(path, kind.files, force) as draft, _own_cache():
         tell(f"Writing {kind.label}", 0)
         kind.write(model, interface, draft)
         tell(f"Checking in {kind.runtime}", 1)
@@ -175,3 +209,18 @@ def _draft(path: Path, files: tuple[str, ...], force: bool) -> Iterator[Path]:
         hint = "make room, or choose another place with --out"
         with atomic.refusing(path, hint, ArtifactError), atomic.drafted(path, force=force) as draft:
             yield draft
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Have what torch keeps on disk while it traces go away: it makes a folder for it among everybody's."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name in os.environ:  # somebody chose a folder, or has used torch's compiler in this process
+        yield
+        return
+    with scratch("stm-export") as folder:
+        os.environ[name] = str(folder)
+        try:
+            yield
+        finally:
+            os.environ.pop(name, None)

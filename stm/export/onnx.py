@@ -39,7 +39,7 @@ def document(model: ViM, interface: Interface, form: "Form | None" = None) -> by
             (),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[interface.output],
+            output_names=list(interface.outputs),
             opset_version=OPSET,
             verbose=False,
             optimize=False,
@@ -71,7 +71,8 @@ def properties(config: Config, interface: Interface) -> dict[str, str]:
             "dtype": str(interface.dtype()).removeprefix("torch."),
             "normalised": not interface.preprocessing,
         },
-        "output": interface.output,
+        # One name; a list of them if there are several.
+        "output": interface.outputs[0] if interface.out_indices is None else list(interface.outputs),
         # Per token that is left, the positions that it holds, in the sequence that enters block 0.
         "groups": [list(group) for group in config.schedule.groups[-1]],
     }

@@ -27,16 +27,21 @@ class Interface(NamedTuple):
             normalised float32 images (B, C, H, W).
         batch_size: the only one that the program takes; None for any.
         features: give the patch features (B, D, H', W') instead of what the head says.
+        out_indices: with features, the blocks (from 0 on, each once) whose features are given, an output for each; None
+            for the one output of `ViM.features`.
     """
 
     preprocessing: bool = False
     batch_size: int | None = None
     features: bool = False
+    out_indices: tuple[int, ...] | None = None
 
     @property
-    def output(self) -> str:
-        """The name of the output."""
-        return FEATURES if self.features else PROBABILITIES if self.preprocessing else LOGITS
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        if self.features and self.out_indices is not None:
+            return tuple(f"{FEATURES}_{index}" for index in self.out_indices)
+        return (FEATURES if self.features else PROBABILITIES if self.preprocessing else LOGITS,)
 
     def shape(self, config: Config) -> tuple[int, ...]:
         """Return the shape of an image at the input."""
@@ -62,10 +67,12 @@ class Exported(nn.Module):
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(prep, name)).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the output of the interface for its input."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the output of the interface for its input, or a tuple of them if it has out_indices."""
         if self.interface.preprocessing:
             images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        if self.interface.features and self.interface.out_indices is not None:
+            return tuple(level.float() for level in self.model.features(images, self.interface.out_indices))
         if self.interface.features:
             return self.model.features(images).float()
         logits = self.model(images)

@@ -2,13 +2,15 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from stm.artifact.scratch import scratch
 from stm.backends import Backend, portable
-from stm.errors import StmError, said
+from stm.errors import StmError
+from stm.export import child, compile
 from stm.export.onnx import properties
 from stm.export.program import Interface, trace
 from stm.model.vim import ViM
@@ -44,23 +46,28 @@ def write(model: ViM, interface: Interface, draft: Path) -> None:
 def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
     """Compile a program for this machine's processor: `torch._inductor.aoti_load_package(FILE)(images)` runs it.
 
+    It is compiled in a process of its own: what that leaves in temporary files goes away, also if we are interrupted.
+
     Raises:
         StmError: the compiler failed.
     """
-    from torch._inductor import aoti_compile_and_package
+    with scratch("stm-export") as folder:
+        traced, facts, package = folder / "traced.pt2", folder / FACTS, folder / "package.pt2"
+        write(model, interface, traced)
+        facts.write_text(json.dumps({FACTS: text(model, interface)}), encoding="utf-8")
+        run = child.run(compile.__file__, str(traced), str(facts), str(package), folder=folder)
+        if run.returncode:
+            raise StmError(
+                f"AOTInductor built no package: {_reason(run.stderr, run.returncode)}", "--format pt2 needs no compiler"
+            )
+        shutil.copyfile(package, draft)
 
-    package = io.BytesIO()
-    settings: dict[str, Any] = {"aot_inductor.metadata": {FACTS: text(model, interface)}}
-    try:
-        with quiet():
-            aoti_compile_and_package(program(model, interface), package_path=package, inductor_configs=settings)
-    except Exception as error:  # torch raises the compiler's failure as various kinds
-        lines = str(said(error)).strip().splitlines()
-        raise StmError(
-            f"AOTInductor built no package: {lines[0] if lines else type(error).__name__}",
-            "--format pt2 needs no compiler",
-        ) from error
-    draft.write_bytes(package.getbuffer())
+
+def _reason(stderr: str, code: int) -> str:
+    """Return the line of a traceback that names the error: the last that is not indented and has a colon, or so."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    named = [line for line in lines if line[:1].isalpha() and "Error" in line.partition(":")[0]]
+    return (named or lines or [f"exit code {code}"])[-1].strip()
 
 
 def text(model: ViM, interface: Interface) -> str:

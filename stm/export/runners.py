@@ -2,8 +2,8 @@
 
 Usage: python -P runners.py RUNTIME FILE INPUTS OUTPUTS THREADS
 
-INPUTS is a .npz of batches; OUTPUTS becomes one with the output of each under its name, and `seconds`: how long each
-of several runs of the first batch took.
+INPUTS is a .npz of batches. OUTPUTS becomes one with the outputs of each under its name and their number, such as
+`batch 0`, and `seconds`: how long each of several runs of the first batch took.
 """
 
 import sys
@@ -23,7 +23,7 @@ def onnxruntime(file: str, threads: int) -> Callable[[Any], Any]:
     options.intra_op_num_threads = threads
     session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    return lambda images: session.run(None, {name: images})
 
 
 def openvino(file: str, threads: int) -> Callable[[Any], Any]:
@@ -38,7 +38,7 @@ def openvino(file: str, threads: int) -> Callable[[Any], Any]:
         "EXECUTION_MODE_HINT": "ACCURACY",
     }
     request = core.compile_model(file, "CPU", settings).create_infer_request()
-    return lambda images: request.infer([images])[0].copy()
+    return lambda images: [output.copy() for output in request.infer([images]).to_tuple()]
 
 
 def torch(file: str, threads: int) -> Callable[[Any], Any]:
@@ -58,7 +58,8 @@ def torch(file: str, threads: int) -> Callable[[Any], Any]:
 
     def run(images: Any) -> Any:
         with runtime.inference_mode():
-            return call(runtime.from_numpy(images)).numpy()
+            outputs = call(runtime.from_numpy(images))
+        return [each.numpy() for each in (outputs if isinstance(outputs, tuple | list) else [outputs])]
 
     return run
 
@@ -76,7 +77,9 @@ def main(runtime: str, file: str, inputs: str, outputs: str, threads: str) -> No
 
     call = RUNTIMES[runtime](file, int(threads))
     with numpy.load(inputs) as batches:
-        results = {name: call(batches[name]) for name in batches.files}
+        results = {
+            f"{name} {number}": output for name in batches.files for number, output in enumerate(call(batches[name]))
+        }
         first = batches[batches.files[0]]
     seconds: list[float] = []
     while len(seconds) < MOST and sum(seconds) < ENOUGH:

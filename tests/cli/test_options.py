@@ -17,7 +17,12 @@ import torch
 import stm_cli.bench
 import stm_cli.compress
 import stm_cli.eval
+import stm_cli.export
 import stm_cli.plan
+from stm.export import formats
+from stm.export.program import Interface
+from stm.model.vim import ViM
+from stm.reports import ExportCheck
 from tests.cli.conftest import arrived_by
 
 FEW = ("--fit-images", "8")  # what a fit finds matters to none of these tests, and how long it takes to all of them
@@ -117,6 +122,20 @@ PLAN = {
         )
     },
 }
+RUN = ("--format", "pt2")  # for another runtime
+EXPORT = {
+    "format": Case(("--format", "folder")),
+    "batch_size": Case(("--batch-size", "2"), RUN),
+    "dynamic_batch": Case(("--dynamic-batch",), (*RUN, "--batch-size", "2")),  # refused: they exclude each other
+    "with_preprocessing": Case(("--with-preprocessing",), RUN),
+    "features": Case(("--features",), RUN),
+    "out_indices": Case(("--out-indices", "1,-1"), (*RUN, "--features")),
+    **{
+        name: COMPRESS[name]
+        for name in ("labels", "divide_out", "backbone", "ema", "weights_key", *IMAGES, *SOURCES)
+        if name not in ("device", "backend")
+    },
+}
 # Tested on their own: what is written where, and the Hub (tests/hub).
 ELSEWHERE = {"model", "out", "force", "dry_run", "recipe", "save_recipe", "file", "revision", "push_to", "format"}
 # These change how much is done at once, how it is shown, or which of equal things is drawn; they arrive, see the last
@@ -135,6 +154,9 @@ def test_every_option_is_here() -> None:
         | EFFORT
     )
     assert set(inspect.signature(stm_cli.plan.run).parameters) <= PLAN.keys() | {"random_weights"} | ELSEWHERE | EFFORT
+    assert set(inspect.signature(stm_cli.export.run).parameters) == EXPORT.keys() | (
+        {"model", "out", "force", "file", "revision", "token", "json", "quiet"}
+    )
     assert EVAL.keys() <= inspect.signature(stm_cli.eval.run).parameters.keys()
 
 
@@ -260,6 +282,39 @@ def test_each_option_of_bench_and_plan_changes_the_result(
     base = found_without(bases, command, timed, case.base)
     assert isinstance(base, dict), base
     assert timed(*case.base, *case.args) != base
+
+
+@pytest.mark.parametrize("option", EXPORT)
+def test_each_option_of_export_changes_the_result(
+    here, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bases: Bases, option: str
+) -> None:
+    """tests/export runs what is written for other runtimes; here the file says what it would be of."""
+
+    def write(
+        name: str, model: ViM, interface: Interface, path: Path, *, force: bool = False, on_progress: Any = None
+    ) -> ExportCheck:
+        path.write_text(repr((name, model.config.dtype, interface)))
+        words = {"runtime": "torch", "version": "2", "images": 1, "batch_sizes": (1,), "agreement": None, "threads": 1}
+        numbers = dict.fromkeys(("difference", "tolerance", "ms_per_image", "own_ms_per_image"), 1.0)
+        return ExportCheck(**words, **numbers)
+
+    monkeypatch.setattr(formats, "write", write)
+
+    def export(*args: str) -> Any:
+        size = () if "--image-size" in args else ("--image-size", "64")
+        run = here("export", model, "--out", "out", "--json", *size, *args)
+        if run.code:
+            return run.err
+        path = tmp_path / "out"
+        files = [path] if path.is_file() else sorted(path.iterdir())
+        content = [file.read_bytes() for file in files]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return json.loads(run.out), content
+
+    case = EXPORT[option]
+    base = found_without(bases, "export", export, case.base)
+    assert isinstance(base, tuple), base
+    assert export(*case.base, *case.args) != base
 
 
 def test_out_force_and_dry_run(here, mini: Path, tmp_path: Path) -> None:

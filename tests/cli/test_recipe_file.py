@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from stm.commands import predict
+from stm.export import formats
 
 FILES = ("model.safetensors", "config.json")
 FIT = ("--fit-images", "6")
@@ -97,3 +98,32 @@ def test_a_recipe_exports_beside_the_folder(here, mini: Path, tmp_path: Path) ->
     report = json.loads(here("compress", mini, "--recipe", "r.yaml", "--out", "out", "--force", "--json").out)
     assert report["exports"] == ["out.pth", "out-dense"]
     assert here("info", "out-dense").code == 0 and (tmp_path / "out.pth").stat().st_size > 100_000
+
+
+@pytest.mark.slow(seconds=150)
+def test_the_exports_of_a_recipe_have_the_same_bytes(here, mini: Path, tmp_path: Path) -> None:
+    """For other runtimes, and checked in each."""
+    wanted = [name for name in ("onnx", "openvino", "pt2") if not formats.FORMATS[name].packages]
+    listed = ", ".join(wanted)
+    (tmp_path / "r.yaml").write_text(f"recipe_version: 1\nstages: [2, 4]\nno_eval: true\nexport: [{listed}]\n")
+    first = here("compress", mini, "--recipe", "r.yaml", "--out", "1", "--json", "--save-recipe", "saved.yaml")
+    assert first.code == 0, first.err
+    exports = [Path(f"1{formats.FORMATS[name].suffix}") for name in wanted]
+    assert json.loads(first.out)["exports"] == [str(path) for path in exports]
+    assert f"export: [{listed}]" in (tmp_path / "saved.yaml").read_text()
+    assert here("compress", mini, "--recipe", "saved.yaml", "--out", "2", "--quiet").code == 0
+    for one in (Path("1"), *exports):
+        other = Path(str(one).replace("1", "2", 1))
+        names = sorted(path.name for path in one.iterdir()) if one.is_dir() else [""]
+        for name in names:
+            if name != "README.md":  # it has the folder's name
+                assert (one / name).read_bytes() == (other / name).read_bytes(), one / name
+
+
+def test_a_dtype_that_a_runtime_lacks_is_refused_before_any_work(here, mini: Path, tmp_path: Path) -> None:
+    if formats.FORMATS["onnx"].packages:
+        pytest.skip("the extra `export` is not installed")
+    (tmp_path / "r.yaml").write_text("recipe_version: 1\nsaving: 0.3\ndtype: bfloat16\nexport: [onnx]\n")
+    refused = here("compress", mini, "--recipe", "r.yaml", "--out", "out")
+    assert refused.code == 2 and "ONNX is not written in bfloat16" in refused.err
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]

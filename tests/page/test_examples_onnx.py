@@ -1,5 +1,6 @@
 """The examples that run an exported model: Python, Node, and a page in headless Chromium. Each says what stm says."""
 
+import base64
 import functools
 import http.server
 import json
@@ -16,9 +17,11 @@ from typing import Any
 
 import pytest
 
+import stm
 from stm.assets import FOLDER
 from stm.commands import compress, export, predict
 from stm.options import MergeOptions
+from tests.export.small import small as small_model
 from tests.hang import HANG
 from tests.page.browser import Browser, browser, find
 from tests.page.test_browser import TEXTS
@@ -111,6 +114,10 @@ def address(installed: Path) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
+        def end_headers(self) -> None:
+            self.send_header("Cache-Control", "no-store")  # tests write other files under one name within a second
+            super().end_headers()
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=installed / "web"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -159,8 +166,7 @@ def test_the_page(
     assert tab.evaluate(MESSAGE) == ""
     tab.choose("#file", PHOTO)
     wait(tab, SEEN)
-    rows = "[...document.querySelectorAll('#classes li')].map(li => [...li.children].map(each => each.textContent))"
-    agree([(label, float(share[:-1]) / 100) for label, share, _ in tab.evaluate(rows)], expected, 0.01)
+    agree(shown(tab), expected, 0.01)
     # The patches that became one: as many tokens as the schedule says in the last block, and all in the first.
     schedule = json.loads((small / "config.json").read_text())["schedule"]
     tokens = schedule["tokens_per_block"][-1] - 1
@@ -205,3 +211,90 @@ def test_the_page_without_a_model(
     wait(tab, REFUSED)
     assert tab.evaluate(MESSAGE).startswith(said)
     assert tab.evaluate("document.getElementById('file').disabled")
+
+
+def shown(tab: Browser) -> list[tuple[str, float]]:
+    """The classes of the page and their shares."""
+    rows = "[...document.querySelectorAll('#classes li')].map(li => [...li.children].map(each => each.textContent))"
+    return [(label, float(share[:-1]) / 100) for label, share, _ in tab.evaluate(rows)]
+
+
+def dispatched(tab: Browser, event: str, photo: Path) -> None:
+    """Have the page believe that a file was dropped or pasted."""
+    data = base64.b64encode(photo.read_bytes()).decode()
+    tab.evaluate(f"""(() => {{
+      const bytes = Uint8Array.from(atob("{data}"), each => each.charCodeAt(0)), given = new DataTransfer();
+      given.items.add(new File([bytes], "photo.jpg", {{type: "image/jpeg"}}));
+      dispatchEvent({event});
+    }})()""")
+
+
+def test_a_photograph_is_dropped_or_pasted_into_a_model_that_is_not_square(
+    tab: Browser, address: str, installed: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    stm.compress(
+        small_model(image_size=(32, 64), patch=8, stride=8, classes=8, depth=3), stages=[1], method="staged"
+    ).save_pretrained(tmp_path / "model")
+    export.export(str(tmp_path / "model"), format="onnx", out=installed / "web" / "model.onnx", force=True)
+    (prediction,) = predict.predict(str(tmp_path / "model"), [PHOTO]).predictions
+    expected = [(str(each.label), each.probability) for each in prediction.top5]
+    tab.show(address + f"?{os.urandom(4).hex()}")
+    wait(tab, f"{READY} || {REFUSED}")
+    assert tab.evaluate(MESSAGE) == ""
+    for event in (
+        'new DragEvent("drop", {dataTransfer: given, cancelable: true})',
+        'new ClipboardEvent("paste", {clipboardData: given})',
+    ):
+        tab.evaluate("delete document.body.dataset.ms; document.getElementById('classes').replaceChildren()")
+        dispatched(tab, event, PHOTO)
+        wait(tab, f"{SEEN} || {REFUSED}")
+        agree(shown(tab), expected, 0.01)
+    wide, high = tab.evaluate("(c => [c.width, c.height])(document.getElementById('picture'))")
+    assert wide == 2 * high
+    assert tab.evaluate("document.getElementById('caption').textContent").startswith("Block 3 sees 16 tokens for 32")
+    assert tab.told("Runtime.exceptionThrown") == []
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"stm.output": "features"}, "model.onnx gives features and no classes: export it without --features."),
+        ({"stm.output": ["features_1", "features_0"]}, "model.onnx gives features and no classes"),
+        ({"stm.input": {"shape": [2, 3, 64, 64], "normalised": True}}, "model.onnx takes batches of 2 images"),
+        ({"stm.input": {"shape": [None, 64, 64, 4], "normalised": False}}, "model.onnx takes images of 4 channels"),
+        ({}, "model.onnx cannot be run here: "),
+    ],
+)
+def test_the_page_with_a_model_that_it_cannot_use(
+    tab: Browser, address: str, installed: Path, models: dict[str, Path], told: dict[str, Any], said: str
+) -> None:
+    """Its metadata says so; and one whose metadata says nothing of it, but of which there is no more."""
+    import onnx
+
+    proto = onnx.load(models["logits"])
+    for each in proto.metadata_props:
+        if each.key in told:
+            each.value = json.dumps(
+                json.loads(each.value) | told[each.key] if each.key == "stm.input" else told[each.key]
+            )
+    if not told:
+        proto.graph.ClearField("node")
+    (installed / "web" / "model.onnx").write_bytes(proto.SerializeToString())
+    tab.show(address + f"?{os.urandom(4).hex()}")
+    wait(tab, f"{REFUSED} || {READY}")
+    assert tab.evaluate(MESSAGE).startswith(said)
+    assert "\n" not in tab.evaluate(MESSAGE) and tab.evaluate("document.getElementById('file').disabled")
+
+
+def test_the_page_without_its_runtime(tab: Browser, address: str, installed: Path) -> None:
+    modules = installed / "web" / "node_modules"
+    modules.rename(modules.with_name("elsewhere"))
+    try:
+        tab.show(address + f"?{os.urandom(4).hex()}")
+        wait(tab, REFUSED)
+        said = "ONNX Runtime is not here: run npm ci in this folder, and open the page through python -m http.server."
+        assert tab.evaluate(MESSAGE) == said
+    finally:
+        modules.with_name("elsewhere").rename(modules)
