@@ -270,14 +270,14 @@ class Loop:
             importlib.import_module(module_name(file))
         items = {item.nodeid: item for item in session.items}
         gc.collect()
-        gc.freeze()
-        tests = self.measured(items)
-        results = known(self.seen)
         functions: dict[tuple[str, str, int], list[FunctionType]] = {}
         for each in gc.get_objects():
-            if isinstance(each, FunctionType):
+            if type(each) is FunctionType:  # isinstance asks objects of torch for their class, which they warn of
                 code = each.__code__
                 functions.setdefault((code.co_filename, code.co_name, code.co_firstlineno), []).append(each)
+        gc.freeze()  # no fork copies pages of objects that it never changes
+        tests = self.measured(items)
+        results = known(self.seen)
         for file in self.options.files:
             for each in list(changes_of(file))[:: self.options.every]:
                 changed = functions.get((str(file.resolve()), *each.function), []) if each.function else []
