@@ -1,5 +1,7 @@
 """What tools/mutate.py changed in stm/artifact and stm/merging and no other test saw."""
 
+import dataclasses
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -7,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from stm.artifact import provenance
+from stm.artifact.locks import turn
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.errors import UsageError
+from tests.unit.test_config import CONFIG
 
 
 def next_free() -> int:
@@ -49,3 +54,22 @@ def test_the_way_to_the_right_images(shape: tuple[int, ...], hint: str) -> None:
     with pytest.raises(UsageError, match="expected \\(B, 3, 8, 8\\)") as caught:
         check_images(torch.zeros(shape), (3, 8, 8))
     assert caught.value.hint == hint
+
+
+def test_a_turn_is_one_process_s(tmp_path: Path) -> None:
+    with turn(tmp_path / "out"):
+        other = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+
+
+def test_a_checksum_is_of_the_values_and_not_of_how_they_lie() -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    assert provenance._checksum(x.mT) == provenance._checksum(x.mT.contiguous()) != provenance._checksum(x)
+
+
+def test_trained_weights_were_not_read_as_the_source_was() -> None:
+    config = dataclasses.replace(CONFIG, extra={"asked": {"image_size": 64}, "notes": ["a note"]})
+    assert provenance.as_trained(config, None).extra == {"notes": ["a note"], provenance.TUNED: provenance.MERGED}
