@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stm.artifact import provenance
+from stm.artifact import folder, provenance
 from stm.artifact.locks import turn
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
-from stm.errors import UsageError
+from stm.errors import ArtifactError, UsageError
 from tests.unit.test_config import CONFIG
 
 
@@ -73,3 +73,26 @@ def test_a_checksum_is_of_the_values_and_not_of_how_they_lie() -> None:
 def test_trained_weights_were_not_read_as_the_source_was() -> None:
     config = dataclasses.replace(CONFIG, extra={"asked": {"image_size": 64}, "notes": ["a note"]})
     assert provenance.as_trained(config, None).extra == {"notes": ["a note"], provenance.TUNED: provenance.MERGED}
+
+
+def test_nothing_is_replaced_unasked_and_nothing_of_others_when_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder.write(out, CONFIG, {"x": torch.ones(3)}, "a card")
+    for refused in (lambda: folder.check_output(out), lambda: folder.write(out, CONFIG, {"x": torch.ones(3)}, "more")):
+        with pytest.raises(UsageError, match="exists"):
+            refused()
+    (out / "config.json").write_text('{"format": "of somebody else"}')
+    with pytest.raises(UsageError, match="holds no model that stm wrote"):
+        folder.write(out, CONFIG, {"x": torch.ones(3)}, "another card", force=True)
+    assert (out / "README.md").read_text() == "a card"
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a name in UTF-8"):
+        folder.read_config(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+
+
+@pytest.mark.parametrize("letters", range(8))
+def test_tensors_begin_where_they_can_be_mapped(letters: int) -> None:
+    header = folder._header({"x" * (1 + letters): torch.ones(3)})
+    assert len(header) % 8 == 0 and int.from_bytes(header[:8], "little") == len(header) - 8
