@@ -13,7 +13,11 @@ from stm.artifact import folder, provenance
 from stm.artifact.locks import turn
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
+from stm.artifact.written import noting
 from stm.errors import ArtifactError, UsageError
+from stm.merging import cost_file
+from stm.merging.outline import Cost, Dense
+from stm.merging.plan import State
 from tests.unit.test_config import CONFIG
 
 
@@ -96,3 +100,16 @@ def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
 def test_tensors_begin_where_they_can_be_mapped(letters: int) -> None:
     header = folder._header({"x" * (1 + letters): torch.ones(3)})
     assert len(header) % 8 == 0 and int.from_bytes(header[:8], "little") == len(header) - 8
+
+
+def test_the_cache_of_costs_is_below_home_and_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cost_file.folder() == tmp_path / ".cache" / "stm" / "costs"
+    with noting() as written:
+        cost_file.write("0" * 64, cost_file.Effects(torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(0, 1, 2, 3)))
+    assert written == [] and cost_file.read("0" * 64) is not None
+
+
+def test_no_plan_costs_nothing() -> None:
+    assert Dense().flops(0, CONFIG.model) == Cost(paper=0, honest=0) and State(torch.zeros(1)).cls == 0
