@@ -14,10 +14,17 @@ from stm.artifact.locks import turn
 from stm.artifact.scratch import scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import noting
+from stm.config import Protection, dense_schedule
 from stm.errors import ArtifactError, UsageError
 from stm.merging import cost_file
+from stm.merging.constants import static_plan
+from stm.merging.groups import Stage, edges, scattered
 from stm.merging.outline import Cost, Dense
 from stm.merging.plan import State
+from stm.model.initialize import initialize
+from stm.model.vim import ViM
+from stm.progress import Progress
+from tests.export.test_pt2 import made
 from tests.unit.test_config import CONFIG
 
 
@@ -113,3 +120,34 @@ def test_the_cache_of_costs_is_below_home_and_no_result(tmp_path: Path, monkeypa
 
 def test_no_plan_costs_nothing() -> None:
     assert Dense().flops(0, CONFIG.model) == Cost(paper=0, honest=0) and State(torch.zeros(1)).cls == 0
+
+
+def test_a_stage_in_words() -> None:
+    assert (Stage(3, 3, ()).blocks, Stage(3, 5, ()).blocks) == ("block 3", "blocks 3 to 5")
+
+
+@pytest.mark.parametrize(
+    ("group", "apart"),
+    [({0, 3, 4, 5, 2}, False), ({1, 4, 3}, False), ({0, 4}, True), ({2, 3}, True), ({0, 6}, True), ({0, 2}, True)],
+)
+def test_a_group_in_one_piece_whatever_way_it_turns(group: set[int], apart: bool) -> None:
+    """On a grid of three columns: up and to the left are ways too, and the end of a row is not beside the next one."""
+    assert scattered(group, 3) == apart
+
+
+def test_a_straight_run_is_one_segment() -> None:
+    assert edges({0, 1}, 3) == [((0, 0), (0, 1)), ((0, 0), (2, 0)), ((0, 1), (2, 1)), ((2, 0), (2, 1))]
+
+
+def test_a_plan_holds_the_step_scale_and_tells_how_far_it_is() -> None:
+    dense = made()
+    schedule, protection = dense.config.schedule, Protection(step_scale=0.5, weights="hsp", mode="static")
+    plain = ViM(dataclasses.replace(dense.config, schedule=dense_schedule(dense.config.model), protection=None)).eval()
+    initialize(plain, seed=1)
+    told: list[Progress] = []
+    plan = static_plan(plain, schedule, protection, torch.randn(2, 3, 8, 8), told.append)
+    step = plan.step(schedule.steps[0].after)
+    assert step is not None and step.scale is not None
+    torch.testing.assert_close(step.scale, torch.tensor(schedule.sizes[1]).float().sqrt())
+    blocks = schedule.steps[-1].after + 1
+    assert [(each.done, each.total) for each in told] == [(number + 1, blocks) for number in range(blocks)]
