@@ -136,7 +136,7 @@ def test_a_group_in_one_piece_whatever_way_it_turns(group: set[int], apart: bool
 
 
 def test_a_straight_run_is_one_segment() -> None:
-    assert edges({0, 1}, 3) == [((0, 0), (0, 1)), ((0, 0), (2, 0)), ((0, 1), (2, 1)), ((2, 0), (2, 1))]
+    assert edges({0, 1, 2}, 4) == [((0, 0), (0, 1)), ((0, 0), (3, 0)), ((0, 1), (3, 1)), ((3, 0), (3, 1))]
 
 
 def test_a_plan_holds_the_step_scale_and_tells_how_far_it_is() -> None:
