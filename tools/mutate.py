@@ -59,7 +59,8 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
 }
 DROPPED = (ast.Assign, ast.AugAssign, ast.Raise, ast.Expr)
 QUICK = ["-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-SILENCE = 180  # seconds after which a change that waits for something counts as seen
+SILENCE = 180  # seconds after which tests that wait for something are ended, and
+PATIENCE = 30  # those after which one test is, beside twenty times what it takes: such a change counts as seen
 
 
 @dataclass(frozen=True)
@@ -270,14 +271,14 @@ class Loop:
             importlib.import_module(module_name(file))
         items = {item.nodeid: item for item in session.items}
         gc.collect()
-        gc.freeze()
-        tests = self.measured(items)
-        results = known(self.seen)
         functions: dict[tuple[str, str, int], list[FunctionType]] = {}
         for each in gc.get_objects():
-            if isinstance(each, FunctionType):
+            if type(each) is FunctionType:  # isinstance asks objects of torch for their class, which they warn of
                 code = each.__code__
                 functions.setdefault((code.co_filename, code.co_name, code.co_firstlineno), []).append(each)
+        gc.freeze()  # no fork copies pages of objects that it never changes
+        tests = self.measured(items)
+        results = known(self.seen)
         for file in self.options.files:
             for each in list(changes_of(file))[:: self.options.every]:
                 changed = functions.get((str(file.resolve()), *each.function), []) if each.function else []
@@ -331,6 +332,7 @@ class Loop:
             function.__code__ = codes[function.__code__.co_name, function.__code__.co_firstlineno]
         for number, (item, seconds) in enumerate(tests):
             limit_to(10 * seconds + 5)
+            signal.alarm(int(20 * seconds) + PATIENCE)
             following = tests[number + 1][0] if number + 1 < len(tests) else None
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
