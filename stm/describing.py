@@ -1,7 +1,7 @@
-"""What the config of a model is, as loading it gives it. No tensor is made and nothing here needs torch.
+"""Return the config that loading a model would give it. No tensor is made, and nothing here needs torch.
 
-A folder is described by its config, and by the hash and the header of its weights; a checkpoint by the headers of its
-tensors and what stands beside them.
+The config of a folder is read and held to the hash and the header of its weights. That of a checkpoint follows from
+the headers of its tensors, and from the settings beside them.
 """
 
 import dataclasses
