@@ -1,19 +1,20 @@
-"""What the config of a model is, as loading it gives it. No tensor is made and nothing here needs torch.
+"""Return the config that loading a model would give it. No tensor is made, and nothing here needs torch.
 
-A folder is described by its config, and by the hash and the header of its weights; a checkpoint by the headers of its
-tensors and what stands beside them.
+The config of a folder is read and held to the hash and the header of its weights. That of a checkpoint follows from
+the headers of its tensors, and from the settings beside them.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stm.artifact import folder as artifact
 from stm.config import Config, Size, Source, dense_schedule, in_pixels
-from stm.errors import CheckpointError, HubError, UsageError
+from stm.errors import CheckpointError, HubError, StmError, UsageError
 from stm.model.positions import INTERPOLATED, interpolation_note, interpolation_record
 from stm.model_names import File, HubFile
 from stm.options import ModelOptions, as_typed
@@ -31,6 +32,19 @@ class Local(NamedTuple):
     source: Source
     extra: Mapping[str, Any] = MappingProxyType({})
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Within it, an error of a file of the Hub names the repository and the file, not the path in the cache."""
+        try:
+            yield
+        except StmError as error:
+            if self.source.repo is not None:
+                own = f"{self.source.repo}/{self.extra.get('path', self.source.file)}"
+                error.message = error.message.replace(str(self.path), own)
+                error.hint = None if error.hint is None else error.hint.replace(str(self.path), own)
+                error.args = (error.message,)
+            raise
+
 
 def describe(
     model: str | os.PathLike[str], options: ModelOptions = ModelOptions(), on_progress: OnProgress | None = None
@@ -47,7 +61,9 @@ def describe(
             from stm.checkpoint.contents import describe as contents_of  # not part of the runtime
 
             here = local(checkpoint, options, on_progress)
-            return of_checkpoint(here, contents_of(here.path, **options.checkpoint, repo=here.source.repo), options)
+            with here.named():
+                contents = contents_of(here.path, **options.checkpoint, repo=here.source.repo)
+                return of_checkpoint(here, contents, options)
 
 
 def local(resolved: File | HubFile, options: ModelOptions, on_progress: OnProgress | None = None) -> Local:

@@ -230,8 +230,9 @@ def _from_file(checkpoint: Local, options: ModelOptions) -> ViM:
     from stm.checkpoint.official import read  # not part of the runtime
 
     device = pick(options.device)
-    contents = read(checkpoint.path, **options.checkpoint, repo=checkpoint.source.repo)
-    config = of_checkpoint(checkpoint, contents, options)
+    with checkpoint.named():
+        contents = read(checkpoint.path, **options.checkpoint, repo=checkpoint.source.repo)
+        config = of_checkpoint(checkpoint, contents, options)
     return _filled(
         ViM(config, backends.choose(options.backend, device.type)),
         contents.tensors,

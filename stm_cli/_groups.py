@@ -155,6 +155,9 @@ def model_options(source: Source, machine: Machine = Machine()) -> ModelOptions:
     return ModelOptions(**vars(source), **vars(machine))
 
 
+_BRIEF = ("models", "info")  # the commands without torch: a sign would only flash
+
+
 def grouped(run: Callable[..., None]) -> Callable[..., None]:
     """Return a command whose groups are spread into their options, as typer needs them.
 
@@ -183,7 +186,8 @@ def grouped(run: Callable[..., None]) -> Callable[..., None]:
             for name, group in groups.items()
         }
         display = made.get("display")
-        with starting(quiet=display is None or display.quiet or not current_world().first):
+        brief = run.__module__.rpartition(".")[2] in _BRIEF
+        with starting(quiet=display is None or display.quiet or not current_world().first, brief=brief):
             run(*args, **options, **made)
 
     command.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # inspect's own protocol

@@ -40,7 +40,7 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-_MOMENT = 0.1  # seconds after which a command that has said nothing shows that it has begun
+_MOMENT = 0.1  # seconds after which a brief command that has said nothing shows that it has begun
 _DETAIL = 24  # characters of a method's name beside a bar: the time left stands behind it
 
 
@@ -50,18 +50,22 @@ class _Waiting:
     Importing torch and reading a model take seconds, in which no work has a number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, brief: bool) -> None:
         self._lock, self._over = threading.Lock(), False
         self._status: Status | None = None
         self._timer = threading.Timer(_MOMENT, self._show)
         self._timer.daemon = True
-        self._timer.start()
+        if brief:
+            self._timer.start()
+        else:  # no thread could show it while torch's libraries load: Python runs one thread at a time
+            self._show()
 
     def _show(self) -> None:
         with self._lock:
             if not self._over:
                 self._status = console(stderr=True).status("starting")
                 self._status.start()
+                self._status.update(spinner="dots")  # draws it: `start` alone leaves that to a thread
 
     def end(self) -> None:
         """Take the sign away."""
@@ -76,10 +80,10 @@ _waiting: _Waiting | None = None
 
 
 @contextmanager
-def starting(*, quiet: bool) -> Iterator[None]:
-    """Show that a command has begun, until it writes something or ends."""
+def starting(*, quiet: bool, brief: bool = False) -> Iterator[None]:
+    """Show that a command has begun, until it writes something or ends; a brief one only if it takes a moment."""
     global _waiting
-    _waiting = _Waiting() if _is_live(quiet) else None
+    _waiting = _Waiting(brief=brief) if _is_live(quiet) else None
     try:
         yield
     finally:

@@ -33,8 +33,8 @@ DIRECTED = (
 )
 
 _RUNS = (
-    "stm runs ViM as in hustvl/Vim's midclstok models: bimamba v2, RMSNorm, one class token, absolute positions; and"
-    " Mamba-R, which has several class tokens"
+    "stm runs ViM as in hustvl/Vim's midclstok models (bimamba v2, RMSNorm, one class token, absolute positions),"
+    " VideoMamba's image models, and Mamba-R, which has several class tokens"
 )
 _SCAN_NORM = r"layers\.\d+\.mixer\.layernorm\..*"  # the sign of a LayerNorm on the scan's output
 _REGISTERS = "pos_embed_cls"  # the sign of a Mamba-R (wangf3014/Mamba-Reg models_mamba.py)

@@ -1,4 +1,4 @@
-"""`stm export` as its user sees it: what is missing is said before any work."""
+"""`stm export` names a missing package before it does any work, and casts weights as asked."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from stm.export import formats
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_a_missing_package_is_said_before_any_work(here, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_package_is_named_before_any_work(here, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     runtime = formats.FORMATS[name].needs[-1]
     monkeypatch.setattr(formats, "find_spec", lambda package: None if package == runtime else sys)
     run = here("export", "no such model", "--format", name)

@@ -89,7 +89,10 @@ def test_a_command_that_takes_long_to_begin_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(threading, "Timer", lambda seconds, show: Now(lambda: (show(), shown.set())))
-    with starting(quiet=False):
+    with starting(quiet=False):  # no thread could show it while torch is imported
+        assert "starting" in terminal.getvalue() and not shown.is_set()
+    terminal.truncate(0)
+    with starting(quiet=False, brief=True):
         assert shown.is_set() and _output._waiting is not None
         error("something else")
         assert _output._waiting is None and "Error" in terminal.getvalue()

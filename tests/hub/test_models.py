@@ -57,6 +57,14 @@ def test_every_way_to_name_a_checkpoint(hub: Hub, repo: Repo, stm: Stm) -> None:
     assert run.code == 1 and "owner/no/vim.pth is no file here, and on the Hub owner/no was not found" in run.err
 
 
+def test_an_error_names_the_file_of_the_repository(hub: Hub, stm: Stm) -> None:
+    """And no path in the cache, which nobody typed: with torch and without."""
+    hub.repos["owner/run"] = Repo({"a/best.pth": b"PK\x03\x04 and no archive"})
+    for command in ("info", "compress"):
+        run = stm(command, "owner/run", "--file", "a/best.pth")
+        assert run.code == 1 and run.err.startswith("Error: owner/run/a/best.pth is cut off or damaged"), run.err
+
+
 def test_the_class_names_beside_somebodys_weights(hub: Hub, mini: bytes, stm: Stm) -> None:
     names = {str(index): f"class {index}" for index in range(10)}
     config = json.dumps({"model_type": "vim", "id2label": names}).encode()

@@ -1,5 +1,7 @@
-"""The base of all is `vim_mini.pth`, which the official trainer's code wrote (hustvl/Vim: `model`, `optimizer`, `args`
-and so on)."""
+"""Checkpoints for the tests of this folder, and how they are read.
+
+All are made from `vim_mini.pth`, which hustvl/Vim's own trainer wrote: `model`, `optimizer`, `args` and so on.
+"""
 
 import collections
 import dataclasses
