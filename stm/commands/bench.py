@@ -53,6 +53,7 @@ def bench(
         UsageError: an impossible option, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
+    benching.check(batch_sizes, rounds)  # before a fit, which may take a minute
     for runtime in against:
         check_choice("against", runtime, tuple(rivals.RUNTIMES))
     merge, notes = _for_random(merge) if random_weights else (merge, ())
@@ -60,7 +61,7 @@ def bench(
         floats = in_floats(source)
         vim = draw_model(model, floats) if random_weights else open_classifier(model, floats, on_progress)
         for runtime in against:
-            rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
+            rivals.check(runtime, vim.cls_token.device)
         dense, small = _pair(vim, merge, model, on_progress)
         if source.dtype == INT8:
             dense, small = rounded(dense), None if small is None else rounded(small)
