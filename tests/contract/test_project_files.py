@@ -95,7 +95,9 @@ def test_the_workflow_runs_what_a_contributor_runs() -> None:
     job = read(ROOT / ".github/workflows/ci.yml")["jobs"]["run"]
     assert ".ci/run" in [step.get("run") for step in job["steps"]]
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert all(re.search(rf"^make {target} ", run, re.MULTILINE) for target in ("lint", "docs", "test", "slow"))
+    for target in ("lint", "docs", "fuzz", "test", "covered", "slow"):
+        assert re.search(rf"^[^#\n]*\bmake( \w+)*? {target} ", run, re.MULTILINE), target
+    assert "-p tests.cover" in run, "what `covered` reports"
     oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
     assert oldest in job["strategy"]["matrix"]["python"], "the oldest Python that is promised"
 
