@@ -1,4 +1,4 @@
-"""`-p tests.cover`: which branches the tests take of what `[tool.coverage]` names, measured in the run of all tests.
+"""`-p tests.cover`: which branches the tests take of what `[tool.coverage]` names, measured in the one run of all.
 
 Tracing more than doubles the processor time of a test that reads checkpoints. So only the tests of COVERING are traced,
 without those of COSTLY, which take no branch that the others do not. `-m covering` runs them alone. Each process writes

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stm.bench import gemms
 from stm.bench.memory import peak_bytes
-from stm.bench.timing import interleave, quartiles, ratio, spread, waiting
+from stm.bench.timing import check_rounds, interleave, quartiles, ratio, spread, waiting
 from stm.errors import UsageError
 from stm.findings import BenchRow
 from stm.measure import flops
@@ -56,6 +56,13 @@ def variants_of(dense: ViM, small: ViM | None, *, optimized: bool = False) -> di
     return variants
 
 
+def check(batch_sizes: Sequence[int], rounds: int | None) -> None:
+    """Refuse what `measure` would: UsageError for a batch size or a number of rounds below 1."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise UsageError(f"batch sizes are {', '.join(map(str, batch_sizes)) or 'none'}, expected at least 1")
+    check_rounds(rounds)
+
+
 def measure(
     variants: Mapping[str, Variant],
     shape: tuple[int, int, int],
@@ -77,8 +84,7 @@ def measure(
     Raises:
         UsageError: a batch size or a number of rounds below 1.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise UsageError(f"batch sizes are {', '.join(map(str, batch_sizes)) or 'none'}, expected at least 1")
+    check(batch_sizes, rounds)
     rows = []
     for batch_size in batch_sizes:
         images = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -18,6 +18,12 @@ SECONDS = 10.0  # of all rounds together
 FEWEST, MOST = 6, 50  # rounds: the interval of a median needs six, and calls of microseconds need a limit
 
 
+def check_rounds(rounds: int | None) -> None:
+    """Refuse a number of rounds below 1: UsageError."""
+    if rounds is not None and rounds < 1:
+        raise UsageError(f"rounds is {rounds}, expected at least 1")
+
+
 def interleave(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int | None = None,
@@ -39,8 +45,7 @@ def interleave(
     Raises:
         UsageError: fewer than one round.
     """
-    if rounds is not None and rounds < 1:
-        raise UsageError(f"rounds is {rounds}, expected at least 1")
+    check_rounds(rounds)
     names, times = list(calls), {name: list[float]() for name in calls}
     for warm_up in (True, False):
         start = perf_counter()

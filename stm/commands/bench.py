@@ -55,6 +55,7 @@ def bench(
         UsageError: an impossible option, or merge options for a model that is compressed already.
         StmError: what reading raises.
     """
+    benching.check(batch_sizes, rounds)  # before a fit, which may take a minute
     for runtime in against:
         check_choice("against", runtime, tuple(rivals.RUNTIMES))
     merge, notes = _for_random(merge) if random_weights else (merge, ())
@@ -64,7 +65,7 @@ def bench(
         if against or optimize:
             vim.config.check_head()
         for runtime in against:
-            rivals.check(runtime, vim.cls_token.device)  # before a fit, which may take a minute
+            rivals.check(runtime, vim.cls_token.device)
         dense, small = _pair(vim, merge, model, on_progress)
         if source.dtype == INT8:
             dense, small = rounded(dense), None if small is None else rounded(small)

@@ -65,7 +65,8 @@ def test_bench_of_a_rate_of_nothing_has_no_gain(here, mini: Path) -> None:
     assert here("bench", mini, "--rate", "0", "--rounds", "1", "--quiet").out == ""
 
 
-def test_what_bench_refuses(mini: Path) -> None:
+def test_what_bench_refuses_before_anything_is_compressed(monkeypatch: pytest.MonkeyPatch, mini: Path) -> None:
+    monkeypatch.setattr(bench_command, "_pair", lambda *_: pytest.fail("it was compressed first"))
     for options in ({"batch_sizes": ()}, {"batch_sizes": (0,)}, {"rounds": 0}, {"threads": 0}, {"against": ("rnn",)}):
         with pytest.raises(UsageError):
             bench_command.bench(str(mini), ModelOptions(device="cpu"), **options)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from stm.data import fit_images
 from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions, command, words
 
 # "stm info also has ..." is a sentence, not a command
@@ -22,13 +21,6 @@ OPTIONS = (
     ("--image-size", "70", "--class-token", "middle", "--no-divide-out", "--mean", "0.5,0.4,0.3", "--std=0.5"),
     ("--image-size", "64", "--class-token", "middle", "--crop-ratio", "0.9", "--interpolation", "bilinear", "--ema"),
 )
-
-
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run as they are printed, so a fit draws as many pictures as it does by default. Here that is four."""
-    monkeypatch.setattr(fit_images, "_FEW", 4)
-    monkeypatch.setattr(fit_images, "_MANY", 4)
 
 
 @pytest.fixture

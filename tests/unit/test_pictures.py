@@ -118,6 +118,7 @@ def test_four_pixels_are_enough() -> None:
         assert x.shape == (3, 2, 2) and x.isfinite().all()
 
 
+@pytest.mark.all_pictures
 def test_how_many_is_decided_by_the_model_alone() -> None:
     tiny = ModelConfig(d_model=192, depth=24, dt_rank=12)
     assert pictures_per_source(tiny) == 64 == pictures_per_source(ModelConfig(d_model=384, depth=24, dt_rank=24))

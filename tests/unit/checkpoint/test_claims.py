@@ -178,7 +178,7 @@ def claiming(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["short", "long"])
+@pytest.mark.parametrize("kind", ["short", pytest.param("long", marks=pytest.mark.slow(seconds=40, search=True))])
 def test_each_is_refused_by_what_it_asks_for(kind: str, tmp_path: Path) -> None:
     for path in hostile(tmp_path, long=kind == "long", short=kind == "short"):
         if path.name.startswith(("a text", "a bytearray from a dict")):  # neither is what a pickle writes

@@ -68,12 +68,13 @@ def prefixed(state: State, prefix: str) -> State:
     return {prefix + name: value for name, value in state.items()}
 
 
-def test_nearly_every_layout_of_a_complete_vim_loads(state: State, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [211, pytest.param(23, marks=pytest.mark.slow(seconds=60, search=True))])
+def test_nearly_every_layout_of_a_complete_vim_loads(state: State, tmp_path: Path, step: int) -> None:
     """Each value of an axis with the plain values of the others, and a walk through their product."""
     trunk, weight, bias = parts(state)
     axes = (list(CONTAINERS), list(PREFIXES), list(HEADS))
     every = list(itertools.product(*axes))
-    layouts = {*every[::23], *((c, "", "head") for c in axes[0]), *(("model", p, "head") for p in axes[1])}
+    layouts = {*every[::step], *((c, "", "head") for c in axes[0]), *(("model", p, "head") for p in axes[1])}
     layouts |= {("model", "", h) for h in axes[2]} | {("model", "backbone.", h) for h in axes[2]}
     failed = {}
     for number, (container, prefix, head) in enumerate(sorted(layouts)):
@@ -87,7 +88,7 @@ def test_nearly_every_layout_of_a_complete_vim_loads(state: State, tmp_path: Pat
         assert torch.equal(got["head.weight"], weight)
         assert torch.equal(got["head.bias"], torch.zeros(10) if "without" in head else bias)
         assert torch.equal(got["layers.3.mixer.conv1d_weight"][1], trunk["layers.3.mixer.conv1d_b.weight"].squeeze(1))
-    assert len(layouts) > 200
+    assert len(layouts) > (200 if step == 23 else 60)
     assert len(failed) <= len(layouts) // 100, failed
 
 
