@@ -24,8 +24,10 @@ from stm.model.vim import ViM
 from stm.reports import ExportCheck
 
 # Of the largest difference of an output to the largest output, by the dtype of the weights. Half precisions round at
-# other places in another runtime.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
+# other places in another runtime, so a difference is some of the dtype's rounding units. The largest that was measured
+# is 2.6 of them (vim-digits in float16; ViM-Ti 1.1; vim-digits in bfloat16 2.4), and 16 are allowed.
+_UNITS = 16
+TOLERANCE = {"float32": 1e-4, "bfloat16": _UNITS * 2**-8, "float16": _UNITS * 2**-11}
 BATCHES = (1, 4)
 
 
