@@ -101,16 +101,20 @@ def costs_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 @pytest.fixture(autouse=True)
-def few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
     """A fit of a small model draws four pictures of each kind where it would draw 192, which took most of the time of
     most tests of commands. Models as deep as ViM keep their own number: the embedded one's costs are of all pictures.
     """
     if "all_pictures" in request.keywords:
+        yield
         return
     from stm.data import fit_images  # late: tests/cover.py sees what a module does when it is imported
 
     whole = fit_images.pictures_per_source
-    monkeypatch.setattr(fit_images, "pictures_per_source", lambda model: whole(model) if model.depth >= 24 else 4)
+    # A patch of its own: with pytest's, the patches of a test would outlive the fixtures of its file.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_images, "pictures_per_source", lambda model: whole(model) if model.depth >= 24 else 4)
+        yield
 
 
 @pytest.fixture(scope="session")

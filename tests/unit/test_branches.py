@@ -77,6 +77,14 @@ def test_a_scratch_folder_that_another_run_clears_at_once_is_made_again(
         assert inside.is_dir() and inside.parent != made[0]
 
 
+def test_a_scratch_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "mkdir", lambda self, **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"), scratch("stm-x"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("images", "says"),
     [

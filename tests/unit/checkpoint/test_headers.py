@@ -288,6 +288,14 @@ def test_a_header_that_two_parsers_read_in_two_ways_is_left_to_torch(tmp_path: P
         assert file.load(path).document["w"].tolist() == [0.5]
 
 
+def test_a_header_that_names_a_tensor_twice_is_left_to_torch(tmp_path: Path) -> None:
+    entry = '"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    text = f"{{{entry}, {entry}}}".encode()
+    (tmp_path / "x.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + np.float32(0.5).tobytes())
+    with pytest.raises(plain.NotPlain):
+        plain.safetensors(tmp_path / "x.safetensors")
+
+
 def test_what_a_pickle_asks_of_the_archive_is_a_storage_of_numbers(tmp_path: Path) -> None:
     unpickler = plain._Unpickler(plain.Archive(save(tmp_path / "x.pth", {"w": torch.ones(2)})), {})
     storage = plain.TORCH["torch.FloatStorage"]
