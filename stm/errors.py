@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -182,6 +183,17 @@ def said(error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     lines = str(reason).strip().splitlines() or [type(error).__name__]
     return brief(escaped(lines[0]), LONGEST)
+
+
+def damage(error: Exception) -> str:
+    """Return what an exception of a library's decoder says of a file, as `said` does.
+
+    Damaged bytes make decoders raise anything at all. Errors that speak of a decoder's code tell nothing of the file.
+    """
+    return "it is damaged" if isinstance(error, _OF_CODE) else said(error)
+
+
+_OF_CODE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, struct.error)
 
 
 def escaped(text: str) -> str:

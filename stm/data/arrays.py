@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, TiffImagePlugin
 
 from stm.data.formats import check_file
-from stm.errors import DataError, said
+from stm.errors import DataError, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ def read_npy(path: Path) -> Array:
     except OSError:
         raise
     except Exception as error:  # a damaged header makes numpy raise anything at all
-        raise DataError(f"not an array of numpy: {said(error)}") from error
+        raise DataError(f"not an array of numpy: {damage(error)}") from error
     if values.ndim not in (2, 3) or not values.size:
         raise DataError(f"the array is {values.shape}, expected (H, W), (H, W, C) or (C, H, W)")
     return Array(values)
@@ -167,7 +167,7 @@ def read_bands(path: Path) -> Array | None:
         except (OSError, DataError):
             raise
         except Exception as error:  # tags may hold anything
-            raise DataError(f"not a TIFF that can be read: {said(error)}") from error
+            raise DataError(f"not a TIFF that can be read: {damage(error)}") from error
 
 
 def _bands(tags: Any, path: Path) -> "np.ndarray[Any, Any]":

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from stm.config import Preprocess
 from stm.data.images import Crop, Openable, Sample, pixels
-from stm.errors import DataError, HubError, escaped, said
+from stm.errors import DataError, HubError, damage, escaped
 
 SAFE_PATH = "PYTHONSAFEPATH"
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -74,7 +74,7 @@ def _reason(error: Exception) -> str:
         case MemoryError():
             return "not enough memory to decode it"
         case _:
-            return f"cannot be decoded: {said(error)}"
+            return f"cannot be decoded: {damage(error)}"
 
 
 def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers: int) -> Iterator[list[Decoded]]:
