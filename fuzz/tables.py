@@ -119,7 +119,9 @@ def _read_labels(table: Path, place: Path, size: int) -> None:
     }
     for sample in opened.samples:
         if rows is not None and sample.label not in {
-            index for image, index in meant.items() if Path(image).stem in sample.file
+            index
+            for image, index in meant.items()
+            if any(Path(name).stem in sample.file for name in (image, image.replace("\\", "/")))  # Windows' separator
         }:
             raise Fault(f"{sample.file} has class {sample.label}, and its rows say {meant}")
 
