@@ -6,7 +6,7 @@ import torch
 from stm.errors import InfeasibleBudget, UsageError
 from stm.merging import budget
 from stm.merging.budget import Capacity, paper_saving, steps_for_rate, steps_for_saving
-from stm.merging.fit import CostTable, Group
+from stm.merging.fit import CostTable, Group, as_schedule
 
 
 def test_what_a_model_holds() -> None:
@@ -75,7 +75,8 @@ def test_a_token_alone_costs_nothing() -> None:
     ("old", "new", "depth", "layers", "largest"),
     [
         (Group(2, 2, 1), Group(1, 3, 1), 3, 4, 3),  # one more on the left, as many as there may be
-        (Group(2, 2, 1), Group(2, 3, 1), 3, 4, 3),  # one more on the right
+        (Group(1, 2, 1), Group(0, 3, 1), 3, 4, 3),  # up to the border
+        (Group(2, 2, 1), Group(2, 3, 1), 3, 4, 3),  # one more on the right, up to the class token
         (Group(7, 2, 1), Group(6, 3, 1), 3, 4, 3),  # on the second side
         (Group(2, 2, 2), Group(2, 2, 1), 4, 3, 2),  # a block earlier
         (Group(2, 3, 1), Group(2, 3, 2), 4, 4, 3),  # a block later
@@ -93,6 +94,24 @@ def test_a_change_is_judged_per_token_layer() -> None:
     first, second = Group(1, 2, 1), Group(5, 2, 2)
     costs = table(3, [range(8)], {first: 0, second: 0, Group(1, 3, 1): 0.3, Group(5, 2, 1): 0.2})
     assert costs.adjusted([first, second], 5) == [Group(1, 3, 1), second]
+
+
+def test_what_a_change_costs_is_a_difference() -> None:
+    """From 0.2 to 0.3 is less than from nothing to 0.2, and gains more."""
+    first, second = Group(1, 2, 1), Group(5, 2, 2)
+    costs = table(3, [range(8)], {first: 0.2, second: 0, Group(1, 3, 1): 0.3, Group(5, 2, 1): 0.2})
+    assert costs.adjusted([first, second], 5) == [Group(1, 3, 1), second]
+
+
+def test_a_new_pair_merges_before_the_last_block() -> None:
+    assert table(4, [range(2)], {}).adjusted([], 1) == [Group(0, 2, 3)]
+
+
+def test_the_nearest_of_two_class_tokens_decides_which_member_stays() -> None:
+    (step,) = as_schedule([Group(5, 2, 1)], 10, (2, 7)).steps
+    assert step.absorb == ((5, 6),)
+    (step,) = as_schedule([Group(3, 2, 1)], 10, (2, 7)).steps
+    assert step.absorb == ((4, 3),)
 
 
 @pytest.mark.parametrize(
