@@ -103,7 +103,12 @@ def test_what_is_added_to_must_be_writable_and_of_what_is_replaced_the_folder(
 ) -> None:
     path, asked = tmp_path / "file", list[Path]()
     path.touch()
-    monkeypatch.setattr(os, "access", lambda each, mode: asked.append(each) or True)
+
+    def access(each: Path, mode: int) -> bool:
+        asked.append(each)
+        return True
+
+    monkeypatch.setattr(os, "access", access)
     atomic.check_writable(path, "a hint")
     atomic.check_writable(path, "a hint", append=True)
     assert asked == [tmp_path, path]
