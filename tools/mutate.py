@@ -282,7 +282,7 @@ class Loop:
         for file in self.options.files:
             for each in list(changes_of(file))[:: self.options.every]:
                 changed = functions.get((str(file.resolve()), *each.function), []) if each.function else []
-                names = [name for name in takers(each, tests, self.options.limit) if name in items]
+                names = takers(each, {name: tests[name] for name in items}, self.options.limit)
                 if key(each) not in results:
                     result = "again"
                     if changed and names:
