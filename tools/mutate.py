@@ -278,11 +278,12 @@ class Loop:
                 functions.setdefault((code.co_filename, code.co_name, code.co_firstlineno), []).append(each)
         gc.freeze()  # no fork copies pages of objects that it never changes
         tests = self.measured(items)
+        asked = {name: tests[name] for name in items if name in tests}
         results = known(self.seen)
         for file in self.options.files:
             for each in list(changes_of(file))[:: self.options.every]:
                 changed = functions.get((str(file.resolve()), *each.function), []) if each.function else []
-                names = takers(each, {name: tests[name] for name in items}, self.options.limit)
+                names = takers(each, asked, self.options.limit)
                 if key(each) not in results:
                     result = "again"
                     if changed and names:
