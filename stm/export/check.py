@@ -19,7 +19,7 @@ from stm.data.images import pixels
 from stm.data.open import PHOTOGRAPHS
 from stm.errors import StmError
 from stm.export import child, runners
-from stm.export.program import Interface
+from stm.export.program import Interface, features
 from stm.model.vim import ViM
 from stm.reports import ExportCheck
 
@@ -82,10 +82,7 @@ def expected(model: ViM, interface: Interface, images: Tensor) -> tuple[Tensor, 
     with torch.inference_mode():
         x = normalised(images, model).to(model.cls_token.device)
         if interface.features:
-            levels = model.features(
-                x, (-1,) if interface.out_indices is None else interface.out_indices, norm=interface.out_indices is None
-            )
-            return tuple(level.float().cpu() for level in levels)
+            return tuple(level.float().cpu() for level in features(model, interface, x))
         out = model(x)
         return ((out.softmax(-1) if interface.preprocessing else out).cpu(),)
 
@@ -166,9 +163,9 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 def own_ms(model: ViM, interface: Interface, made: Inputs, size: int) -> float:
     """Return milliseconds per image of our own runtime, at the batch size at which the export was timed."""
     batch = normalised(made.pixels[made.of[next(iter(made.of))]], model)
-    call: Callable[[Tensor], Any] = model.optimize(batch_size=size) if not interface.features else model.features
-    if interface.out_indices is not None:
-        call = partial(model.features, out_indices=interface.out_indices)
+    call: Callable[[Tensor], Any] = (
+        partial(features, model, interface) if interface.features else model.optimize(batch_size=size)
+    )
     with torch.inference_mode():
         seconds = interleave({"own": lambda: call(batch)}, seconds=runners.ENOUGH)["own"]
     return statistics.median(seconds) * 1e3 / size

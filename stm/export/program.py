@@ -71,12 +71,18 @@ class Exported(nn.Module):
         """Return the output of the interface for its input, or a tuple of them if it has out_indices."""
         if self.interface.preprocessing:
             images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        if self.interface.features and self.interface.out_indices is not None:
-            return tuple(level.float() for level in self.model.features(images, self.interface.out_indices))
         if self.interface.features:
-            return self.model.features(images).float()
+            levels = tuple(level.float() for level in features(self.model, self.interface, images))
+            return levels[0] if self.interface.out_indices is None else levels
         logits = self.model(images)
         return logits.softmax(-1) if self.interface.preprocessing else logits
+
+
+def features(model: ViM, interface: Interface, images: Tensor) -> tuple[Tensor, ...]:
+    """Return what an interface of features gives: those of the last block, normalised, or of each block it names."""
+    if interface.out_indices is None:
+        return (model.features(images),)
+    return model.features(images, interface.out_indices)
 
 
 def trace(model: ViM, interface: Interface, backend: Backend) -> torch.export.ExportedProgram:
