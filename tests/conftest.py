@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault(
         "TRITON_INTERPRET", "1"
     )  # before anything imports triton: its kernels then run on the CPU, slowly
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would be all that the tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PARITY = "error against a golden output"  # the key of what `tell` of tests/golden leaves with a test
 
