@@ -35,7 +35,7 @@ _ROW = re.compile(rb'(?:[^"\n]++|"[^"]*+")*+\n')
 SYNC_SECONDS = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # a run holds one for each image
 class Record:
     """The result of the model and of its dense reference on one image.
 
