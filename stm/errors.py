@@ -190,7 +190,7 @@ def damage(error: Exception) -> str:
 
     Damaged bytes make decoders raise anything at all. Errors that speak of a decoder's code tell nothing of the file.
     """
-    return "it is damaged" if isinstance(error, _OF_CODE) else said(error)
+    return "it is damaged" if isinstance(error, _OF_CODE) or "<class '" in str(error) else said(error)
 
 
 _OF_CODE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, struct.error)

@@ -28,7 +28,7 @@ from stm.checkpoint import headers
 from stm.checkpoint.claims import Claim, Reader
 from stm.checkpoint.inert import Buildable, Inert, allowed, is_forbidden, renamed
 from stm.checkpoint.names import INDEX
-from stm.errors import CheckpointError, check_name, listed, said
+from stm.errors import CheckpointError, check_name, damage, listed, said
 
 _DOWNLOAD_AGAIN = "download or copy it again, and compare its size with the source's"
 _WHAT = "give a checkpoint that torch.save or safetensors wrote"
@@ -290,7 +290,7 @@ def _load_pickle(path: Path, held: int, *, archive: bool, mapped: bool) -> Loade
         except Exception as error:  # damaged bytes make the unpickler raise anything at all
             if wanted := _unknown(reader.names) or re.findall(r"GLOBAL (\S+)", str(error)):
                 raise _unsafe(path, wanted) from error
-            what = said(error) if isinstance(error, RuntimeError) else _DAMAGED
+            what = damage(error) if isinstance(error, RuntimeError) else _DAMAGED
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint of torch.save: {what}", _DOWNLOAD_AGAIN
             ) from error

@@ -9,7 +9,7 @@ from stm.codec import decode
 from stm.commands.predict import predict
 from stm.config import Preprocess
 from stm.data.open import open_samples
-from stm.errors import LONGEST, DataError, StmError, escaped, said
+from stm.errors import LONGEST, DataError, StmError, damage, escaped, said
 
 
 def test_names_of_files_and_messages_of_libraries_break_no_line() -> None:
@@ -27,6 +27,14 @@ def test_a_library_is_quoted_by_one_short_line() -> None:
     assert said(OSError(5, "Input/output error", "/a/file")) == "Input/output error", "the sentence names the file"
     assert said(OSError("no number")) == "no number"
     assert len(said(ValueError("x" * 10_000))) == LONGEST + len("...")
+
+
+def test_what_a_library_says_of_its_own_code_is_not_quoted() -> None:
+    """The RuntimeErrors are torch's: of a pickle that names a descriptor for a dtype, of a zip file without an end."""
+    of_code = RuntimeError("expected torch.dtype, but got <class 'getset_descriptor'>")
+    of_file = RuntimeError("PytorchStreamReader failed reading zip archive: failed finding central directory")
+    assert damage(of_code) == damage(TypeError("an integer is required")) == "it is damaged"
+    assert damage(of_file) == str(of_file)
 
 
 def test_a_key_of_a_file_breaks_no_line() -> None:
