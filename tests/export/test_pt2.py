@@ -12,12 +12,11 @@ import torch
 
 import stm
 from stm.commands.export import export
-from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
+from stm.config import Protection
 from stm.errors import UsageError
 from stm.export.program import Interface
 from stm.export.pt2 import program
-from stm.model.initialize import initialize
-from stm.model.vim import ViM
+from tests.export.small import merged, small
 from tests.hang import HANG
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -25,22 +24,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "head": {"class_token": "head", "divide_out": False},
     "several": {"class_tokens": 2, "neck": 3},
     "norm on the scan": {"scan_norm": True},
-    "backbone": {"class_tokens": 0},
+    "backbone": {"class_tokens": 0, "classes": 0},
 }
-
-
-def made(**shape: Any) -> ViM:
-    """A model of two blocks that merges after the first: span convolution, step scale and weights by size."""
-    model = ModelConfig(**{"image_size": 8, "patch": 2, "stride": 2, "d_model": 8, "depth": 2, "dt_rank": 1} | shape)
-    config = Config(
-        model=model,
-        num_classes=3 if model.class_tokens else 0,
-        schedule=dense_schedule(model),
-        preprocessing=Preprocess(resize=8, crop=8),
-        label_names=("a", "b", "c") if model.class_tokens else None,
-    )
-    dense = initialize(ViM(config), seed=1).eval()
-    return stm.compress(dense, stages=[1], method="staged")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +33,7 @@ def made(**shape: Any) -> ViM:
     [each if each == "several" else pytest.param(each, marks=pytest.mark.slow(seconds=25)) for each in sorted(SHAPES)],
 )
 def test_a_program_is_of_torchs_own_operators_and_says_what_the_model_says(name: str) -> None:
-    model = made(**SHAPES[name])
+    model = merged(image_size=8, **SHAPES[name])
     assert model.schedule.steps and isinstance(model.config.protection, Protection)
     interface = Interface(batch_size=2, features=not model.config.num_classes)
     traced = program(model, interface)
@@ -66,7 +51,7 @@ def test_a_program_is_of_torchs_own_operators_and_says_what_the_model_says(name:
 
 @pytest.mark.slow(seconds=25)
 def test_dynamic_weights_are_in_the_program() -> None:
-    dense = made().with_plan(None)
+    dense = small(image_size=8)
     model = stm.compress(dense, stages=[1], method="staged", weights="hsp", hsp="dynamic")
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -78,7 +63,7 @@ def test_dynamic_weights_are_in_the_program() -> None:
 @pytest.mark.slow(seconds=90)
 def test_the_file_runs_where_nothing_but_torch_is(tmp_path: Path) -> None:
     """Any number of images; labels and preprocessing are inside, and no path of this machine."""
-    model = made()
+    model = merged(image_size=8)
     model.save_pretrained(tmp_path / "model")
     report = export(str(tmp_path / "model"), format="pt2", out=tmp_path / "m.pt2")
     assert report.check is not None and report.check.difference <= 1e-4 and report.check.batch_sizes == (1, 4)
@@ -115,8 +100,8 @@ def test_the_file_runs_where_nothing_but_torch_is(tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=25)
 def test_a_backbone_gives_features_and_a_classifier_if_asked(tmp_path: Path) -> None:
-    for name, shape in (("backbone", {"class_tokens": 0}), ("classifier", {})):
-        made(**shape).save_pretrained(tmp_path / name)
+    for name, shape in (("backbone", {"class_tokens": 0, "classes": 0}), ("classifier", {})):
+        merged(image_size=8, **shape).save_pretrained(tmp_path / name)
         report = export(
             str(tmp_path / name),
             format="pt2",
