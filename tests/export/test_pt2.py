@@ -1,6 +1,7 @@
 """`stm export --format pt2`: a program that needs torch alone, with what it says of its model inside."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,8 +15,9 @@ import stm
 from stm.commands.export import export
 from stm.config import Protection
 from stm.errors import UsageError
+from stm.export import formats
 from stm.export.program import Interface
-from stm.export.pt2 import program
+from stm.export.pt2 import COMPILED, program
 from tests.export.small import merged, small
 from tests.hang import HANG
 
@@ -47,6 +49,37 @@ def test_a_program_is_of_torchs_own_operators_and_says_what_the_model_says(name:
     with torch.inference_mode():
         expected = model.answer(images)
         assert (traced.module()(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_program_that_is_compiled_has_one_node_per_scan(batch_size: int | None) -> None:
+    """So what the compiler does grows with the blocks, and not with the tokens."""
+    model = merged(image_size=8)
+    traced = program(model, Interface(batch_size=batch_size), COMPILED)
+    # The last block has two: each direction ends at the class token.
+    assert [str(node.target) for node in traced.graph.nodes].count("scan") == len(model.blocks) + 1
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(images)
+        assert (traced.module()(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow(seconds=180)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_package_takes_any_number_of_images(tmp_path: Path) -> None:
+    model = merged(image_size=8)
+    report = formats.write("aoti", model, Interface(), tmp_path / "m.pt2")
+    assert report.difference <= 1e-4 and report.batch_sizes == (1, 4)
+
+
+def test_a_compilation_says_beforehand_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By docs/export.md: 70 s and 12 s per block of two."""
+    kind = formats.FORMATS["aoti"]
+    monkeypatch.setitem(formats.FORMATS, "aoti", kind._replace(write=lambda *_: 1 / 0))
+    told: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        formats.write("aoti", small(), Interface(), tmp_path / "out", on_progress=lambda each: told.append(each.stage))
+    assert told == ["Writing an AOTInductor package, about 2 minutes of one core"]
 
 
 @pytest.mark.slow(seconds=25)
