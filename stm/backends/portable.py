@@ -6,7 +6,7 @@ more steps walk again from there. Every factor is an exp of something negative, 
 of all tokens are in memory at once, which is why `auto` does not take this backend.
 
 A compiler wants one loop instead: a step is then compiled once and runs L times (`loop`). Torch without a compiler runs
-that loop in Python, some fourteen times as slow as the chunks.
+that loop in Python, about five times as slow as the chunks.
 """
 
 import math

@@ -69,7 +69,7 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
 
 def aoti_seconds(model: ViM, interface: Interface) -> float:
     """Return about how many seconds of one core `write_aoti` takes: docs/export.md has what was measured."""
-    return 70 + len(model.blocks) * (12 if interface.batch_size is None else 4)
+    return 80 + len(model.blocks) * (12 if interface.batch_size is None else 4)
 
 
 def _reason(stderr: str, code: int) -> str:

@@ -73,7 +73,7 @@ def test_a_compiled_package_takes_any_number_of_images(tmp_path: Path) -> None:
 
 
 def test_a_compilation_says_beforehand_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By docs/export.md: 70 s and 12 s per block of two."""
+    """80 s and 12 s per block, of two: see docs/export.md."""
     kind = formats.FORMATS["aoti"]
     monkeypatch.setitem(formats.FORMATS, "aoti", kind._replace(write=lambda *_: 1 / 0))
     told: list[str] = []
