@@ -25,6 +25,12 @@ def size(count: int) -> str:
     return _scaled(count, _BYTES) if count >= 1000 else f"{count} bytes"
 
 
+def minutes(seconds: float) -> str:
+    """Return a length of time in whole minutes, at least one."""
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'s'[: count > 1]}"
+
+
 def _scaled(count: int, units: tuple[tuple[int, str], ...]) -> str:
     for scale, unit in units:
         if count >= scale:

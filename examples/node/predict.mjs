@@ -13,8 +13,9 @@ if (!photo) {
 const file = await readFile(model);
 const about = metadata(file);
 const { resize, crop } = about["stm.preprocessing"], channels = about["stm.model"].in_chans;
-if (about["stm.input"].normalised) {
-  console.error(`${model} takes normalised floats: export it with --with-preprocessing`);
+const { name: input, normalised, shape } = about["stm.input"];
+if (normalised || ![null, 1].includes(shape[0]) || about["stm.output"] !== "probabilities") {
+  console.error(`${model} does not give probabilities for one image of bytes: export it with --with-preprocessing alone`);
   process.exit(2);
 }
 const { width, height } = await sharp(photo).metadata();
@@ -31,7 +32,7 @@ for (let y = 0; y < crop; y++) {
 }
 const session = await ort.InferenceSession.create(file);
 const images = new ort.Tensor("uint8", pixels, [1, crop, crop, channels]);
-const { probabilities } = await session.run({ [about["stm.input"].name]: images });
+const { probabilities } = await session.run({ [input]: images });
 const ranked = [...probabilities.data].map((share, index) => [share, index]).sort((a, b) => b[0] - a[0]);
 for (const [share, index] of ranked.slice(0, 5)) {
   console.log(`${(100 * share).toFixed(1).padStart(5)}%  ${about["stm.label_names"]?.[index] ?? `class ${index}`}`);

@@ -20,6 +20,7 @@ from stm.install import install_command
 from stm.model.vim import ViM
 from stm.progress import OnProgress, Progress
 from stm.reports import ExportCheck
+from stm.units import minutes
 from stm.units import size as units
 
 
@@ -38,6 +39,7 @@ class Format(NamedTuple):
         write: from a model and an interface to a draft.
         tools: the programs that have to be on the PATH.
         largest: the bytes of weights that its file takes; None for any number.
+        seconds: of one core that writing takes, if that is long enough to be told beforehand.
     """
 
     label: str
@@ -51,6 +53,7 @@ class Format(NamedTuple):
     write: Callable[[ViM, Interface, Path], None]
     tools: tuple[str, ...] = ()
     largest: int | None = None
+    seconds: Callable[[ViM, Interface], float] | None = None
 
     @property
     def packages(self) -> str:
@@ -93,7 +96,17 @@ FORMATS = {
     ),
     "pt2": Format("a program of PyTorch", ".pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write),
     "aoti": Format(
-        "an AOTInductor package", ".aoti.pt2", "torch", None, ("torch",), None, DTYPES[:3], (), pt2.write_aoti, ("g++",)
+        "an AOTInductor package",
+        ".aoti.pt2",
+        "torch",
+        None,
+        ("torch",),
+        None,
+        DTYPES[:3],
+        (),
+        pt2.write_aoti,
+        ("g++",),
+        seconds=pt2.aoti_seconds,
     ),
 }
 
@@ -186,7 +199,8 @@ def write(
             on_progress(Progress(stage, done, 2, "steps"))
 
     with _draft(path, kind.files, force) as draft, _own_cache():
-        tell(f"Writing {kind.label}", 0)
+        about = "" if kind.seconds is None else f", about {minutes(kind.seconds(model, interface))} of one core"
+        tell(f"Writing {kind.label}{about}", 0)
         kind.write(model, interface, draft)
         tell(f"Checking in {kind.runtime}", 1)
         checked = check(draft / kind.files[0] if kind.files else draft, kind.runtime, model, interface)

@@ -1,7 +1,7 @@
 """Our three operations in ONNX's standard operators.
 
 While a model is traced, each operation is one node of the domain `stm`. `lower` then writes it in operators of ai.onnx:
-whoever exports a scan in torch's operators gets thousands of nodes, and no choice of how a runtime walks.
+whoever exports a scan in torch's operators has no choice of how a runtime walks.
 """
 
 from collections.abc import Callable, Sequence

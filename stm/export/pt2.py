@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,29 +19,31 @@ from stm.model.vim import ViM
 from stm.quiet import quiet
 
 BACKEND = Backend("portable", portable.conv_silu, portable.scan, portable.add_norm)
+COMPILED = replace(BACKEND, name="loop", scan=partial(portable.scan, recurrence=portable.loop))
 FACTS = "stm.json"  # the extra file of a program: labels, preprocessing and provenance
 
 
-def program(model: ViM, interface: Interface) -> torch.export.ExportedProgram:
+def program(model: ViM, interface: Interface, backend: Backend = BACKEND) -> torch.export.ExportedProgram:
     """Return a model as a program of torch's own operators.
 
     Args:
         model: on a processor, of floats.
         interface: what goes in and comes out.
+        backend: `BACKEND` for a program that runs as it is, `COMPILED` for one that a compiler takes.
     """
     with quiet():
-        traced = trace(model, interface, BACKEND)
+        traced = trace(model, interface, backend)
     for node in traced.graph.nodes:  # they hold lines of our source, with the paths of this machine
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"):
             node.meta.pop(key, None)
     return traced
 
 
-def write(model: ViM, interface: Interface, draft: Path) -> None:
+def write(model: ViM, interface: Interface, draft: Path, backend: Backend = BACKEND) -> None:
     """Write a program: `torch.export.load(FILE).module()(images)` runs it."""
     facts, written = {FACTS: text(model, interface)}, io.BytesIO()
     with quiet():
-        torch.export.save(program(model, interface), written, extra_files=facts)
+        torch.export.save(program(model, interface, backend), written, extra_files=facts)
     draft.write_bytes(written.getbuffer())  # not by torch, whose writer ends the process if the disk is full
 
 
@@ -53,7 +57,7 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
     """
     with scratch("stm-export") as folder:
         traced, facts, package = folder / "traced.pt2", folder / FACTS, folder / "package.pt2"
-        write(model, interface, traced)
+        write(model, interface, traced, COMPILED)
         facts.write_text(json.dumps({FACTS: text(model, interface)}), encoding="utf-8")
         run = child.run(compile.__file__, str(traced), str(facts), str(package), folder=folder)
         if run.returncode:
@@ -61,6 +65,11 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
                 f"AOTInductor built no package: {_reason(run.stderr, run.returncode)}", "--format pt2 needs no compiler"
             )
         shutil.copyfile(package, draft)
+
+
+def aoti_seconds(model: ViM, interface: Interface) -> float:
+    """Return about how many seconds of one core `write_aoti` takes: docs/export.md has what was measured."""
+    return 80 + len(model.blocks) * (12 if interface.batch_size is None else 4)
 
 
 def _reason(stderr: str, code: int) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import stm
 from stm.config import Config, ModelConfig, Preprocess, dense_schedule
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
@@ -28,3 +29,8 @@ def small(*, classes: int = 3, prep: dict[str, Any] | None = None, **shape: Any)
         label_names=tuple("abcdefgh"[:classes]) or None,
     )
     return initialize(ViM(config), seed=1).eval()
+
+
+def merged(**shape: Any) -> ViM:
+    """`small`, merging after its first block: span convolution, step scale and weights by size."""
+    return stm.compress(small(**shape), stages=[1], method="staged")

@@ -15,7 +15,7 @@ import stm
 from stm.errors import ArtifactError
 from stm.export import formats, pt2
 from stm.export.program import Interface
-from tests.export.test_pt2 import made
+from tests.export.small import merged
 
 
 def outcome(write: Callable[[], object]) -> str:
@@ -39,7 +39,7 @@ def outcome(write: Callable[[], object]) -> str:
     return said if os.waitpid(child, 0)[1] == 0 else "the process was ended"
 
 
-def small(model: Any, interface: Any) -> torch.export.ExportedProgram:
+def linear(model: Any, interface: Any, backend: Any) -> torch.export.ExportedProgram:
     return torch.export.export(torch.nn.Linear(64, 64), (torch.zeros(1, 64),))
 
 
@@ -56,11 +56,11 @@ def graph(model: Any, interface: Any, form: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def model() -> stm.ViM:
-    return made()
+    return merged()
 
 
 def test_a_program(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pt2, "program", small)
+    monkeypatch.setattr(pt2, "program", linear)
     path = tmp_path / "a.pt2"
     assert (
         outcome(lambda: formats.write("pt2", model, Interface(), path)) == f"{path} cannot be written: File too large"
@@ -70,7 +70,7 @@ def test_a_program(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow(seconds=20)
 def test_a_package(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pt2, "program", small)
+    monkeypatch.setattr(pt2, "program", linear)
     path = tmp_path / "a.pt2"
     said = outcome(lambda: formats.write("aoti", model, Interface(), path))
     assert said == f"{path} cannot be written: File too large"

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import stm
 from stm.commands.export import export
 from stm.errors import UsageError
 from stm.export import formats, runners
 from stm.model.vim import ViM
-from tests.export.small import small
+from tests.export.small import merged, small
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +17,13 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "ENOUGH", 0.05)
 
 
-def merged(model: ViM) -> ViM:
-    return stm.compress(model, stages=[1], method="staged")
-
-
 KINDS: dict[str, Callable[[], ViM]] = {
-    "int8": lambda: merged(small()).cast("int8"),
-    "VideoMamba": lambda: merged(small(class_token="head", divide_out=False)),
-    "Mamba-R": lambda: merged(small(class_tokens=2, neck=4, image_size=8)),
-    "backbone": lambda: merged(small(class_tokens=0, classes=0)),
-    "not square": lambda: merged(small(image_size=(4, 8))),
-    "four channels": lambda: merged(small(in_chans=4)),
+    "int8": lambda: merged().cast("int8"),
+    "VideoMamba": lambda: merged(class_token="head", divide_out=False),
+    "Mamba-R": lambda: merged(class_tokens=2, neck=4, image_size=8),
+    "backbone": lambda: merged(class_tokens=0, classes=0),
+    "not square": lambda: merged(image_size=(4, 8)),
+    "four channels": lambda: merged(in_chans=4),
     "one channel and class": lambda: small(in_chans=1, classes=1),
 }
 
@@ -56,7 +51,7 @@ def test_the_features_of_several_blocks(tmp_path: Path, name: str) -> None:
     """In the order that was asked for, each with its name; a block after the last one is no part of the file."""
     if missing := formats.FORMATS[name].packages:
         pytest.skip(f"not installed: {missing}")
-    merged(small(depth=3)).save_pretrained(tmp_path / "model")
+    merged(depth=3).save_pretrained(tmp_path / "model")
     report = export(
         str(tmp_path / "model"), format=name, batch_size=1, features=True, out_indices=(1, -3), out=tmp_path / "out"
     )

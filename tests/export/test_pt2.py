@@ -1,6 +1,7 @@
 """`stm export --format pt2`: a program that needs torch alone, with what it says of its model inside."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,12 +13,12 @@ import torch
 
 import stm
 from stm.commands.export import export
-from stm.config import Config, ModelConfig, Preprocess, Protection, dense_schedule
+from stm.config import Protection
 from stm.errors import UsageError
+from stm.export import formats
 from stm.export.program import Interface
-from stm.export.pt2 import program
-from stm.model.initialize import initialize
-from stm.model.vim import ViM
+from stm.export.pt2 import COMPILED, program
+from tests.export.small import merged, small
 from tests.hang import HANG
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -25,22 +26,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "head": {"class_token": "head", "divide_out": False},
     "several": {"class_tokens": 2, "neck": 3},
     "norm on the scan": {"scan_norm": True},
-    "backbone": {"class_tokens": 0},
+    "backbone": {"class_tokens": 0, "classes": 0},
 }
-
-
-def made(**shape: Any) -> ViM:
-    """A model of two blocks that merges after the first: span convolution, step scale and weights by size."""
-    model = ModelConfig(**{"image_size": 8, "patch": 2, "stride": 2, "d_model": 8, "depth": 2, "dt_rank": 1} | shape)
-    config = Config(
-        model=model,
-        num_classes=3 if model.class_tokens else 0,
-        schedule=dense_schedule(model),
-        preprocessing=Preprocess(resize=8, crop=8),
-        label_names=("a", "b", "c") if model.class_tokens else None,
-    )
-    dense = initialize(ViM(config), seed=1).eval()
-    return stm.compress(dense, stages=[1], method="staged")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +35,7 @@ def made(**shape: Any) -> ViM:
     [each if each == "several" else pytest.param(each, marks=pytest.mark.slow(seconds=25)) for each in sorted(SHAPES)],
 )
 def test_a_program_is_of_torchs_own_operators_and_says_what_the_model_says(name: str) -> None:
-    model = made(**SHAPES[name])
+    model = merged(image_size=8, **SHAPES[name])
     assert model.schedule.steps and isinstance(model.config.protection, Protection)
     interface = Interface(batch_size=2, features=not model.config.num_classes)
     traced = program(model, interface)
@@ -64,9 +51,40 @@ def test_a_program_is_of_torchs_own_operators_and_says_what_the_model_says(name:
         assert (traced.module()(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_program_that_is_compiled_has_one_node_per_scan(batch_size: int | None) -> None:
+    """So what the compiler does grows with the blocks, and not with the tokens."""
+    model = merged(image_size=8)
+    traced = program(model, Interface(batch_size=batch_size), COMPILED)
+    # The last block has two: each direction ends at the class token.
+    assert [str(node.target) for node in traced.graph.nodes].count("scan") == len(model.blocks) + 1
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(images)
+        assert (traced.module()(images) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.slow(seconds=180)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_package_takes_any_number_of_images(tmp_path: Path) -> None:
+    model = merged(image_size=8)
+    report = formats.write("aoti", model, Interface(), tmp_path / "m.pt2")
+    assert report.difference <= 1e-4 and report.batch_sizes == (1, 4)
+
+
+def test_a_compilation_says_beforehand_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 s and 12 s per block, of two: see docs/export.md."""
+    kind = formats.FORMATS["aoti"]
+    monkeypatch.setitem(formats.FORMATS, "aoti", kind._replace(write=lambda *_: 1 / 0))
+    told: list[str] = []
+    with pytest.raises(ZeroDivisionError):
+        formats.write("aoti", small(), Interface(), tmp_path / "out", on_progress=lambda each: told.append(each.stage))
+    assert told == ["Writing an AOTInductor package, about 2 minutes of one core"]
+
+
 @pytest.mark.slow(seconds=25)
 def test_dynamic_weights_are_in_the_program() -> None:
-    dense = made().with_plan(None)
+    dense = small(image_size=8)
     model = stm.compress(dense, stages=[1], method="staged", weights="hsp", hsp="dynamic")
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -78,7 +96,7 @@ def test_dynamic_weights_are_in_the_program() -> None:
 @pytest.mark.slow(seconds=90)
 def test_the_file_runs_where_nothing_but_torch_is(tmp_path: Path) -> None:
     """Any number of images; labels and preprocessing are inside, and no path of this machine."""
-    model = made()
+    model = merged(image_size=8)
     model.save_pretrained(tmp_path / "model")
     report = export(str(tmp_path / "model"), format="pt2", out=tmp_path / "m.pt2")
     assert report.check is not None and report.check.difference <= 1e-4 and report.check.batch_sizes == (1, 4)
@@ -115,8 +133,8 @@ def test_the_file_runs_where_nothing_but_torch_is(tmp_path: Path) -> None:
 
 @pytest.mark.slow(seconds=25)
 def test_a_backbone_gives_features_and_a_classifier_if_asked(tmp_path: Path) -> None:
-    for name, shape in (("backbone", {"class_tokens": 0}), ("classifier", {})):
-        made(**shape).save_pretrained(tmp_path / name)
+    for name, shape in (("backbone", {"class_tokens": 0, "classes": 0}), ("classifier", {})):
+        merged(image_size=8, **shape).save_pretrained(tmp_path / name)
         report = export(
             str(tmp_path / name),
             format="pt2",

@@ -78,6 +78,10 @@ def test_numpy_and_pillow_suffice(models: dict[str, Path], expected: list[tuple[
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stderr
     agree(read(done.stdout), expected, 0.002)
+    words[4] = models["probabilities"]
+    refused = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=HANG)
+    told = f"{words[4]} does not give logits for one normalised image: export it with --format onnx alone\n"
+    assert (refused.returncode, refused.stderr) == (1, told)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from stm.merging.plan import State
 from stm.model.initialize import initialize
 from stm.model.vim import ViM
 from stm.progress import Progress
-from tests.export.test_pt2 import made
+from tests.export.small import merged
 from tests.unit.test_config import CONFIG
 
 
@@ -140,7 +140,7 @@ def test_a_straight_run_is_one_segment() -> None:
 
 
 def test_a_plan_holds_the_step_scale_and_tells_how_far_it_is() -> None:
-    dense = made()
+    dense = merged(image_size=8)
     schedule, protection = dense.config.schedule, Protection(step_scale=0.5, weights="hsp", mode="static")
     plain = ViM(dataclasses.replace(dense.config, schedule=dense_schedule(dense.config.model), protection=None)).eval()
     initialize(plain, seed=1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stm.units import interval, operations, percent, size
+from stm.units import interval, minutes, operations, percent, size
 
 
 def test_shares() -> None:
@@ -22,3 +22,8 @@ def test_shares() -> None:
 )
 def test_counts(count: int, macs: str, octets: str) -> None:
     assert (operations(count), size(count)) == (macs, octets)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.0, "1 minute"), (89.0, "1 minute"), (94.0, "2 minutes")])
+def test_minutes(seconds: float, text: str) -> None:
+    assert minutes(seconds) == text
