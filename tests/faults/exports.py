@@ -26,23 +26,34 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_once(run: Callable[..., Said]) -> Callable[..., Said]:
-    """Run a file in its runtime once: the same bytes and inputs have the same outputs. Others are run as ever."""
-    kept: dict[object, tuple[Said, bytes]] = {}
+    """Run a script in its process once for the same words and the same bytes in the files that they name: a runtime's
+    outputs, and a compiler's package, are then the same. A file that a fault has torn is run as ever."""
+    kept: dict[object, tuple[Said, dict[int, bytes]]] = {}
 
-    def call(script: str, runtime: str, file: str, given: str, got: str, *words: str, folder: Path) -> Said:
-        parts = [Path(file), *sorted(Path(file).parent.glob("*.bin"))]
-        key = (runtime, *(part.read_bytes() for part in parts), Path(given).read_bytes())
+    def call(script: str, *words: str, folder: Path) -> Said:
+        paths = [Path(word) for word in words]
+        key = (script, *(content(path) for path in paths))
         if key in kept:
             said, outputs = kept[key]
-            # By a process, as in the real run: what a child writes is no call of ours.
-            subprocess.run(["cp", "/dev/stdin", got], input=outputs, check=True)
+            for index, body in outputs.items():
+                # By a process, as in the real run: what a child writes is no call of ours.
+                subprocess.run(["cp", "/dev/stdin", paths[index]], input=body, check=True)
             return said
-        said = run(script, runtime, file, given, got, *words, folder=folder)
+        there = [path.exists() for path in paths]
+        said = run(script, *words, folder=folder)
         if said.returncode == 0:
-            kept[key] = said, Path(got).read_bytes()
+            made = {index for index, path in enumerate(paths) if path.exists() and not there[index]}
+            kept[key] = said, {index: paths[index].read_bytes() for index in made}
         return said
 
     return call
+
+
+def content(path: Path) -> object:
+    """The bytes of a file, and of a .bin that lies beside it; the name of one that is still to be written."""
+    if not path.is_file():
+        return path.name
+    return tuple(each.read_bytes() for each in (path, *sorted(path.parent.glob("*.bin"))))
 
 
 def keep() -> None:

@@ -70,6 +70,7 @@ JOBS = {
         force=False,
     ),
     "pt2": Job((*TINY, "--format", "pt2", "--out", "out.pt2")),
+    "aoti": Job((*TINY, "--format", "aoti", "--out", "out.pt2")),
     "openvino": Job(
         (*TINY, "--format", "openvino", "--out", "out", "--force"),
         before=((*TINY, "--format", "openvino", "--batch-size", "1", "--out", "out"),),
