@@ -112,7 +112,7 @@ def text(descriptor: int) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time.sleep = lambda seconds: None
-    exports.keep()
+    exports.keep(Path(os.environ["LD_PRELOAD"]).with_name("kept"))
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         job = json.loads(line)

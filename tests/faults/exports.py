@@ -2,6 +2,8 @@
 take ten seconds. The files, and all that is done with them, are made anew in every run.
 """
 
+import hashlib
+import pickle
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -25,16 +27,20 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def run_once(run: Callable[..., Said]) -> Callable[..., Said]:
+def run_once(run: Callable[..., Said], kept: Path) -> Callable[..., Said]:
     """Run a script in its process once for the same words and the same bytes in the files that they name: a runtime's
-    outputs, and a compiler's package, are then the same. A file that a fault has torn is run as ever."""
-    kept: dict[object, tuple[Said, dict[int, bytes]]] = {}
+    outputs, and a compiler's package, are then the same. A file that a fault has torn is run as ever.
+
+    Args:
+        kept: a folder for what was made, outside of the one whose calls are counted: what one run makes, all know.
+    """
 
     def call(script: str, *words: str, folder: Path) -> Said:
         paths = [Path(word) for word in words]
-        key = (script, *(content(path) for path in paths))
-        if key in kept:
-            said, outputs = kept[key]
+        key = repr((script, *(content(path) for path in paths)))
+        known = kept / hashlib.sha256(key.encode()).hexdigest()
+        if known.exists():
+            said, outputs = pickle.loads(known.read_bytes())
             for index, body in outputs.items():
                 # By a process, as in the real run: what a child writes is no call of ours.
                 subprocess.run(["cp", "/dev/stdin", paths[index]], input=body, check=True)
@@ -43,7 +49,7 @@ def run_once(run: Callable[..., Said]) -> Callable[..., Said]:
         said = run(script, *words, folder=folder)
         if said.returncode == 0:
             made = {index for index, path in enumerate(paths) if path.exists() and not there[index]}
-            kept[key] = said, {index: paths[index].read_bytes() for index in made}
+            known.write_bytes(pickle.dumps((said, {index: paths[index].read_bytes() for index in made})))
         return said
 
     return call
@@ -56,8 +62,9 @@ def content(path: Path) -> object:
     return tuple(each.read_bytes() for each in (path, *sorted(path.parent.glob("*.bin"))))
 
 
-def keep() -> None:
-    """Have the exports of this process, and of those that fork from it, work each thing out once."""
+def keep(folder: Path) -> None:
+    """Have the exports of this process, and of those that fork from it, work each thing out once; see `run_once`."""
+    folder.mkdir()
     formats.document = openvino.document = once(formats.document)
     pt2.program = once(pt2.program)
-    child.run = run_once(child.run)
+    child.run = run_once(child.run, folder)
