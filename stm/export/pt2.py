@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -63,7 +62,7 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
             raise StmError(
                 f"AOTInductor built no package: {_reason(run.stderr, run.returncode)}", "--format pt2 needs no compiler"
             )
-        shutil.copyfile(package, draft)
+        draft.write_bytes(package.read_bytes())
 
 
 def _reason(stderr: str, code: int) -> str:

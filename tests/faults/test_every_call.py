@@ -26,6 +26,7 @@ CLEANING = ("unlink", "unlinkat", "rmdir", "chmod", "renameat2")
 def slow(name: str) -> pytest.MarkDecorator:
     """The mark of a whole search, which runs the command two to three hundred times: each second of it is minutes."""
     seconds = {
+        "aoti": 600,
         "openvino": 330,
         "pt2": 300,
         "sweep": 260,
