@@ -211,6 +211,12 @@ def draft_of(path: Path) -> Path:
 def clear_folders(path: Path) -> None:
     """Remove every folder named as a draft of `path` whose process has died, with all that it holds."""
     for folder in abandoned(path):
+        clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder with all that it holds, as far as the system allows; what it refuses once is tried again."""
+    for _ in range(2):
         shutil.rmtree(folder, ignore_errors=True)
 
 

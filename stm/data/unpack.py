@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import shutil
 import tarfile
 import time
 import zlib
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from filelock import FileLock, Timeout
 
+from stm.artifact import atomic
 from stm.artifact.locks import holder
 from stm.errors import DataError, said
 from stm.progress import OnProgress, Progress
@@ -48,7 +48,7 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
     new = folder.with_name(f"{folder.name}.incomplete")
     with _turn(FileLock(f"{folder}.lock"), archive, new):
         if not folder.is_dir():  # asked under the lock: the process before us may have unpacked it
-            shutil.rmtree(new, ignore_errors=True)
+            atomic.clear(new)
             try:
                 _extract(archive, new, limits, on_progress)
                 os.rename(new, folder)
@@ -61,7 +61,7 @@ def unpack(archive: Path, folder: Path, *, limits: Limits = Limits(), on_progres
                     f"{archive.name} cannot be unpacked: {error.strerror} ({folder.parent})", "make room there"
                 ) from error
             finally:  # after the rename there is nothing left to remove
-                shutil.rmtree(new, ignore_errors=True)
+                atomic.clear(new)
     return folder
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stm.artifact.scratch import scratch
+from stm.artifact import atomic
+from stm.artifact.scratch import HINT, scratch
 from stm.bench.timing import interleave
 from stm.data.formats import open_image
 from stm.data.images import pixels
 from stm.data.open import PHOTOGRAPHS
-from stm.errors import StmError
+from stm.errors import ArtifactError, StmError
 from stm.export import child, runners
 from stm.export.program import Interface, features
 from stm.model.vim import ViM
@@ -98,18 +99,22 @@ def check(file: Path, runtime: str, model: ViM, interface: Interface) -> ExportC
 
     Raises:
         CheckError: the runtime cannot run the file, or says something else than the model.
+        ArtifactError: the folder for temporary files is full.
     """
     threads = torch.get_num_threads()
     made = inputs(model, interface)
     with scratch("stm-export") as folder:
         given, got = folder / "inputs.npz", folder / "outputs.npz"
         arrays: dict[str, Any] = {name: batch.numpy() for name, batch in made.batches.items()}
-        np.savez(given, **arrays)
+        with atomic.refusing(given, HINT, ArtifactError), given.open("wb") as stream:
+            np.savez(stream, **arrays)
         run = child.run(
             runners.__file__, runtime, str(file.resolve()), str(given), str(got), str(threads), folder=folder
         )
         if run.returncode:
             last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+            if run.returncode == runners.UNWRITTEN:
+                raise ArtifactError(f"{got} cannot be written: {last}", HINT)
             raise CheckError(f"{runtime} cannot run the export: {last}", "nothing was written; please report it")
         with np.load(got) as outputs:
             results = {

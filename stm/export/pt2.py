@@ -2,16 +2,16 @@
 
 import io
 import json
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from stm.artifact.scratch import scratch
+from stm.artifact import atomic
+from stm.artifact.scratch import HINT, scratch
 from stm.backends import Backend, portable
-from stm.errors import StmError
+from stm.errors import ArtifactError, StmError
 from stm.export import child, compile
 from stm.export.onnx import properties
 from stm.export.program import Interface, trace
@@ -54,17 +54,19 @@ def write_aoti(model: ViM, interface: Interface, draft: Path) -> None:
 
     Raises:
         StmError: the compiler failed.
+        ArtifactError: the folder for temporary files is full.
     """
     with scratch("stm-export") as folder:
         traced, facts, package = folder / "traced.pt2", folder / FACTS, folder / "package.pt2"
-        write(model, interface, traced, COMPILED)
-        facts.write_text(json.dumps({FACTS: text(model, interface)}), encoding="utf-8")
+        with atomic.refusing(folder, HINT, ArtifactError):
+            write(model, interface, traced, COMPILED)
+            facts.write_text(json.dumps({FACTS: text(model, interface)}), encoding="utf-8")
         run = child.run(compile.__file__, str(traced), str(facts), str(package), folder=folder)
         if run.returncode:
             raise StmError(
                 f"AOTInductor built no package: {_reason(run.stderr, run.returncode)}", "--format pt2 needs no compiler"
             )
-        shutil.copyfile(package, draft)
+        draft.write_bytes(package.read_bytes())
 
 
 def aoti_seconds(model: ViM, interface: Interface) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 ENOUGH = 2.0  # seconds of timing
 MOST = 15  # runs that are timed
+UNWRITTEN = 74  # the exit code if OUTPUTS cannot be written: EX_IOERR of sysexits.h
 
 
 def onnxruntime(file: str, threads: int) -> Callable[[Any], Any]:
@@ -86,7 +87,12 @@ def main(runtime: str, file: str, inputs: str, outputs: str, threads: str) -> No
         start = time.perf_counter()
         call(first)
         seconds.append(time.perf_counter() - start)
-    numpy.savez(outputs, seconds=seconds, **results)
+    try:
+        with open(outputs, "wb") as stream:
+            numpy.savez(stream, seconds=seconds, **results)
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror or error}\n")
+        sys.exit(UNWRITTEN)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ class RecordFile:
         self.path = check_path(path)
         self._beside = self.path.with_name(self.path.name + ".json")
         self._hint = f"give the records another file, or delete {self.path} and {self._beside} to start again"
-        self._waiting_since: float | None = None  # the first record that may not be on the disk
+        self._waiting = False  # whether records are not on the disk yet
+        self._synced = time.monotonic()  # when all were
         try:
             self._hold = Hold(self.path)
         except OSError as error:
@@ -211,12 +212,12 @@ class RecordFile:
             self._hold.close()
 
     def _sync(self, after: float) -> None:
-        if self._waiting_since is not None and time.monotonic() - self._waiting_since >= after:
+        if self._waiting and time.monotonic() - self._synced >= after:
             try:
                 atomic.sync(self.path)
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
-            self._waiting_since = None
+            self._waiting, self._synced = False, time.monotonic()
 
     def _continue(self, identity: Identity, files: Sequence[str], batch_size: int) -> None:
         """Read the records of an equal run, and cut off those that do not fill a batch."""
@@ -238,12 +239,11 @@ class RecordFile:
 
     def append(self, records: Sequence[Record]) -> None:
         """Hand the records of a batch to the operating system: a kill after this call loses none of them. A failure of
-        power loses those of the last `SYNC_SECONDS`."""
+        power takes at most `SYNC_SECONDS` of measuring: a batch that took longer is written to the disk at once."""
         # Python reads file names that are not UTF-8 as surrogates; this writes them back as the original bytes.
         self._write("".join(map(_line, records)).encode("utf-8", "surrogateescape"))
         tell(self.path, grows=True)
-        if self._waiting_since is None:
-            self._waiting_since = time.monotonic()
+        self._waiting = True
         self._sync(SYNC_SECONDS)
 
     def _write(self, data: bytes, after: int | None = None) -> None:

@@ -53,6 +53,29 @@ def test_neither_does_a_convolution_nor_a_norm(backend: backends.Backend, which:
 
 
 @each_backend
+def test_denormal_numbers_are_not_flushed(backend: backends.Backend) -> None:
+    """A library that is linked with -ffast-math has them flushed in the whole process as soon as it is loaded.
+
+    How long they take is measured in docs/speed.md: no test holds anything to a clock. The expected values are exact up
+    to the last bit of a denormal number, and `check` would take zeros for them.
+    """
+    last_bit = 2.0**-149
+    x = torch.linspace(-5e-39, 5e-39, 24).expand(2, 5, 24).contiguous()
+    values = inputs(L=5, N=4)
+    values |= {name: torch.zeros_like(values[name]) for name in ("A", "B", "C")}
+    out = backend.scan(**values | {"u": x.expand(2, 2, 5, 24), "D": torch.ones(2, 24), "z": None})
+    assert out.equal(2 * x) and out.count_nonzero() == out.numel()  # D u of both directions
+    taps = torch.zeros(2, 24, 4)
+    taps[..., -1] = 1
+    for each in backend.conv_silu(x, taps, torch.zeros(2, 24), BOTH):
+        assert (each.double() - x.double() / 2).abs().max() <= last_bit  # SiLU is half of a small number
+    added, normed = backend.add_norm(x, x, torch.ones(24), 1e-5, torch.float32)
+    assert added.equal(2 * x)
+    check(normed * 2.0**100, 2 * x.double() * 2.0**100 / 1e-5**0.5)  # the squares vanish beside the epsilon
+    assert (torch.tensor(last_bit) * 1.0).item() == last_bit, "the process computes as before"
+
+
+@each_backend
 @pytest.mark.parametrize("L", [1, 9])
 def test_expanded_inputs_and_those_whose_channels_are_apart(backend: backends.Backend, L: int) -> None:
     values = inputs(L=L, **dict.fromkeys(OPTIONS, True))

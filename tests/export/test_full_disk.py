@@ -2,18 +2,22 @@
 process."""
 
 import os
+import re
 import resource
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import stm
+from stm.artifact.scratch import HINT
 from stm.errors import ArtifactError
-from stm.export import formats, pt2
+from stm.export import child, formats, pt2, runners
 from stm.export.program import Interface
 from tests.export.small import merged
 
@@ -70,10 +74,11 @@ def test_a_program(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow(seconds=20)
 def test_a_package(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that is to be compiled lies among the temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(pt2, "program", linear)
-    path = tmp_path / "a.pt2"
-    said = outcome(lambda: formats.write("aoti", model, Interface(), path))
-    assert said == f"{path} cannot be written: File too large"
+    said = outcome(lambda: formats.write("aoti", model, Interface(), tmp_path / "a.pt2"))
+    assert re.fullmatch(rf"{tmp_path}/\S+/stm-export cannot be written: File too large", said), said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,3 +91,33 @@ def test_openvino(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said = outcome(lambda: formats.write("openvino", model, Interface(), path))
     assert said == f"{path} cannot be written: the disk is full, or fails"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_temporary_files(model: stm.ViM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and not the output, which has room: for what the check's process reads, and for what it writes."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    small = formats.FORMATS["pt2"]._replace(write=lambda model, interface, draft: draft.touch())
+    monkeypatch.setitem(formats.FORMATS, "pt2", small)
+    said = outcome(lambda: formats.write("pt2", model, Interface(), tmp_path / "a.pt2"))
+    assert re.fullmatch(rf"{tmp_path}/temporary/\S+/inputs.npz cannot be written: File too large", said), said
+
+    full = subprocess.CompletedProcess([], runners.UNWRITTEN, "", "No space left on device\n")
+    monkeypatch.setattr(child, "run", lambda *words, folder: full)
+    with pytest.raises(ArtifactError, match=r"/outputs.npz cannot be written: No space left on device") as refused:
+        formats.write("pt2", model, Interface(), tmp_path / "a.pt2")
+    assert refused.value.hint == HINT
+    assert list((tmp_path / "temporary").iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == [
+        "temporary"
+    ]
+
+
+def test_the_process_of_a_check_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "inputs.npz", one=np.zeros((1, 2)))
+    monkeypatch.setitem(runners.RUNTIMES, "torch", lambda file, threads: lambda images: [images])
+    with pytest.raises(SystemExit) as ended:  # where it is to write, there is a folder
+        runners.main("torch", "a.pt2", str(tmp_path / "inputs.npz"), str(tmp_path), "1")
+    assert ended.value.code == runners.UNWRITTEN
+    assert capsys.readouterr().err == "Is a directory\n"

@@ -26,6 +26,7 @@ import stm.commands.export
 import stm.commands.report
 import stm.commands.sweep  # noqa: F401
 from stm_cli.main import main
+from tests.faults import exports
 from tests.faults.fault import Fault
 
 SHIM = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -111,6 +112,7 @@ def text(descriptor: int) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     time.sleep = lambda seconds: None
+    exports.keep(Path(os.environ["LD_PRELOAD"]).with_name("kept"))
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         job = json.loads(line)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stm.hub.aliases import ARCHIVES
+from tests.export.small import small
 from tests.faults.fault import Engine
 from tests.hub.client import SECRET
 from tests.hub.server import Hub, Repo
@@ -17,6 +18,7 @@ from tests.pictures import labelled
 MINI = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 SIZE = ("--image-size", "64")
 COMPRESS = ("compress", "mini.pth", *SIZE, "--method", "staged", "--no-eval")
+TINY = ("export", "tiny")
 GRID = ("--rates", "0.2", "--sides", "both", "--schedules", "staged", "--no-peers")
 IMAGES = ("--data", "images", "--device", "cpu")
 DRAFT = re.compile(r"\.stm-(tmp|old)-[0-9a-f]{8}")
@@ -62,6 +64,18 @@ JOBS = {
         before=((*COMPRESS, "--rate", "0.2", "--out", "out"),),
         force=False,
     ),
+    "onnx": Job(
+        (*TINY, "--format", "onnx", "--out", "out.onnx", "--force"),
+        before=((*TINY, "--format", "onnx", "--batch-size", "1", "--out", "out.onnx"),),
+        force=False,
+    ),
+    "pt2": Job((*TINY, "--format", "pt2", "--out", "out.pt2")),
+    "aoti": Job((*TINY, "--format", "aoti", "--out", "out.pt2")),
+    "openvino": Job(
+        (*TINY, "--format", "openvino", "--out", "out", "--force"),
+        before=((*TINY, "--format", "openvino", "--batch-size", "1", "--out", "out"),),
+        force=False,
+    ),
     "report": Job(("report", "small", *IMAGES, "--out", "out.html"), exact=False),
     "eval": Job(("eval", "small", *IMAGES, "--batch-size", "2", "--records", "r.csv"), force=False, grows=("r.csv",)),
     "sweep": Job(
@@ -93,7 +107,8 @@ class World:
         (self.here / "mini.pth").symlink_to(MINI)
         labelled(self.here / "images", [f"{letter}.png,{number}" for number, letter in enumerate("abcde")])
         assert engine.warm(*COMPRESS, "--out", "small") == 0
-        self.inputs = {"mini.pth", "images", "small"}
+        small().save_pretrained(self.here / "tiny")
+        self.inputs = {"mini.pth", "images", "small", "tiny"}
 
     def paths(self) -> Iterator[Path]:
         for path in self.here.iterdir():

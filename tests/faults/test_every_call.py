@@ -3,6 +3,7 @@ left, the next run succeeds."""
 
 import errno
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from stm.export.formats import FORMATS
 from tests.faults.fault import Fault, Ran
 from tests.faults.jobs import DRAFT, JOBS, Job, Tree, World, sentence, whole
 
@@ -24,10 +26,14 @@ CLEANING = ("unlink", "unlinkat", "rmdir", "chmod", "renameat2")
 def slow(name: str) -> pytest.MarkDecorator:
     """The mark of a whole search, which runs the command two to three hundred times: each second of it is minutes."""
     seconds = {
+        "aoti": 600,
+        "openvino": 330,
+        "pt2": 300,
         "sweep": 260,
         "fit": 180,
         "download": 150,
         "compress --force": 130,
+        "onnx": 90,
         "report": 70,
         "export": 60,
         "eval": 60,
@@ -160,6 +166,8 @@ def test_some_faults(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=slow(name)) for name in JOBS])
 def test_every_fault_at_every_call(world: World, name: str) -> None:
+    if name in FORMATS and (FORMATS[name].packages or any(shutil.which(tool) is None for tool in FORMATS[name].tools)):
+        pytest.skip("not installed")
     outcomes = Outcomes(world, JOBS[name])
     for at in range(1, len(outcomes.calls) + 1):
         for kind in outcomes.kinds(at):

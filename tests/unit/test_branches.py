@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from stm.artifact import atomic, folder, provenance, shapes
 from stm.artifact.locks import holder, lock
-from stm.artifact.scratch import scratch
+from stm.artifact.scratch import HINT, scratch
 from stm.artifact.tensors import check_images
 from stm.artifact.written import Written, noting, so_far, tell, tell_unkept, unkept
 from stm.config import Measured, Preprocess, Protection, Size, dense_schedule
@@ -80,9 +81,29 @@ def test_a_scratch_folder_that_another_run_clears_at_once_is_made_again(
 def test_a_scratch_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(Path, "mkdir", lambda self, **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"), scratch("stm-x"):
+    with pytest.raises(ArtifactError, match=r"stm-x.* cannot be written: No space left") as refused, scratch("stm-x"):
         pass
+    assert refused.value.hint == HINT
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_goes_if_the_system_refuses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it is refused: the file in it, the folder of the file, the folder itself."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for at in range(3):
+        calls = []
+
+        def refuse(real: Any, path: Any, *, at: int = at, calls: list[Any] = calls, **where: Any) -> None:
+            calls.append(path)
+            if len(calls) == at + 1:
+                raise OSError(5, "Input/output error")
+            real(path, **where)
+
+        with monkeypatch.context() as failing, scratch("stm-x") as inside:
+            (inside / "file").touch()
+            for name in ("unlink", "rmdir"):
+                failing.setattr(os, name, partial(refuse, getattr(os, name)))
+        assert len(calls) > 3 and not list(tmp_path.iterdir()), at
 
 
 @pytest.mark.parametrize(

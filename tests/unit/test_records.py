@@ -286,18 +286,19 @@ def test_records_reach_the_disk_every_few_seconds_and_at_the_end(
     def sync(path: Path) -> None:
         synced.append(path.read_bytes().count(b"\n") - 1)
 
-    file = RecordFile(tmp_path / "r.csv", IDENTITY, names(6), 2)
-    monkeypatch.setattr(atomic, "sync", sync)
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    for number, time in enumerate((0.0, SYNC_SECONDS - 0.1, SYNC_SECONDS)):
+    file = RecordFile(tmp_path / "r.csv", IDENTITY, names(10), 2)
+    monkeypatch.setattr(atomic, "sync", sync)
+    # The fourth batch took longer than records may wait; the fifth did not.
+    for number, time in enumerate((0.0, SYNC_SECONDS - 0.1, SYNC_SECONDS, 3 * SYNC_SECONDS, 3 * SYNC_SECONDS + 1)):
         now[0] = time
-        file.append(some(6)[2 * number : 2 * number + 2])
-    assert synced == [6]
+        file.append(some(10)[2 * number : 2 * number + 2])
+    assert synced == [6, 8]
     file.close()
-    assert synced == [6]
-    more = RecordFile(tmp_path / "r.csv", IDENTITY, names(6), 2)
+    assert synced == [6, 8, 10]
+    more = RecordFile(tmp_path / "r.csv", IDENTITY, names(10), 2)
     more.close()
-    assert synced == [6]  # nothing was added
+    assert synced == [6, 8, 10]  # nothing was added
 
 
 def test_records_that_do_not_reach_the_disk_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
