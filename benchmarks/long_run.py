@@ -127,6 +127,7 @@ def full_disk(command: list[str], folder: Path, whole: Path) -> bool:
             [*command, str(records)],
             capture_output=True,
             text=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},  # the limit would cut it short
             preexec_fn=None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
         )
         said = [line for line in full.stderr.splitlines() if line.startswith("Error: ")]

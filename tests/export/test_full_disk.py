@@ -3,8 +3,6 @@ process."""
 
 import os
 import re
-import resource
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from stm.errors import ArtifactError
 from stm.export import child, formats, pt2, runners
 from stm.export.program import Interface
 from tests.export.small import merged
+from tests.limits import no_file_larger_than
 
 
 def outcome(write: Callable[[], object]) -> str:
@@ -29,9 +28,8 @@ def outcome(write: Callable[[], object]) -> str:
     if child == 0:
         said = "no error"
         try:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-            write()
+            with no_file_larger_than(1000):
+                write()
         except ArtifactError as error:
             said = error.message
         finally:

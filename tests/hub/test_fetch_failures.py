@@ -21,6 +21,7 @@ from stm.hub import reach
 from stm.hub.errors import Request, translate_errors
 from tests.hub.client import CLIENT, ROOT, SECRET, WEIGHTS, Client, gets, refused
 from tests.hub.server import Fault, Hub, Repo
+from tests.limits import NO_BYTECODE, no_file_larger_than
 
 # --- what does not
 # --------------------------------------------------------------------------------------------------------------
@@ -288,15 +289,9 @@ def test_a_cache_that_cannot_be_written(hub: Hub, client: Client, tmp_path: Path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is always full")
 def test_a_full_disk(hub: Hub, client: Client) -> None:
-    """RLIMIT_FSIZE stands in for it: writing past the limit fails with EFBIG."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
+    client.environment |= NO_BYTECODE
+    with no_file_larger_than(50_000):
         out = client("fetch", "owner/vim", "vim.pth")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert "HF_HOME" in refused(out, "no space is left for vim.pth of owner/vim")
     assert not list(client.home.rglob("*.incomplete"))
 

@@ -4,9 +4,6 @@ import errno
 import json
 import math
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from stm.measure.records import (
     read_records,
     records_of,
 )
+from tests.limits import no_file_larger_than
 
 IDENTITY = Identity(model="a" * 64, reference=None, data="d" * 64, preprocessing=Preprocess(), limit=None, seed=0)
 
@@ -248,16 +246,6 @@ def test_paths_that_cannot_be_written_are_usage_errors(tmp_path: Path) -> None:
         check_path(tmp_path / "missing" / "r.csv")
     with pytest.raises(DataError, match=r"none\.csv cannot be read: No such file"):
         read_records(tmp_path / "none.csv")
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_an_error_and_the_run_can_go_on(tmp_path: Path) -> None:
