@@ -190,6 +190,16 @@ def test_adjusting_leaves_nested_groups_alone(seed: int, layers: int) -> None:
     assert 50 * 6 - sum(schedule.tokens_per_block(6)) == table.saved(groups)
 
 
+def test_a_group_grows_into_the_free_position_beside_it() -> None:
+    """Of the positions 0 to 7, (1, 2) and (4, 5) are held: 3 is free to both, and 2, behind it, is not."""
+    groups = {Group(1, 2, 1), Group(4, 2, 1)}
+    larger = {each.new for each in table_of(0, 3, [range(8)])._changes(groups, set()) if each.new.size == 3}
+    assert larger == {Group(0, 3, 1), Group(1, 3, 1), Group(3, 3, 1), Group(4, 3, 1)}
+    groups = {Group(1, 2, 1), Group(3, 2, 1)}  # nothing between
+    larger = {each.new for each in table_of(0, 3, [range(8)])._changes(groups, set()) if each.new.size == 3}
+    assert larger == {Group(0, 3, 1), Group(3, 3, 1)}
+
+
 def test_groups_of_groups_become_steps() -> None:
     """Of 9 tokens, class token at 4: two pairs before block 1, their union and a pair on the right before block 3."""
     groups = [Group(0, 4, 3), Group(0, 2, 1), Group(2, 2, 1), Group(6, 3, 3)]
