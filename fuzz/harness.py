@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,17 +73,14 @@ def judge(call: Callable[[], Any], size: int, *, most: int | None = None) -> Any
     for attempt in range(2):
         _reset_peak()
         before, began = _memory("VmRSS"), time.process_time()
-        _watch.active = True
         try:
-            result = call()
+            with _watched():
+                result = call()
         except StmError as error:
             result = None
-            _watch.active = False
             _check_sentence(error)
         except Exception as error:
             raise Fault(f"{type(error).__name__}: {error}\n{traceback.format_exc()}") from error
-        finally:
-            _watch.active = False
         took, used = time.process_time() - began, _memory("VmHWM") - before
         # What is imported for the first time, or computed once, is no memory of the input: only the second run counts.
         if used <= (most or bound(size)) and took <= SECONDS:
@@ -200,6 +197,16 @@ _CHANGES = frozenset(
 )
 _watch = _Watch()
 sys.addaudithook(_watch)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Watch meanwhile. Imports keep no bytecode then: it would be a file that no input asked for."""
+    keeps_none, sys.dont_write_bytecode, _watch.active = sys.dont_write_bytecode, True, True
+    try:
+        yield
+    finally:
+        _watch.active, sys.dont_write_bytecode = False, keeps_none
 
 
 def corpus(name: str) -> Path:

@@ -5,6 +5,7 @@
 
 import importlib
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_the_corpus_is_small() -> None:
 def test_mutated_pickles_name_the_canary() -> None:
     """What a target watches for is what the mutators plant."""
     assert any(harness.CANARY in name for name in containers.NAMES)
+
+
+def test_what_an_import_keeps_is_no_write_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_module_of_this_test.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(harness._watch, "inside", ["/nowhere"])
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    harness.judge(lambda: importlib.import_module("a_module_of_this_test"), 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a_module_of_this_test.py"]
+    assert not sys.dont_write_bytecode
