@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -50,6 +51,21 @@ def graphs(graph: Any) -> list[Any]:
     """A graph and those in the attributes of its nodes."""
     inner = [each.g for node in graph.node for each in node.attribute if each.HasField("g")]
     return [graph, *(one for each in inner for one in graphs(each))]
+
+
+def test_an_ir_has_the_same_bytes(tmp_path: Path) -> None:
+    """OpenVINO numbers nodes by a count of the process. A graph's names differ from each other all the same."""
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    from stm.export import openvino
+
+    model = small(image_size=8)
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        folder.mkdir()
+        openvino.write(model, Interface(), folder)
+    for name in (openvino.XML, openvino.BIN):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    layers = ElementTree.parse(tmp_path / "1" / openvino.XML).getroot().findall("layers/layer")
+    assert len({layer.get("name") for layer in layers}) == len(layers)
 
 
 def test_a_batch_of_as_many_images_as_there_are_directions() -> None:
