@@ -28,7 +28,7 @@ from tests.page.test_browser import TEXTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PHOTO = FOLDER / "photographs" / "chelsea.jpg"
-pytestmark = pytest.mark.slow(seconds=120)
+pytestmark = pytest.mark.slow(seconds=60)
 
 
 @pytest.fixture(scope="module")
