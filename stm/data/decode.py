@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from types import FrameType
 
 from PIL import Image, UnidentifiedImageError
 
@@ -100,7 +101,10 @@ def _in_processes(chunks: Sequence[Sequence[Sample]], prep: Preprocess, workers:
         )
         raise DataError("a process that decodes images died", hint) from error
     finally:  # also if the caller stops early, and lets the generator go
-        pool.shutdown(cancel_futures=True)
+        # Python 3.11 takes a thread for ended if a signal interrupts `join`, and would then remove what a process that
+        # still starts needs (github.com/python/cpython/issues/90882).
+        with _signals_wait():
+            pool.shutdown(cancel_futures=True)  # a worker that is killed can leave half a result, and hang the pool
 
 
 @contextmanager
@@ -110,26 +114,56 @@ def _undisturbed() -> Iterator[None]:
     An interruption in the middle of starting a process would leave one that nobody knows, and a signal that reaches a
     process before `_begin_worker` would end it with a traceback.
     """
-    # Handlers run in the main thread only, and other systems than POSIX's have no mask.
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
+    with _signals_wait() as they_wait:
+        if not they_wait or not hasattr(signal, "pthread_sigmask"):  # other systems than POSIX's have no mask
+            yield
+            return
+        resource_tracker.ensure_running()  # now, because it unblocks the signals when it has started
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a started process inherits it
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[bool]:
+    """Answer signals that stop a process at once, but let the first interruption wait until the block ends.
+
+    Yields:
+        False outside of the main thread, which answers all signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield False
         return
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in _STOPPING}
-    for number in _STOPPING:
-        if callable(before[number]) or before[number] is signal.SIG_DFL:
-            signal.signal(number, lambda number, frame: came.append(number))
-    resource_tracker.ensure_running()  # now, because it unblocks the signals when it has started
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # a started process inherits it
+    left: list[BaseException | int] = []
+    before = {int(number): signal.getsignal(number) for number in _STOPPING}
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        handler = before[number]
+        if not callable(handler):  # the process is to end
+            left.append(number)
+            return
+        try:
+            handler(number, frame)
+        except BaseException as interruption:
+            if left:
+                raise  # whoever asks again does not want to wait
+            left.append(interruption)
+
+    for each in _STOPPING:
+        if callable(before[each]) or before[each] is signal.SIG_DFL:
+            signal.signal(each, answer)
     try:
-        yield
+        yield True
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             if handler is not None:  # it is not Python's
                 signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        for first in left[:1]:
+            if isinstance(first, BaseException):
+                raise first
+            signal.raise_signal(first)
 
 
 @contextmanager

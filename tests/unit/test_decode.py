@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from stm.data.decode import decode_all
 from stm.data.images import ImageFile, Pixels, Sample
 from stm.data.preprocess import preprocess
 from stm.data.sets import SampleSet, from_files, iterate, workers_for
@@ -125,6 +129,58 @@ def test_stopping_early_leaves_no_worker(tmp_path):
     next(batches)
     batches.close()
     assert multiprocessing.active_children() == []
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_while_workers_end_waits_for_them(tmp_path, monkeypatch, interruptible):
+    """A worker that was still starting wrote a traceback: what it needs had been removed."""
+    real, ended = ProcessPoolExecutor.shutdown, []
+
+    def shutdown(pool, **options):
+        signal.raise_signal(signal.SIGTERM)
+        real(pool, **options)
+        ended.append(len(multiprocessing.active_children()))
+
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(KeyboardInterrupt):
+        list(iterate(mixed_folder(tmp_path), PREP, batch_size=4, workers=1))
+    assert ended == [0]
+
+
+class Endless(ImageFile):
+    """An image that is never read to its end."""
+
+    def open(self) -> Image.Image:
+        time.sleep(10 * HANG)
+        raise AssertionError
+
+
+def test_whoever_asks_again_does_not_wait_for_images(interruptible):
+    """The first signal ends the work, and the second is the first that comes while the worker is waited for."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.2):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(decode_all([[Sample("x.png", None, Endless(Path()))]], PREP, workers=1))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        over.set()
+        asking.join()
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to see whether a process is there")
