@@ -122,6 +122,14 @@ def few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asserts a time, so what is timed has the fewest rounds that an interval needs, and not as many as fit."""
+    from stm.bench import timing
+
+    monkeypatch.setattr(timing, "MOST", timing.FEWEST)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """`shared("golden/x")`: a reference file that is not in the repository; the test is skipped where it is absent."""

@@ -16,11 +16,21 @@ from stm.export.program import Interface
 from stm.model.vim import ViM
 from tests.export.small import small
 
-onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-ir = pytest.importorskip("onnx_ir", reason="the extra `export` is not installed")
-lowering = pytest.importorskip("stm.export.lowering", reason="the extra `export` is not installed")
-onnxruntime.set_default_logger_severity(3)
+onnx: Any
+onnxruntime: Any
+ir: Any
+lowering: Any
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Not when the file is collected, which every process of the tests does: it takes a second."""
+    global onnx, onnxruntime, ir, lowering
+    onnx, onnxruntime, ir, lowering = (
+        pytest.importorskip(name, reason="the extra `export` is not installed")
+        for name in ("onnx", "onnxruntime", "onnx_ir", "stm.export.lowering")
+    )
+    onnxruntime.set_default_logger_severity(3)
 
 
 def difference(model: ViM, data: bytes, batch: int) -> float:

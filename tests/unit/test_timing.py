@@ -34,6 +34,11 @@ def test_calls_take_turns_and_each_round_begins_with_another() -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+@pytest.fixture
+def few_rounds() -> None:
+    """As many rounds as for a user."""
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(0.0, FEWEST), (60.0, MOST)])
 def test_the_rounds_that_fit(seconds: float, expected: int) -> None:
     assert len(interleave({"a": lambda: None}, seconds=seconds)["a"]) == expected
