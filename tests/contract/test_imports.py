@@ -190,7 +190,9 @@ def test_the_runtime_needs_torch_and_safetensors_alone() -> None:
 
 
 def test_transformers_is_imported_by_its_own_file_alone() -> None:
-    importers = {module(found.path) for found in imports_of("stm", "stm_cli") if found.name.split(".")[0] == "transformers"}
+    importers = {
+        module(found.path) for found in imports_of("stm", "stm_cli") if found.name.split(".")[0] == "transformers"
+    }
     assert importers == {"integrations.transformers"}
 
 
