@@ -105,20 +105,36 @@ def costs_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         yield folder
 
 
-@pytest.fixture(autouse=True)
-def few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def few_pictures() -> Iterator[Callable[[Any], int]]:
     """A fit of a small model draws four pictures of each kind where it would draw 192, which took most of the time of
     most tests of commands. Models as deep as ViM keep their own number: the embedded one's costs are of all pictures.
     """
-    if "all_pictures" in request.keywords:
-        yield
-        return
     from stm.data import fit_images  # late: tests/cover.py sees what a module does when it is imported
 
     whole = fit_images.pictures_per_source
-    # A patch of its own: with pytest's, the patches of a test would outlive the fixtures of its file.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_images, "pictures_per_source", lambda model: whole(model) if model.depth >= 24 else 4)
+        yield whole
+
+
+@pytest.fixture(autouse=True)
+def all_pictures(request: pytest.FixtureRequest, few_pictures: Callable[[Any], int]) -> Iterator[None]:
+    """As many as for a user, for a test with this mark."""
+    # A patch of its own: with pytest's, the patches of a test would outlive the fixtures of its file.
+    with pytest.MonkeyPatch.context() as patch:
+        if "all_pictures" in request.keywords:
+            patch.setattr("stm.data.fit_images.pictures_per_source", few_pictures)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_rounds() -> Iterator[None]:
+    """No test asserts a time, so what is timed has the fewest rounds that an interval needs, and not as many as fit."""
+    from stm.bench import timing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "MOST", timing.FEWEST)
         yield
 
 

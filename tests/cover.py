@@ -23,7 +23,10 @@ COVERING = (
 COSTLY = (
     *("nearly_every_layout", "asked_for", "a_kill_at_any", "an_edit_is_meant", "takes_memory", "any_geometry"),
     *("real_limit", "what_trainers_keep", "memory_and_the", "document_without_end", "saving_copies"),
-    *("damaged_text_is", "killed", "every_form_gives", "for[long]"),
+    *("damaged_text_is", "killed", "every_form_gives", "for[long]", "averages_beside", "where_nothing_tells"),
+    *("name_tells", "settings_tell", "sizes_as_timm", "sizes_of_no_kind", "numbers_that", "image_size_that_cannot"),
+    *("stored_crop_ratio", "last_size_of_a_name", "usual_image_size", "unknown_is_still", "passed_over"),
+    *("a_head_apart", "read_without_torch", "could_run_something", "trainers_own", "other_float_types"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import shlex
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,14 @@ def _sealed(body: str) -> str:
 
 def _render(template: Path, config: Config, **values: Any) -> str:
     """Return a template filled with values. A name that the template misspells is an error, not an empty place."""
+    rendered: str = _template(template).render(
+        config=config, model=config.model, preprocessing=config.preprocessing, **values
+    )
+    return rendered
+
+
+@cache  # to compile a template takes far longer than to fill it
+def _template(file: Path) -> Any:
     try:
         from jinja2 import Environment as Templates
         from jinja2 import StrictUndefined
@@ -187,10 +195,7 @@ def _render(template: Path, config: Config, **values: Any) -> str:
         "operations": operations,
     }
     templates.filters["hub_set"] = read_set_name
-    rendered: str = templates.from_string(template.read_text(encoding="utf-8")).render(
-        config=config, model=config.model, preprocessing=config.preprocessing, **values
-    )
-    return rendered
+    return templates.from_string(file.read_text(encoding="utf-8"))
 
 
 def recipe_command(config: Config) -> list[str] | None:

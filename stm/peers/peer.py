@@ -105,8 +105,10 @@ class Peer(Plan):
         return tuple(entries)
 
     def flops(self, block: int, model: ModelConfig) -> Cost:
+        if not self.removals.get(block):
+            return Cost()
         tokens, count = self.before(block)
-        return self.cost(tokens, count, model) if count else Cost()
+        return self.cost(tokens, count, model)
 
     def before(self, block: int) -> tuple[int, int]:
         """Return the tokens that leave a block, before the removal after it, and how many of them that removal

@@ -16,6 +16,7 @@ from stm.codec import encode
 from stm.commands import compress, env
 from stm.commands import explain as explain_command
 from stm.errors import UsageError
+from stm.explain import cost_figures, figures
 from stm.explain import folder as explanation
 from stm.peers import PEERS
 from stm.plots import style as plots
@@ -94,8 +95,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are not written: their data is what an option changes, and drawing takes seconds."""
+    """Figures are neither drawn nor written: their data is what an option changes, and drawing takes seconds."""
     monkeypatch.setattr(plots, "save", lambda figure, folder, name: ())
+    for module in (figures, cost_figures):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__annotations__.get("return") == "Figure":
+                monkeypatch.setattr(module, name, lambda *values: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

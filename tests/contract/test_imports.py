@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -121,8 +122,13 @@ def height(found: "Import") -> tuple[str | None, str | None]:
     return entry(module(found.path)), entry(found.name.removeprefix("stm."))
 
 
-ALL = [found for path in python_files("stm", "stm_cli") for found in imports(path)]
-IN_STM = [found for found in ALL if found.path.is_relative_to(ROOT / "stm")]
+@cache
+def imports_of(*folders: str) -> list[Import]:
+    return [found for path in python_files(*folders) for found in imports(path)]
+
+
+def in_stm() -> list[Import]:
+    return imports_of("stm")
 
 
 def test_every_module_has_its_place() -> None:
@@ -135,7 +141,7 @@ def test_every_module_has_its_place() -> None:
 
 def test_each_imports_only_from_above() -> None:
     wrong = []
-    for found in IN_STM:
+    for found in in_stm():
         importer, imported = height(found)
         known = importer is not None and imported is not None and found.name.startswith("stm.")
         if found.top_level and known and ORDER.index(imported) > ORDER.index(importer):
@@ -150,7 +156,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
         name: (
             {
                 child if (child := found.name.removeprefix("stm.")) in names else child.rpartition(".")[0]
-                for found in IN_STM
+                for found in in_stm()
                 if found.path == path and found.top_level and found.name.startswith("stm.")
             }
             & names.keys()
@@ -163,7 +169,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("name", ["model.vim", "merging.plan", "artifact.folder"])
 def test_the_runtime_knows_no_baking(name: str) -> None:
     banned = ("merging.bnnm", "merging.budget", "bake", "peers", "commands")
-    found = [found for found in IN_STM if module(found.path) == name]
+    found = [found for found in in_stm() if module(found.path) == name]
     assert found, f"{name} imports nothing: is it there?"
     assert [str(each) for each in found if each.name.removeprefix("stm.").startswith(banned)] == []
 
@@ -174,7 +180,7 @@ def test_the_runtime_needs_torch_and_safetensors_alone() -> None:
     of_backends = {"triton": {"triton"}, "mamba_ssm": {"selective_scan_cuda", "causal_conv1d", "kernels"}}
     wrong = [
         str(found)
-        for found in IN_STM
+        for found in in_stm()
         if entry(module(found.path)) in RUNTIME
         and module(found.path) not in APART
         and (package := found.name.split(".")[0]) not in allowed
@@ -184,14 +190,16 @@ def test_the_runtime_needs_torch_and_safetensors_alone() -> None:
 
 
 def test_transformers_is_imported_by_its_own_file_alone() -> None:
-    importers = {module(found.path) for found in ALL if found.name.split(".")[0] == "transformers"}
+    importers = {
+        module(found.path) for found in imports_of("stm", "stm_cli") if found.name.split(".")[0] == "transformers"
+    }
     assert importers == {"integrations.transformers"}
 
 
 def test_only_the_command_line_talks_to_people() -> None:
     wrong = [
         str(found)
-        for found in IN_STM
+        for found in in_stm()
         if found.name.split(".")[0] in {"rich", "typer", "click", "stm_cli", "tqdm"}
         and found.path.name != "__main__.py"  # `python -m stm` is the command line
     ]
@@ -203,16 +211,14 @@ def test_only_the_command_line_talks_to_people() -> None:
 
 
 def test_click_is_never_imported() -> None:
-    everywhere = [
-        found for path in python_files("stm", "stm_cli", "tests", "tools", "benchmarks") for found in imports(path)
-    ]
+    everywhere = imports_of("stm", "stm_cli", "tests", "tools", "benchmarks")
     assert [str(found) for found in everywhere if found.name.split(".")[0] == "click"] == []
 
 
 def test_the_command_line_does_no_tensor_math() -> None:
     wrong = [
         str(found)
-        for found in ALL
+        for found in imports_of("stm", "stm_cli")
         if found.path.is_relative_to(ROOT / "stm_cli") and found.name.split(".")[0] in {"torch", "numpy"}
     ]
     assert wrong == []

@@ -41,6 +41,11 @@ def shallow() -> stm.ViM:
     return initialize(ViM(config), seed=0)
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def merged(request: pytest.FixtureRequest, shallow: stm.ViM) -> stm.ViM:
+    return stm.compress(shallow, rate=0.3, method=request.param)
+
+
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -99,10 +104,10 @@ def test_a_folder_runs_where_nothing_else_can_be_imported(small: stm.ViM, images
     assert done.stdout == "ran\n", done.stderr
 
 
-def test_compile_takes_the_whole_model(small: stm.ViM, images: Tensor) -> None:
+def test_compile_takes_the_whole_model(merged: stm.ViM, images: Tensor) -> None:
     with torch.inference_mode():
-        compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(images), small(images))
+        compiled = torch.compile(merged, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images), merged(images))
     torch.compiler.reset()
 
 
@@ -120,15 +125,15 @@ def test_inductor_takes_the_whole_model(shallow: stm.ViM, images: Tensor) -> Non
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_export_takes_the_whole_model(small: stm.ViM, images: Tensor, dynamic: bool) -> None:
+def test_export_takes_the_whole_model(merged: stm.ViM, images: Tensor, dynamic: bool) -> None:
     """With a dynamic batch, the program runs batches that it was not exported with."""
     shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic else None
-    program = torch.export.export(small, (images,), dynamic_shapes=shapes)
+    program = torch.export.export(merged, (images,), dynamic_shapes=shapes)
     module = program.module()
     with torch.inference_mode():
         for batch in (images, images[:1], images.repeat(3, 1, 1, 1)) if dynamic else (images,):
-            torch.testing.assert_close(module(batch), small(batch))
-    assert len(program.graph.nodes) < 1000  # the scan is one node, not thousands
+            torch.testing.assert_close(module(batch), merged(batch))
+    assert len(program.graph.nodes) < 350  # of two blocks: the scan is one node, not thousands
 
 
 def test_compile_and_export_take_every_backend(shallow: stm.ViM, images: Tensor) -> None:

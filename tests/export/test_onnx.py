@@ -16,11 +16,21 @@ from stm.export.program import Interface
 from stm.model.vim import ViM
 from tests.export.small import small
 
-onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-ir = pytest.importorskip("onnx_ir", reason="the extra `export` is not installed")
-lowering = pytest.importorskip("stm.export.lowering", reason="the extra `export` is not installed")
-onnxruntime.set_default_logger_severity(3)
+onnx: Any
+onnxruntime: Any
+ir: Any
+lowering: Any
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Not when the file is collected, which every process of the tests does: it takes a second."""
+    global onnx, onnxruntime, ir, lowering
+    onnx, onnxruntime, ir, lowering = (
+        pytest.importorskip(name, reason="the extra `export` is not installed")
+        for name in ("onnx", "onnxruntime", "onnx_ir", "stm.export.lowering")
+    )
+    onnxruntime.set_default_logger_severity(3)
 
 
 def difference(model: ViM, data: bytes, batch: int) -> float:
@@ -58,7 +68,7 @@ def test_an_ir_has_the_same_bytes(tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     from stm.export import openvino
 
-    model = small(image_size=8)
+    model = small(image_size=8, depth=1)
     for folder in (tmp_path / "1", tmp_path / "2"):
         folder.mkdir()
         openvino.write(model, Interface(), folder)
@@ -70,7 +80,7 @@ def test_an_ir_has_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_batch_of_as_many_images_as_there_are_directions() -> None:
     """The exporter's rewriting rules take the one axis for the other."""
-    model = small(image_size=8)
+    model = small(image_size=8, depth=1)
     assert difference(model, document(model, Interface(batch_size=2)), 2) < 1e-5
 
 
@@ -115,7 +125,7 @@ def test_every_kind_of_model(case: str) -> None:
 
 def test_a_file_that_fails_the_check_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check runs another model's file."""
-    one, other = small(image_size=8), small(image_size=8)
+    one, other = small(image_size=8, depth=1), small(image_size=8, depth=1)
     with torch.no_grad():
         other.head.bias.add_(torch.arange(3.0))
     kind = formats.FORMATS["onnx"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stm.assets import FOLDER
 from stm.config import Protection, Source
 from stm.errors import ArtifactError
-from stm.hub.card import _python, _text, _yaml, eval_results, warned
+from stm.hub.card import _python, _template, _text, _yaml, eval_results, warned
 from stm.recipe import DRAWN, Fit, Tried
 from stm.reports import ServedSpeed
 from tests.hub.cards import DENSE, HERE, LABEL_FREE, LABELLED, SMALL, written
@@ -278,6 +278,7 @@ def test_the_embedded_models_card_is_what_would_be_written() -> None:
 
 def test_without_jinja2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    _template.cache_clear()
     with pytest.raises(ArtifactError, match="needs jinja2") as caught:
         written(DENSE)
     assert caught.value.hint == "pip install jinja2"

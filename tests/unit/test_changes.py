@@ -151,3 +151,10 @@ def test_a_plan_holds_the_step_scale_and_tells_how_far_it_is() -> None:
     torch.testing.assert_close(step.scale, torch.tensor(schedule.sizes[1]).float().sqrt())
     blocks = schedule.steps[-1].after + 1
     assert [(each.done, each.total) for each in told] == [(number + 1, blocks) for number in range(blocks)]
+
+
+def test_a_plan_without_a_step_scale_holds_none() -> None:
+    model = merged(image_size=8)
+    protection = Protection(step_scale=0)
+    plan = static_plan(model.with_plan(None), model.config.schedule, protection, None)
+    assert not [name for name in plan.state_dict() if "scale" in name]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from stm import backends
@@ -241,6 +240,8 @@ def test_half_precision_is_near() -> None:
     st.lists(st.one_of(st.floats(0, 1), st.floats(0, 1e-12), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=12)
 )
 def test_never_dearer_is_isotonic_regression(values: list[float]) -> None:
+    from scipy.optimize import isotonic_regression  # not above: every process of the tests collects this file
+
     expected = isotonic_regression(np.array(values), increasing=False).x
     found = never_dearer(torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)).flatten()
     assert torch.allclose(found, torch.from_numpy(expected.copy()), rtol=1e-9, atol=1e-14)
@@ -248,6 +249,8 @@ def test_never_dearer_is_isotonic_regression(values: list[float]) -> None:
 
 
 def test_never_dearer_fits_every_group_alone() -> None:
+    from scipy.optimize import isotonic_regression
+
     cost = torch.rand(6, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = never_dearer(cost)
     for i in range(4):

@@ -38,7 +38,7 @@ def _no_waiting():
         raise AssertionError("it waits")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(60)
+    signal.alarm(int(HANG))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -8,8 +8,6 @@ from random import Random
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, ttest_rel
-from scipy.stats import t as student
 
 from stm.errors import DataError
 from stm.measure.records import Record
@@ -185,6 +183,8 @@ def test_the_interval_of_a_median_by_hand() -> None:
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_proportions_are_those_of_scipy(a: int, b: int) -> None:
     assume(a + b > 0)
+    from scipy.stats import binomtest  # not above: every process of the tests collects this file
+
     interval = binomtest(a, a + b).proportion_ci(confidence_level=0.95, method="wilson")
     assert wilson(a, a + b) == pytest.approx((interval.low, interval.high), rel=1e-12, abs=1e-15)
     assert mcnemar(a, b) == pytest.approx(binomtest(a, a + b).pvalue, rel=1e-9)
@@ -195,6 +195,9 @@ VALUES = st.lists(st.floats(0, 1, allow_subnormal=False).map(lambda x: round(x, 
 
 @given(VALUES, st.randoms(use_true_random=False))
 def test_means_and_medians_are_those_of_scipy(values: list[float], random: Random) -> None:
+    from scipy.stats import binom, ttest_rel
+    from scipy.stats import t as student
+
     low = int(binom.ppf(0.025, len(values), 0.5))
     expected = None if low < 1 else (sorted(values)[low - 1], sorted(values)[len(values) - low])
     assert median_interval(values) == expected

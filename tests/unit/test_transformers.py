@@ -13,11 +13,19 @@ from stm.commands.predict import predict
 from stm.data.open import PHOTOGRAPHS
 from stm.errors import UsageError
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra transformers")
-ours = pytest.importorskip("stm.integrations.transformers")
+transformers: Any
+ours: Any
 
 DENSE = FOLDER / "vim-digits"
 SEED = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Not when the file is collected, which every process of the tests does: it takes seconds."""
+    global transformers, ours
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: extra transformers")
+    ours = pytest.importorskip("stm.integrations.transformers")
 
 
 @pytest.fixture(scope="module")

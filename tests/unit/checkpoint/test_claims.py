@@ -292,5 +292,5 @@ def test_shared_and_sliced_and_expanded_weights(state: State, tmp_path: Path, le
     path = save(tmp_path / "x_midclstok.pth", shared, _use_new_zipfile_serialization=not legacy_form)
     tensors = read(path, image_size=64).tensors
     assert torch.equal(tensors["pos_embed"], state["pos_embed"])
-    assert torch.equal(tensors["layers.5.mixer.A_log"][1], rates.expand(tensors["layers.5.mixer.A_log"].shape[1:]))
-    assert torch.equal(tensors["layers.5.mixer.in_proj.weight"], state["layers.0.mixer.in_proj.weight"])
+    assert torch.equal(tensors["layers.3.mixer.A_log"][1], rates.expand(tensors["layers.3.mixer.A_log"].shape[1:]))
+    assert torch.equal(tensors["layers.3.mixer.in_proj.weight"], state["layers.0.mixer.in_proj.weight"])

@@ -67,8 +67,8 @@ def test_overlapping_patches() -> None:
     assert read(STRIDE8).model == ModelConfig(image_size=64, patch=16, stride=8, d_model=32, depth=6, dt_rank=2)
 
 
-def test_a_round_trip_is_exact(state: State, tmp_path: Path) -> None:
-    back = to_official(read(MINI).tensors)
+def test_a_round_trip_is_exact(document: dict[str, Any], tmp_path: Path) -> None:
+    back, state = to_official(read(MINI).tensors), document["model"]
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) and back[key].shape == state[key].shape for key in state)
     save_file(back, tmp_path / "back.safetensors")  # refuses tensors that share memory
@@ -82,7 +82,8 @@ def test_a_merge_plan_has_no_official_form() -> None:
 
 
 def test_every_form_gives_the_same_tensors(state: State, tmp_path: Path) -> None:
-    expected = read(MINI).tensors
+    whole = read(MINI).tensors
+    expected = {name: tensor for name, tensor in whole.items() if not name.startswith(("layers.4.", "layers.5."))}
     for form, path in forms(state, tmp_path).items():
         got = read(path, image_size=64, class_token="middle").tensors
         assert got.keys() == expected.keys(), form

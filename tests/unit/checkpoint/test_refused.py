@@ -152,14 +152,14 @@ def test_variants_are_refused_by_name(state: State, tmp_path: Path, change: Any,
 )
 def test_one_tensor_missing(state: State, tmp_path: Path, key: str) -> None:
     del state[key]
-    refused(save(tmp_path / "x.pth", state), f"1 missing ({key})", "6 blocks", image_size=64)
+    refused(save(tmp_path / "x.pth", state), f"1 missing ({key})", "4 blocks", image_size=64)
 
 
 def test_missing_and_unexpected_are_listed_and_counted(state: State, tmp_path: Path) -> None:
-    state = without(state, "layers.4.") | {"layers.6.norm.weight": state["norm_f.weight"], "extra": torch.zeros(1)}
+    state = without(state, "layers.2.") | {"layers.4.norm.weight": state["norm_f.weight"], "extra": torch.zeros(1)}
     refused(
         save(tmp_path / "x.pth", state),
-        "17 missing (layers.4.norm.weight",
+        "17 missing (layers.2.norm.weight",
         "and 9 more",
         "2 unexpected (",
         "extra",
