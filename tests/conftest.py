@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dealt += first + short[:rest]
         short = short[rest:]
     items[:] = dealt + short
+
+
+def pytest_collection_finish() -> None:
+    """Python's collector would look at half a million objects, of libraries and tests, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
