@@ -1,12 +1,16 @@
 """What the README tells people to type."""
 
+import ast
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from stm.assets import FOLDER
 from stm_cli.main import application
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -19,11 +23,19 @@ BLOCKS = [
 def test_its_python_runs_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (block,) = (block for block in BLOCKS if block.startswith("import stm"))
+    ours, with_transformers = (block for block in BLOCKS if block.startswith("import stm"))
     monkeypatch.chdir(tmp_path)
-    exec(block, {})
+    exec(ours, {})
     assert capsys.readouterr().out.startswith("EvalReport(data='digits-heldout', n=32")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    pytest.importorskip("transformers", reason="transformers is not installed: extra transformers")
+    Path("small").rename("vim-digits-stm40")
+    shutil.copy(FOLDER / "photographs" / "chelsea.jpg", "photo.jpg")
+    *statements, call = ast.parse(with_transformers).body
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
+    answer = eval(compile(ast.Expression(call.value), "README.md", "eval"), names)  # type: ignore[attr-defined]
+    assert len(answer) == 5 and {"label", "score"} == set(answer[0])
 
 
 def test_its_commands_take_the_options_that_it_gives_them() -> None:
