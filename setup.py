@@ -3,8 +3,10 @@
 Where there is no compiler, or it does not know a level, the install succeeds without it and stm uses its next backend.
 """
 
+import os
 import platform
 import sys
+from copy import copy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,10 +31,14 @@ class Libraries(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()  # a level takes ten seconds
+
     def build_extension(self, ext: Extension) -> None:
-        base, self.build_temp = self.build_temp, str(Path(self.build_temp, ext.name))
-        super().build_extension(ext)
-        self.build_temp = base
+        one = copy(self)  # others are built meanwhile
+        one.build_temp = str(Path(self.build_temp, ext.name))
+        super(Libraries, one).build_extension(ext)
 
 
 setup(
