@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,13 +140,21 @@ def test_the_data_are_the_numbers(written: tuple[Path, Explanation, tuple[str, .
     assert document["stages"][1]["patches"] == [[0, 1], [2, 3], [4], [5, 6], [7, 8]]
 
 
-def test_a_class_token_at_the_head_has_one_side(tmp_path: Path) -> None:
+def test_a_class_token_at_the_head_has_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures are drawn as they are, in one small file each."""
     small = compressed("head")
     found = explained(small)
     assert {each.side for each in found.fading} == {each.side for each in found.influence} == {"right"}
     assert found.fits["left"] is None and found.fits["right"] is not None
+
+    def draw(figure: Any, folder: Path, name: str) -> tuple[str]:
+        figure.savefig(folder / f"{name}.png", dpi=30)
+        return (f"{name}.png",)
+
+    monkeypatch.setattr(plots, "save", draw)
     with plots.style():
-        explanation.write(tmp_path, found, small, costs_of(small, found), "stm")
+        files = explanation.write(tmp_path, found, small, costs_of(small, found), "stm")
+    assert len([name for name in files if name.endswith(".png")]) == 7
 
 
 def test_the_cost_of_a_position_is_that_of_its_cheaper_pair() -> None:
