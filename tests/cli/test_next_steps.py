@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from stm.options import CHECKPOINT_OPTIONS, MergeOptions, ModelOptions, command, words
+from tests.blocks import first_blocks
 
 # "stm info also has ..." is a sentence, not a command
 COMMAND = re.compile(r"stm (?:info(?! also)|eval|compress|plan|export|predict|bench) [^;\n]*")
@@ -26,8 +27,7 @@ OPTIONS = (
 @pytest.fixture
 def two(mini: Path, tmp_path: Path) -> Path:
     """Weights and their averages under a name that tells nothing, in a name that a shell would split."""
-    state = torch.load(mini.with_name("vim_mini.pth"), weights_only=False)["model"]
-    state = {name: value for name, value in state.items() if not name.startswith(("layers.4.", "layers.5."))}
+    state = first_blocks(torch.load(mini.with_name("vim_mini.pth"), weights_only=False)["model"], 4)
     averaged = {name: tensor + 0.01 for name, tensor in state.items()}
     torch.save({"model": state, "model_ema": averaged}, tmp_path / "my weights.pth")
     return Path("my weights.pth")

@@ -23,6 +23,7 @@ from stm.export import formats
 from stm.export.program import Interface
 from stm.model.vim import ViM
 from stm.reports import ExportCheck
+from tests.blocks import first_blocks
 from tests.cli.conftest import arrived_by
 
 FEW = ("--fit-images", "8")  # what a fit finds matters to none of these tests, and how long it takes to all of them
@@ -166,9 +167,7 @@ def model(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     says the class token's place."""
     checkpoint = torch.load(mini, weights_only=False)
     generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: value for name, value in checkpoint["model"].items() if not name.startswith(("layers.4", "layers.5"))
-    }
+    weights = first_blocks(checkpoint["model"], 4)
     checkpoint["model"] = weights
     checkpoint["model_ema"] = {
         name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()

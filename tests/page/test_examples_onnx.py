@@ -22,6 +22,7 @@ import stm
 from stm.assets import FOLDER
 from stm.commands import compress, export, predict
 from stm.options import MergeOptions
+from tests.blocks import first_blocks
 from tests.export.small import small as small_model
 from tests.hang import HANG
 from tests.page.browser import Browser, browser, find
@@ -38,9 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("model") / "small"
     mini = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
     checkpoint = torch.load(mini, weights_only=False)
-    later = ("layers.3.", "layers.4.", "layers.5.")
-    state = {name: value for name, value in checkpoint["model"].items() if not name.startswith(later)}
-    torch.save({"model": state, "args": checkpoint["args"]}, out.with_suffix(".pth"))
+    torch.save({"model": first_blocks(checkpoint["model"], 3), "args": checkpoint["args"]}, out.with_suffix(".pth"))
     merge = MergeOptions(stages=(1, 2), method="staged")
     compress.compress(str(out.with_suffix(".pth")), merge=merge, eval=False, out=out)
     return out

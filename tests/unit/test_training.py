@@ -8,6 +8,7 @@ from torch import Tensor
 
 import stm
 from stm import backends
+from tests.blocks import first_blocks
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 NAMES = [name for name in ("native", "blocked", "reference") if backends.status(name)[0]]
@@ -22,10 +23,8 @@ def images() -> Tensor:
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first three blocks of the mini model: a block trains as the others do."""
     checkpoint = torch.load(MINI, weights_only=False)
-    later = ("layers.3.", "layers.4.", "layers.5.")
-    state = {name: value for name, value in checkpoint["model"].items() if not name.startswith(later)}
     path = tmp_path_factory.mktemp("three") / "three.pth"
-    torch.save({"model": state, "args": checkpoint["args"]}, path)
+    torch.save({"model": first_blocks(checkpoint["model"], 3), "args": checkpoint["args"]}, path)
     return path
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.blocks import first_blocks
 from tests.unit.checkpoint.cases import MINI, State
 
 
@@ -18,4 +19,4 @@ def document() -> dict[str, Any]:
 @pytest.fixture
 def state(document: dict[str, Any]) -> State:
     """Of four blocks."""
-    return {name: value for name, value in document["model"].items() if not name.startswith(("layers.4.", "layers.5."))}
+    return first_blocks(document["model"], 4)
