@@ -7,7 +7,6 @@ is a path, a clock time or a speed, so that two runs write the same bytes.
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -134,23 +133,23 @@ class ModelConfig:
         """C, H and W of an image."""
         return (self.in_chans, *sides(self.image_size))
 
-    @cached_property
+    @property
     def grid(self) -> tuple[int, int]:
         """The rows and the columns of patches in an image."""
         rows, columns = ((side - self.patch) // self.stride + 1 for side in sides(self.image_size))
         return rows, columns
 
-    @cached_property
+    @property
     def patches(self) -> int:
         """M, the number of patches."""
         return math.prod(self.grid)
 
-    @cached_property
+    @property
     def tokens(self) -> int:
         """L, the number of patches and class tokens."""
         return self.patches + self.class_tokens
 
-    @cached_property
+    @property
     def cls(self) -> Fixed:
         """The position of the class token in the sequence that enters block 0, or the positions of several or none."""
         if self.class_tokens != 1:
