@@ -123,12 +123,16 @@ def height(found: "Import") -> tuple[str | None, str | None]:
 
 
 @cache
+def imports_in(folder: str) -> list[Import]:
+    return [found for path in python_files(folder) for found in imports(path)]
+
+
 def imports_of(*folders: str) -> list[Import]:
-    return [found for path in python_files(*folders) for found in imports(path)]
+    return [found for folder in folders for found in imports_in(folder)]
 
 
 def in_stm() -> list[Import]:
-    return imports_of("stm")
+    return imports_in("stm")
 
 
 def test_every_module_has_its_place() -> None:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import stm
 from stm.assets import FOLDER
 from stm.commands import compress, export, predict
 from stm.options import MergeOptions
-from tests.blocks import first_blocks
+from tests.blocks import cut
 from tests.export.small import small as small_model
 from tests.hang import HANG
 from tests.page.browser import Browser, browser, find
@@ -38,10 +37,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first blocks of a mini ViM, compressed: 49 patches that overlap, 3 blocks, 10 classes without names."""
     out = tmp_path_factory.mktemp("model") / "small"
     mini = Path(__file__).resolve().parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
-    checkpoint = torch.load(mini, weights_only=False)
-    torch.save({"model": first_blocks(checkpoint["model"], 3), "args": checkpoint["args"]}, out.with_suffix(".pth"))
-    merge = MergeOptions(stages=(1, 2), method="staged")
-    compress.compress(str(out.with_suffix(".pth")), merge=merge, eval=False, out=out)
+    first = cut(mini, 3, out.with_suffix(".pth"))
+    compress.compress(str(first), merge=MergeOptions(stages=(1, 2), method="staged"), eval=False, out=out)
     return out
 
 

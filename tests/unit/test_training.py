@@ -8,7 +8,7 @@ from torch import Tensor
 
 import stm
 from stm import backends
-from tests.blocks import first_blocks
+from tests.blocks import cut
 
 MINI = Path(__file__).parents[1] / "golden" / "dense-mini" / "vim_mini_stride8.pth"
 NAMES = [name for name in ("native", "blocked", "reference") if backends.status(name)[0]]
@@ -22,10 +22,7 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first three blocks of the mini model: a block trains as the others do."""
-    checkpoint = torch.load(MINI, weights_only=False)
-    path = tmp_path_factory.mktemp("three") / "three.pth"
-    torch.save({"model": first_blocks(checkpoint["model"], 3), "args": checkpoint["args"]}, path)
-    return path
+    return cut(MINI, 3, tmp_path_factory.mktemp("three") / "three.pth")
 
 
 def made(checkpoint: Path, backend: str, method: str | None, dtype: str | None = None) -> stm.ViM:
